@@ -1,0 +1,166 @@
+"""Reading and writing of every artifact: atomically, byte-stable, and with errors that name the file."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpdm.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; on success it becomes `path`, on failure it vanishes.
+
+    Nobody ever sees a half-written artifact, also on a shared file system: rename within one folder is atomic.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; make the folder writable or choose another results folder"
+        ) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; artifacts are shared like any other file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or mend the folder's rights") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes `content` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Reads a file whole; raises UserError that names it."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; run snakemake to make it, or check the path"
+        ) from error
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: sorted keys, no inf or nan (write "inf" as a string)."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False, indent=2) + "\n"
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as canonical JSON."""
+    write_text(path, canonical_json(value))
+
+
+def read_json(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Reads a JSON object that has the `required` keys.
+
+    Raises:
+        UserError: the file is missing, is not a JSON object, or lacks a key.
+    """
+    mend = "delete it and run snakemake again"
+    try:
+        value = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {mend}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; {mend}")
+    missing = [key for key in required if key not in value]
+    if missing:
+        raise UserError(f"{path} lacks the key {missing[0]!r}; {mend}")
+    return value
+
+
+def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object per line."""
+    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Reads what `write_jsonl` wrote."""
+    try:
+        return [json.loads(line) for line in read_bytes(path).splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON lines ({error}); delete it and run snakemake again") from error
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays, compressed; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    write_bytes(path, buffer.getvalue())
+
+
+def read_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Reads exactly the named arrays.
+
+    Raises:
+        UserError: the file is missing, truncated, corrupt, or lacks an array.
+    """
+    content = read_bytes(path)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive]
+            if missing:
+                raise UserError(f"{path} lacks the array {missing[0]!r}; it must hold {', '.join(names)}")
+            return {name: archive[name] for name in names}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
+        raise UserError(f"{path} is corrupt or truncated ({error}); delete it and make or fetch it again") from error
+
+
+def write_tensors(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes a dict of tensors and JSON values; equal states give equal bytes, no code is pickled."""
+    import torch
+
+    buffer = io.BytesIO()  # a path would put its own (temporary) name into the archive
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """Reads what `write_tensors` wrote, refusing anything but tensors and plain values.
+
+    Raises:
+        UserError: the file is missing, truncated or corrupt, or holds something else.
+    """
+    import torch
+
+    content = read_bytes(path)
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, zipfile errors, ...
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"{path} is not a readable model file ({reason}); delete it and run snakemake again") from error
+
+
+def sha256_of(*parts: bytes) -> str:
+    """Hex SHA-256 of the parts, each preceded by its length (so that boundaries count)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()

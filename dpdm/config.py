@@ -1,0 +1,433 @@
+"""THE schema of a study: strict, frozen models; the grid of runs; and errors a person can act on.
+
+Imports no numerical library: the Snakefile reads a study through this module in milliseconds.
+"""
+
+import difflib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from dpdm.errors import UserError
+
+NAME = r"^[a-z][a-z0-9_]*$"
+ANCHORS = ("real", "label_only")
+
+
+class Strict(BaseModel):
+    """Base of everything a user writes: unknown keys are errors, types are not guessed, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _epsilon(value: Any) -> Any:
+    return math.inf if value == "inf" else value
+
+
+def _check_epsilon(value: float) -> float:
+    if math.isnan(value) or value <= 0:
+        raise ValueError(f"epsilon must be above 0, got {value} (use .inf for a run without noise)")
+    if float(f"{value:g}") != value:
+        raise ValueError(f"epsilon {value!r} does not fit into a path; write at most six digits")
+    return value
+
+
+def epsilon_text(epsilon: float) -> str:
+    """How epsilon is written in paths and tables: `0.2`, `10`, `inf`."""
+    return f"{epsilon:g}"
+
+
+Epsilon = Annotated[
+    float,
+    BeforeValidator(_epsilon),
+    PlainSerializer(lambda v: "inf" if math.isinf(v) else v, when_used="json"),
+]
+Name = Annotated[str, Field(pattern=NAME)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+DELTA_RULE = "1/(2n)"
+
+
+class DatasetSpec(Strict):
+    """One dataset of a study; delta belongs to it because it depends on the number of records."""
+
+    source: Literal["digits", "mnist", "fashion_mnist", "npz"]
+    delta: Annotated[float, Field(gt=0, lt=1)] | Literal["1/(2n)"]
+    allow_large_delta: bool = False  # accept delta >= 1/n, which permits publishing a record outright
+    data_dir: str | None = None  # folder of the IDX files; else $DPDM_DATA_DIR/<source>, else data/<source>
+    train: str | None = None  # source npz: files with `images` (uint8 NCHW) and `labels`
+    test: str | None = None
+    num_classes: Annotated[int, Field(ge=1)] | None = None  # source npz: public, never counted from the labels
+
+    @model_validator(mode="after")
+    def _npz_has_files(self) -> "DatasetSpec":
+        needed = {"train": self.train, "test": self.test, "num_classes": self.num_classes}
+        if self.source == "npz" and None in needed.values():
+            raise ValueError("source npz needs the keys train, test and num_classes")
+        if self.source != "npz" and any(value is not None for value in needed.values()):
+            raise ValueError(f"the keys train, test and num_classes belong to source npz, not to {self.source}")
+        return self
+
+
+class When(Strict):
+    """Which runs an override applies to; a key left out matches all."""
+
+    dataset: Name | None = None
+    epsilon: Epsilon | None = None
+
+    def matches(self, dataset: str, epsilon: float) -> bool:
+        """Whether the run of `dataset` at `epsilon` is meant."""
+        return self.dataset in (None, dataset) and self.epsilon in (None, epsilon)
+
+
+class Override(Strict):
+    """Recipe changes for some runs; nested mappings are merged key by key."""
+
+    when: When
+    params: dict[str, Any] = {}
+    samplers: dict[Name, dict[str, Any]] = {}
+
+
+class MethodSpec(Strict):
+    """One method of a study: code, recipe, samplers."""
+
+    impl: Impl
+    params: dict[str, Any] = {}
+    samplers: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)] = {"default": {}}
+    overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
+
+
+class EvaluationSpec(Strict):
+    """How synthetic images are judged; the same for every run of a study."""
+
+    synthetic_images: Annotated[int, Field(ge=10)]  # per run, balanced over the classes
+    classifiers: Annotated[
+        tuple[Literal["logreg", "mlp", "cnn"], ...], Field(strict=False, min_length=1)
+    ] = ("logreg", "mlp", "cnn")
+    protocol: Literal["quick"] = "quick"  # how the classifiers are trained; a column of metrics.csv
+
+
+class Coordinates(Strict):
+    """Where a result belongs; every JSON artifact carries it, and nobody parses a path."""
+
+    study: Name
+    dataset: Name
+    method: Name
+    epsilon: Epsilon | None  # None: an anchor row, which no mechanism made
+    seed: Annotated[int, Field(ge=0)]
+    sampler: Name | None = None
+
+
+class RunSpec(Strict):
+    """All that decides one training run: its change, and nothing else, retrains it."""
+
+    study: Name
+    dataset: Name
+    method: Name
+    impl: Impl
+    params: dict[str, Any]
+    epsilon: Epsilon
+    delta: float | Literal["1/(2n)"]
+    allow_large_delta: bool
+    accountant: Literal["rdp", "prv"]
+    seed: Annotated[int, Field(ge=0)]
+
+    def coordinates(self, sampler: str | None = None) -> Coordinates:
+        """The run's place in the grid."""
+        return Coordinates(
+            study=self.study, dataset=self.dataset, method=self.method,
+            epsilon=self.epsilon, seed=self.seed, sampler=sampler,
+        )  # fmt: skip
+
+
+class SampleSpec(Strict):
+    """All that decides one synthetic set, given the model."""
+
+    coordinates: Coordinates
+    impl: Impl
+    sampler_params: dict[str, Any]
+    synthetic_images: int
+
+
+class ScoreSpec(Strict):
+    """All that decides the scores of one synthetic set."""
+
+    coordinates: Coordinates
+    evaluation: EvaluationSpec
+
+
+class Study(Strict):
+    """A whole study: one YAML file."""
+
+    study: Name
+    datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
+    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+    accountant: Literal["rdp", "prv"] = "rdp"
+    methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)]
+    anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False)] = ANCHORS
+    evaluation: EvaluationSpec
+    results_dir: str = "results"
+    allow_mixed_code: bool = False  # let one table mix runs made by different versions of the code
+
+    @field_validator("epsilons")
+    @classmethod
+    def _epsilons(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(_check_epsilon(epsilon) for epsilon in value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        for name, values in (("epsilons", self.epsilons), ("seeds", self.seeds), ("anchors", self.anchors)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds a value twice")
+        taken = set(ANCHORS) & set(self.methods)
+        if taken:
+            raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
+        for method, spec in self.methods.items():
+            for number, override in enumerate(spec.overrides):
+                if not any(override.when.matches(d, e) for d in self.datasets for e in self.epsilons):
+                    raise ValueError(
+                        f"methods.{method}.overrides[{number}].when matches no run of this study: "
+                        f"datasets are {', '.join(self.datasets)}, "
+                        f"epsilons {', '.join(map(epsilon_text, self.epsilons))}"
+                    )
+                unknown = set(override.samplers) - set(spec.samplers)
+                if unknown:
+                    raise ValueError(
+                        f"methods.{method}.overrides[{number}].samplers: no sampler {unknown.pop()!r}; "
+                        f"the method has {', '.join(spec.samplers)}"
+                    )
+        return self
+
+    def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
+        """The resolved spec of one run of the grid."""
+        spec = self.methods[method]
+        params = spec.params
+        for override in spec.overrides:
+            if override.when.matches(dataset, epsilon):
+                params = merge(params, override.params)
+        return RunSpec(
+            study=self.study, dataset=dataset, method=method, impl=spec.impl, params=params, epsilon=epsilon,
+            delta=self.datasets[dataset].delta, allow_large_delta=self.datasets[dataset].allow_large_delta,
+            accountant=self.accountant, seed=seed,
+        )  # fmt: skip
+
+    def runs(self) -> list[RunSpec]:
+        """Every training run of the grid: datasets x methods x epsilons x seeds."""
+        return [
+            self.run(dataset, method, epsilon, seed)
+            for dataset in self.datasets
+            for method in self.methods
+            for epsilon in self.epsilons
+            for seed in self.seeds
+        ]
+
+    def sample(self, run: RunSpec, sampler: str) -> SampleSpec:
+        """The resolved spec of one synthetic set of a run."""
+        spec = self.methods[run.method]
+        params = spec.samplers[sampler]
+        for override in spec.overrides:
+            if override.when.matches(run.dataset, run.epsilon):
+                params = merge(params, override.samplers.get(sampler, {}))
+        return SampleSpec(
+            coordinates=run.coordinates(sampler), impl=run.impl, sampler_params=params,
+            synthetic_images=self.evaluation.synthetic_images,
+        )  # fmt: skip
+
+    def score(self, coordinates: Coordinates) -> ScoreSpec:
+        """The resolved spec of one scoring job."""
+        return ScoreSpec(coordinates=coordinates, evaluation=self.evaluation)
+
+    def anchor_coordinates(self) -> list[Coordinates]:
+        """The anchor rows: real images and label-only noise, once per dataset and seed."""
+        return [
+            Coordinates(study=self.study, dataset=dataset, method=anchor, epsilon=None, seed=seed)
+            for dataset in self.datasets
+            for anchor in self.anchors
+            for seed in self.seeds
+        ]
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, nested mappings key by key; neither is modified."""
+    out = dict(base)
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def spec_json(spec: Strict) -> str:
+    """A spec as one line of JSON, stable, for the command line and Snakemake's `params`."""
+    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+
+
+def parse_spec(kind: type[Strict], text: str) -> Any:
+    """The inverse of `spec_json`.
+
+    Raises:
+        UserError: the text is not a valid spec of that kind.
+    """
+    try:
+        return kind.model_validate(json.loads(text))
+    except ValueError as error:
+        raise UserError(explain(error, kind, "--spec")) from error
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """YAML loader that refuses a key written twice (PyYAML keeps the last one silently)."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise UserError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} stands twice")
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_NoDuplicates.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_study(path: str | Path) -> Study:
+    """Reads and checks a study file.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or breaks the schema.
+    """
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the study {path}: {error}") from error
+    try:
+        loader = _NoDuplicates(text)
+        loader.name = str(path)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_study(value, str(path))
+
+
+def parse_study(value: Any, origin: str) -> Study:
+    """Checks a study that was read already; `origin` names it in errors.
+
+    Raises:
+        UserError: the study breaks the schema; the message names the YAML path and the mend.
+    """
+    if not isinstance(value, dict) or not value:
+        raise UserError(f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml")
+    try:
+        return Study.model_validate(value)
+    except ValidationError as error:
+        raise UserError(explain(error, Study, origin)) from error
+
+
+def parse_params(kind: type[BaseModel], params: dict[str, Any], where: str) -> Any:
+    """A method's own parameters, checked; `where` is their YAML path.
+
+    Raises:
+        UserError: the parameters break the method's schema.
+    """
+    try:
+        return kind.model_validate(params)
+    except ValidationError as error:
+        raise UserError(explain(error, kind, where)) from error
+
+
+def explain(error: ValueError, model: type[BaseModel], origin: str) -> str:
+    """One line per mistake: file or spec, YAML path, what is wrong, how to mend it."""
+    if not isinstance(error, ValidationError):
+        return f"{origin}: {error}"
+    lines = []
+    items = error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(len(i["loc"]) > len(item["loc"]) for i in items):
+            continue  # pydantic counts only the valid entries; the invalid ones are named already
+        path = _yaml_path(item["loc"])
+        value = item["input"]
+        if item["type"] == "extra_forbidden":
+            valid = sorted(_valid_keys(model, item["loc"][:-1]))
+            close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, 0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
+            message = f"unknown key; {hint}"
+        elif item["type"] == "missing":
+            message = "missing key"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+                mantissa, exponent = re.split("[eE]", value)
+                message += f"; YAML reads {value} as text: write {mantissa}.0e{exponent}"
+            elif not isinstance(value, dict | list | tuple) and repr(value) not in message:
+                message += f", got {value!r}"
+        lines.append(f"{origin}: {path}: {message}" if path else f"{origin}: {message}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _yaml_path(loc: tuple) -> str:
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif re.fullmatch(r"[\w.]+", part):  # leaves out pydantic's names of union branches
+            path += f".{part}" if path and part not in ("float", "constrained") else part if not path else ""
+    return path
+
+
+def _valid_keys(model: Any, loc: tuple) -> set[str]:
+    """The keys that a mapping at `loc` may have, found by walking the models' annotations."""
+    keys: set[str] = set()
+    frontier = [model]
+    for part in (*loc, None):
+        models = [m for m in frontier if isinstance(m, type) and issubclass(m, BaseModel)]
+        if part is None:
+            for m in models:
+                keys |= set(m.model_fields)
+            return keys
+        following = []
+        for m in models:
+            if part in m.model_fields:
+                following += _models_in(m.model_fields[part].annotation)
+        frontier = following or frontier  # a dict key or list index: stay with the value's models
+    return keys
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuses a results folder that cannot be written, before any hour of compute is spent.
+
+    Raises:
+        UserError: `folder` is a file, or it (or its nearest existing parent) is not writable.
+    """
+    folder = Path(folder).absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"the results folder {folder} cannot be made: {existing} is a file; move it or set results_dir")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"the results folder {folder} is not writable; mend its rights or set results_dir in the study")

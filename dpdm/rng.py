@@ -1,0 +1,51 @@
+"""Named, independent random streams: every use of randomness has its own, so none shifts another."""
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Streams:
+    """All randomness of one job, derived from one seed.
+
+    Args:
+        seed: non-negative integer; equal seeds give equal streams.
+        scope: a name that keeps streams of different purposes apart, such as "train" or "sample".
+    """
+
+    def __init__(self, seed: int, scope: str = ""):
+        self.seed = seed
+        self.scope = scope
+
+    def _sequence(self, name: str, index: tuple[int, ...]) -> np.random.SeedSequence:
+        return np.random.SeedSequence([self.seed, zlib.crc32(f"{self.scope}/{name}".encode()), *index])
+
+    def numpy(self, name: str, *index: int) -> np.random.Generator:
+        """A NumPy generator for `name` (and, say, the index of an image)."""
+        return np.random.default_rng(self._sequence(name, index))
+
+    def torch(self, name: str, *index: int) -> "torch.Generator":
+        """A torch CPU generator for `name` (and, say, the index of an image)."""
+        import torch
+
+        generator = torch.Generator()
+        generator.manual_seed(int(self._sequence(name, index).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        return generator
+
+    def integer(self, name: str, *index: int) -> int:
+        """A seed in [0, 2^31) for a library that takes an integer (scikit-learn, torch-fidelity)."""
+        return int(self._sequence(name, index).generate_state(1)[0] >> np.uint32(1))
+
+    def normal_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal numbers [count, *shape] (float32), image i from its own stream `start + i`.
+
+        One stream per image makes a sample independent of the batch it was drawn in (as EDM's generate.py does).
+        """
+        out = np.empty((count, *shape), np.float32)
+        for i in range(count):
+            out[i] = self.numpy(name, start + i).standard_normal(shape, dtype=np.float32)
+        return out
