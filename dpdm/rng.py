@@ -1,6 +1,8 @@
 """Named, independent random streams: every use of randomness has its own, so none shifts another."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,13 +30,25 @@ class Streams:
         """A NumPy generator for `name` (and, say, the index of an image)."""
         return np.random.default_rng(self._sequence(name, index))
 
-    def torch(self, name: str, *index: int) -> "torch.Generator":
-        """A torch CPU generator for `name` (and, say, the index of an image)."""
+    def torch(self, name: str, *index: int, device: "str | torch.device" = "cpu") -> "torch.Generator":
+        """A torch generator for `name` (and, say, the index of a step) on `device`."""
         import torch
 
-        generator = torch.Generator()
+        generator = torch.Generator(device)
         generator.manual_seed(int(self._sequence(name, index).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         return generator
+
+    @contextmanager
+    def torch_default(self, name: str) -> Iterator[None]:
+        """Inside the block torch's global generator is this stream, for constructors and layers that take none.
+
+        The only place that seeds globally; the state before is restored.
+        """
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.integer(name))
+            yield
 
     def integer(self, name: str, *index: int) -> int:
         """A seed in [0, 2^31) for a library that takes an integer (scikit-learn, torch-fidelity)."""

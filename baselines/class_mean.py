@@ -1,0 +1,83 @@
+"""Noised class means: the smallest method, and the living example of the contract.
+
+Released: class counts (L2 sensitivity 1) and class sums of images clipped to `max_image_norm` (sensitivity
+that norm), as two Gaussian mechanisms under adding or removing one record. An image of class y is the
+released mean of y plus pixel noise. A floor: any method below it is not working.
+"""
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpdm.config import Finite, Strict
+from dpdm.data import ImageMeta, to_uint8
+from dpdm.privacy import Mechanism, PrivateData
+from dpdm.progress import Log
+from dpdm.rng import Streams
+
+
+class Params(Strict):
+    """Public constants, fixed without looking at the data."""
+
+    max_image_norm: Annotated[Finite, Field(gt=0)]  # L2 norm of an image in [0, 1] that is clipped to
+    count_share: Annotated[Finite, Field(gt=0, lt=1)] = 0.1  # of the budget; the class sums get the rest
+
+
+class SamplerParams(Strict):
+    """How images scatter around their class mean."""
+
+    pixel_noise: Annotated[Finite, Field(ge=0)] = 0.1  # std, for pixels in [0, 1]
+
+
+class Model:
+    """Class means (float32 [classes, C, H, W] in [0, 1])."""
+
+    def __init__(self, means: Tensor):
+        self.means = means
+
+    def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
+        """Class mean plus pixel noise: uint8 [n, C, H, W]."""
+        noise = torch.from_numpy(rng.normal_per_image("image", 0, len(labels), tuple(self.means.shape[1:])))
+        return to_uint8(2 * (self.means[torch.from_numpy(labels)] + sampler.pixel_noise * noise) - 1)
+
+    def state(self) -> dict[str, Any]:
+        """The means."""
+        return {"means": self.means}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Model":
+        """The inverse of `state`."""
+        return cls(state["means"])
+
+
+class ClassMean:
+    """The method, by the contract of dpdm.method."""
+
+    Params = Params
+    SamplerParams = SamplerParams
+    Model = Model
+
+    def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
+        """Two Gaussian releases that share the budget."""
+        return (
+            Mechanism.gaussian("class_counts", params.count_share),
+            Mechanism.gaussian("class_sums", 1 - params.count_share),
+        )
+
+    def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
+        """Divides the noised class sums by the noised class counts."""
+        classes = private.meta.num_classes
+
+        def class_count(images: Tensor, labels: Tensor) -> Tensor:
+            return F.one_hot(labels, classes).to(images.dtype)
+
+        def class_sum(images: Tensor, labels: Tensor) -> Tensor:
+            return torch.einsum("bk,bchw->bkchw", class_count(images, labels), (images + 1) / 2)
+
+        counts = private.release_sum("class_counts", class_count, 1.0)
+        sums = private.release_sum("class_sums", class_sum, params.max_image_norm)
+        return Model((sums / counts.clamp(min=1)[:, None, None, None]).clamp(0, 1).float())

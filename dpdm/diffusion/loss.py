@@ -1,0 +1,37 @@
+"""The DPDM objective: one loss per row, noise_multiplicity rows per image (Dockhorn et al. 2022, eq. 7)."""
+
+import torch
+from torch import Tensor, nn
+
+from dpdm.diffusion.denoiser import edm_weight, sample_sigma
+
+
+def row_losses(
+    denoiser: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    noise_multiplicity: int,
+    p_mean: float,
+    p_std: float,
+    label_dropout: float,
+    null_label: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Denoising losses lambda(sigma) * mean((D(x + n, sigma) - x)^2), draw-major.
+
+    Args:
+        images: [B, C, H, W] in [-1, 1].
+        labels: [B]; dropped to `null_label` with probability `label_dropout`, once per image.
+        noise_multiplicity: K, independent (sigma, n) draws per image.
+
+    Returns:
+        [K * B]; row k * B + b is draw k of image b. Their mean over k is the image's loss l_b.
+    """
+    dropped = torch.rand(len(labels), generator=generator) < label_dropout
+    labels = labels.masked_fill(dropped.to(labels.device), null_label).repeat(noise_multiplicity)
+    x = images.repeat(noise_multiplicity, 1, 1, 1)
+    sigma = sample_sigma(len(x), p_mean, p_std, generator).to(x.device)
+    noise = torch.randn(x.shape, generator=generator).to(x.device) * sigma[:, None, None, None]
+    error = denoiser(x + noise, sigma, labels) - x
+    return edm_weight(sigma) * error.square().mean(dim=(1, 2, 3))

@@ -1,0 +1,184 @@
+"""Utility: the accuracy on real test images of classifiers trained on synthetic images alone.
+
+Nothing is selected on real data: fixed constants, the last step is used, and the test labels are read once, to count
+what was right. The networks are those of the paper; the training is shorter (see `Protocol`), hence a protocol name
+beside every number: accuracies of different protocols must not share a table row.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dpdm.data import ImageSet, to_network
+from dpdm.errors import UserError
+from dpdm.evaluation._network import Recipe, accuracy_percent, predict, train
+from dpdm.rng import Streams
+
+_PAPER_SIDE = 18  # the smallest side that the paper's CNN leaves a pixel of
+_SMALLEST_SIDE = 4  # as much for the padded one
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How classifiers are trained; steps are of `batch_size` images, so that time does not grow with the data.
+
+    Logistic regression runs L-BFGS with scikit-learn's default penalty, the others Adam.
+    """
+
+    logreg_iterations: int
+    mlp_hidden: int
+    mlp: Recipe
+    cnn: Recipe
+
+
+PROTOCOLS = {
+    "quick": Protocol(
+        logreg_iterations=100,
+        mlp_hidden=100,
+        mlp=Recipe(steps=800, batch_size=128, lr=2e-3),
+        cnn=Recipe(steps=800, batch_size=64, lr=2e-3),
+    )
+}
+
+
+def measure(
+    synthetic: ImageSet, test: ImageSet, classifiers: Sequence[str], seed: int, protocol: str
+) -> list[dict[str, Any]]:
+    """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "reference": "test", "value": percent 0..100}`.
+
+    Args:
+        synthetic: what the classifiers learn from.
+        test: real images and labels, touched once per classifier.
+        classifiers: names of CLASSIFIERS.
+        seed: equal seeds give equal numbers.
+        protocol: a name of PROTOCOLS.
+
+    Raises:
+        UserError: unknown names, sets that do not match, an empty set, or synthetic images of one class only.
+    """
+    if not len(test.labels):
+        raise UserError(f"{test.origin}: there are no test images; prepare the data set again")
+    if synthetic.meta.num_classes != test.meta.num_classes:
+        raise UserError(
+            f"{synthetic.origin} has {synthetic.meta.num_classes} classes but {test.origin} has "
+            f"{test.meta.num_classes}; score against the data set it was made for"
+        )
+    rows = []
+    for name in classifiers:
+        predicted = train_and_predict(name, synthetic, test.images, seed, protocol)
+        rows.append(
+            {"metric": f"acc_{name}", "reference": "test", "value": accuracy_percent(predicted, test.labels)}
+        )
+    return rows
+
+
+def train_and_predict(
+    classifier: str, synthetic: ImageSet, images: np.ndarray, seed: int, protocol: str
+) -> np.ndarray:
+    """Trains on `synthetic` and predicts the classes (int64 [n]) of uint8 `images` [n, C, H, W].
+
+    Real labels are no argument: nothing in here could be chosen by them.
+
+    Raises:
+        UserError: as `measure`.
+    """
+    fit = _named(CLASSIFIERS, classifier, "classifier")
+    constants = _named(PROTOCOLS, protocol, "protocol")
+    if synthetic.images.shape[1:] != images.shape[1:]:
+        raise UserError(
+            f"{synthetic.origin}: images have shape {synthetic.images.shape[1:]} but the test images have "
+            f"{images.shape[1:]}; score against the data set they were made for"
+        )
+    if len(np.unique(synthetic.labels)) < 2:
+        raise UserError(f"{synthetic.origin}: a classifier needs images of two classes at least; sample more classes")
+    return fit(synthetic, constants, Streams(seed, "classifier"))(images)
+
+
+def _named(registry: dict[str, Any], name: str, kind: str) -> Any:
+    if name not in registry:
+        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(registry)}")
+    return registry[name]
+
+
+# --- the classifiers: (training images, constants, randomness) -> (uint8 images -> int64 labels) ---------------
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return to_network(images).flatten(1).numpy()
+
+
+def _fit_sklearn(model: Any, data: ImageSet) -> Predictor:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is the protocol, not a shortfall
+        model.fit(_flat(data.images), data.labels)
+    return lambda images: model.predict(_flat(images)).astype(np.int64)
+
+
+def _logreg(data: ImageSet, constants: Protocol, streams: Streams) -> Predictor:
+    from sklearn.linear_model import LogisticRegression
+
+    return _fit_sklearn(LogisticRegression(max_iter=constants.logreg_iterations), data)  # draws no random number
+
+
+def _mlp(data: ImageSet, constants: Protocol, streams: Streams) -> Predictor:
+    from sklearn.neural_network import MLPClassifier
+
+    recipe, count = constants.mlp, len(data.labels)
+    size = min(recipe.batch_size, count)
+    epochs = math.ceil(recipe.steps / math.ceil(count / size))
+    model = MLPClassifier(
+        (constants.mlp_hidden,),
+        batch_size=size,
+        learning_rate_init=recipe.lr,
+        max_iter=epochs,
+        n_iter_no_change=epochs,  # no early stop
+        random_state=streams.integer("mlp"),
+    )
+    return _fit_sklearn(model, data)
+
+
+def paper_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The CNN of the paper's downstream task: images in [-1, 1] of `shape` (C, H, W) -> logits.
+
+    Images too small for its unpadded convolutions (a side below 18) get padded ones and half the channels.
+
+    Raises:
+        UserError: a side below 4.
+    """
+    channels, *sides = shape
+    if min(sides) < _SMALLEST_SIDE:
+        raise UserError(f"the cnn needs sides of {_SMALLEST_SIDE} pixels, got {tuple(sides)}; leave it out")
+    small = min(sides) < _PAPER_SIDE
+    widths, padding = ((16, 32, 64), 1) if small else ((32, 64, 128), 0)
+    for _ in range(2):
+        sides = [(side - 2 + 2 * padding) // 2 for side in sides]
+    height, width = (side - 2 + 2 * padding for side in sides)
+    return nn.Sequential(
+        nn.Conv2d(channels, widths[0], 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
+        nn.Conv2d(widths[0], widths[1], 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
+        nn.Conv2d(widths[1], widths[2], 3, padding=padding), nn.ReLU(), nn.Flatten(),
+        nn.Linear(widths[2] * height * width, 128), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(128, num_classes),
+    )  # fmt: skip
+
+
+def _cnn(data: ImageSet, constants: Protocol, streams: Streams) -> Predictor:
+    meta = data.meta
+    network = train(lambda: paper_cnn(meta.shape, meta.num_classes), data, constants.cnn, streams)
+    return lambda images: predict(network, images)
+
+
+CLASSIFIERS: dict[str, Callable[[ImageSet, Protocol, Streams], Predictor]] = {
+    "logreg": _logreg,
+    "mlp": _mlp,
+    "cnn": _cnn,
+}

@@ -1,0 +1,114 @@
+"""The feature extractor behind our Frechet distance: a small CNN trained on the real training images.
+
+It is for evaluation only. It has seen private images without any noise, so neither it nor a number made with it may
+ever enter the training of a generator. Features of another network give another metric: hence `fd_digits`, never "fid".
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpdm import artifacts
+from dpdm.data import ImageSet, to_network
+from dpdm.errors import UserError
+from dpdm.evaluation._network import Recipe, accuracy_percent, predict, train
+from dpdm.rng import Streams
+
+FEATURE_SIZE = 64
+RECIPE = Recipe(steps=600, batch_size=64, lr=2e-3)
+
+
+class SmallCnn(nn.Module):
+    """Three convolutions and a bottleneck of FEATURE_SIZE for images of any size and number of channels.
+
+    Args:
+        shape: (C, H, W) of the images.
+        num_classes: size of the output.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        self.shape, self.num_classes = tuple(shape), num_classes
+
+        def stage(inputs: int, outputs: int) -> list[nn.Module]:
+            # ceil_mode: a side of 1 stays 1, so that no image is too small
+            return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+
+        self.trunk = nn.Sequential(
+            *stage(shape[0], 16),
+            *stage(16, 32),
+            *stage(32, 64)[:2],
+            nn.AdaptiveAvgPool2d(2),  # a fixed size whatever H and W
+            nn.Flatten(),
+            nn.Linear(4 * 64, FEATURE_SIZE),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(FEATURE_SIZE, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] [n, C, H, W] -> logits [n, num_classes]."""
+        return self.head(self.trunk(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images [n, C, H, W] -> features float32 [n, FEATURE_SIZE], not negative, on the network's device."""
+        device = self.head.weight.device
+        return self.trunk(to_network(images.cpu().numpy()).to(device))  # the one converter reads NumPy
+
+
+def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> dict[str, Any]:
+    """Trains an extractor on real images; the test images only fill in one fact, after the last step.
+
+    Returns:
+        A state for `artifacts.write_tensors`: `facts` (JSON), `weights`, `shape` [C, H, W], `num_classes`.
+
+    Raises:
+        UserError: no training or test images, or sets of different shapes or numbers of classes.
+    """
+    meta = train_set.meta
+    _check_sets(train_set, test_set)
+    network = train(lambda: SmallCnn(meta.shape, meta.num_classes), train_set, RECIPE, Streams(seed, "extractor"))
+    facts = {
+        "architecture": "SmallCnn conv16-conv32-conv64-fc64",
+        "trained_on": train_set.digest(),
+        "n": meta.n,
+        "seed": seed,
+        "optimizer": "adam, linear decay to 0",
+        **asdict(RECIPE),
+        "epochs": RECIPE.steps * min(RECIPE.batch_size, meta.n) / meta.n,
+        "feature_size": FEATURE_SIZE,
+        "train_accuracy": accuracy_percent(predict(network, train_set.images), train_set.labels),
+        "test_accuracy": accuracy_percent(predict(network, test_set.images), test_set.labels),
+    }
+    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    return {"facts": facts, "weights": weights, "shape": list(meta.shape), "num_classes": meta.num_classes}
+
+
+def _check_sets(train_set: ImageSet, test_set: ImageSet) -> None:
+    train_meta, test_meta = train_set.meta, test_set.meta
+    if not (train_meta.n and test_meta.n):
+        raise UserError("an extractor needs training and test images; a set is empty")
+    if (train_meta.shape, train_meta.num_classes) != (test_meta.shape, test_meta.num_classes):
+        raise UserError(
+            f"an extractor needs sets of one kind, got {train_meta.shape} with {train_meta.num_classes} classes "
+            f"to train and {test_meta.shape} with {test_meta.num_classes} to test"
+        )
+
+
+def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
+    """The network (in eval mode) and the facts of a file written from `train_extractor`'s state.
+
+    Raises:
+        UserError: the file is missing, corrupt, or holds another kind of model.
+    """
+    state = artifacts.read_tensors(path)
+    try:
+        with torch.random.fork_rng(devices=[]):  # the initialisation about to be overwritten draws numbers
+            network = SmallCnn(tuple(state["shape"]), state["num_classes"])
+        network.load_state_dict(state["weights"])
+        return network.eval(), dict(state["facts"])
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"{path} is not a feature extractor ({reason}); delete it and run snakemake again") from error

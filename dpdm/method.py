@@ -1,0 +1,113 @@
+"""The contract of a generative method, how one is found, and how the harness runs it."""
+
+import importlib
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from pydantic import BaseModel
+
+from dpdm.config import RunSpec, Strict, parse_params
+from dpdm.data import ImageMeta, ImageSet, resolve_delta
+from dpdm.errors import UserError
+from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData
+from dpdm.progress import Log
+from dpdm.provenance import provenance
+from dpdm.rng import Streams
+
+
+class NoParams(Strict):
+    """For a method or sampler without parameters."""
+
+
+class Model(Protocol):
+    """What a method learnt: post-processing of its releases."""
+
+    def sample(self, labels: np.ndarray, sampler: Any, rng: Streams) -> np.ndarray:
+        """One image per label: uint8 [n, C, H, W]. Image i depends on label i and its own streams alone."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and JSON values only."""
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state`."""
+
+
+class GenerativeMethod(Protocol):
+    """One generative method. A class with these members, named in a study as `impl: module:Class`, is all it takes."""
+
+    Params: ClassVar[type[BaseModel]]  # the study's `params:`
+    SamplerParams: ClassVar[type[BaseModel]]  # one entry of the study's `samplers:`
+    Model: ClassVar[type[Model]]
+
+    def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
+        """Every mechanism that `fit` will ask for, from public facts alone.
+
+        Raises:
+            UserError: the method cannot serve such a data set with these parameters.
+        """
+
+    def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Model:
+        """Learns from the private images through the planned mechanisms."""
+
+
+MEMBERS = ("Params", "SamplerParams", "Model", "plan", "fit")
+
+
+def load_method(impl: str) -> GenerativeMethod:
+    """The method named `module:Class`.
+
+    Raises:
+        UserError: it cannot be imported, or is not a method.
+    """
+    module_name, _, class_name = impl.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise UserError(f"impl {impl}: cannot import {module_name} ({type(error).__name__}: {error})") from error
+    if not hasattr(module, class_name):
+        raise UserError(f"impl {impl}: {module_name} has no {class_name}; check the name behind the colon")
+    method = getattr(module, class_name)()
+    missing = [member for member in MEMBERS if not hasattr(method, member)]
+    if missing:
+        raise UserError(f"impl {impl}: lacks {', '.join(missing)}; see docs/adding_a_method.md")
+    return method
+
+
+def prepare_run(spec: RunSpec, meta: ImageMeta) -> tuple[GenerativeMethod, Any, tuple[Mechanism, ...], Budget]:
+    """Everything about a run that can be known, and refused, before it trains.
+
+    Raises:
+        UserError: the method cannot be imported, its params break its schema, it cannot serve the data set,
+            or the budget is impossible.
+    """
+    where = f"methods.{spec.method}"
+    method = load_method(spec.impl)
+    params = parse_params(method.Params, spec.params, f"{where}.params")
+    try:
+        budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
+        return method, params, method.plan(params, meta), budget
+    except UserError as error:
+        raise UserError(f"{where} on {spec.dataset}: {error}") from error
+
+
+def train(spec: RunSpec, images: ImageSet, log: Log, device: str = "cpu") -> tuple[Model, Ledger]:
+    """Runs one method behind a fresh door.
+
+    The harness, not the method, makes the door and keeps the ledger.
+
+    Raises:
+        UserError: see `prepare_run`; or training failed in a way the user can mend.
+    """
+    method, params, plan, budget = prepare_run(spec, images.meta)
+    ledger = Ledger(
+        n=images.meta.n,
+        delta=budget.delta,
+        target_epsilon=budget.epsilon,
+        accountant=spec.accountant,
+        coordinates=spec.coordinates().model_dump(mode="json"),
+        data_sha256=images.digest(),
+        provenance=provenance(),
+    )
+    private = PrivateData(images, plan, budget, spec.accountant, Streams(spec.seed, "privacy"), ledger, device)
+    return method.fit(private, params, Streams(spec.seed, "method"), log), ledger

@@ -1,0 +1,153 @@
+"""The door: the only holder of training images. Everything that leaves it is noised and in the ledger."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpdm.data import ImageSet, to_network
+from dpdm.errors import UserError
+from dpdm.privacy.accounting import Budget, Mechanism, calibrate
+from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
+from dpdm.privacy.ledger import Event, Ledger
+from dpdm.rng import Streams
+
+RELEASE_CHUNK = 256  # records per chunk of a one-shot release: memory only
+
+
+class PrivateData:
+    """Training images behind a privacy budget.
+
+    A method announces its mechanisms as a plan; the door finds the one noise scale at which the whole plan
+    meets the budget, and then serves each planned mechanism exactly once, by name. Images are seen only by
+    the callbacks given to a mechanism. This is a capability, not a sandbox: it makes a review short.
+
+    Args:
+        images: the training split.
+        plan: every mechanism that will be asked for.
+        budget: target epsilon and delta.
+        accountant: "rdp" or "prv", for the calibration.
+        rng: the streams of sampling and DP noise.
+        ledger: where releases are written; must be empty.
+        device: where mechanisms compute.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        plan: Sequence[Mechanism],
+        budget: Budget,
+        accountant: str,
+        rng: Streams,
+        ledger: Ledger,
+        device: str | torch.device = "cpu",
+    ):
+        if ledger.events:
+            raise UserError("a new door needs an empty ledger")
+        if not images.meta.n:
+            raise UserError(f"{images.origin} holds no images")
+        self.meta = images.meta
+        self.budget = budget
+        self.ledger = ledger
+        self.device = torch.device(device)
+        self._images = images
+        self._rng = rng
+        self._plan = {mechanism.name: mechanism for mechanism in plan}
+        self._noise_scale = calibrate(plan, budget, accountant)
+        self._served: set[str] = set()
+
+    def noise_multiplier(self, name: str) -> float:
+        """The noise multiplier that the planned mechanism `name` will use: public, free to adapt to."""
+        return self._noise_scale * self._planned(name).noise_ratio
+
+    def release_sum(
+        self, name: str, statistic: Callable[[Tensor, Tensor], Tensor], l2_bound: float
+    ) -> Tensor:
+        """A noised sum over all records of a per-record vector clipped to L2 norm `l2_bound`.
+
+        Args:
+            name: a planned Gaussian mechanism.
+            statistic: maps images (float in [-1, 1], [b, C, H, W]) and labels (int64, [b]) to [b, ...]. It must
+                treat every record on its own; each record is shown to it exactly once.
+            l2_bound: the sensitivity under adding or removing one record; clipping to it happens here.
+
+        Returns:
+            float64 tensor of the statistic's shape without its first axis, plus N(0, (z * l2_bound)^2).
+
+        Raises:
+            UserError: the mechanism is not planned or was served already, or a statistic is not finite.
+        """
+        mechanism = self._serve(name, "gaussian")
+        event = mechanism.event(self._noise_scale, l2_bound)
+        self.ledger.append(event)
+        total = self._clipped_sum(statistic, l2_bound)
+        noise = torch.randn(total.shape, dtype=total.dtype, generator=self._rng.torch(f"release/{name}"))
+        return total + event.noise_multiplier * event.sensitivity * noise
+
+    def dpsgd(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        params: DpSgdParams,
+        rows_per_example: int = 1,
+    ) -> DpSgd:
+        """Private training of `module` by `optimizer`; see DpSgd for the loop.
+
+        Raises:
+            UserError: not planned with exactly these parameters, served already, or a layer mixes examples.
+        """
+        mechanism = self._serve(name, "poisson_subsampled_gaussian")
+        announced = params.mechanism(name, self.meta.n)
+        if (announced.sample_rate, announced.steps) != (mechanism.sample_rate, mechanism.steps):
+            raise UserError(f"mechanism {name!r} was planned with another batch size or number of steps")
+        event = mechanism.event(self._noise_scale, params.max_grad_norm, steps=0)
+        return DpSgd(
+            name=name,
+            images=self._batch,
+            n=self.meta.n,
+            module=module,
+            optimizer=optimizer,
+            params=params,
+            mechanism=mechanism,
+            noise_multiplier=event.noise_multiplier,
+            rows_per_example=rows_per_example,
+            ledger=self.ledger,
+            event=self.ledger.append(event),
+            rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
+        )
+
+    def _planned(self, name: str) -> Mechanism:
+        if name not in self._plan:
+            raise UserError(f"mechanism {name!r} is not in the plan: {', '.join(self._plan) or 'it is empty'}")
+        return self._plan[name]
+
+    def _serve(self, name: str, kind: str) -> Mechanism:
+        mechanism = self._planned(name)
+        if mechanism.mechanism != kind:
+            raise UserError(f"mechanism {name!r} was planned as {mechanism.mechanism}, not {kind}")
+        if name in self._served:
+            raise UserError(f"mechanism {name!r} was served already; plan one more to release twice")
+        self._served.add(name)
+        return mechanism
+
+    def _batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        images = to_network(self._images.images[indices]).to(self.device)
+        return images, torch.from_numpy(self._images.labels[indices]).to(self.device)
+
+    def _clipped_sum(self, statistic: Callable[[Tensor, Tensor], Tensor], l2_bound: float) -> Tensor:
+        total = None
+        for start in range(0, self.meta.n, RELEASE_CHUNK):
+            images, labels = self._batch(np.arange(start, min(start + RELEASE_CHUNK, self.meta.n)))
+            vectors = statistic(images, labels)
+            if vectors.shape[0] != len(labels):
+                raise UserError(f"a statistic must give one vector per record, got {tuple(vectors.shape)}")
+            rows = vectors.detach().reshape(len(labels), -1)
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            if not torch.isfinite(norms).all():
+                raise UserError("a statistic is not finite")
+            scale = (l2_bound / norms.clamp(min=l2_bound)).to(rows.dtype)
+            part = (scale @ rows).to("cpu", torch.float64).reshape(vectors.shape[1:])
+            total = part if total is None else total + part
+        return total

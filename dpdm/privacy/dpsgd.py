@@ -1,0 +1,157 @@
+"""DP-SGD: Poisson batches, per-example clipping, noise, and the count of steps in the ledger.
+
+Abadi et al. 2016; with several rows per example, Dockhorn et al. 2022, algorithm 1.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import numpy as np
+import torch
+from opacus.optimizers import DPOptimizer
+from pydantic import Field
+from torch import Tensor, nn
+
+from dpdm.config import Finite, Strict
+from dpdm.errors import UserError
+from dpdm.privacy.accounting import Mechanism
+from dpdm.privacy.ledger import Ledger
+from dpdm.privacy.per_example import PerExampleGradients
+from dpdm.rng import Streams
+
+RowLosses = Callable[[Tensor, Tensor], Tensor]
+
+
+class DpSgdParams(Strict):
+    """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` alone does not."""
+
+    expected_batch_size: Annotated[int, Field(ge=1)]  # mean of the Poisson batch; sample_rate = this / n
+    steps: Annotated[int, Field(ge=1)]
+    max_grad_norm: Annotated[Finite, Field(gt=0)]
+    max_physical_batch_size: Annotated[int, Field(ge=1)] = 512  # examples per backward pass: memory only
+
+    def mechanism(self, name: str, n: int) -> Mechanism:
+        """The planned mechanism on n records.
+
+        Raises:
+            UserError: the expected batch is larger than the data set.
+        """
+        if self.expected_batch_size > n:
+            raise UserError(
+                f"expected_batch_size = {self.expected_batch_size} is larger than the {n} training images; "
+                f"choose at most {n}"
+            )
+        return Mechanism(name, "poisson_subsampled_gaussian", self.expected_batch_size / n, self.steps)
+
+
+class Step:
+    """One private step; `update` must be called exactly once."""
+
+    def __init__(self, run: "DpSgd", index: int):
+        self._run, self.index, self.done = run, index, False
+
+    def update(self, row_losses: RowLosses) -> None:
+        """Draws a Poisson batch, and moves the parameters along its clipped, noised mean gradient.
+
+        Args:
+            row_losses: maps images (float in [-1, 1], [B, C, H, W]) and labels (int64, [B]) to one loss per row,
+                [rows_per_example * B], in draw-major order, with one call of `DpSgd.module`. Not called when the
+                batch is empty; called once per chunk when it exceeds `max_physical_batch_size`.
+
+        Raises:
+            RuntimeError: called twice, or `row_losses` breaks the unit (see PerExampleGradients).
+            UserError: loss or gradient not finite; the parameters were not touched.
+        """
+        if self.done:
+            raise RuntimeError("one private step can be updated only once")
+        self.done = True
+        try:
+            self._run._update(row_losses, self.index)
+        except UserError as error:
+            raise UserError(f"{self._run.name}, step {self.index}: {error}") from error
+
+
+class DpSgd:
+    """Iterates over exactly `params.steps` private steps. Made by `PrivateData.dpsgd`.
+
+    `module` is the module to call in the loss. `released_grad_norm` is the norm of the last noised mean
+    gradient: a release, so free to log (the loss is not).
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        images: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+        n: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        params: DpSgdParams,
+        mechanism: Mechanism,
+        noise_multiplier: float,
+        rows_per_example: int,
+        ledger: Ledger,
+        event: int,
+        rng: Streams,
+    ):
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if owned != {id(p) for p in module.parameters() if p.requires_grad}:
+            raise UserError(f"{name}: the optimizer must hold exactly the module's trainable parameters")
+        self.name = name
+        self.params = params
+        self.sample_rate = mechanism.sample_rate
+        self.noise_multiplier = noise_multiplier
+        self.released_grad_norm = 0.0
+        self._images, self._n, self._rng = images, n, rng
+        self._ledger, self._event = ledger, event
+        self._gradients = PerExampleGradients(module, rows_per_example)
+        self.module = self._gradients.module
+        self._optimizer = DPOptimizer(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=params.max_grad_norm,
+            expected_batch_size=params.expected_batch_size,
+            loss_reduction="sum",  # we divide by the expected batch size ourselves, in `_update`
+        )
+
+    def __len__(self) -> int:
+        return self.params.steps
+
+    def __iter__(self) -> Iterator[Step]:
+        for index in range(self.params.steps):
+            step = Step(self, index)
+            yield step
+            if not step.done:
+                raise RuntimeError(f"{self.name}: step {index} was not updated")
+        self.close()
+
+    def close(self) -> None:
+        """Takes the per-example machinery off the module; further private steps are impossible."""
+        self._gradients.close()
+
+    def _draw(self, index: int) -> np.ndarray:
+        """Poisson sampling: every record independently with probability `sample_rate`."""
+        return np.flatnonzero(self._rng.numpy("poisson", index).random(self._n) < self.sample_rate)
+
+    def _update(self, row_losses: RowLosses, index: int) -> None:
+        self._ledger.count_step(self._event)  # before anything is released; an empty batch counts as well
+        optimizer, parameters = self._optimizer, self._optimizer.params
+        optimizer.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.summed_grad = torch.zeros_like(p)
+        batch = self._draw(index)
+        for start in range(0, len(batch), self.params.max_physical_batch_size):
+            images, labels = self._images(batch[start : start + self.params.max_physical_batch_size])
+            self._gradients.backward(lambda x=images, y=labels: row_losses(x, y), len(labels))
+            optimizer.clip_and_accumulate()
+            for p in parameters:
+                p.grad_sample = None
+        if not all(torch.isfinite(p.summed_grad).all() for p in parameters):
+            raise UserError("a gradient is not finite; lower the learning rate or check the images")
+        optimizer.generator = self._rng.torch("noise", index, device=parameters[0].device)
+        optimizer.add_noise()
+        # The constant expected batch size, never the size drawn: that is secret.
+        for p in parameters:
+            p.grad /= self.params.expected_batch_size
+        self.released_grad_norm = float(torch.stack([p.grad.norm() for p in parameters]).norm())
+        optimizer.original_optimizer.step()

@@ -1,0 +1,133 @@
+"""The ledger: frozen facts of what was released. Epsilon is derived from it, never written into it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from dpdm.artifacts import sha256_of
+from dpdm.errors import UserError
+
+MECHANISMS = ("gaussian", "poisson_subsampled_gaussian")
+NEIGHBOURING_RELATION = "add_or_remove_one"
+NOISE_RNG = "torch (benchmark only)"  # a pseudo-random generator with a recorded seed: not for a real release
+
+
+@dataclass(frozen=True)
+class Event:
+    """One mechanism's releases, documented so that an accountant needs no other detail.
+
+    Each of `steps` times: include every record independently with probability `sample_rate`, sum the
+    records' vectors clipped to L2 norm `sensitivity`, add N(0, (noise_multiplier * sensitivity)^2) to
+    every coordinate. `gaussian` is the case sample_rate = 1, steps = 1.
+    """
+
+    mechanism: Literal["gaussian", "poisson_subsampled_gaussian"]
+    name: str
+    noise_multiplier: float
+    sensitivity: float
+    sample_rate: float = 1.0
+    steps: int = 1
+
+    def __post_init__(self):
+        checks = {
+            "mechanism": self.mechanism in MECHANISMS,
+            "noise_multiplier": _is_number(self.noise_multiplier) and self.noise_multiplier >= 0,
+            "sensitivity": _is_number(self.sensitivity) and self.sensitivity > 0,
+            "sample_rate": _is_number(self.sample_rate) and 0 < self.sample_rate <= 1,
+            "steps": type(self.steps) is int and self.steps >= 0,
+        }
+        if self.mechanism == "gaussian":
+            checks["sample_rate"] = checks["sample_rate"] and self.sample_rate == 1
+            checks["steps"] = checks["steps"] and self.steps == 1
+        for name, good in checks.items():
+            if not good:
+                raise UserError(f"a privacy event cannot have {name} = {getattr(self, name)!r}")
+
+
+@dataclass
+class Ledger:
+    """What one run released about its `n` training records, and what it had been allowed to.
+
+    Grows only through `append` and `count_step`, both called inside `dpdm.privacy` before a release is
+    handed out.
+    """
+
+    n: int
+    delta: float
+    target_epsilon: float
+    accountant: Literal["rdp", "prv"]
+    coordinates: Mapping[str, Any] = field(default_factory=dict)
+    data_sha256: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def append(self, event: Event) -> int:
+        """Records an event; returns its index."""
+        self.events.append(event)
+        return len(self.events) - 1
+
+    def count_step(self, index: int) -> None:
+        """Adds one step to the event at `index`."""
+        self.events[index] = replace(self.events[index], steps=self.events[index].steps + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger as JSON values, sealed with a digest of all the rest."""
+        facts = {
+            "neighbouring_relation": NEIGHBOURING_RELATION,
+            "noise_rng": NOISE_RNG,
+            "n": self.n,
+            "delta": self.delta,
+            "target_epsilon": "inf" if math.isinf(self.target_epsilon) else self.target_epsilon,
+            "accountant": self.accountant,
+            "coordinates": dict(self.coordinates),
+            "data_sha256": self.data_sha256,
+            "provenance": dict(self.provenance),
+            "events": [asdict(event) for event in self.events],
+        }
+        return facts | {"seal": _seal(facts)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], origin: str = "ledger") -> "Ledger":
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: a key is missing or unknown, a value impossible, or the ledger was changed after it
+                was written.
+        """
+        facts = {key: item for key, item in value.items() if key != "seal"}
+        if value.get("seal") != _seal(facts):
+            raise UserError(f"{origin} was changed after it was written (its seal does not fit); train the run again")
+        if facts.get("neighbouring_relation") != NEIGHBOURING_RELATION:
+            raise UserError(f"{origin}: neighbouring_relation must be {NEIGHBOURING_RELATION!r}")
+        try:
+            ledger = cls(
+                n=facts["n"],
+                delta=facts["delta"],
+                target_epsilon=math.inf if facts["target_epsilon"] == "inf" else facts["target_epsilon"],
+                accountant=facts["accountant"],
+                coordinates=facts["coordinates"],
+                data_sha256=facts["data_sha256"],
+                provenance=facts["provenance"],
+                events=[Event(**event) for event in facts["events"]],
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{origin} is not a ledger ({error}); train the run again") from error
+        except UserError as error:
+            raise UserError(f"{origin}: {error}; train the run again") from error
+        if not (type(ledger.n) is int and ledger.n > 0 and 0 < ledger.delta < 1 and ledger.target_epsilon > 0):
+            raise UserError(f"{origin}: n, delta and target_epsilon must be positive, delta below 1")
+        if set(facts) != set(ledger.to_json()) - {"seal"}:
+            raise UserError(f"{origin} has unknown keys; train the run again")
+        return ledger
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _seal(facts: Mapping[str, Any]) -> str:
+    # Guards against slips and half-hearted edits. Whoever rewrites events and seal together still cannot
+    # lower epsilon below what those events cost: the audit derives it from them.
+    return sha256_of(json.dumps(facts, sort_keys=True, allow_nan=True).encode())

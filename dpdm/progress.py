@@ -1,0 +1,38 @@
+"""Progress of long work (a bar on a terminal, plain lines elsewhere) and the training curve."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+class Log:
+    """Shows progress and collects the rows of train.jsonl.
+
+    Only released quantities belong in a row: a training loss is private and would be an unaccounted release.
+    """
+
+    def __init__(self, title: str = ""):
+        self.title = title
+        self.rows: list[dict[str, Any]] = []
+        self._start = time.monotonic()
+
+    def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
+        """Passes the items on, showing how many of `total` are done."""
+        if sys.stderr.isatty():
+            yield from tqdm(items, desc=self.title, total=total)
+            return
+        every = max(1, total // 10)
+        for number, item in enumerate(items, 1):
+            yield item
+            if number % every == 0 or number == total:
+                seconds = time.monotonic() - self._start
+                print(f"{self.title}: {number}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def record(self, step: int, **released: float) -> None:
+        """Adds a row to the training curve: step, seconds since the start, and released values."""
+        self.rows.append({"step": step, "seconds": round(time.monotonic() - self._start, 3), **released})

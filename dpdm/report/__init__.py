@@ -1,0 +1,1 @@
+"""From result files to tables, figures and one report page; reads files only and imports no torch."""

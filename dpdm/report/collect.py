@@ -1,0 +1,336 @@
+"""Result files of one study -> tidy metrics, audits and run times; refuses to mix code versions in one table."""
+
+import ast
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpdm import artifacts
+from dpdm.config import ANCHORS, Coordinates, Epsilon, Strict, Study, epsilon_text, parse_params
+from dpdm.errors import UserError
+
+# Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as it stands in paths.
+METRICS: dict[str, type] = {
+    "study": str, "dataset": str, "method": str, "epsilon": str, "delta": float, "accountant": str, "seed": int,
+    "sampler": str, "metric": str, "reference": str, "value": float, "num_synthetic": int, "protocol": str,
+    "version": str, "commit": str, "code": str,
+}  # fmt: skip
+AUDITS: dict[str, type] = {
+    "study": str, "dataset": str, "method": str, "epsilon": str, "seed": int, "n": int, "delta": float,
+    "accountant": str, "neighbouring_relation": str, "target_epsilon": float, "epsilon_rdp": float,
+    "epsilon_prv": float, "passed": bool, "mechanism": str, "name": str, "noise_multiplier": float,
+    "sample_rate": float, "steps": int, "sensitivity": float, "version": str, "commit": str, "code": str,
+}  # fmt: skip
+BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
+
+_DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
+_SCORE_FILES = ("fidelity.json", "utility.json")
+
+
+# --- what the files hold; keys that the tables do not need may stand beside these ------------------------------
+
+
+class _Record(Strict):
+    model_config = {"extra": "ignore"}
+
+
+class _Provenance(_Record):
+    version: str
+    commit: str
+    code: str
+
+
+class _Metric(_Record):
+    metric: str
+    reference: str
+    value: float | None  # None: could not be computed
+
+
+class _Scores(_Record):
+    coordinates: Coordinates
+    provenance: _Provenance
+    num_synthetic: int
+    metrics: list[_Metric]
+    protocol: str = ""  # utility only
+
+
+class _Event(_Record):
+    mechanism: str
+    name: str = ""
+    noise_multiplier: float
+    sample_rate: float | None = None
+    steps: int = 1
+    sensitivity: float | None = None
+
+
+class _Audited(_Record):
+    coordinates: Coordinates
+    n: int
+    delta: float
+    accountant: str
+    neighbouring_relation: str
+    target_epsilon: Epsilon
+    epsilon_rdp: Epsilon
+    epsilon_prv: Epsilon
+    passed: bool
+    events: list[_Event]
+
+
+class _Audit(_Record):
+    provenance: _Provenance
+    runs: list[_Audited]
+
+
+# --- collecting -----------------------------------------------------------------------------------------------
+
+
+def collect(
+    study: Study, folders: Sequence[Path], allow_mixed_code: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reads every `fidelity.json`, `utility.json` and `audits/*.json` below the folders.
+
+    Results outside the study's grid are left out: they belong to entries that were deleted or to another study.
+    Results that are missing are no error; `holes` lists them. `delta` and `accountant` of a score come from the
+    run's audit and are empty without one.
+
+    Args:
+        study: whose grid decides what is kept and in which order.
+        folders: searched recursively; one inside another is read once.
+        allow_mixed_code: accept results made by different versions of the package.
+
+    Returns:
+        Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one
+        row per run and event; a run without events has one row with an empty mechanism).
+
+    Raises:
+        UserError: a file is malformed, a result stands twice, or code versions are mixed.
+    """
+    places = {c: i for i, c in enumerate(_score_coordinates(study))}
+    runs = {run.coordinates(): i for i, run in enumerate(study.runs())}
+    codes: dict[str, Path] = {}
+    anchors: set[Path] = set()
+    scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
+    audits: dict[Coordinates, tuple[Path, list[dict[str, Any]]]] = {}
+    for path in _result_files(folders):
+        content = artifacts.read_json(path)
+        if path.name in _SCORE_FILES:
+            record = parse_params(_Scores, content, str(path))
+            place = places.get(record.coordinates)
+            if place is None:
+                continue
+            if record.coordinates.method in ANCHORS:
+                anchors.add(path)
+            kind = _SCORE_FILES.index(path.name)
+            for position, row in enumerate(_score_rows(record)):
+                key = (place, row["metric"], row["reference"])
+                if key in scores:
+                    raise UserError(
+                        f"{row['metric']} of one run stands twice, in {scores[key][0]} and in {path}; delete one"
+                    )
+                scores[key] = (path, {**row, "_order": (place, kind, position)})
+        elif "runs" in content:
+            record = parse_params(_Audit, content, str(path))
+            kept = [run for run in record.runs if run.coordinates in runs]
+            if not kept:
+                continue
+            for run in kept:
+                if run.coordinates in audits:
+                    first = audits[run.coordinates][0]
+                    raise UserError(f"the audit of one run stands twice, in {first} and in {path}; delete one")
+                audits[run.coordinates] = (path, _audit_rows(run, record.provenance))
+        else:
+            continue
+        codes.setdefault(record.provenance.code, path)
+    if len(codes) > 1 and not allow_mixed_code:
+        raise UserError(_mixed(codes, anchors))
+
+    rows = [row for _, row in sorted(scores.values(), key=lambda item: item[1]["_order"])]
+    facts = {_run_key(found[1][0]): found[1][0] for found in audits.values()}
+    for row in rows:
+        audit = facts.get(_run_key(row), {})
+        row["delta"] = audit.get("delta", math.nan)
+        row["accountant"] = audit.get("accountant", "")
+    audit_rows = [row for c in sorted(audits, key=runs.__getitem__) for row in audits[c][1]]
+    return _frame(rows, METRICS), _frame(audit_rows, AUDITS)
+
+
+def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str]:
+    """One line per run and sampler whose fidelity, utility or audit is missing, in the order of the grid."""
+    found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
+    fidelity = {
+        (*_run_key(row), row["sampler"]) for row in metrics.to_dict("records") if not row["metric"].startswith("acc_")
+    }
+    audited = {_run_key(row) for row in audits.to_dict("records")}
+    lines = []
+    for c in _score_coordinates(study):
+        row = _coordinate_row(c)
+        key, sampler = _run_key(row), row["sampler"]
+        missing = [] if (*key, sampler) in fidelity else ["fidelity"]
+        lacking = [n for n in study.evaluation.classifiers if (*key, sampler, f"acc_{n}") not in found]
+        if len(lacking) == len(study.evaluation.classifiers):
+            missing.append("utility")
+        else:
+            missing += [f"accuracy of {name}" for name in lacking]
+        if c.epsilon is not None and key not in audited:
+            missing.append("audit")
+        if missing:
+            place = [c.dataset, c.method, f"epsilon {row['epsilon']}" if row["epsilon"] else "", f"seed {c.seed}"]
+            place += [f"sampler {sampler}"] if sampler else []
+            lines.append(f"{', '.join(part for part in place if part)}: no {', no '.join(missing)}")
+    return lines
+
+
+def _score_coordinates(study: Study) -> list[Coordinates]:
+    sampled = [run.coordinates(sampler) for run in study.runs() for sampler in study.methods[run.method].samplers]
+    return sampled + study.anchor_coordinates()
+
+
+def _result_files(folders: Sequence[Path]) -> list[Path]:
+    found = {}
+    for folder in map(Path, folders):
+        for path in folder.rglob("*.json"):
+            inside = (folder.name, *path.relative_to(folder).parts[:-1])
+            if not path.name.startswith(".") and (path.name in _SCORE_FILES or "audits" in inside):
+                found.setdefault(path.resolve(), path)
+    return sorted(found.values())
+
+
+def _mixed(codes: Mapping[str, Path], anchors: set[Path]) -> str:
+    (one, first), (two, second) = list(codes.items())[:2]
+    old_anchor = next((p for p in (first, second) if p in anchors), None)
+    by_hand = f" (and delete {old_anchor} if it is the older: no training makes an anchor)" if old_anchor else ""
+    return (
+        f"{first} and {second} were made by different versions of the code ({one} and {two}); redo the old runs "
+        f"with `snakemake --forcerun train`{by_hand}, or set `allow_mixed_code: true` in the study"
+    )
+
+
+def _run_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["dataset"], row["method"], row["epsilon"], row["seed"]
+
+
+def _coordinate_row(c: Coordinates) -> dict[str, Any]:
+    epsilon = "" if c.epsilon is None else epsilon_text(c.epsilon)
+    return {**c.model_dump(), "epsilon": epsilon, "sampler": c.sampler or ""}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _score_rows(record: _Scores) -> Iterator[dict[str, Any]]:
+    shared = {
+        **_coordinate_row(record.coordinates), **record.provenance.model_dump(),
+        "num_synthetic": record.num_synthetic, "protocol": record.protocol,
+    }  # fmt: skip
+    for m in record.metrics:
+        yield {**shared, "metric": m.metric, "reference": m.reference, "value": _number(m.value)}
+
+
+def _audit_rows(run: _Audited, provenance: _Provenance) -> list[dict[str, Any]]:
+    shared = {
+        **_coordinate_row(run.coordinates), **provenance.model_dump(),
+        **run.model_dump(exclude={"coordinates", "events"}),
+    }  # fmt: skip
+    none = {"mechanism": "", "name": "", "steps": 0}
+    events = [event.model_dump() for event in run.events] or [none]
+    numbers = ("noise_multiplier", "sample_rate", "sensitivity")
+    return [{**shared, **event, **{name: _number(event.get(name)) for name in numbers}} for event in events]
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {name: pd.Series([row[name] for row in rows], dtype=_DTYPES[kind]) for name, kind in columns.items()}
+    )
+
+
+# --- csv ------------------------------------------------------------------------------------------------------
+
+
+def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+    """Writes a frame without its index; floats keep every digit, NaN is an empty field."""
+    artifacts.write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
+    """Reads what `write_csv` wrote: the same values bit by bit, and epsilon stays text.
+
+    Args:
+        columns: METRICS or AUDITS.
+
+    Raises:
+        UserError: the file is missing, has other columns, or holds a malformed number.
+    """
+    parse = {str: str, float: lambda v: float(v) if v else math.nan, int: int, bool: {"True": True, "False": False}.get}
+    try:
+        raw = pd.read_csv(io.StringIO(artifacts.read_bytes(path).decode()), dtype=str, keep_default_na=False)
+        if list(raw.columns) != list(columns):
+            raise ValueError(f"its columns are {', '.join(raw.columns)}")
+        rows = [{name: parse[kind](row[name]) for name, kind in columns.items()} for row in raw.to_dict("records")]
+        return _frame(rows, columns)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a table of this kind ({error}); delete it and run snakemake again") from error
+
+
+# --- run times ------------------------------------------------------------------------------------------------
+
+
+def read_benchmarks(folder: str | Path) -> pd.DataFrame:
+    """Wall time and peak memory of every job below `folder`, from Snakemake's `benchmark:` files.
+
+    Understands TSV and JSONL, plain and `--benchmark-extended`; a plain file does not name its rule, so its file
+    name stands in. A measurement that Snakemake could not take is NaN. Other files are passed over, and so is
+    a folder that does not exist.
+
+    Returns:
+        Columns BENCHMARKS: seconds of wall time, peak resident memory in MB; dataset and method are "" where the
+        rule has none.
+    """
+    rows = []
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith(".")):
+        for record in _benchmark_records(path):
+            wildcards = _mapping(record.get("wildcards"))
+            rows.append(
+                {
+                    "rule": str(record.get("rule_name") or path.stem),
+                    "dataset": str(wildcards.get("dataset", "")),
+                    "method": str(wildcards.get("method", "")),
+                    "seconds": _measured(record["s"]),
+                    "max_rss_mb": _measured(record.get("max_rss")),
+                }
+            )
+    return _frame(rows, BENCHMARKS)
+
+
+def _benchmark_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = artifacts.read_bytes(path).decode()
+        if text.startswith("{"):
+            records = [json.loads(line) for line in text.splitlines() if line]
+        else:
+            header, *lines = [line.split("\t") for line in text.splitlines() if line]
+            records = [dict(zip(header, line, strict=True)) for line in lines]
+    except ValueError:  # not text, not JSON, no header, ragged: no benchmark file
+        return []
+    return [record for record in records if isinstance(record, dict) and {"s", "h:m:s"} <= set(record)]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):  # TSV holds Python's repr of the dict
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _measured(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):  # "NA", "-" or null
+        return math.nan

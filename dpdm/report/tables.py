@@ -1,0 +1,368 @@
+"""Tables: one pivot of the tidy rows, written as csv (numbers) and as md, tex and html (the same cells as text)."""
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpdm import artifacts
+from dpdm.config import ANCHORS
+
+MISSING = "–"
+ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
+
+# By the first word of a metric's name: title, +1 where more is better, decimals (None: three significant digits).
+_KINDS: dict[str, tuple[str, int, int | None]] = {
+    "fid": ("FID", -1, None),
+    "fd": ("FD", -1, None),
+    "kid": ("KID", -1, None),
+    "precision": ("Precision", 1, 2),
+    "recall": ("Recall", 1, 2),
+    "acc": ("accuracy %", 1, 1),
+}
+_CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table twice: as numbers for programs and as text for people; rows correspond.
+
+    Args:
+        data: plain columns; what the csv holds.
+        cells: text; its column names are the printed headers.
+        flush_right: headers of columns that hold numbers.
+        bold: (row, column) positions in `cells` of the best private values.
+        groups: one number per row; a rule is drawn where it changes.
+    """
+
+    data: pd.DataFrame
+    cells: pd.DataFrame
+    flush_right: frozenset[str] = frozenset()
+    bold: frozenset[tuple[int, int]] = frozenset()
+    groups: tuple[int, ...] = ()
+
+    def bodies(self) -> Iterator[list[tuple[int, list[str]]]]:
+        """Groups of (row number, cells)."""
+        body: list[tuple[int, list[str]]] = []
+        for i, row in enumerate(self.cells.to_numpy().tolist()):
+            if body and self.groups and self.groups[i] != self.groups[i - 1]:
+                yield body
+                body = []
+            body.append((i, row))
+        if body:
+            yield body
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """How a metric is shown: `sign` is +1 where more is better, `decimals` None means three significant digits."""
+
+    metric: str
+    reference: str
+    title: str
+    sign: int
+    decimals: int | None
+
+    @property
+    def header(self) -> str:
+        """The title with the arrow that says which way is better."""
+        return f"{self.title} {'↑' if self.sign > 0 else '↓'}"
+
+
+def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
+    """The metrics present, in reading order; of several reference sets the training set is shown.
+
+    Raises:
+        KeyError: never for unknown metrics: they follow at the end under their own name, more counted as better.
+    """
+    pairs = list(dict.fromkeys(zip(metrics["metric"], metrics["reference"], strict=True)))
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    order = list(_KINDS)
+    rank = {name: order.index(_kind(name)) if _kind(name) in order else len(order) for name in names}
+    extractors = {_rest(name) for name in names if _kind(name) in ("fid", "fd", "kid", "precision", "recall")}
+    columns = []
+    for name in sorted(names, key=rank.__getitem__):
+        references = [reference for n, reference in pairs if n == name]
+        reference = "train" if "train" in references else references[0]
+        title, sign, decimals = _KINDS.get(_kind(name), (name, 1, None))
+        if _kind(name) == "acc":
+            title = f"{_CLASSIFIERS.get(_rest(name), _rest(name))} {title}"
+        elif _kind(name) in _KINDS:
+            # the reader needs the extractor's name only where two stand side by side
+            title = " ".join([title, *([_rest(name)] if len(extractors) > 1 else []), f"({reference})"])
+        columns.append(MetricColumn(name, reference, title, sign, decimals))
+    return columns
+
+
+def summarise(metrics: pd.DataFrame, column: MetricColumn, **where: str) -> tuple[float, float, int]:
+    """Mean, sample standard deviation (n - 1) and number of the seeds' values; NaN values do not count.
+
+    The mean of no value and the deviation of one value are NaN.
+    """
+    chosen = (metrics["metric"] == column.metric) & (metrics["reference"] == column.reference)
+    for name, value in where.items():
+        chosen &= metrics[name] == value
+    values = metrics.loc[chosen, "value"].dropna()
+    return float(values.mean()), float(values.std(ddof=1)), len(values)
+
+
+def epsilon_label(epsilon: str) -> str:
+    """Epsilon text for people: ∞ for inf, a dash for anchors."""
+    return {"inf": "∞", "": MISSING}.get(epsilon, epsilon)
+
+
+def several_samplers(metrics: pd.DataFrame) -> bool:
+    """Whether some method was sampled in more than one way, so that rows must name the sampler."""
+    return bool((metrics.groupby("method")["sampler"].nunique() > 1).any())
+
+
+def results_table(metrics: pd.DataFrame) -> Table:
+    """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
+
+    Cells read "mean ± std (n)" over n seeds, "mean (1)" for one; bold is the best method of each finite epsilon
+    where there are at least two to compare. The csv has `_mean`, `_std` and `_n` columns per metric.
+    """
+    columns = metric_columns(metrics)
+    keys = ["dataset", "epsilon", "method"] + (["sampler"] if several_samplers(metrics) else [])
+    rows = _result_rows(metrics, keys)
+    titles = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler"}
+    data: list[dict[str, Any]] = []
+    cells: list[dict[str, str]] = []
+    groups: list[int] = []
+    for row in rows:
+        summaries = [summarise(metrics, column, **row) for column in columns]
+        numbers: dict[str, Any] = {}
+        for c, values in zip(columns, summaries, strict=True):
+            numbers |= {f"{c.metric}_{c.reference}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
+        data.append({**row, **numbers})
+        shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
+        shown["method"] = ANCHOR_LABELS.get(row["method"], row["method"])
+        texts = {c.header: _cell(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
+        cells.append({titles[key]: shown[key] for key in keys} | texts)
+        section = [row["dataset"], row["epsilon"], row["method"] if row["method"] in ANCHORS else ""]
+        same = bool(groups) and section == last
+        groups.append((groups[-1] if groups else 0) + (0 if same else 1))
+        last = section
+    stats = [f"{c.metric}_{c.reference}_{s}" for c in columns for s in ("mean", "std", "n")]
+    headers = [c.header for c in columns]
+    return Table(
+        pd.DataFrame(data, columns=[*keys, *stats]),
+        pd.DataFrame(cells, columns=[*(titles[key] for key in keys), *headers]),
+        frozenset([*headers, "ε"]),
+        _best(data, columns, len(keys)),
+        tuple(groups),
+    )
+
+
+def audit_table(audits: pd.DataFrame) -> Table:
+    """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, and the mechanism.
+
+    Seeds stand in one row when their budget, delta and mechanism agree; a row passes only if all its runs do.
+    """
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for _, events in audits.groupby(["dataset", "method", "epsilon", "seed"], sort=False):
+        run = events.iloc[0].to_dict()
+        mechanism = "; ".join(_mechanism(event) for event in events.to_dict("records"))
+        key = (run["dataset"], run["method"], run["target_epsilon"], run["delta"], run["accountant"], mechanism)
+        found.setdefault(key, []).append(run)
+    data = [
+        {
+            "dataset": dataset, "method": method, "target_epsilon": target, "delta": delta, "accountant": accountant,
+            "epsilon_rdp_max": max(run["epsilon_rdp"] for run in runs),
+            "epsilon_prv_max": max(run["epsilon_prv"] for run in runs),
+            "mechanism": mechanism, "runs": len(runs), "passed": all(run["passed"] for run in runs),
+        }
+        for (dataset, method, target, delta, accountant, mechanism), runs in found.items()
+    ]  # fmt: skip
+    cells = [
+        {
+            "Dataset": row["dataset"], "Method": row["method"], "Target ε": _epsilon(row["target_epsilon"]),
+            "δ": f"{row['delta']:.2g}", "Spent ε, RDP": _epsilon(row["epsilon_rdp_max"], 3),
+            "Spent ε, PRV": _epsilon(row["epsilon_prv_max"], 3), "Mechanism": row["mechanism"],
+            "Runs": str(row["runs"]), "Passed": "✓ yes" if row["passed"] else "✗ NO",
+        }
+        for row in data
+    ]  # fmt: skip
+    names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
+             "mechanism", "runs", "passed"]  # fmt: skip
+    right = ("Target ε", "δ", "Spent ε, RDP", "Spent ε, PRV", "Runs")
+    headers = ["Dataset", "Method", *right[:4], "Mechanism", "Runs", "Passed"]
+    return Table(
+        pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
+        groups=_runs_of([(row["dataset"], row["method"]) for row in data]),
+    )  # fmt: skip
+
+
+def resource_table(benchmarks: pd.DataFrame) -> Table:
+    """Rows: rule and method, then the total; columns: jobs, seconds of wall time, peak memory (MB)."""
+    data = [_resources(rule, method, jobs) for (rule, method), jobs in benchmarks.groupby(["rule", "method"])]
+    total = [_resources("total", "", benchmarks)] if data else []
+    cells = [
+        {
+            "Rule": row["rule"], "Method": row["method"] or MISSING, "Jobs": str(row["jobs"]),
+            "Mean s": _fixed(row["mean_s"]), "Max s": _fixed(row["max_s"]), "Sum s": _fixed(row["sum_s"]),
+            "Peak memory MB": _fixed(row["max_rss_mb"], 0),
+        }
+        for row in data + total
+    ]  # fmt: skip
+    right = ["Jobs", "Mean s", "Max s", "Sum s", "Peak memory MB"]
+    names = ["rule", "method", "jobs", "mean_s", "max_s", "sum_s", "max_rss_mb"]
+    return Table(
+        pd.DataFrame(data + total, columns=names), pd.DataFrame(cells, columns=["Rule", "Method", *right]),
+        frozenset(right), groups=(*(0 for _ in data), *(1 for _ in total)),
+    )  # fmt: skip
+
+
+def write_table(table: Table, stem: str | Path) -> None:
+    """Writes `stem` + .csv, .md, .tex and .html: the same rows in each."""
+    stem = Path(stem)
+    texts = {
+        "csv": table.data.to_csv(index=False, lineterminator="\n"),
+        "md": to_markdown(table),
+        "tex": to_tex(table),
+        "html": f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(stem.name)}</title>\n{to_html(table)}',
+    }
+    for suffix, text in texts.items():
+        artifacts.write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
+
+
+def to_markdown(table: Table) -> str:
+    """The cells as a Markdown pipe table; names keep their underscores, a pipe is escaped."""
+    rows = [
+        [f"**{cell}**" if (i, j) in table.bold else cell.replace("|", "\\|") for j, cell in enumerate(row)]
+        for body in table.bodies()
+        for i, row in body
+    ]
+    align = ["right" if name in table.flush_right else "left" for name in table.cells.columns]
+    frame = pd.DataFrame(rows, columns=table.cells.columns)
+    return frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True) + "\n"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",
+    "δ": r"$\delta$", "×": r"$\times$", "✓ ": "", "✗ ": "",
+}  # fmt: skip
+
+
+def escape_tex(text: str) -> str:
+    """Text for LaTeX: special characters escaped, symbols as mathematics."""
+    text = text.replace("✓ ", "").replace("✗ ", "")  # the word beside the mark says the same
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def to_tex(table: Table) -> str:
+    """The cells as one `tabular`, to be `\\input`; needs the package booktabs and nothing else."""
+    spec = "".join("r" if name in table.flush_right else "l" for name in table.cells.columns)
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    lines.append(" & ".join(escape_tex(name) for name in table.cells.columns) + r" \\")
+    for body in table.bodies():
+        lines.append(r"\midrule")
+        for i, row in body:
+            texts = [escape_tex(cell) for cell in row]
+            texts = [rf"\textbf{{{text}}}" if (i, j) in table.bold else text for j, text in enumerate(texts)]
+            lines.append(" & ".join(texts) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_html(table: Table) -> str:
+    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers."""
+    kinds = [' class="n"' if name in table.flush_right else "" for name in table.cells.columns]
+    heads = (f'<th scope="col"{k}>{html.escape(n)}</th>' for k, n in zip(kinds, table.cells.columns, strict=True))
+    lines = ["<table>", f"<thead><tr>{''.join(heads)}</tr></thead>"]
+    for body in table.bodies():
+        lines.append("<tbody>")
+        for i, row in body:
+            texts = [html.escape(cell) for cell in row]
+            texts = [f"<strong>{text}</strong>" if (i, j) in table.bold else text for j, text in enumerate(texts)]
+            lines.append("<tr>" + "".join(f"<td{k}>{t}</td>" for k, t in zip(kinds, texts, strict=True)) + "</tr>")
+        lines.append("</tbody>")
+    return "\n".join([*lines, "</table>", ""])
+
+
+# --- rows and cells -------------------------------------------------------------------------------------------
+
+
+def _kind(metric: str) -> str:
+    return metric.partition("_")[0]
+
+
+def _rest(metric: str) -> str:
+    return metric.partition("_")[2]
+
+
+def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
+    rows = [dict(zip(keys, values, strict=True)) for values in metrics[keys].drop_duplicates().to_numpy().tolist()]
+    datasets = list(dict.fromkeys(metrics["dataset"]))
+    methods = list(dict.fromkeys(metrics["method"]))
+
+    def place(row: dict[str, str]) -> tuple[Any, ...]:
+        anchor = {"real": 0, "label_only": 2}.get(row["method"], 1)
+        epsilon = float(row["epsilon"]) if row["epsilon"] else 0.0
+        return datasets.index(row["dataset"]), anchor, epsilon, methods.index(row["method"]), row.get("sampler", "")
+
+    return sorted(rows, key=place)
+
+
+def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: int) -> frozenset[tuple[int, int]]:
+    rivals: dict[tuple[str, str], list[int]] = {}
+    for i, row in enumerate(data):
+        if row["epsilon"] not in ("", "inf"):
+            rivals.setdefault((row["dataset"], row["epsilon"]), []).append(i)
+    best = set()
+    for rows in rivals.values():
+        for j, column in enumerate(columns):
+            name = f"{column.metric}_{column.reference}_mean"
+            scores = {i: column.sign * data[i][name] for i in rows if not math.isnan(data[i][name])}
+            if len(scores) > 1:
+                best |= {(i, offset + j) for i, score in scores.items() if score == max(scores.values())}
+    return frozenset(best)
+
+
+def _cell(mean: float, std: float, n: int, decimals: int | None) -> str:
+    if n == 0:
+        return MISSING
+    if decimals is None:
+        size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
+        decimals = min(max(2 - size, 0), 4)
+    return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
+
+
+def _epsilon(value: float, decimals: int | None = None) -> str:
+    if math.isinf(value):
+        return "∞"
+    return f"{value:g}" if decimals is None else f"{value:.{decimals}f}"
+
+
+def _mechanism(event: dict[str, Any]) -> str:
+    if not event["mechanism"]:
+        return "nothing released"
+    names = {"poisson_subsampled_gaussian": "Poisson-subsampled Gaussian", "gaussian": "Gaussian"}
+    rate = "" if math.isnan(event["sample_rate"]) else f", q = {event['sample_rate']:.3g}"
+    label = f"{event['name']}: " if event["name"] else ""
+    mechanism = names.get(event["mechanism"], event["mechanism"])
+    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"
+
+
+def _resources(rule: str, method: str, jobs: pd.DataFrame) -> dict[str, Any]:
+    seconds = jobs["seconds"]
+    return {
+        "rule": rule, "method": method, "jobs": len(jobs), "mean_s": float(seconds.mean()),
+        "max_s": float(seconds.max()), "sum_s": float(seconds.sum()), "max_rss_mb": float(jobs["max_rss_mb"].max()),
+    }  # fmt: skip
+
+
+def _fixed(value: float, decimals: int = 1) -> str:
+    return MISSING if math.isnan(value) else f"{value:,.{decimals}f}"
+
+
+def _runs_of(keys: Sequence[Any]) -> tuple[int, ...]:
+    groups: list[int] = []
+    for i, key in enumerate(keys):
+        groups.append(groups[-1] + (key != keys[i - 1]) if groups else 0)
+    return tuple(groups)
