@@ -27,6 +27,7 @@ from dpdm.errors import UserError
 
 NAME = r"^[a-z][a-z0-9_]*$"
 ANCHORS = ("real", "label_only")
+RESERVED_STUDIES = ("data", "published", "examples")
 
 
 class Strict(BaseModel):
@@ -63,25 +64,34 @@ Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 DELTA_RULE = "1/(2n)"
 
 
-class DatasetSpec(Strict):
-    """One dataset of a study; delta belongs to it because it depends on the number of records."""
+class SourceSpec(Strict):
+    """Where the images of a dataset come from; its change, and nothing else, prepares the dataset again."""
 
     source: Literal["digits", "mnist", "fashion_mnist", "npz"]
-    delta: Annotated[float, Field(gt=0, lt=1)] | Literal["1/(2n)"]
-    allow_large_delta: bool = False  # accept delta >= 1/n, which permits publishing a record outright
     data_dir: str | None = None  # folder of the IDX files; else $DPDM_DATA_DIR/<source>, else data/<source>
     train: str | None = None  # source npz: files with `images` (uint8 NCHW) and `labels`
     test: str | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None  # source npz: public, never counted from the labels
 
     @model_validator(mode="after")
-    def _npz_has_files(self) -> "DatasetSpec":
+    def _npz_has_files(self) -> "SourceSpec":
         needed = {"train": self.train, "test": self.test, "num_classes": self.num_classes}
         if self.source == "npz" and None in needed.values():
             raise ValueError("source npz needs the keys train, test and num_classes")
         if self.source != "npz" and any(value is not None for value in needed.values()):
             raise ValueError(f"the keys train, test and num_classes belong to source npz, not to {self.source}")
         return self
+
+
+class DatasetSpec(SourceSpec):
+    """One dataset of a study; delta belongs to it because it depends on the number of records."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)] | Literal["1/(2n)"]
+    allow_large_delta: bool = False  # accept delta >= 1/n, which permits publishing a record outright
+
+    def source_spec(self) -> SourceSpec:
+        """The part that decides the images."""
+        return SourceSpec(**{name: getattr(self, name) for name in SourceSpec.model_fields})
 
 
 class When(Strict):
@@ -195,6 +205,8 @@ class Study(Strict):
         for name, values in (("epsilons", self.epsilons), ("seeds", self.seeds), ("anchors", self.anchors)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} holds a value twice")
+        if self.study in RESERVED_STUDIES:
+            raise ValueError(f"study: the name {self.study!r} is a folder of its own under results; choose another")
         taken = set(ANCHORS) & set(self.methods)
         if taken:
             raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
@@ -300,7 +312,8 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         if key in seen:
-            raise UserError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} stands twice")
+            mark = key_node.start_mark
+            raise UserError(f"{mark.name}, line {mark.line + 1}: key {key!r} stands twice")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 

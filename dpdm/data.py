@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpdm import artifacts
-from dpdm.config import DELTA_RULE, DatasetSpec
+from dpdm.config import DELTA_RULE, SourceSpec
 from dpdm.errors import UserError
 from dpdm.rng import Streams
 
@@ -55,7 +55,7 @@ class ImageSet:
             raise UserError(
                 f"{self.origin}: labels must be int64 [{len(images)}], got {labels.dtype} {labels.shape}"
             )
-        if len(labels) and not (0 <= labels.min() and labels.max() < self.num_classes):
+        if len(labels) and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise UserError(f"{self.origin}: labels must lie in 0..{self.num_classes - 1}")
 
     @property
@@ -166,7 +166,7 @@ _IDX = {
 }  # fmt: skip
 
 
-def known_meta(spec: DatasetSpec) -> ImageMeta:
+def known_meta(spec: SourceSpec) -> ImageMeta:
     """Public facts of a dataset's training split, as far as possible without loading it.
 
     Raises:
@@ -179,7 +179,7 @@ def known_meta(spec: DatasetSpec) -> ImageMeta:
     return _load_npz(spec, "train").meta
 
 
-def load_dataset(spec: DatasetSpec) -> dict[str, ImageSet]:
+def load_dataset(spec: SourceSpec) -> dict[str, ImageSet]:
     """The `train` and `test` splits of a dataset.
 
     Raises:
@@ -212,7 +212,7 @@ def _load_digits() -> dict[str, ImageSet]:
     }
 
 
-def _load_npz(spec: DatasetSpec, split: str) -> ImageSet:
+def _load_npz(spec: SourceSpec, split: str) -> ImageSet:
     path = getattr(spec, split)
     arrays = artifacts.read_npz(path, ("images", "labels"))
     labels = arrays["labels"]
@@ -221,13 +221,13 @@ def _load_npz(spec: DatasetSpec, split: str) -> ImageSet:
     return ImageSet(arrays["images"], labels, spec.num_classes, path)
 
 
-def _idx_folder(spec: DatasetSpec) -> Path:
+def _idx_folder(spec: SourceSpec) -> Path:
     if spec.data_dir is not None:
         return Path(spec.data_dir)
     return Path(os.environ.get(DATA_DIR_VARIABLE, "data")) / spec.source
 
 
-def _load_idx_dataset(spec: DatasetSpec) -> dict[str, ImageSet]:
+def _load_idx_dataset(spec: SourceSpec) -> dict[str, ImageSet]:
     known, folder = _IDX[spec.source], _idx_folder(spec)
     contents = {}
     for name, sha256 in known.sha256.items():
@@ -280,7 +280,7 @@ def parse_idx(content: bytes, origin: str) -> np.ndarray:
     return body.reshape(dims).copy()
 
 
-def dataset_facts(spec: DatasetSpec, splits: dict[str, ImageSet]) -> dict[str, Any]:
+def dataset_facts(spec: SourceSpec, splits: dict[str, ImageSet]) -> dict[str, Any]:
     """What dataset.json records: source, sizes, shape, classes, digests."""
     meta = splits["train"].meta
     return {

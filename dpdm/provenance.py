@@ -12,11 +12,11 @@ from dpdm.artifacts import sha256_of
 def provenance() -> dict[str, str]:
     """Version, commit (with `-dirty` where the tree differs from it; "unknown" outside a checkout), code digest.
 
-    `code` digests the sources of the `dpdm` package alone, so that adding a baseline or a document does
-    not part the runs of the other methods, which that edit cannot have changed.
+    `code` digests the sources of the `dpdm` package without its report: adding a baseline, or mending a table,
+    does not part the runs of the other methods, which that edit cannot have changed.
     """
     package = Path(__file__).parent
-    sources = sorted(package.rglob("*.py"))
+    sources = sorted(p for p in package.rglob("*.py") if package / "report" not in p.parents)
     parts = [part for p in sources for part in (str(p.relative_to(package)).encode(), p.read_bytes())]
     return {"version": dpdm.__version__, "commit": _commit(package.parent), "code": sha256_of(*parts)[:16]}
 

@@ -22,12 +22,17 @@ _CHUNK = 500  # images per forward pass when applying a network: bounds memory, 
 class Recipe:
     """How a network is trained: Adam, its rate falling linearly to zero; the last step is the result.
 
-    Steps, not epochs: the time is then the same for every size of data set.
+    Steps, not epochs: small sets are then seen often enough, and the time hardly depends on the size of a set.
     """
 
     steps: int
-    batch_size: int
+    batch_size: int  # less where there are fewer images
     lr: float
+    least_epochs: int = 0  # passes over a large set, for which `steps` are raised
+
+    def steps_for(self, count: int) -> int:
+        """Steps on `count` images."""
+        return max(self.steps, math.ceil(self.least_epochs * count / self.batch_size))
 
 
 @contextmanager
@@ -48,14 +53,14 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
         streams: all randomness; torch's global generators are left as they were.
     """
     count, size = len(data.labels), min(recipe.batch_size, len(data.labels))
-    shuffle = streams.torch("batches")
-    passes = math.ceil(recipe.steps * size / count)
+    steps, shuffle = recipe.steps_for(count), streams.torch("batches")
+    passes = math.ceil(steps * size / count)
     order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)]).numpy()
     with _seeded(streams):
         network = build().train()
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
-        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, recipe.steps)
-        for step in range(recipe.steps):
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        for step in range(steps):
             rows = order[step * size : (step + 1) * size]
             logits = network(to_network(data.images[rows]))
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))

@@ -10,10 +10,10 @@ from dpdm.data import ImageSet, to_network
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
-from dpdm.privacy.ledger import Event, Ledger
+from dpdm.privacy.ledger import Ledger
 from dpdm.rng import Streams
 
-RELEASE_CHUNK = 256  # records per chunk of a one-shot release: memory only
+RELEASE_CHUNK = 512  # records per chunk of a one-shot release: memory only
 
 
 class PrivateData:
@@ -78,12 +78,28 @@ class PrivateData:
         Raises:
             UserError: the mechanism is not planned or was served already, or a statistic is not finite.
         """
-        mechanism = self._serve(name, "gaussian")
-        event = mechanism.event(self._noise_scale, l2_bound)
-        self.ledger.append(event)
-        total = self._clipped_sum(statistic, l2_bound)
-        noise = torch.randn(total.shape, dtype=total.dtype, generator=self._rng.torch(f"release/{name}"))
-        return total + event.noise_multiplier * event.sensitivity * noise
+        return self._release(name, l2_bound, statistic, l2_bound, _sum)
+
+    def release_second_moment(
+        self, name: str, vectors: Callable[[Tensor, Tensor], Tensor], l2_bound: float
+    ) -> Tensor:
+        """A noised sum over all records of v v^T, for a per-record vector v clipped to L2 norm `l2_bound`.
+
+        The same mechanism as `release_sum` of the statistic v v^T, whose Frobenius norm is at most l2_bound^2,
+        but computed by one matrix product. With vectors [b, g, d] a record gives g blocks, v being their
+        concatenation for the clipping: sqrt(sum_g |v_g|^4) <= sum_g |v_g|^2 <= l2_bound^2 bounds them jointly.
+
+        Args:
+            name: a planned Gaussian mechanism.
+            vectors: maps images and labels, as for `release_sum`, to [b, d] or [b, g, d].
+            l2_bound: of a record's vector; the sensitivity is its square.
+
+        Returns:
+            float64 [d, d] or [g, d, d], symmetric: noise of std z * l2_bound^2 on the diagonal, and 1 / sqrt(2)
+            of that off it (independent noise on all entries, then symmetrised: post-processing).
+        """
+        noised = self._release(name, l2_bound**2, vectors, l2_bound, _second_moment)
+        return (noised + noised.mT) / 2
 
     def dpsgd(
         self,
@@ -136,18 +152,41 @@ class PrivateData:
         images = to_network(self._images.images[indices]).to(self.device)
         return images, torch.from_numpy(self._images.labels[indices]).to(self.device)
 
-    def _clipped_sum(self, statistic: Callable[[Tensor, Tensor], Tensor], l2_bound: float) -> Tensor:
-        total = None
+    def _release(
+        self,
+        name: str,
+        sensitivity: float,
+        vectors: Callable[[Tensor, Tensor], Tensor],
+        l2_bound: float,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        event = self._serve(name, "gaussian").event(self._noise_scale, sensitivity)
+        self.ledger.append(event)  # before anything is released
+        total = self._clipped_total(vectors, l2_bound, reduce)
+        noise = torch.randn(total.shape, dtype=total.dtype, generator=self._rng.torch(f"release/{name}"))
+        return total + event.noise_multiplier * event.sensitivity * noise
+
+    def _clipped_total(
+        self, vectors: Callable[[Tensor, Tensor], Tensor], l2_bound: float, reduce: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The exact sum of reduce(clipped vectors) over all chunks; every record is in exactly one. Not a release."""
+        total = torch.zeros((), dtype=torch.float64)
         for start in range(0, self.meta.n, RELEASE_CHUNK):
             images, labels = self._batch(np.arange(start, min(start + RELEASE_CHUNK, self.meta.n)))
-            vectors = statistic(images, labels)
-            if vectors.shape[0] != len(labels):
-                raise UserError(f"a statistic must give one vector per record, got {tuple(vectors.shape)}")
-            rows = vectors.detach().reshape(len(labels), -1)
-            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            v = vectors(images, labels).detach()
+            if v.shape[0] != len(labels):
+                raise UserError(f"a statistic must give one vector per record, got {tuple(v.shape)}")
+            norms = torch.linalg.vector_norm(v.flatten(1), dim=1, dtype=torch.float64)
             if not torch.isfinite(norms).all():
                 raise UserError("a statistic is not finite")
-            scale = (l2_bound / norms.clamp(min=l2_bound)).to(rows.dtype)
-            part = (scale @ rows).to("cpu", torch.float64).reshape(vectors.shape[1:])
-            total = part if total is None else total + part
+            scale = (l2_bound / norms.clamp(min=l2_bound)).to(v.dtype)
+            total = total + reduce(v * scale.view(-1, *[1] * (v.ndim - 1))).to("cpu", torch.float64)
         return total
+
+
+def _sum(vectors: Tensor) -> Tensor:
+    return vectors.sum(0)
+
+
+def _second_moment(vectors: Tensor) -> Tensor:
+    return torch.einsum("b...d,b...e->...de", vectors, vectors)

@@ -31,7 +31,8 @@ class PerExampleGradients:
         for name, layer in module.named_modules():
             errors = [] if any(layer.children()) else ModuleValidator.validate(layer, strict=False)
             if errors:
-                raise UserError(f"layer {name or 'module'} ({type(layer).__name__}) cannot be trained privately: {errors[0]}")
+                kind = type(layer).__name__
+                raise UserError(f"layer {name or 'module'} ({kind}) cannot be trained privately: {errors[0]}")
         self.rows_per_example = rows_per_example
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._forwards: list[int] = []

@@ -35,8 +35,8 @@ _SCORE_FILES = ("fidelity.json", "utility.json")
 # --- what the files hold; keys that the tables do not need may stand beside these ------------------------------
 
 
-class _Record(Strict):
-    model_config = {"extra": "ignore"}
+class _Record(Strict, extra="ignore"):
+    pass
 
 
 class _Provenance(_Record):
@@ -79,10 +79,11 @@ class _Audited(_Record):
     epsilon_prv: Epsilon
     passed: bool
     events: list[_Event]
+    provenance: _Provenance | None = None  # of the training; else that of the file
 
 
 class _Audit(_Record):
-    provenance: _Provenance
+    provenance: _Provenance | None = None
     runs: list[_Audited]
 
 
@@ -133,19 +134,20 @@ def collect(
                         f"{row['metric']} of one run stands twice, in {scores[key][0]} and in {path}; delete one"
                     )
                 scores[key] = (path, {**row, "_order": (place, kind, position)})
+            codes.setdefault(record.provenance.code, path)
         elif "runs" in content:
             record = parse_params(_Audit, content, str(path))
-            kept = [run for run in record.runs if run.coordinates in runs]
-            if not kept:
-                continue
-            for run in kept:
+            for run in record.runs:
+                if run.coordinates not in runs:
+                    continue
                 if run.coordinates in audits:
                     first = audits[run.coordinates][0]
                     raise UserError(f"the audit of one run stands twice, in {first} and in {path}; delete one")
-                audits[run.coordinates] = (path, _audit_rows(run, record.provenance))
-        else:
-            continue
-        codes.setdefault(record.provenance.code, path)
+                made_by = run.provenance or record.provenance
+                if made_by is None:
+                    raise UserError(f"{path} lacks the key 'provenance'; delete it and run snakemake again")
+                audits[run.coordinates] = (path, _audit_rows(run, made_by))
+                codes.setdefault(made_by.code, path)
     if len(codes) > 1 and not allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
 
@@ -235,7 +237,7 @@ def _score_rows(record: _Scores) -> Iterator[dict[str, Any]]:
 def _audit_rows(run: _Audited, provenance: _Provenance) -> list[dict[str, Any]]:
     shared = {
         **_coordinate_row(run.coordinates), **provenance.model_dump(),
-        **run.model_dump(exclude={"coordinates", "events"}),
+        **run.model_dump(exclude={"coordinates", "events", "provenance"}),
     }  # fmt: skip
     none = {"mechanism": "", "name": "", "steps": 0}
     events = [event.model_dump() for event in run.events] or [none]

@@ -3,7 +3,7 @@
 import html
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ import pandas as pd
 from dpdm import artifacts
 from dpdm.config import ANCHORS
 
-MISSING = "–"
+MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
 
-# By the first word of a metric's name: title, +1 where more is better, decimals (None: three significant digits).
+# By the first word of a metric's name: title, +1 where more is better, decimals (None: about three digits).
 _KINDS: dict[str, tuple[str, int, int | None]] = {
     "fid": ("FID", -1, None),
     "fd": ("FD", -1, None),
     "kid": ("KID", -1, None),
-    "precision": ("Precision", 1, 2),
-    "recall": ("Recall", 1, 2),
+    "precision": ("Precision", 1, 3),
+    "recall": ("Recall", 1, 3),
     "acc": ("accuracy %", 1, 1),
 }
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
@@ -45,6 +45,12 @@ class Table:
     bold: frozenset[tuple[int, int]] = frozenset()
     groups: tuple[int, ...] = ()
 
+    def without(self, header: str) -> "Table":
+        """The same table printed without one column, as where a heading names the dataset already."""
+        at = self.cells.columns.get_loc(header)
+        bold = frozenset((i, j - (j > at)) for i, j in self.bold if j != at)
+        return replace(self, cells=self.cells.drop(columns=header), bold=bold)
+
     def bodies(self) -> Iterator[list[tuple[int, list[str]]]]:
         """Groups of (row number, cells)."""
         body: list[tuple[int, list[str]]] = []
@@ -59,7 +65,7 @@ class Table:
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """How a metric is shown: `sign` is +1 where more is better, `decimals` None means three significant digits."""
+    """How a metric is shown: `sign` is +1 where more is better, `decimals` None means about three digits."""
 
     metric: str
     reference: str
@@ -76,8 +82,7 @@ class MetricColumn:
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """The metrics present, in reading order; of several reference sets the training set is shown.
 
-    Raises:
-        KeyError: never for unknown metrics: they follow at the end under their own name, more counted as better.
+    A metric of an unknown kind follows at the end under its own name, more counted as better.
     """
     pairs = list(dict.fromkeys(zip(metrics["metric"], metrics["reference"], strict=True)))
     names = list(dict.fromkeys(name for name, _ in pairs))
@@ -132,7 +137,6 @@ def results_table(metrics: pd.DataFrame) -> Table:
     titles = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler"}
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
-    groups: list[int] = []
     for row in rows:
         summaries = [summarise(metrics, column, **row) for column in columns]
         numbers: dict[str, Any] = {}
@@ -143,10 +147,7 @@ def results_table(metrics: pd.DataFrame) -> Table:
         shown["method"] = ANCHOR_LABELS.get(row["method"], row["method"])
         texts = {c.header: _cell(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
         cells.append({titles[key]: shown[key] for key in keys} | texts)
-        section = [row["dataset"], row["epsilon"], row["method"] if row["method"] in ANCHORS else ""]
-        same = bool(groups) and section == last
-        groups.append((groups[-1] if groups else 0) + (0 if same else 1))
-        last = section
+    sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
     stats = [f"{c.metric}_{c.reference}_{s}" for c in columns for s in ("mean", "std", "n")]
     headers = [c.header for c in columns]
     return Table(
@@ -154,7 +155,7 @@ def results_table(metrics: pd.DataFrame) -> Table:
         pd.DataFrame(cells, columns=[*(titles[key] for key in keys), *headers]),
         frozenset([*headers, "ε"]),
         _best(data, columns, len(keys)),
-        tuple(groups),
+        _group_numbers(sections),
     )
 
 
@@ -181,19 +182,19 @@ def audit_table(audits: pd.DataFrame) -> Table:
     cells = [
         {
             "Dataset": row["dataset"], "Method": row["method"], "Target ε": _epsilon(row["target_epsilon"]),
-            "δ": f"{row['delta']:.2g}", "Spent ε, RDP": _epsilon(row["epsilon_rdp_max"], 3),
-            "Spent ε, PRV": _epsilon(row["epsilon_prv_max"], 3), "Mechanism": row["mechanism"],
-            "Runs": str(row["runs"]), "Passed": "✓ yes" if row["passed"] else "✗ NO",
+            "Spent, RDP": _epsilon(row["epsilon_rdp_max"], 3), "Spent, PRV": _epsilon(row["epsilon_prv_max"], 3),
+            "Passed": "✓ yes" if row["passed"] else "✗ NO", "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
+            "Mechanism": row["mechanism"],
         }
         for row in data
     ]  # fmt: skip
     names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
              "mechanism", "runs", "passed"]  # fmt: skip
-    right = ("Target ε", "δ", "Spent ε, RDP", "Spent ε, PRV", "Runs")
-    headers = ["Dataset", "Method", *right[:4], "Mechanism", "Runs", "Passed"]
+    right = ("Target ε", "Spent, RDP", "Spent, PRV", "δ", "Runs")
+    headers = ["Dataset", "Method", *right[:3], "Passed", *right[3:], "Mechanism"]
     return Table(
         pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
-        groups=_runs_of([(row["dataset"], row["method"]) for row in data]),
+        groups=_group_numbers([(row["dataset"], row["method"]) for row in data]),
     )  # fmt: skip
 
 
@@ -245,8 +246,8 @@ def to_markdown(table: Table) -> str:
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",
-    "δ": r"$\delta$", "×": r"$\times$", "✓ ": "", "✗ ": "",
+    "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",  # noqa: RUF001
+    "δ": r"$\delta$", "×": r"$\times$",  # noqa: RUF001
 }  # fmt: skip
 
 
@@ -329,7 +330,7 @@ def _cell(mean: float, std: float, n: int, decimals: int | None) -> str:
         return MISSING
     if decimals is None:
         size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
-        decimals = min(max(2 - size, 0), 4)
+        decimals = min(max(2 - size, 1), 4) if abs(mean) >= 5e-5 else 1  # 0.0 rather than 0.0000
     return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
 
 
@@ -343,10 +344,11 @@ def _mechanism(event: dict[str, Any]) -> str:
     if not event["mechanism"]:
         return "nothing released"
     names = {"poisson_subsampled_gaussian": "Poisson-subsampled Gaussian", "gaussian": "Gaussian"}
-    rate = "" if math.isnan(event["sample_rate"]) else f", q = {event['sample_rate']:.3g}"
+    whole = math.isnan(event["sample_rate"]) or event["mechanism"] == "gaussian"
+    rate = "" if whole else f", q = {event['sample_rate']:.3g}"
     label = f"{event['name']}: " if event["name"] else ""
     mechanism = names.get(event["mechanism"], event["mechanism"])
-    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"
+    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"  # noqa: RUF001
 
 
 def _resources(rule: str, method: str, jobs: pd.DataFrame) -> dict[str, Any]:
@@ -361,7 +363,7 @@ def _fixed(value: float, decimals: int = 1) -> str:
     return MISSING if math.isnan(value) else f"{value:,.{decimals}f}"
 
 
-def _runs_of(keys: Sequence[Any]) -> tuple[int, ...]:
+def _group_numbers(keys: Sequence[Any]) -> tuple[int, ...]:
     groups: list[int] = []
     for i, key in enumerate(keys):
         groups.append(groups[-1] + (key != keys[i - 1]) if groups else 0)

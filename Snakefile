@@ -1,0 +1,22 @@
+# The whole benchmark: a study (one YAML file) becomes independent jobs, each one `python -m dpdm` verb.
+#   snakemake --cores 2                                          the default study (profiles/default names it)
+#   snakemake --cores 8 --configfile config/X.yaml tables        another study, one target
+# Targets: all, audits, tables, figures, report.
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.output,
+        rules.tables.output,
+        rules.figures.input,
+        rules.audits.input,
+    localrule: True

@@ -1,0 +1,141 @@
+"""DP-PCA with one Gaussian per class: the floor that embarrasses published methods.
+
+Released, four Gaussian mechanisms under adding or removing one record, with images x (pixels in [0, 1],
+flattened) clipped to norm C = `max_image_norm`: class counts (sensitivity 1), class sums (C), the global
+second moment sum x x^T (C^2 in Frobenius norm), and per-class second moments in its top-k basis (C^2).
+All else (how many eigenvectors stand out of the noise, shrinkage, sampling) is post-processing of releases.
+DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss".
+"""
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpdm.config import Finite, Strict
+from dpdm.data import ImageMeta, to_uint8
+from dpdm.errors import UserError
+from dpdm.method import NoParams
+from dpdm.privacy import Mechanism, PrivateData
+from dpdm.progress import Log
+from dpdm.rng import Streams
+
+Share = Annotated[Finite, Field(gt=0, lt=1)]
+
+
+class Params(Strict):
+    """Public constants, fixed without looking at the data; the second moments per class get the remaining budget."""
+
+    max_image_norm: Annotated[Finite, Field(gt=0)]  # C, for pixels in [0, 1]
+    count_share: Share = 0.02
+    sum_share: Share = 0.18
+    second_moment_share: Share = 0.30
+    variance_floor: Annotated[Finite, Field(ge=0)] = 1e-3  # of every direction of a class covariance
+
+
+class Model:
+    """One Gaussian per class in a shared subspace.
+
+    Args:
+        basis: [d, k], orthonormal columns.
+        means: [classes, d], pixels in [0, 1].
+        factors: [classes, k, k], a square root of each covariance within the basis.
+        shape: image shape (C, H, W).
+    """
+
+    def __init__(self, basis: Tensor, means: Tensor, factors: Tensor, shape: tuple[int, int, int]):
+        self.basis, self.means, self.factors, self.shape = basis, means, factors, shape
+
+    def sample(self, labels: np.ndarray, sampler: NoParams, rng: Streams) -> np.ndarray:
+        """Draws from the Gaussian of each label: uint8 [n, C, H, W]."""
+        y = torch.from_numpy(labels)
+        z = torch.from_numpy(rng.normal_per_image("image", 0, len(labels), (self.basis.shape[1],)))
+        pixels = self.means[y].clone()
+        for label in y.unique():  # one class at a time: [n, k, k] would not fit for many images
+            of_class = y == label
+            pixels[of_class] += z[of_class] @ self.factors[label].T @ self.basis.T
+        return to_uint8(2 * pixels.reshape(-1, *self.shape) - 1)
+
+    def state(self) -> dict[str, Any]:
+        """The three tensors and the image shape."""
+        return {"basis": self.basis, "means": self.means, "factors": self.factors, "shape": list(self.shape)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Model":
+        """The inverse of `state`."""
+        return cls(state["basis"], state["means"], state["factors"], tuple(state["shape"]))
+
+
+class DPGaussian:
+    """The method, by the contract of dpdm.method."""
+
+    Params = Params
+    SamplerParams = NoParams
+    Model = Model
+
+    def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
+        """Four Gaussian releases that share the budget."""
+        rest = 1 - params.count_share - params.sum_share - params.second_moment_share
+        if rest <= 0:
+            raise UserError("count_share + sum_share + second_moment_share must stay below 1")
+        return (
+            Mechanism.gaussian("class_counts", params.count_share),
+            Mechanism.gaussian("class_sums", params.sum_share),
+            Mechanism.gaussian("second_moment", params.second_moment_share),
+            Mechanism.gaussian("class_second_moments", rest),
+        )
+
+    def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
+        """Four releases, then linear algebra on them (in float64)."""
+        classes, bound = private.meta.num_classes, params.max_image_norm
+
+        def pixels(images: Tensor) -> Tensor:
+            return ((images + 1) / 2).flatten(1)
+
+        def by_class(vectors: Tensor, labels: Tensor) -> Tensor:
+            return torch.einsum("bk,bd->bkd", F.one_hot(labels, classes).to(vectors.dtype), vectors)
+
+        counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
+        sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y), bound)
+        moment = private.release_second_moment("second_moment", lambda x, y: pixels(x), bound)
+        basis = standing_out(moment, private.noise_multiplier("second_moment") * bound**2)
+        projection = basis.to(private.device, torch.float32)
+        moments = private.release_second_moment(
+            "class_second_moments", lambda x, y: by_class(pixels(x) @ projection, y), bound
+        )
+        means = sums / counts[:, None]
+        class_noise_std = private.noise_multiplier("class_second_moments") * bound**2
+        covariances = shrunk_covariances(moments, counts, means @ basis, class_noise_std)
+        values, vectors = torch.linalg.eigh(covariances)
+        factors = vectors * values.clamp(min=params.variance_floor).sqrt()[:, None, :]
+        return Model(basis.float(), means.float(), factors.float(), private.meta.shape)
+
+
+def standing_out(moment: Tensor, noise_std: float) -> Tensor:
+    """The eigenvectors [d, k] of a noised second moment [d, d] whose eigenvalues stand out of its noise.
+
+    Symmetric noise of variance noise_std^2 / 2 off the diagonal has its spectrum within noise_std * sqrt(2 d)
+    (the semicircle law). At least one vector is kept; without noise, all with a positive eigenvalue.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    k = max(1, int((values > noise_std * math.sqrt(2 * len(values))).sum()))
+    return vectors.flip(1)[:, :k].contiguous()
+
+
+def shrunk_covariances(moments: Tensor, counts: Tensor, means: Tensor, noise_std: float) -> Tensor:
+    """Class covariances [classes, k, k], each drawn towards the pooled one as far as its noise demands.
+
+    Args:
+        moments: noised class second moments [classes, k, k]; counts: [classes]; means: [classes, k].
+        noise_std: of a diagonal entry of `moments`.
+    """
+    covariances = moments / counts[:, None, None] - means[:, :, None] * means[:, None, :]
+    pooled = (covariances * counts[:, None, None]).sum(0) / counts.sum()
+    k = len(pooled)
+    noise = noise_std * math.sqrt(k * (k + 1) / 2) / counts  # expected Frobenius norm
+    weight = (noise / pooled.norm()).square().clamp(max=1)[:, None, None]
+    return weight * pooled + (1 - weight) * covariances

@@ -1,0 +1,257 @@
+"""The command line: `python -m dpdm VERB`. One thin function per verb; numerical libraries load only where used."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dpdm import artifacts, config
+from dpdm.errors import UserError
+
+
+def verb_schema(_: argparse.Namespace) -> None:
+    """print the JSON Schema of a study file, for editors"""
+    print(artifacts.canonical_json(config.Study.model_json_schema()), end="")
+
+
+def verb_check(args: argparse.Namespace) -> None:
+    """print the grid a study resolves to: runs, jobs, epsilon and noise per run; trains nothing"""
+    from dpdm.plan import describe
+
+    print(describe(config.load_study(args.study)))
+
+
+def verb_validate(args: argparse.Namespace) -> None:
+    """import every method of a study, build every params, and write the resolved study"""
+    from dpdm.plan import planned_runs
+
+    study = config.parse_spec(config.Study, args.spec)
+    planned_runs(study)
+    artifacts.write_json(args.out, study.model_dump(mode="json"))
+
+
+def verb_prepare(args: argparse.Namespace) -> None:
+    """load a dataset, verify it, and write its splits as npz"""
+    from dpdm import data
+
+    spec = config.parse_spec(config.SourceSpec, args.spec)
+    splits = data.load_dataset(spec)
+    for split, images in splits.items():
+        data.write_images(args.out / f"{split}.npz", images)
+    artifacts.write_json(args.out / "dataset.json", data.dataset_facts(spec, splits))
+
+
+def verb_label_only(args: argparse.Namespace) -> None:
+    """write the label-only floor: uniform noise images with balanced labels"""
+    from dpdm import data
+
+    facts = artifacts.read_json(args.dataset, ("n", "shape", "num_classes"))
+    meta = data.ImageMeta(facts["n"]["train"], tuple(facts["shape"]), facts["num_classes"])
+    data.write_images(args.out, data.label_only(meta, args.images))
+
+
+def verb_train(args: argparse.Namespace) -> None:
+    """train one run; writes the model, its ledger and the training curve"""
+    from dpdm import data, method
+    from dpdm.progress import Log
+
+    spec = config.parse_spec(config.RunSpec, args.spec)
+    log = Log(f"train {spec.method} on {spec.dataset}, epsilon {config.epsilon_text(spec.epsilon)}, seed {spec.seed}")
+    model, ledger = method.train(spec, data.read_images(args.data), log, _device())
+    state = {"impl": spec.impl, "state": model.state()}
+    artifacts.write_tensors(args.model, state)
+    artifacts.write_jsonl(args.curve, log.rows)
+    artifacts.write_json(args.ledger, ledger.to_json())
+
+
+def verb_audit(args: argparse.Namespace) -> None:
+    """re-derive epsilon from ledgers alone, under both accountants; fails if one is above its target"""
+    from dpdm.privacy.audit import audit, describe_audit
+
+    audits = [audit(artifacts.read_json(path), str(path)) for path in args.ledgers]
+    for row, path in zip(audits, args.ledgers, strict=True):
+        print(describe_audit(row, str(path)))
+    failed = [str(p) for row, p in zip(audits, args.ledgers, strict=True) if not row["passed"]]
+    if failed:
+        raise UserError(f"epsilon is above its target in {', '.join(failed)}: do not publish; train the run again")
+    if args.out:
+        artifacts.write_json(args.out, {"runs": audits})
+
+
+def verb_sample(args: argparse.Namespace) -> None:
+    """draw one synthetic set from a model, with balanced labels"""
+    from dpdm import data, method
+    from dpdm.rng import Streams
+
+    spec = config.parse_spec(config.SampleSpec, args.spec)
+    coordinates = spec.coordinates
+    saved = artifacts.read_tensors(args.model)
+    if saved.get("impl") != spec.impl:
+        raise UserError(f"{args.model} was made by {saved.get('impl')}, not by {spec.impl}; train the run again")
+    meta = artifacts.read_json(args.dataset, ("num_classes",))
+    chosen = method.load_method(spec.impl)
+    where = f"methods.{coordinates.method}.samplers.{coordinates.sampler}"
+    sampler = config.parse_params(chosen.SamplerParams, spec.sampler_params, where)
+    labels = data.balanced_labels(spec.synthetic_images, meta["num_classes"])
+    model = chosen.Model.from_state(saved["state"])
+    images = model.sample(labels, sampler, Streams(coordinates.seed, f"sample/{coordinates.sampler}"))
+    data.write_images(args.out, data.ImageSet(images, labels, meta["num_classes"], f"samples of {coordinates.method}"))
+
+
+def verb_extractor(args: argparse.Namespace) -> None:
+    """train the small feature extractor of a dataset's image distance, on real data"""
+    from dpdm import data
+    from dpdm.evaluation.extractor import train_extractor
+
+    artifacts.write_tensors(args.out, train_extractor(data.read_images(args.train), data.read_images(args.test)))
+
+
+def verb_score(args: argparse.Namespace) -> None:
+    """score a synthetic set: distances to the real images, and classifiers trained on it"""
+    from dpdm import data
+    from dpdm.evaluation import classifiers, extractor, fidelity
+    from dpdm.provenance import provenance
+
+    spec = config.parse_spec(config.ScoreSpec, args.spec)
+    coordinates, evaluation = spec.coordinates, spec.evaluation
+    synthetic, test = data.read_images(args.synthetic), data.read_images(args.test)
+    common = {
+        "coordinates": coordinates.model_dump(mode="json"),
+        "provenance": provenance(),
+        "num_synthetic": len(synthetic.images),
+    }
+    references = {"train": data.read_images(args.train), "test": test}
+    distances = fidelity.measure(synthetic, references, args.extractor, coordinates.dataset, coordinates.seed)
+    facts = extractor.load_extractor(args.extractor)[1]
+    accuracies = classifiers.measure(
+        synthetic, test, evaluation.classifiers, coordinates.seed, evaluation.protocol
+    )
+    artifacts.write_json(args.fidelity, common | {"extractor": facts, "metrics": distances})
+    artifacts.write_json(args.utility, common | {"protocol": evaluation.protocol, "metrics": accuracies})
+
+
+def verb_collect(args: argparse.Namespace) -> None:
+    """gather the scores and audits of a study into two tidy csv files"""
+    from dpdm.report import collect
+
+    study = _study(args.study)
+    metrics, audits = collect.collect(study, args.folders, study.allow_mixed_code)
+    for hole in collect.holes(study, metrics, audits):
+        print(f"missing: {hole}", file=sys.stderr)
+    collect.write_csv(args.metrics, metrics)
+    collect.write_csv(args.audits, audits)
+
+
+def verb_tables(args: argparse.Namespace) -> None:
+    """write the results and the audit as csv, md, tex and html"""
+    from dpdm.report import collect, tables
+
+    tables.write_table(tables.results_table(collect.read_csv(args.metrics, collect.METRICS)), args.results)
+    tables.write_table(tables.audit_table(collect.read_csv(args.audits, collect.AUDITS)), args.audit)
+
+
+def verb_figures(args: argparse.Namespace) -> None:
+    """draw epsilon curves and sample grids of one dataset"""
+    from dpdm.report import collect, figures
+
+    metrics = collect.read_csv(args.metrics, collect.METRICS)
+    figures.save_figure(figures.epsilon_curves(metrics, args.dataset), args.curves)
+    samples = []
+    for text in args.samples:
+        text, _, path = text.partition("=")
+        method, epsilon, seed = text.split(",")
+        samples.append(figures.SampleSet(method, float(epsilon), int(seed), Path(path)))
+    figures.save_figure(figures.sample_grid(args.dataset, args.real, samples), args.grid, ("png", "pdf"))
+
+
+def verb_report(args: argparse.Namespace) -> None:
+    """write the self-contained report.html"""
+    from dpdm.report import collect, html
+
+    text = html.render_report(
+        _study(args.study),
+        collect.read_csv(args.metrics, collect.METRICS),
+        collect.read_csv(args.audits, collect.AUDITS),
+        collect.read_benchmarks(args.benchmarks),
+        dict(map(_named_path, args.curves)),
+        dict(map(_named_path, args.grids)),
+        args.command,
+    )
+    artifacts.write_text(args.out, text)
+
+
+def _study(path: Path) -> config.Study:
+    return config.parse_study(artifacts.read_json(path), str(path))
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    return name, Path(path)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _limit_threads(count: int) -> None:
+    """Keeps torch, OpenMP and BLAS to `count` threads; must run before any of them is imported.
+
+    Two jobs of two threads each on two cores were seen ten times slower than one after the other.
+    """
+    for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+        os.environ[f"{library}_NUM_THREADS"] = str(count)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dpdm", description="A benchmark around DP diffusion models.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(verb, *paths: str, spec: bool = False) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(verb.__name__.removeprefix("verb_"), help=verb.__doc__, description=verb.__doc__)
+        sub.set_defaults(run=verb)
+        sub.add_argument("--threads", type=int, default=1, help="threads this job may use")
+        if spec:
+            sub.add_argument("--spec", required=True, help="resolved spec, JSON")
+        for path in paths:
+            sub.add_argument(f"--{path}", type=Path, required=True)
+        return sub
+
+    add(verb_schema)
+    add(verb_check).add_argument("study", help="a study file, e.g. config/digits.yaml")
+    add(verb_validate, "out", spec=True)
+    add(verb_prepare, "out", spec=True)
+    add(verb_label_only, "dataset", "out").add_argument("--images", type=int, required=True, help="how many")
+    add(verb_train, "data", "model", "ledger", "curve", spec=True)
+    audit = add(verb_audit)
+    audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
+    audit.add_argument("--out", type=Path, help="where to write the audit")
+    add(verb_sample, "model", "dataset", "out", spec=True)
+    add(verb_extractor, "train", "test", "out")
+    add(verb_score, "synthetic", "train", "test", "extractor", "fidelity", "utility", spec=True)
+    add(verb_collect, "study", "metrics", "audits").add_argument("folders", type=Path, nargs="+")
+    add(verb_tables, "metrics", "audits", "results", "audit")
+    figures = add(verb_figures, "metrics", "real", "curves", "grid")
+    figures.add_argument("--dataset", required=True)
+    figures.add_argument("samples", nargs="*", metavar="METHOD,EPSILON,SEED=NPZ")
+    report = add(verb_report, "study", "metrics", "audits", "benchmarks", "out")
+    report.add_argument("--curves", nargs="*", default=[], metavar="DATASET=SVG")
+    report.add_argument("--grids", nargs="*", default=[], metavar="DATASET=PNG")
+    report.add_argument("--command", required=True, help="what made the results, to print in the report")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; a UserError becomes one line on stderr and exit status 2."""
+    args = _parser().parse_args(arguments)
+    _limit_threads(args.threads)
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

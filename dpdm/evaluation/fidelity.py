@@ -1,0 +1,173 @@
+"""Fidelity: how close the distribution of synthetic images is to the real one, measured by torch-fidelity.
+
+All four compare features of `dpdm.evaluation.extractor` and carry the data set in their names, because values of
+another extractor, or of Inception ("fid"), live on another scale. X is one of the two real sides, train or test.
+
+    fd_X         Frechet distance of Gaussians fitted to the features; 0 is best. Of identical sets |fd| < 1e-6.
+                 Biased upwards for few images: compare only values from equally many.
+    kid_X        squared MMD with a cubic kernel, mean over subsets; unbiased, so about 0, also below it, is best.
+    precision_X  share of synthetic images within the reach of a real one (3 nearest neighbours); 1 is best.
+                 A real outlier reaches far and may admit nonsense: read it beside fd and recall.
+    recall_X     share of real images within the reach of a synthetic one; 1 is best, about 0 is mode collapse.
+
+The order of images does not matter to fd, precision and recall (relative 1e-9); kid draws its subsets by position.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from dpdm.data import ImageSet
+from dpdm.errors import UserError
+from dpdm.evaluation import _torchvision_cpu
+from dpdm.evaluation.extractor import load_extractor
+from dpdm.rng import Streams
+
+EXTRACTOR = "dpdm-small-cnn"  # our name in torch-fidelity's registry
+NEIGHBOURS = 3
+KID_SUBSET_SIZE = 1000
+_RESULT_KEYS = {  # our metric -> torch-fidelity's constant that names it
+    "fd": "KEY_METRIC_FID",
+    "kid": "KEY_METRIC_KID_MEAN",
+    "precision": "KEY_METRIC_PRECISION",
+    "recall": "KEY_METRIC_RECALL",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that we tell torch-fidelity, field by field under its names; it silently ignores a name it does not know."""
+
+    feature_extractor_weights_path: str
+    kid_subset_size: int  # <= the number of images on either side
+    rng_seed: int
+    cuda: bool
+    feature_extractor: str = EXTRACTOR
+    fid: bool = True
+    kid: bool = True
+    prc: bool = True
+    kid_subsets: int = 20
+    prc_neighborhood: int = NEIGHBOURS
+    prc_batch_size: int = 1000  # memory only: rows of the distance matrix at a time
+    batch_size: int = 500
+    save_cpu_ram: bool = True  # no loader processes, distances by parts
+    cache: bool = False  # a cache in the home folder would outlive what it was computed from
+    verbose: bool = False
+
+
+def measure(
+    synthetic: ImageSet, references: dict[str, ImageSet], extractor: str | Path, dataset: str, seed: int
+) -> list[dict[str, Any]]:
+    """Rows `{"metric": "fd_digits", "reference": "train", "value": ...}`: each metric against each reference.
+
+    Args:
+        synthetic: the images to judge; labels play no role.
+        references: the real sides by name ("train", "test").
+        extractor: file written from `train_extractor`'s state.
+        dataset: its name ends the names of the metrics.
+        seed: of the subsets that kid draws.
+
+    Raises:
+        UserError: images of different shapes, fewer than 4 on a side, an unusable extractor file, a value not finite.
+    """
+    network, _ = load_extractor(extractor)
+    for images in (synthetic, *references.values()):
+        _check_images(images, network.shape)
+    torch_fidelity = _import_torch_fidelity()
+    rows = []
+    for reference, real in references.items():
+        options = Options(
+            feature_extractor_weights_path=str(extractor),
+            kid_subset_size=min(KID_SUBSET_SIZE, len(synthetic.images), len(real.images)),
+            rng_seed=Streams(seed, "fidelity").integer("kid"),
+            cuda=torch.cuda.is_available(),
+        )
+        # input1 is the generated side: precision and recall are not symmetric
+        results = torch_fidelity.calculate_metrics(
+            input1=_Images(synthetic), input2=_Images(real), **known_options(asdict(options))
+        )
+        for metric, constant in _RESULT_KEYS.items():
+            value = float(results[getattr(torch_fidelity, constant)])
+            if not math.isfinite(value):
+                raise UserError(f"{metric} of {synthetic.origin} is {value}; delete {extractor} and make it again")
+            rows.append({"metric": f"{metric}_{dataset}", "reference": reference, "value": value})
+    return rows
+
+
+def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` themselves, once torch-fidelity is seen to know every name among them.
+
+    Raises:
+        UserError: it does not know one (a misspelling, or another version).
+    """
+    _import_torch_fidelity()
+    from torch_fidelity.defaults import DEFAULTS
+
+    unknown = sorted(set(options) - set(DEFAULTS))
+    if unknown:
+        raise UserError(f"torch-fidelity has no option {unknown[0]!r}; install torch-fidelity 0.4")
+    return options
+
+
+def _check_images(images: ImageSet, shape: tuple[int, int, int]) -> None:
+    if images.meta.shape != shape:
+        raise UserError(
+            f"{images.origin}: images have shape {images.meta.shape} but the extractor reads {shape}; "
+            "compare images of one data set"
+        )
+    if len(images.images) <= NEIGHBOURS:
+        raise UserError(
+            f"{images.origin}: {len(images.images)} images are too few to judge; give {NEIGHBOURS + 1} or more"
+        )
+
+
+class _Images(torch.utils.data.Dataset):
+    """An image set as torch-fidelity reads it: uint8 tensors without labels."""
+
+    def __init__(self, images: ImageSet):
+        self.images = torch.from_numpy(images.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+def _import_torch_fidelity() -> ModuleType:
+    """torch-fidelity, importable beside CPU torch and with our extractor registered: the one place that imports it."""
+    _torchvision_cpu.ensure()
+    import torch_fidelity
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    if EXTRACTOR in FEATURE_EXTRACTORS_REGISTRY:  # registering a name twice is an error
+        return torch_fidelity
+
+    class Extractor(torch_fidelity.FeatureExtractorBase):
+        """The extractor file as torch-fidelity wants it; the other options it passes are not for us."""
+
+        def __init__(self, name, features_list, feature_extractor_weights_path=None, **_):
+            super().__init__(name, features_list)
+            self.network, _ = load_extractor(feature_extractor_weights_path)
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("features",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "features"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        def forward(self, images):
+            return (self.network.features(images).double(),)  # float64: distances of equal images are then about 0
+
+    torch_fidelity.register_feature_extractor(EXTRACTOR, Extractor)
+    return torch_fidelity

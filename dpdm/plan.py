@@ -1,0 +1,92 @@
+"""What a study will do, before it does anything: every run's mechanisms, noise and epsilon."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from dpdm.config import RunSpec, Study, epsilon_text, parse_params
+from dpdm.data import known_meta
+from dpdm.errors import UserError
+from dpdm.method import prepare_run
+from dpdm.privacy import Event, calibrate, epsilon_spent
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and the events it will write into its ledger at most."""
+
+    spec: RunSpec
+    delta: float
+    epsilon: float
+    events: tuple[Event, ...]
+
+
+def planned_runs(study: Study) -> list[PlannedRun]:
+    """Builds every params and plan of the grid.
+
+    Raises:
+        UserError: all mistakes found, one per line.
+    """
+    problems: dict[str, None] = {}
+    metas, planned, calibrated = {}, [], {}
+    for name, dataset in study.datasets.items():
+        try:
+            metas[name] = known_meta(dataset)
+        except UserError as error:
+            problems[f"datasets.{name}: {error}"] = None
+    for spec in study.runs():
+        if spec.dataset not in metas:
+            continue
+        try:
+            method, _, plan, budget = prepare_run(spec, metas[spec.dataset])
+            for sampler in study.methods[spec.method].samplers:
+                where = f"methods.{spec.method}.samplers.{sampler}"
+                parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
+            key = (plan, budget)
+            if key not in calibrated:  # seeds share a calibration
+                scale = calibrate(plan, budget, spec.accountant)
+                events = tuple(mechanism.event(scale) for mechanism in plan)
+                calibrated[key] = events, epsilon_spent(events, budget.delta, spec.accountant)
+            events, epsilon = calibrated[key]
+            planned.append(PlannedRun(spec, budget.delta, epsilon, events))
+        except UserError as error:
+            problems[str(error)] = None
+    if problems:
+        raise UserError("\n".join(problems))
+    return planned
+
+
+def describe(study: Study) -> str:
+    """A table of the grid, one line per method, dataset and epsilon, and the number of jobs."""
+    planned = planned_runs(study)
+    rows = {}
+    for run in planned:
+        key = (run.spec.dataset, run.spec.method, run.spec.epsilon)
+        if key not in rows:
+            rows[key] = {
+                "dataset": run.spec.dataset,
+                "method": run.spec.method,
+                "target": epsilon_text(run.spec.epsilon),
+                f"epsilon ({study.accountant})": f"{run.epsilon:.4f}",
+                "delta": f"{run.delta:.3g}",
+                "seeds": len(study.seeds),
+                "mechanisms": "; ".join(map(describe_event, run.events)) or "none",
+            }
+    synthetic = sum(len(study.methods[run.spec.method].samplers) for run in planned)
+    anchors = len(study.anchor_coordinates())
+    return "\n".join(
+        [
+            f"study {study.study}: {len(planned)} runs, {synthetic} synthetic sets, {anchors} anchor rows",
+            f"jobs: {len(planned)} train, {synthetic} sample, {synthetic + anchors} score",
+            "",
+            pd.DataFrame(list(rows.values())).to_string(index=False),
+        ]
+    )
+
+
+def describe_event(event: Event) -> str:
+    """One event in words."""
+    noise = f"noise multiplier {event.noise_multiplier:.4g}"
+    if event.mechanism == "gaussian":
+        return f"{event.name}: Gaussian, {noise}"
+    return f"{event.name}: {event.steps} x Poisson-subsampled Gaussian, q = {event.sample_rate:.4g}, {noise}"

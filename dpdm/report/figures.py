@@ -1,0 +1,232 @@
+"""Figures: metrics against epsilon, and grids of samples; equal inputs give equal bytes."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dpdm import artifacts
+from dpdm.config import ANCHORS, epsilon_text
+from dpdm.errors import UserError
+from dpdm.report.tables import (
+    ANCHOR_LABELS,
+    MetricColumn,
+    epsilon_label,
+    metric_columns,
+    several_samplers,
+    summarise,
+)
+
+# Okabe and Ito's palette, which colour-blind readers tell apart; its yellow is too pale for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "axes.edgecolor": "#666666",
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "svg.hashsalt": "dpdm",  # else the ids in the SVG are random
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+ANCHOR_LINES = {"real": "--", "label_only": ":"}
+ANCHOR_COLOUR = "#555555"
+LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
+
+# Sample grids are laid out in points of 1/100 inch and saved at twice that, so that pixels stay whole.
+UNITS, DPI = 100, 200
+ROWS_PER_BLOCK = 3
+MAX_CLASSES = 10
+CELL = 30  # an image is enlarged by the whole number that brings it nearest to this size
+GAP, LABEL_WIDTH, HEAD = 14, 96, 26
+
+
+class SampleSet(NamedTuple):
+    """One synthetic set: `method` as printed, epsilon (`math.inf` without noise), seed, path of its npz."""
+
+    method: str
+    epsilon: float
+    seed: int
+    path: Path
+
+
+def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
+    """Writes `stem` + one suffix per format, atomically and without dates; returns the paths."""
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    paths = []
+    for suffix in formats:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=undated[suffix])
+        paths.append(Path(stem).with_name(f"{Path(stem).name}.{suffix}"))
+        artifacts.write_bytes(paths[-1], buffer.getvalue())
+    return paths
+
+
+# --- metrics against epsilon ----------------------------------------------------------------------------------
+
+
+def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
+    """One figure of a dataset: the distance (FD or FID) and each accuracy against epsilon.
+
+    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
+    The dashed line is the real ceiling, the dotted one the label-only floor. Colours and markers follow the order
+    of methods in the whole of `metrics`, so that all datasets of a study agree.
+    """
+    chosen = metrics[metrics["dataset"] == dataset]
+    columns = [c for c in metric_columns(chosen) if c.metric.startswith(("fid", "fd_", "acc_"))]
+    runs = metrics[~metrics["method"].isin(ANCHORS)]
+    series = list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
+    named = several_samplers(metrics)
+    epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
+    rows = max(math.ceil(len(columns) / 2), 1)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 0.7 + 2.55 * rows), layout="constrained")
+        panels = figure.subplots(rows, 2, squeeze=False).ravel()
+        for panel in panels[len(columns) :]:
+            panel.set_axis_off()
+        for panel, column in zip(panels, columns, strict=False):
+            _draw_panel(panel, chosen, column, series, epsilons)
+        handles = []
+        for i, (method, sampler) in enumerate(series):
+            label = f"{method}, {sampler}" if named else method
+            handles.append(Line2D([], [], color=PALETTE[i % 7], marker=MARKERS[i % 7], ms=5, lw=1.4, label=label))
+        for anchor in ANCHORS:
+            if (chosen["method"] == anchor).any():
+                line = {"color": ANCHOR_COLOUR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
+                handles.append(Line2D([], [], label=ANCHOR_LABELS[anchor], **line))
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    return figure
+
+
+def _draw_panel(
+    panel: Axes, metrics: pd.DataFrame, column: MetricColumn, series: list[tuple[str, str]], epsilons: list[str]
+) -> None:
+    panel.set_title(column.header)
+    panel.set_xlabel("privacy budget ε")
+    panel.set_xticks(range(len(epsilons)), [epsilon_label(e) for e in epsilons])
+    panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
+    drawn = []
+    for i, (method, sampler) in enumerate(series):
+        found = [summarise(metrics, column, method=method, sampler=sampler, epsilon=e) for e in epsilons]
+        mean = np.array([value[0] for value in found])
+        std = np.nan_to_num(np.array([value[1] for value in found]))
+        # bars of neighbouring methods would hide each other
+        shift = (i - (len(series) - 1) / 2) * min(0.09, 0.5 / max(len(series), 1))
+        panel.errorbar(
+            np.arange(len(epsilons)) + shift, mean, std, color=PALETTE[i % 7], marker=MARKERS[i % 7],
+            ms=5, lw=1.4, elinewidth=1, capsize=2.5,
+        )  # fmt: skip
+        drawn += mean[np.isfinite(mean)].tolist()
+    anchors = {a: summarise(metrics, column, method=a)[0] for a in ANCHORS}
+    anchors = {name: mean for name, mean in anchors.items() if math.isfinite(mean)}
+    positive = [v for v in drawn if v > 0]
+    if column.sign < 0 and drawn and len(positive) == len(drawn):
+        reach = positive + [v for v in anchors.values() if v > min(positive) / LOG_RATIO]
+        if max(reach) > LOG_RATIO * min(reach):
+            panel.set_yscale("log", nonpositive="clip")
+            below = [name for name, mean in anchors.items() if mean not in reach]
+            for name in below:  # real against itself is almost 0, which no logarithmic axis can show
+                note = f"{ANCHOR_LABELS[name]}: {anchors.pop(name):.2g}, below the axis"
+                panel.text(0.98, 0.02, note, transform=panel.transAxes, ha="right", va="bottom", color=ANCHOR_COLOUR,
+                           fontsize=7.5)  # fmt: skip
+            # a deviation as large as its mean would stretch the axis by decades
+            panel.set_ylim(min(reach) / 2, max(reach) * 2)
+    for name, mean in anchors.items():
+        panel.axhline(mean, color=ANCHOR_COLOUR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
+
+
+# --- sample grids ---------------------------------------------------------------------------------------------
+
+
+def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figure:
+    """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
+
+    A block shows the first images of each class, one class per column: nothing is picked by looks. Of several seeds
+    the smallest is shown. An image a set lacks stays white.
+
+    Args:
+        real: npz with `images` (uint8 [n, C, H, W], C 1 or 3) and `labels` (int64 [n]).
+        samples: synthetic sets in the order of the methods.
+
+    Raises:
+        UserError: a file is missing or corrupt, or its images are neither grey nor RGB.
+    """
+    shown: dict[tuple[str, float], SampleSet] = {}
+    for s in sorted(samples, key=lambda s: s.seed):
+        shown.setdefault((s.method, s.epsilon), s)
+    methods = list(dict.fromkeys(s.method for s in samples))
+    epsilons = sorted({s.epsilon for s in samples})
+    arrays = artifacts.read_npz(real, ("images", "labels"))
+    classes = [int(c) for c in np.unique(arrays["labels"])[:MAX_CLASSES]]
+    top = _block(real, classes)
+    height, width = top.shape[:2]
+    total_width = LABEL_WIDTH + max(len(epsilons), 1) * (width + GAP)
+    total_height = HEAD + (height + GAP) + (HEAD if methods else 0) + len(methods) * (height + GAP)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(total_width / UNITS, total_height / UNITS), dpi=UNITS)
+
+        def write(x: float, y: float, text: str, **style: str) -> None:
+            figure.text(x / total_width, 1 - y / total_height, text, **style)
+
+        def place(x: float, y: float, block: np.ndarray) -> None:
+            box = (x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height)
+            axes = figure.add_axes(box)
+            axes.imshow(block, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+
+        write(LABEL_WIDTH, HEAD / 2, f"{dataset}: first training images of each class", va="center")
+        write(LABEL_WIDTH - 8, HEAD + height / 2, "real", ha="right", va="center", weight="bold")
+        place(LABEL_WIDTH, HEAD, top)
+        y = HEAD + height + GAP
+        for k, epsilon in enumerate(epsilons):
+            text = f"ε = {epsilon_label(epsilon_text(epsilon))}"
+            write(LABEL_WIDTH + k * (width + GAP) + width / 2, y + HEAD / 2, text, ha="center", va="center")
+        y += HEAD
+        for method in methods:
+            write(LABEL_WIDTH - 8, y + height / 2, method, ha="right", va="center", weight="bold")
+            for k, epsilon in enumerate(epsilons):
+                if (method, epsilon) in shown:
+                    place(LABEL_WIDTH + k * (width + GAP), y, _block(shown[method, epsilon].path, classes, top.shape))
+            y += height + GAP
+    return figure
+
+
+def _block(path: Path, classes: Sequence[int], shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """RGB block, uint8 [height, width, 3]: classes across, ROWS_PER_BLOCK images of each down, enlarged."""
+    arrays = artifacts.read_npz(path, ("images", "labels"))
+    images, labels = arrays["images"], arrays["labels"]
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or len(images) != len(labels):
+        raise UserError(f"{path}: a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {images.shape}")
+    _, _, h, w = images.shape
+    scale, gap = max(round(CELL / max(h, w)), 1), 2
+    height, width = ROWS_PER_BLOCK * (h * scale + gap) - gap, len(classes) * (w * scale + gap) - gap
+    block = np.full((height, width, 3), 255, np.uint8)
+    if shape is not None and block.shape != shape:
+        raise UserError(f"{path} holds images of another size than the real ones; delete it and run snakemake again")
+    for column, label in enumerate(classes):
+        for row, image in enumerate(images[labels == label][:ROWS_PER_BLOCK]):
+            y, x = row * (h * scale + gap), column * (w * scale + gap)
+            pixels = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+            block[y : y + h * scale, x : x + w * scale] = pixels  # grey broadcasts to RGB
+    return block

@@ -1,0 +1,158 @@
+"""One self-contained report page: nothing is fetched, and no number in it is typed by hand."""
+
+import base64
+import importlib.metadata
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from dpdm import artifacts
+from dpdm.config import Study, epsilon_text
+from dpdm.provenance import provenance
+from dpdm.report import tables
+from dpdm.report.collect import holes
+
+PACKAGES = ("torch", "opacus", "snakemake", "torch-fidelity", "scikit-learn", "numpy", "pandas")
+HOLES_IN_SENTENCE = 3  # more are folded away below it
+_MIME = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+def render_report(
+    study: Study,
+    metrics: pd.DataFrame,
+    audits: pd.DataFrame,
+    benchmarks: pd.DataFrame,
+    curves: Mapping[str, Path],
+    grids: Mapping[str, Path],
+    command: str,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """The report as HTML text; equal arguments give equal text.
+
+    Args:
+        metrics, audits: what `collect` returned (or `read_csv` of it).
+        benchmarks: what `read_benchmarks` returned; jobs of methods no longer in the study are left out.
+        curves, grids: per dataset, a figure as .svg or .png.
+        command: the shell line that reproduces the study.
+        environment: versions by name; the running environment if left out.
+
+    Raises:
+        UserError: a figure cannot be read.
+    """
+    known = {"", *study.methods, *study.anchors}
+    jobs = benchmarks[benchmarks["method"].isin(known) & benchmarks["dataset"].isin(["", *study.datasets])]
+    missing = holes(study, metrics, audits)
+    runs = audits.drop_duplicates(["dataset", "method", "epsilon", "seed"])
+    seconds = float(jobs["seconds"].sum())
+    sections = [
+        {
+            "dataset": dataset,
+            "table": tables.to_html(
+                tables.results_table(metrics[metrics["dataset"] == dataset]).without("Dataset")
+            ),
+            "curve": _picture(curves.get(dataset)),
+            "grid": _picture(grids.get(dataset)),
+        }
+        for dataset in study.datasets
+    ]
+    failed = int((~runs["passed"]).sum())
+    kinds = {name.partition("_")[0] for name in metrics["metric"]}
+    template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return page.from_string(template).render(
+        study=study.study,
+        facts=_facts(study, runs, missing, failed, len(jobs), seconds),
+        summary=_summary(study, runs),
+        holes=missing,
+        holes_in_sentence=HOLES_IN_SENTENCE,
+        has_fd="fd" in kinds,
+        has_private=any(math.isfinite(e) for e in study.epsilons),
+        has_inf=math.inf in study.epsilons,
+        anchors=study.anchors,
+        sections=sections,
+        audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
+        failed=failed,
+        resources=tables.to_html(tables.resource_table(jobs)) if len(jobs) else "",
+        sources=_sources(metrics, audits),
+        environment=environment_facts() if environment is None else environment,
+        command=command,
+    )
+
+
+def environment_facts() -> dict[str, str]:
+    """Versions of Python, platform, this package and what its numbers rest on; nothing is imported for it."""
+    facts = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = "not installed"
+    made_by = provenance()
+    return facts | {"dpdm-bench": made_by["version"], "commit": made_by["commit"], "code digest": made_by["code"]}
+
+
+def _facts(
+    study: Study, runs: pd.DataFrame, missing: list[str], failed: int, jobs: int, seconds: float
+) -> list[tuple[str, str, bool]]:
+    """Label, value, whether all is well."""
+    expected = len(study.runs())
+    facts = [
+        ("training runs audited", f"{len(runs)} of {expected}", len(runs) == expected),
+        ("audits passed", f"{len(runs) - failed} of {len(runs)}", not failed),
+        ("results missing", str(len(missing)), not missing),
+    ]
+    return facts + ([(f"in {jobs} jobs, summed", _duration(seconds), True)] if jobs else [])
+
+
+def _summary(study: Study, runs: pd.DataFrame) -> str:
+    epsilons = [tables.epsilon_label(epsilon_text(e)) for e in sorted(study.epsilons)]
+    deltas = []
+    for dataset in study.datasets:
+        known = runs.loc[runs["dataset"] == dataset, ["n", "delta"]].drop_duplicates()
+        deltas += [f"δ = {delta:.2g} on {dataset} (n = {n:,})" for n, delta in known.itertuples(index=False)]
+    spec = study.evaluation
+    return (
+        f"{_count(study.methods, 'method')} ({_and(study.methods)}) on {_count(study.datasets, 'dataset')} "
+        f"({_and(study.datasets)}) at ε = {_and(epsilons)}, each with {_count(study.seeds, 'seed')} "
+        f"({_and(map(str, study.seeds))}): {_count(study.runs(), 'training run')}. Each run was judged on "
+        f"{spec.synthetic_images:,} synthetic images, classifiers ({_and(spec.classifiers)}) under the protocol "
+        f"“{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
+        + (f", {_and(deltas)}." if deltas else ".")
+    )
+
+
+def _sources(metrics: pd.DataFrame, audits: pd.DataFrame) -> list[dict[str, Any]]:
+    """Which code made the results: usually one line."""
+    columns = ["version", "commit", "code"]
+    made = pd.concat([metrics[columns], audits[columns]]).drop_duplicates()
+    return sorted(made.to_dict("records"), key=lambda row: tuple(row.values()))
+
+
+def _picture(path: Path | None) -> str:
+    if path is None:
+        return ""
+    content = base64.b64encode(artifacts.read_bytes(path)).decode()
+    return f"data:{_MIME[Path(path).suffix]};base64,{content}"
+
+
+def _count(items: Iterable[Any], noun: str) -> str:
+    number = len(list(items))
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _and(items: Iterable[str]) -> str:
+    *head, last = items
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,171 @@
+"""Utility: the classifiers learn what is there, from synthetic images only, the same way every time."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.config import DatasetSpec
+from dpdm.data import ImageSet, balanced_labels, load_dataset
+from dpdm.errors import UserError
+from dpdm.evaluation import classifiers
+from dpdm.evaluation._network import Recipe
+
+ALL = ["logreg", "mlp", "cnn"]
+CEILING = {"acc_logreg": 94, "acc_mlp": 96, "acc_cnn": 96}  # percent, trained on the real digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset(DatasetSpec(source="digits", delta=1e-5))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A protocol of seconds, for all that does not ask how good a classifier gets."""
+    protocol = classifiers.Protocol(20, 10, Recipe(40, 32, 3e-3), Recipe(30, 32, 3e-3))
+    monkeypatch.setitem(classifiers.PROTOCOLS, "short", protocol)
+
+
+def halves(n=120, shape=(1, 8, 8), num_classes=2, seed=0):
+    """Class 0 is bright above, class 1 below, with a little noise: separable by any classifier."""
+    labels = balanced_labels(n, num_classes)
+    images = np.random.default_rng(seed).integers(0, 60, (n, *shape))
+    middle = shape[1] // 2
+    images[labels == 0, :, :middle] += 180
+    images[labels == 1, :, middle:] += 180
+    return ImageSet(images.astype(np.uint8), labels, num_classes, "halves")
+
+
+def values(rows):
+    return {row["metric"]: row["value"] for row in rows}
+
+
+def test_the_ceiling_on_real_digits(digits):
+    rows = classifiers.measure(digits["train"], digits["test"], ALL, 0, "quick")
+    assert [(row["metric"], row["reference"]) for row in rows] == [(f"acc_{name}", "test") for name in ALL]
+    for metric, value in values(rows).items():
+        assert type(value) is float
+        assert CEILING[metric] <= value <= 100
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 18, 20)])
+def test_a_separable_set_is_learned_whole(name, shape, short):
+    train, test = halves(shape=shape), halves(40, shape, seed=1)
+    assert values(classifiers.measure(train, test, [name], 0, "short")) == {f"acc_{name}": 100}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_swapped_training_labels_are_learned_swapped(name, short):
+    """So the accuracy comes from the synthetic labels, and from nowhere else."""
+    train, test = halves(), halves(40, seed=1)
+    swapped = ImageSet(train.images, 1 - train.labels, 2)
+    assert values(classifiers.measure(swapped, test, [name], 0, "short")) == {f"acc_{name}": 0}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_test_labels_change_nothing_but_the_accuracy(name, short, monkeypatch):
+    train, test = halves(), halves(40, seed=1)
+    seen, original = [], classifiers.train_and_predict
+
+    def recorded(*given):
+        seen.append(original(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(classifiers, "train_and_predict", recorded)
+    shuffled = np.random.default_rng(0).permutation(test.labels)
+    permuted = ImageSet(test.images, shuffled, 2)
+    before, after = (values(classifiers.measure(train, s, [name], 0, "short")) for s in (test, permuted))
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert seen[0].dtype == np.int64
+    assert before == {f"acc_{name}": 100}
+    assert after == {f"acc_{name}": 100 * np.mean(seen[0] == shuffled)}
+    assert after != before
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_prediction_does_not_depend_on_its_company(name, short):
+    train, test = halves(), halves(600, seed=1)
+    whole = classifiers.train_and_predict(name, train, test.images, 0, "short")
+    backwards = classifiers.train_and_predict(name, train, test.images[::-1].copy(), 0, "short")
+    np.testing.assert_array_equal(whole, backwards[::-1])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_equal_seeds_predict_alike_and_the_global_generators_are_left_alone(name, digits, short):
+    train, images = digits["train"], digits["test"].images
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = classifiers.train_and_predict(name, train, images, 0, "short")
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    torch.rand(3)
+    np.testing.assert_array_equal(classifiers.train_and_predict(name, train, images, 0, "short"), first)
+    other = classifiers.train_and_predict(name, train, images, 1, "short")
+    assert (other == first).all() == (name == "logreg")  # which draws no random number
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_constant_images_give_a_number_about_chance(name, digits, short):
+    blank = ImageSet(np.zeros((100, 1, 8, 8), np.uint8), balanced_labels(100, 10), 10)
+    (row,) = classifiers.measure(blank, digits["test"], [name], 0, "short")
+    assert 0 <= row["value"] <= 30
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_class_that_is_missing_is_never_predicted_and_the_others_keep_their_number(name, short):
+    train, test = halves(num_classes=5), halves(100, num_classes=5, seed=1)
+    kept = train.labels < 2
+    two = ImageSet(train.images[kept], train.labels[kept] + 1, 5)  # 1 and 2 of 0..4
+    predicted = classifiers.train_and_predict(name, two, test.images, 0, "short")
+    assert (predicted[test.labels == 0] == 1).all()
+    assert (predicted[test.labels == 1] == 2).all()
+    assert set(predicted) == {1, 2}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_fewer_than_two_classes_are_refused(name, count, short):
+    one = ImageSet(np.zeros((count, 1, 8, 8), np.uint8), np.zeros(count, np.int64), 2, "lonely.npz")
+    with pytest.raises(UserError, match=r"lonely\.npz: a classifier needs images of two classes"):
+        classifiers.measure(one, halves(), [name], 0, "short")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_two_images_are_enough(name, short):
+    assert classifiers.train_and_predict(name, halves(2), halves(9).images, 0, "short").shape == (9,)
+
+
+def test_mistakes_are_named():
+    good = halves()
+    with pytest.raises(UserError, match="unknown protocol 'paper'; choose from quick"):
+        classifiers.measure(good, good, ["logreg"], 0, "paper")
+    with pytest.raises(UserError, match="unknown classifier 'forest'; choose from logreg, mlp, cnn"):
+        classifiers.measure(good, good, ["forest"], 0, "quick")
+    with pytest.raises(UserError, match="halves: images have shape"):
+        classifiers.measure(good, halves(shape=(1, 8, 9)), ["logreg"], 0, "quick")
+    with pytest.raises(UserError, match="has 2 classes but halves has 3"):
+        classifiers.measure(good, halves(num_classes=3), ["logreg"], 0, "quick")
+    with pytest.raises(UserError, match="no test images"):
+        classifiers.measure(good, halves(0), ["logreg"], 0, "quick")
+    with pytest.raises(UserError, match="needs sides of 4 pixels"):
+        classifiers.measure(halves(shape=(1, 3, 8)), halves(shape=(1, 3, 8)), ["cnn"], 0, "quick")
+
+
+def test_the_cnn_is_the_one_of_the_paper_at_28_pixels():
+    """method.md section 5: 241,546 parameters, 1152 numbers into the first linear layer."""
+    network = classifiers.paper_cnn((1, 28, 28), 10)
+    assert sum(p.numel() for p in network.parameters()) == 241_546
+    assert [m.in_features for m in network if isinstance(m, torch.nn.Linear)] == [1152, 128]
+    assert [m.p for m in network if isinstance(m, torch.nn.Dropout)] == [0.5] * 3
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 8, 8), (3, 17, 40), (3, 18, 18), (1, 32, 32), (3, 64, 48)])
+def test_the_cnn_takes_every_size_from_four_pixels(shape):
+    assert classifiers.paper_cnn(shape, 7)(torch.zeros(2, *shape)).shape == (2, 7)
+
+
+def test_the_steps_of_a_recipe_grow_only_where_epochs_are_asked_for():
+    recipe = Recipe(steps=100, batch_size=10, lr=1.0)
+    assert [recipe.steps_for(count) for count in (1, 1000, 100_000)] == [100, 100, 100]
+    passes = Recipe(steps=100, batch_size=10, lr=1.0, least_epochs=2)
+    assert [passes.steps_for(count) for count in (1, 500, 501, 5000)] == [100, 100, 101, 1000]

@@ -1,0 +1,245 @@
+"""collect: what is kept, refused, and listed as missing; csv and benchmark files."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from dpdm import artifacts
+from dpdm.config import parse_study
+from dpdm.errors import UserError
+from dpdm.report.collect import AUDITS, METRICS, collect, holes, read_benchmarks, read_csv, write_csv
+
+ONE = {"version": "0.1.0", "commit": "abc", "code": "1111"}
+TWO = {"version": "0.1.0", "commit": "abd", "code": "2222"}
+
+
+def make_study(**changes):
+    study = {
+        "study": "tiny",
+        "datasets": {"digits": {"source": "digits", "delta": 1e-4}},
+        "epsilons": [1, "inf"],
+        "seeds": [0, 1],
+        "methods": {"dpgan": {"impl": "a:B"}},
+        "evaluation": {"synthetic_images": 20, "classifiers": ["logreg", "mlp"]},
+    }
+    return parse_study({**study, **changes}, "test")
+
+
+def write_scores(folder, coordinates, provenance=ONE, value=1.5):
+    c = coordinates.model_dump(mode="json")
+    fidelity = [{"metric": "fd_digits", "reference": r, "value": value} for r in ("train", "test")]
+    utility = [{"metric": f"acc_{n}", "reference": "test", "value": value} for n in ("logreg", "mlp")]
+    shared = {"coordinates": c, "provenance": provenance, "num_synthetic": 20}
+    artifacts.write_json(folder / "fidelity.json", {**shared, "extractor": {"name": "digits"}, "metrics": fidelity})
+    artifacts.write_json(folder / "utility.json", {**shared, "protocol": "quick", "metrics": utility})
+
+
+def write_audit(path, runs, provenance=ONE):
+    event = {
+        "mechanism": "poisson_subsampled_gaussian", "name": "net", "noise_multiplier": 3.1, "sample_rate": 0.1,
+        "steps": 5, "sensitivity": 1.0,
+    }  # fmt: skip
+    epsilon = [run.coordinates().model_dump(mode="json")["epsilon"] for run in runs]
+    audited = [
+        {
+            "coordinates": run.coordinates().model_dump(mode="json"), "n": 1437, "delta": 3.5e-4, "accountant": "rdp",
+            "neighbouring_relation": "add_or_remove_one", "target_epsilon": e, "epsilon_rdp": e, "epsilon_prv": e,
+            "passed": True, "events": [event],
+        }
+        for run, e in zip(runs, epsilon, strict=True)
+    ]  # fmt: skip
+    artifacts.write_json(path, {"provenance": provenance, "runs": audited})
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A complete small study on disk."""
+    study = make_study()
+    for i, run in enumerate(study.runs()):
+        write_scores(tmp_path / f"runs/{i}", run.coordinates("default"), value=0.1 + i)
+    for i, anchor in enumerate(study.anchor_coordinates()):
+        write_scores(tmp_path / f"anchors/{i}", anchor)
+    write_audit(tmp_path / "audits/digits_dpgan.json", study.runs())
+    return tmp_path
+
+
+def test_everything_is_collected_in_grid_order(results):
+    metrics, audits = collect(make_study(), [results])
+    assert list(metrics.columns) == list(METRICS)
+    assert list(audits.columns) == list(AUDITS)
+    assert len(metrics) == (4 + 4) * 4
+    assert list(metrics["method"].drop_duplicates()) == ["dpgan", "real", "label_only"]
+    assert list(metrics["epsilon"].drop_duplicates()) == ["1", "inf", ""]
+    first = metrics.iloc[0]
+    assert (first["metric"], first["reference"], first["value"], first["seed"]) == ("fd_digits", "train", 0.1, 0)
+    assert (first["delta"], first["accountant"], first["protocol"]) == (3.5e-4, "rdp", "")
+    anchor = metrics[metrics["method"] == "real"].iloc[0]
+    assert math.isnan(anchor["delta"])
+    assert (anchor["accountant"], anchor["sampler"]) == ("", "")
+    assert list(audits["target_epsilon"]) == [1, 1, math.inf, math.inf]
+    assert holes(make_study(), metrics, audits) == []
+
+
+def test_order_of_folders_and_overlaps_do_not_matter(results):
+    once = collect(make_study(), [results])
+    again = collect(make_study(), [results / "anchors", results / "audits", results])
+    for a, b in zip(once, again, strict=True):
+        pd.testing.assert_frame_equal(a, b)
+
+
+def test_csv_gives_back_every_bit(results, tmp_path):
+    run = make_study().runs()[0]
+    write_scores(results / "runs/0", run.coordinates("default"), value=0.1 + 0.2)
+    metrics, audits = collect(make_study(), [results])
+    for frame, columns in ((metrics, METRICS), (audits, AUDITS)):
+        write_csv(tmp_path / "x.csv", frame)
+        back = read_csv(tmp_path / "x.csv", columns)
+        pd.testing.assert_frame_equal(frame, back, check_exact=True)
+    write_csv(tmp_path / "x.csv", metrics)
+    back = read_csv(tmp_path / "x.csv", METRICS)
+    assert back["value"][0] == 0.1 + 0.2 != 0.3
+    assert set(back["epsilon"]) == {"1", "inf", ""}
+
+
+def test_csv_of_another_kind_is_refused(results, tmp_path):
+    metrics, _ = collect(make_study(), [results])
+    write_csv(tmp_path / "x.csv", metrics)
+    with pytest.raises(UserError, match=r"x\.csv is not a table of this kind"):
+        read_csv(tmp_path / "x.csv", AUDITS)
+    text = artifacts.read_bytes(tmp_path / "x.csv").decode()
+    artifacts.write_text(tmp_path / "x.csv", text.replace("0.1,20", "many,20", 1))
+    with pytest.raises(UserError, match="many"):
+        read_csv(tmp_path / "x.csv", METRICS)
+
+
+def test_holes_name_run_and_what_is_missing(results):
+    (results / "runs/1/utility.json").unlink()
+    (results / "anchors/0/fidelity.json").unlink()
+    write_audit(results / "audits/digits_dpgan.json", make_study().runs()[:3])
+    study = make_study()
+    metrics, audits = collect(study, [results])
+    assert holes(study, metrics, audits) == [
+        "digits, dpgan, epsilon 1, seed 1, sampler default: no utility",
+        "digits, dpgan, epsilon inf, seed 1, sampler default: no audit",
+        "digits, real, seed 0: no fidelity",
+    ]
+    assert metrics[metrics["epsilon"] == "inf"]["accountant"].tolist() == ["rdp"] * 4 + [""] * 4
+
+
+def test_nothing_collected_is_all_holes(tmp_path):
+    metrics, audits = collect(make_study(), [tmp_path])
+    assert len(metrics) == len(audits) == 0
+    assert len(holes(make_study(), metrics, audits)) == 4 + 4
+
+
+def test_stale_results_do_not_show_and_do_not_count_as_mixed_code(results):
+    old = make_study(methods={"gone": {"impl": "a:B"}})
+    write_scores(results / "runs/old", old.runs()[0].coordinates("default"), TWO)
+    write_audit(results / "audits/digits_gone.json", old.runs(), TWO)
+    write_scores(results / "runs/sampler", make_study().runs()[0].coordinates("gone"), TWO)
+    metrics, audits = collect(make_study(), [results])
+    assert "gone" not in {*metrics["method"], *audits["method"], *metrics["sampler"]}
+    assert set(metrics["code"]) == {"1111"}
+
+
+def test_mixed_code_is_refused_in_one_sentence_unless_allowed(results):
+    write_scores(results / "runs/2", make_study().runs()[2].coordinates("default"), TWO)
+    with pytest.raises(UserError) as caught:
+        collect(make_study(), [results])
+    message = str(caught.value)
+    assert str(results / "runs/2/fidelity.json") in message
+    assert "1111" in message
+    assert "2222" in message
+    assert "snakemake --forcerun train" in message
+    assert "allow_mixed_code: true" in message
+    assert "\n" not in message
+    metrics, _ = collect(make_study(), [results], allow_mixed_code=True)
+    assert set(metrics["code"]) == {"1111", "2222"}
+
+
+def test_mixed_code_counts_audits_and_says_how_to_redo_an_anchor(results):
+    write_audit(results / "audits/digits_dpgan.json", make_study().runs(), TWO)
+    with pytest.raises(UserError, match=r"digits_dpgan\.json"):
+        collect(make_study(), [results])
+    write_audit(results / "audits/digits_dpgan.json", make_study().runs())
+    write_scores(results / "anchors/0", make_study().anchor_coordinates()[0], TWO)
+    with pytest.raises(UserError, match=r"delete .*anchors/0/fidelity.json"):
+        collect(make_study(), [results])
+
+
+def test_provenance_of_a_run_in_an_audit_counts_before_that_of_the_file(results):
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    content["runs"][0]["provenance"] = TWO
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError, match="1111 and 2222"):
+        collect(make_study(), [results])
+    _, audits = collect(make_study(), [results], allow_mixed_code=True)
+    assert audits["code"].tolist() == ["2222", "1111", "1111", "1111"]
+    del content["provenance"]
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError, match=r"digits_dpgan\.json.*provenance"):
+        collect(make_study(), [results])
+
+
+def test_one_result_twice_is_refused(results):
+    write_scores(results / "copy", make_study().runs()[0].coordinates("default"))
+    with pytest.raises(UserError, match=r"stands twice, in .*copy/fidelity.json and in .*runs/0/fidelity.json"):
+        collect(make_study(), [results])
+
+
+def test_one_audit_twice_is_refused(results):
+    write_audit(results / "audits/copy.json", make_study().runs()[:1])
+    with pytest.raises(UserError, match=r"audit of one run stands twice"):
+        collect(make_study(), [results])
+
+
+def test_malformed_files_are_named(results):
+    path = results / "runs/0/fidelity.json"
+    content = artifacts.read_json(path)
+    content["metrics"][0]["value"] = "12"
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError, match=r"runs/0/fidelity.json: metrics\[0\].value"):
+        collect(make_study(), [results])
+
+
+HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time"
+
+
+def test_benchmarks_in_every_format_of_snakemake(tmp_path):
+    extended = "\tjobid\trule_name\twildcards\tparams\tthreads\tcpu_usage\tresources\tinput_size_mb"
+    more = "3\ttrain\t{'dataset': 'digits', 'method': 'dpgan'}\t{}\t1\t9\t{}\t{}"
+    measured = "12.50\t0:00:12\t400.25\t1\t1\t1\t0\t0\t99.0\t12.00"
+    artifacts.write_text(
+        tmp_path / "a/one.tsv",
+        f"{HEADER}{extended}\n{measured}\t{more}\n",
+    )
+    artifacts.write_text(tmp_path / "b/prepare.tsv", f"{HEADER}\n0.10\t0:00:00" + "\tNA" * 8 + "\n")
+    rows = [{"s": 3.0, "h:m:s": "0:00:03", "max_rss": "NA", "rule_name": "score", "wildcards": {"method": "real"}}]
+    artifacts.write_jsonl(tmp_path / "c/two.jsonl", rows)
+    artifacts.write_jsonl(tmp_path / "c/train.jsonl", [{"step": 1, "loss": 0.5}])  # a loss curve, no benchmark
+    artifacts.write_bytes(tmp_path / "c/noise.bin", b"\xff\x00")
+    frame = read_benchmarks(tmp_path)
+    assert frame.to_dict("list") == {
+        "rule": ["train", "prepare", "score"],
+        "dataset": ["digits", "", ""],
+        "method": ["dpgan", "", "real"],
+        "seconds": [12.5, 0.1, 3.0],
+        "max_rss_mb": pytest.approx([400.25, math.nan, math.nan], nan_ok=True),
+    }
+    assert len(read_benchmarks(tmp_path / "absent")) == 0
+
+
+def test_snakemake_still_writes_these_columns(tmp_path):
+    record = pytest.importorskip("snakemake.benchmark")
+    made = record.BenchmarkRecord(running_time=2.0)
+    made.jobid, made.rule_name, made.threads, made.params, made.resources, made.input = 1, "train", 1, {}, {}, []
+    made.wildcards = {"dataset": "digits", "method": "dpgan"}
+    for name in ("x.tsv", "x.jsonl"):
+        record.write_benchmark_records([made], str(tmp_path / name), True)
+    frame = read_benchmarks(tmp_path)
+    assert frame["rule"].tolist() == ["train"] * 2
+    assert frame["method"].tolist() == ["dpgan"] * 2
+    assert frame["seconds"].tolist() == [2.0, 2.0]
+    assert frame["max_rss_mb"].isna().all()

@@ -1,0 +1,138 @@
+"""The feature extractor: trained alike from equal seeds, good enough to trust, and read back as written."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm import artifacts
+from dpdm.config import DatasetSpec
+from dpdm.data import ImageSet, load_dataset
+from dpdm.errors import UserError
+from dpdm.evaluation import extractor
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset(DatasetSpec(source="digits", delta=1e-5))
+
+
+@pytest.fixture(scope="module")
+def state(digits):
+    return extractor.train_extractor(digits["train"], digits["test"])
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(extractor, "RECIPE", extractor.Recipe(steps=3, batch_size=16, lr=1e-3))
+
+
+def toy(shape=(1, 8, 8), n=20, num_classes=2):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, *shape), np.uint8)
+    return ImageSet(images, np.arange(n, dtype=np.int64) % num_classes, num_classes, "toy")
+
+
+def same_weights(left, right):
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_it_knows_the_digits(state):
+    assert state["facts"]["test_accuracy"] >= 97
+    assert 97 <= state["facts"]["train_accuracy"] <= 100
+
+
+def test_the_facts_say_what_it_is_and_what_it_saw(state, digits):
+    facts = state["facts"]
+    assert facts["trained_on"] == digits["train"].digest() != digits["test"].digest()
+    assert (facts["seed"], facts["n"], facts["feature_size"]) == (0, 1437, extractor.FEATURE_SIZE)
+    assert (facts["steps"], facts["batch_size"], facts["lr"]) == (
+        extractor.RECIPE.steps, extractor.RECIPE.batch_size, extractor.RECIPE.lr,
+    )  # fmt: skip
+    assert facts["epochs"] == facts["steps"] * facts["batch_size"] / 1437
+    assert (state["shape"], state["num_classes"]) == ([1, 8, 8], 10)
+    artifacts.canonical_json(facts)  # JSON all through
+
+
+def test_equal_seeds_give_equal_bytes_and_other_seeds_other_weights(few_steps, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(seed + 5)  # the state of the global generator must not matter
+        artifacts.write_tensors(tmp_path / name, extractor.train_extractor(toy(), toy(), seed))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    weights = {name: artifacts.read_tensors(tmp_path / name)["weights"] for name in "ac"}
+    assert not same_weights(weights["a"], weights["c"])
+
+
+def test_training_and_loading_leave_the_global_generator_alone(few_steps, tmp_path):
+    before = torch.get_rng_state()
+    artifacts.write_tensors(tmp_path / "x.pt", extractor.train_extractor(toy(), toy()))
+    extractor.load_extractor(tmp_path / "x.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_test_set_decides_nothing_but_its_accuracy(few_steps):
+    other = toy(n=40)
+    left, right = extractor.train_extractor(toy(), toy()), extractor.train_extractor(toy(), other)
+    assert same_weights(left["weights"], right["weights"])
+
+
+def test_a_written_extractor_is_read_back(state, digits, tmp_path):
+    artifacts.write_tensors(tmp_path / "x.pt", state)
+    network, facts = extractor.load_extractor(tmp_path / "x.pt")
+    assert facts == state["facts"]
+    assert same_weights(network.state_dict(), state["weights"])
+    assert not network.training
+    logits = network(torch.from_numpy(digits["test"].images).float() / 127.5 - 1)
+    right = (logits.argmax(1).numpy() == digits["test"].labels).mean()
+    assert 100 * right == pytest.approx(facts["test_accuracy"])
+
+
+def test_features_have_unit_mean_square_on_the_training_images(state, digits, tmp_path):
+    artifacts.write_tensors(tmp_path / "x.pt", state)
+    network, _ = extractor.load_extractor(tmp_path / "x.pt")
+    with torch.no_grad():
+        features = network.features(torch.from_numpy(digits["train"].images))
+    assert features.shape == (1437, extractor.FEATURE_SIZE)
+    assert features.dtype == torch.float32
+    assert features.square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 8, 8), (1, 13, 9), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_any_size_and_colour_works(shape, few_steps, tmp_path):
+    artifacts.write_tensors(tmp_path / "x.pt", extractor.train_extractor(toy(shape), toy(shape)))
+    network, _ = extractor.load_extractor(tmp_path / "x.pt")
+    assert network.features(torch.from_numpy(toy(shape).images)).shape == (20, extractor.FEATURE_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("train_set", "test_set", "message"),
+    [
+        (toy(), toy((3, 8, 8)), "sets of one kind"),
+        (toy(), toy(num_classes=3), "with 3 to test"),
+        (toy(n=0), toy(), "empty"),
+        (toy(), toy(n=0), "empty"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(train_set, test_set, message):
+    with pytest.raises(UserError, match=message):
+        extractor.train_extractor(train_set, test_set)
+
+
+def test_images_that_kill_every_feature_are_refused(few_steps, monkeypatch):
+    monkeypatch.setattr(extractor.SmallCnn, "features", lambda self, images: torch.zeros(len(images), 64))
+    with pytest.raises(UserError, match="no features"):
+        extractor.train_extractor(toy(), toy())
+
+
+@pytest.mark.parametrize("damage", ["weights", "shape", "facts", "smaller", "nan"])
+def test_another_kind_of_file_is_named(damage, few_steps, tmp_path):
+    state = extractor.train_extractor(toy(), toy())
+    if damage == "smaller":
+        state["weights"]["head.weight"] = state["weights"]["head.weight"][:1].clone()
+    elif damage == "nan":
+        state["weights"]["head.bias"][0] = float("nan")
+    else:
+        del state[damage]
+    artifacts.write_tensors(tmp_path / "broken.pt", state)
+    with pytest.raises(UserError, match=r"broken\.pt is not a feature extractor"):
+        extractor.load_extractor(tmp_path / "broken.pt")

@@ -1,0 +1,166 @@
+"""Fidelity: zero for equal sets, growing with damage, finite for degenerate images, loud about mistakes."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dpdm import artifacts
+from dpdm.config import DatasetSpec
+from dpdm.data import ImageSet, balanced_labels, load_dataset
+from dpdm.errors import UserError
+from dpdm.evaluation import extractor, fidelity
+
+METRICS = ["fd_digits", "kid_digits", "precision_digits", "recall_digits"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset(DatasetSpec(source="digits", delta=1e-5))
+
+
+@pytest.fixture(scope="module")
+def weights(digits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("extractor") / "extractor.pt"
+    artifacts.write_tensors(path, extractor.train_extractor(digits["train"], digits["test"]))
+    return path
+
+
+def with_images(images):
+    return ImageSet(images, balanced_labels(len(images), 10), 10, "synthetic")
+
+
+def noisy(images, amplitude):
+    noise = np.random.default_rng(0).normal(0, 1, images.shape)
+    return with_images((images + amplitude * noise).clip(0, 255).round().astype(np.uint8))
+
+
+def measured(synthetic, references, weights, seed=0):
+    rows = fidelity.measure(synthetic, references, weights, "digits", seed)
+    return {(row["reference"], row["metric"].removesuffix("_digits")): row["value"] for row in rows}
+
+
+def test_the_rows_name_metric_and_side_and_never_say_fid(digits, weights):
+    rows = fidelity.measure(digits["test"], digits, weights, "digits", 0)
+    assert [(row["reference"], row["metric"]) for row in rows] == [
+        (side, metric) for side in ("train", "test") for metric in METRICS
+    ]
+    assert all(set(row) == {"metric", "reference", "value"} and type(row["value"]) is float for row in rows)
+
+
+def test_equal_sets_have_distance_zero_and_the_other_side_has_not(digits, weights):
+    values = measured(digits["test"], digits, weights)
+    assert abs(values["test", "fd"]) < 1e-6
+    assert (values["test", "precision"], values["test", "recall"]) == (1, 1)
+    assert values["train", "fd"] > 0.01
+    assert values["train", "precision"] < 1
+
+
+def test_more_noise_is_a_larger_distance(digits, weights):
+    train = {"train": digits["train"]}
+    steps = [measured(noisy(digits["train"].images, a), train, weights) for a in (0, 20, 60, 120)]
+    for metric, damaged in (("fd", 1.0), ("kid", 0.05)):
+        values = [step["train", metric] for step in steps]
+        assert values == sorted(values)
+        assert values[-1] > damaged
+    assert steps[0]["train", "precision"] == 1 > steps[2]["train", "precision"] > steps[3]["train", "precision"]
+
+
+def test_precision_and_recall_judge_their_own_side(digits, weights):
+    """One digit repeated is real (precision 1) but covers little (recall small)."""
+    one = with_images(np.repeat(digits["train"].images[:1], 50, axis=0))
+    values = measured(one, {"train": digits["train"]}, weights)
+    assert values["train", "precision"] == 1
+    assert values["train", "recall"] < 0.01
+
+
+def test_the_order_of_images_does_not_matter(digits, weights):
+    synthetic = noisy(digits["train"].images[:700], 40)  # more than one batch, fewer than a kid subset
+    shuffled = with_images(synthetic.images[np.random.default_rng(1).permutation(700)])
+    one_side = {"train": ImageSet(digits["train"].images[:900], digits["train"].labels[:900], 10)}
+    plain, other = measured(synthetic, one_side, weights), measured(shuffled, one_side, weights)
+    for metric in ("fd", "precision", "recall"):
+        assert other["train", metric] == pytest.approx(plain["train", metric], rel=1e-9)
+
+
+def test_the_batch_size_does_not_matter(digits, weights, monkeypatch):
+    plain = measured(digits["test"], {"train": digits["train"]}, weights)
+    options = fidelity.Options
+    monkeypatch.setattr(fidelity, "Options", lambda **given: options(**given, batch_size=7, prc_batch_size=11))
+    assert measured(digits["test"], {"train": digits["train"]}, weights) == pytest.approx(plain, rel=1e-5, abs=1e-6)
+
+
+def test_equal_seeds_give_equal_numbers_and_the_seed_moves_kid_only(digits, weights):
+    train = {"train": digits["train"]}
+    first, again, other = (measured(digits["test"], train, weights, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert {key for key in first if first[key] != other[key]} == {("train", "kid")}
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("count", [4, 100])
+def test_constant_images_give_finite_bad_values(value, count, digits, weights):
+    values = measured(with_images(np.full((count, 1, 8, 8), value, np.uint8)), digits, weights)
+    assert np.isfinite(list(values.values())).all()
+    for side in ("train", "test"):
+        assert values[side, "fd"] > 5
+        assert values[side, "kid"] > 0.3
+        assert values[side, "recall"] == 0
+        assert values[side, "precision"] in (0, 1)  # white lies within the wide reach of one odd digit
+
+
+def test_equal_constant_sets_are_at_distance_zero(weights):
+    same = with_images(np.zeros((10, 1, 8, 8), np.uint8))
+    values = measured(same, {"train": same}, weights)
+    assert values["train", "fd"] == pytest.approx(0, abs=1e-6)
+    assert np.isfinite(list(values.values())).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 9), (1, 16, 16)])
+def test_images_of_another_shape_are_refused_on_either_side(shape, digits, weights):
+    odd = ImageSet(np.zeros((10, *shape), np.uint8), balanced_labels(10, 10), 10, "odd.npz")
+    with pytest.raises(UserError, match=r"odd\.npz: images have shape"):
+        fidelity.measure(odd, digits, weights, "digits", 0)
+    with pytest.raises(UserError, match=r"odd\.npz: images have shape"):
+        fidelity.measure(digits["test"], {"train": digits["train"], "test": odd}, weights, "digits", 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_few_images_are_refused_by_name(count, digits, weights):
+    few = ImageSet(digits["test"].images[:count], digits["test"].labels[:count], 10, "few.npz")
+    with pytest.raises(UserError, match=rf"few\.npz: {count} images are too few"):
+        fidelity.measure(few, digits, weights, "digits", 0)
+    with pytest.raises(UserError, match=rf"few\.npz: {count} images are too few"):
+        fidelity.measure(digits["test"], {"test": few}, weights, "digits", 0)
+
+
+def test_a_missing_extractor_is_named(digits, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.pt"):
+        fidelity.measure(digits["test"], digits, tmp_path / "nowhere.pt", "digits", 0)
+
+
+def test_a_value_that_is_not_finite_is_an_error_not_a_row(digits, weights, monkeypatch):
+    torch_fidelity = fidelity._import_torch_fidelity()
+    real = torch_fidelity.calculate_metrics
+    broken = {torch_fidelity.KEY_METRIC_KID_MEAN: float("nan")}
+    monkeypatch.setattr(torch_fidelity, "calculate_metrics", lambda **given: real(**given) | broken)
+    with pytest.raises(UserError, match="kid of digits test is nan"):
+        fidelity.measure(digits["test"], digits, weights, "digits", 0)
+
+
+def test_torch_fidelity_knows_every_option_of_ours():
+    options = fidelity.Options("x.pt", 10, 0, False)
+    assert fidelity.known_options(dataclasses.asdict(options)) == dataclasses.asdict(options)
+
+
+def test_a_misspelt_option_is_an_error():
+    with pytest.raises(UserError, match="no option 'kid_subset_sise'"):
+        fidelity.known_options({"fid": True, "kid_subset_sise": 10})
+
+
+def test_importing_the_module_does_not_import_torch_fidelity():
+    code = "import sys, dpdm.evaluation.fidelity; print('torch_fidelity' in sys.modules, 'torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "False"], done.stderr

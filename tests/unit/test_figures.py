@@ -1,0 +1,133 @@
+"""Figures: what is drawn where, which images are chosen, and equal bytes for equal inputs."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpdm import artifacts
+from dpdm.errors import UserError
+from dpdm.report import figures
+from dpdm.report.collect import METRICS
+from dpdm.report.figures import SampleSet, epsilon_curves, sample_grid, save_figure
+
+
+def make_metrics(fd=(100.0, 80.0, 60.0)):
+    blank = {name: kind() for name, kind in METRICS.items()}
+    rows = []
+    for method, epsilon, accuracy, distance in (
+        ("dp_gan", "inf", 80.0, fd[2]), ("dp_gan", "0.2", 30.0, fd[0]), ("dp_gan", "10", 60.0, fd[1]),
+        ("mean", "10", 50.0, fd[1]), ("real", "", 98.0, 1e-9), ("label_only", "", 10.0, 150.0),
+    ):  # fmt: skip
+        for seed in (0, 1):
+            place = {"dataset": "digits", "method": method, "epsilon": epsilon, "seed": seed}
+            rows.append({**blank, **place, "metric": "acc_cnn", "reference": "test", "value": accuracy + seed})
+            rows.append({**blank, **place, "metric": "fd_digits", "reference": "train", "value": distance})
+    return pd.DataFrame(rows)
+
+
+def test_curves_show_means_in_order_of_epsilon_and_both_anchors():
+    figure = epsilon_curves(make_metrics(), "digits")
+    fd, cnn = figure.axes[:2]
+    assert fd.get_title("left") == "FD (train) ↓"
+    assert [t.get_text() for t in cnn.get_xticklabels()] == ["0.2", "10", "∞"]
+    assert cnn.containers[0].lines[0].get_ydata().tolist() == [30.5, 60.5, 80.5]
+    flat = {line.get_linestyle(): line.get_ydata()[0] for line in cnn.lines if len(set(line.get_ydata())) == 1}
+    assert flat["--"] == 98.5
+    assert flat[":"] == 10.5
+    bar = cnn.containers[0].lines[2][0].get_segments()[0]
+    assert bar[1][1] - bar[0][1] == pytest.approx(2 * math.sqrt(0.5))
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels == ["dp_gan", "mean", "real (ceiling)", "label_only (floor)"]
+
+
+def test_wide_distances_get_a_log_axis_and_a_note_for_real():
+    figure = epsilon_curves(make_metrics(fd=(900.0, 90.0, 9.0)), "digits")
+    fd, cnn = figure.axes[:2]
+    assert (fd.get_yscale(), cnn.get_yscale()) == ("log", "linear")
+    assert any("real (ceiling): 1e-09" in text.get_text() for text in fd.texts)
+
+
+def test_methods_differ_in_colour_and_marker():
+    metrics = make_metrics()
+    lines = [c.lines[0] for c in epsilon_curves(metrics, "digits").axes[1].containers]
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 2
+    assert len(figures.PALETTE) == len(figures.MARKERS)
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Real and synthetic digits-like files; image i of a set is flat grey 10 * i."""
+
+    def write(name, labels, channels=1, size=8, first=0):
+        grey = (np.arange(len(labels), dtype=np.uint8) * 10 + first)[:, None, None, None]
+        images = np.broadcast_to(grey, (len(labels), channels, size, size))
+        path = tmp_path / f"{name}.npz"
+        artifacts.write_npz(path, {"images": images, "labels": np.array(labels, np.int64)})
+        return path
+
+    return write
+
+
+def blocks_of(figure):
+    return [axes.images[0].get_array() for axes in figure.axes]
+
+
+def test_grid_takes_the_first_images_of_each_class(sets):
+    real = sets("real", [1, 0, 1, 0, 1, 0, 1, 0])
+    (block,) = blocks_of(sample_grid("digits", real, []))
+    cell = 8 * 4 + 2  # enlarged to 32 pixels, gap of 2
+    assert block.shape == (3 * cell - 2, 2 * cell - 2, 3)
+    centres = block[16::cell, 16::cell, 0]
+    assert centres.tolist() == [[10, 0], [30, 20], [50, 40]]
+    assert (block[32] == 255).all()
+
+
+def test_grid_places_methods_down_epsilons_across_and_takes_the_smallest_seed(sets):
+    labels = [0, 1] * 3
+    files = {name: sets(name, labels, first=f) for name, f in (("real", 0), ("a", 1), ("b", 2), ("c", 3))}
+    samples = [
+        SampleSet("gan", math.inf, 1, files["real"]),
+        SampleSet("gan", math.inf, 0, files["a"]),
+        SampleSet("gan", 0.2, 0, files["b"]),
+        SampleSet("mean", 0.2, 0, files["c"]),
+    ]
+    figure = sample_grid("digits", files["real"], samples)
+    assert [int(b[0, 0, 0]) for b in blocks_of(figure)] == [0, 2, 1, 3]
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert boxes[1].x0 < boxes[2].x0
+    assert boxes[1].y0 == boxes[2].y0 > boxes[3].y0
+    texts = [t.get_text() for t in figure.texts]
+    assert [t for t in texts if t.startswith("ε")] == ["ε = 0.2", "ε = ∞"]
+    assert {"real", "gan", "mean"} <= set(texts)
+
+
+def test_grid_of_colour_images_and_of_missing_classes(sets):
+    real, poor = sets("real", [0, 1], 3, 28), sets("poor", [1], 3, 28, first=7)
+    blocks = blocks_of(sample_grid("digits", real, [SampleSet("gan", 1.0, 0, poor)]))
+    assert blocks[0].shape == (3 * 30 - 2, 2 * 30 - 2, 3)
+    assert (blocks[1][:, :28] == 255).all()
+    assert (blocks[1][:28, 30:] == 7).all()
+
+
+def test_grid_refuses_what_it_cannot_draw(sets):
+    real = sets("real", [0, 1])
+    with pytest.raises(UserError, match=r"two\.npz.*1 or 3"):
+        sample_grid("digits", sets("two", [0], channels=2), [])
+    with pytest.raises(UserError, match=r"large\.npz holds images of another size"):
+        sample_grid("digits", real, [SampleSet("gan", 1.0, 0, sets("large", [0], size=28))])
+
+
+def test_saved_figures_have_equal_bytes(sets, tmp_path):
+    real = sets("real", [0, 1])
+    for name in ("one", "two"):
+        save_figure(epsilon_curves(make_metrics(), "digits"), tmp_path / name / "curves.v1")
+        save_figure(sample_grid("digits", real, []), tmp_path / name / "grid", ("png", "pdf"))
+    made = sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert made == ["curves.v1.pdf", "curves.v1.png", "curves.v1.svg", "grid.pdf", "grid.png"]
+    for name in made:
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content == (tmp_path / "two" / name).read_bytes()
+        assert b"CreationDate" not in content
+        assert b"<dc:date>" not in content

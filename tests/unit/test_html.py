@@ -1,0 +1,200 @@
+"""The report page: self-contained, deterministic, and saying what the data say."""
+
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from dpdm import artifacts
+from dpdm.config import parse_study
+from dpdm.errors import UserError
+from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
+from dpdm.report.html import environment_facts, render_report
+
+ENVIRONMENT = {"python": "3.11", "commit": "abc"}
+COMMAND = "snakemake --cores 2 --configfile config/tiny.yaml"
+
+
+def make_study(**changes):
+    study = {
+        "study": "tiny",
+        "datasets": {"digits": {"source": "digits", "delta": 1e-4}},
+        "epsilons": [1, "inf"],
+        "seeds": [0],
+        "methods": {"dpgan": {"impl": "a:B"}, "mean": {"impl": "a:C"}},
+        "evaluation": {"synthetic_images": 2000, "classifiers": ["cnn"]},
+    }
+    return parse_study({**study, **changes}, "test")
+
+
+def make_frames(study):
+    text = {"version": "0.1.0", "commit": "c0ffee", "code": "1111"}
+    metric = {name: kind() for name, kind in METRICS.items()} | text
+    audit = {name: kind() for name, kind in AUDITS.items()} | text
+    metrics, audits = [], []
+    places = [(r.method, r.coordinates().model_dump(mode="json")["epsilon"], "default") for r in study.runs()]
+    for i, (method, epsilon, sampler) in enumerate([*places, ("real", "", ""), ("label_only", "", "")]):
+        epsilon = str(epsilon).removesuffix(".0")
+        row = {**metric, "dataset": "digits", "method": method, "epsilon": epsilon, "sampler": sampler}
+        metrics.append({**row, "metric": "fd_digits", "reference": "train", "value": 10.0 + i})
+        metrics.append({**row, "metric": "acc_cnn", "reference": "test", "value": 50.0 + i})
+        if epsilon:
+            target = float(epsilon)
+            audits.append({
+                **audit, "dataset": "digits", "method": method, "epsilon": epsilon, "n": 1437, "delta": 3.5e-4,
+                "target_epsilon": target, "epsilon_rdp": target, "epsilon_prv": target, "passed": True,
+                "mechanism": "gaussian", "steps": 1, "sample_rate": math.nan,
+            })  # fmt: skip
+    jobs = [("train", "digits", "dpgan", 90.0, 512.0), ("train", "digits", "gone", 1e6, 1.0)]
+    jobs.append(("prepare", "", "", 2.0, 9.0))
+    return pd.DataFrame(metrics), pd.DataFrame(audits), pd.DataFrame(jobs, columns=list(BENCHMARKS))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    artifacts.write_text(tmp_path / "curve.svg", '<svg xmlns="http://www.w3.org/2000/svg"/>')
+    artifacts.write_bytes(tmp_path / "grid.png", b"png bytes")
+    return {"digits": tmp_path / "curve.svg"}, {"digits": tmp_path / "grid.png"}
+
+
+@pytest.fixture
+def page(pictures):
+    study = make_study()
+    return render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT)
+
+
+class Tags(HTMLParser):
+    """Collects tags and checks that they are closed in order."""
+
+    VOID = frozenset(("meta", "img", "br", "link"))
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_nothing_is_fetched(page):
+    tags = Tags(page).seen
+    for _, attributes in tags:
+        for name in ("src", "href", "srcset", "data", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert "link" not in {tag for tag, _ in tags}
+    assert not re.search(r"url\(|@import|https?:", page)
+    assert [a["src"].partition(";")[0] for tag, a in tags if tag == "img"] == ["data:image/svg+xml", "data:image/png"]
+
+
+def test_page_is_well_formed_with_unique_anchors(page):
+    tags = Tags(page)
+    assert tags.open == []
+    ids = [a["id"] for _, a in tags.seen if "id" in a]
+    assert len(set(ids)) == len(ids)
+    assert {a["href"][1:] for tag, a in tags.seen if tag == "a"} <= set(ids)
+    assert all(a.get("alt") for tag, a in tags.seen if tag == "img")
+
+
+def test_page_says_what_was_run(page):
+    text = Tags(page).text
+    assert "2 methods (dpgan and mean) on 1 dataset (digits) at ε = 1 and ∞, each with 1 seed (0): 4 tr" in text
+    assert "2,000 synthetic images" in text
+    assert "RDP accountant, δ = 0.00035 on digits (n = 1,437)" in text
+    assert "4 of 4 training runs audited" in headline(page)
+    assert "No result of the grid is missing." in text
+    assert "real (ceiling)" in text
+    assert "label_only (floor)" in text
+    assert "never with an FID of Inception features" in text
+    assert COMMAND in text
+    assert "commit c0ffee" in text
+    assert "<strong>10.0 (1)</strong>" in page
+
+
+def headline(page):
+    """Value and label of each headline fact, in the order they are shown."""
+    return [f"{value} {label}" for label, value in re.findall(r"<dt>(.*?)</dt><dd.*?>(.*?)</dd>", page)]
+
+
+def test_time_of_methods_that_left_the_study_is_not_counted(page):
+    assert "1 min 32 s in 2 jobs, summed" in headline(page)
+    assert "gone" not in Tags(page).text
+
+
+def test_holes_are_named(pictures):
+    study = make_study()
+    metrics, audits, jobs = make_frames(study)
+    fidelity = metrics[metrics["metric"] != "acc_cnn"]
+    text = Tags(render_report(study, fidelity, audits[:3], jobs, *pictures, COMMAND)).text
+    assert "6 results are missing" in text
+    assert "digits, mean, epsilon inf, seed 0, sampler default: no utility, no audit" in text
+    few = Tags(render_report(study, metrics, audits[:3], jobs, *pictures, COMMAND)).text
+    assert "Missing: digits, mean, epsilon inf, seed 0, sampler default: no audit." in few
+
+
+def test_failed_audit_and_mixed_code_cannot_be_overlooked(pictures):
+    study = make_study()
+    metrics, audits, jobs = make_frames(study)
+    audits.loc[0, "passed"] = False
+    metrics.loc[0, "code"] = "2222"
+    page = render_report(study, metrics, audits, jobs, *pictures, COMMAND, ENVIRONMENT)
+    assert "1 of the runs failed: their numbers must not be used." in page
+    assert "✗ NO" in page
+    assert "They mix versions of the code." in page
+
+
+def test_a_study_without_any_result_still_renders():
+    frames = [pd.DataFrame(columns=list(columns)) for columns in (METRICS, AUDITS, BENCHMARKS)]
+    frames[1]["passed"] = frames[1]["passed"].astype(bool)
+    text = Tags(render_report(make_study(), *frames, {}, {}, COMMAND, ENVIRONMENT)).text
+    assert "No audit was found." in text
+    assert "0 of 4" in text
+
+
+def test_values_are_escaped(pictures):
+    study = make_study()
+    page = render_report(study, *make_frames(study), *pictures, "a <script>x</script>", {"x": "<i>"})
+    assert "<script>x" not in page
+    assert "<i>" not in page
+
+
+def test_equal_inputs_give_equal_text(page, pictures):
+    study = make_study()
+    assert render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT) == page
+
+
+def test_missing_figure_is_named(pictures, tmp_path):
+    study = make_study()
+    with pytest.raises(UserError, match=r"absent\.svg"):
+        render_report(study, *make_frames(study), {"digits": tmp_path / "absent.svg"}, {}, COMMAND)
+
+
+def test_environment_names_versions():
+    facts = environment_facts()
+    assert {"python", "platform", "torch", "opacus", "snakemake", "numpy", "commit", "code digest"} <= set(facts)
+
+
+def test_report_never_imports_torch():
+    code = (
+        "import sys, dpdm.report.html, dpdm.report.figures; from dpdm.report.html import environment_facts as f; f();"
+        "print([m for m in ('torch', 'opacus', 'sklearn', 'dpdm.data') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

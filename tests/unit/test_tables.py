@@ -1,0 +1,195 @@
+"""Tables: numbers by hand, layout, escapes, and the same cells in every format."""
+
+import math
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from dpdm import artifacts
+from dpdm.report import tables
+from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
+
+
+def rows_of(method, epsilon, values, metric="acc_cnn", reference="test", sampler="default", dataset="digits"):
+    blank = {name: kind() for name, kind in METRICS.items()}
+    place = {"dataset": dataset, "method": method, "epsilon": epsilon, "sampler": sampler}
+    what = {"metric": metric, "reference": reference}
+    return [{**blank, **place, **what, "seed": seed, "value": value} for seed, value in enumerate(values)]
+
+
+@pytest.fixture
+def metrics():
+    return pd.DataFrame(
+        [
+            *rows_of("dp_gan", "10", [60.0, 70.0]),
+            *rows_of("dp_gan", "1", [40.0, 50.0, 60.0]),
+            *rows_of("dp_gan", "1", [12.0, 14.0, 16.0], "fd_digits", "train"),
+            *rows_of("dp_gan", "1", [99.0] * 3, "fd_digits", "test"),
+            *rows_of("dp_gan", "inf", [80.0]),
+            *rows_of("mean", "1", [45.0, 45.0]),
+            *rows_of("mean", "inf", [79.0]),
+            *rows_of("mean", "1", [200.0], "fd_digits", "train"),
+            *rows_of("label_only", "", [10.0], sampler=""),
+            *rows_of("real", "", [97.0, 98.0], sampler=""),
+        ]
+    )
+
+
+def cell(table, method, epsilon, header):
+    found = table.cells[(table.cells["Method"] == method) & (table.cells["ε"] == epsilon)]
+    assert len(found) == 1
+    return found[header].item()
+
+
+def test_mean_std_and_n_by_hand(metrics):
+    table = tables.results_table(metrics)
+    assert cell(table, "dp_gan", "1", "CNN accuracy % ↑") == "50.0 ± 10.0 (3)"
+    assert cell(table, "dp_gan", "10", "CNN accuracy % ↑") == "65.0 ± 7.1 (2)"  # sqrt(50)
+    assert cell(table, "dp_gan", "∞", "CNN accuracy % ↑") == "80.0 (1)"
+    assert cell(table, "dp_gan", "∞", "FD (train) ↓") == "–"  # noqa: RUF001
+    assert cell(table, "dp_gan", "1", "FD (train) ↓") == "14.0 ± 2.0 (3)"
+    numbers = table.data.set_index(["method", "epsilon"]).loc[("dp_gan", "10")]
+    assert numbers["acc_cnn_test_mean"] == 65
+    assert numbers["acc_cnn_test_std"] == pytest.approx(math.sqrt(50))
+    assert numbers["acc_cnn_test_n"] == 2
+
+
+def test_nan_is_not_a_seed(metrics):
+    metrics.loc[(metrics["epsilon"] == "10") & (metrics["seed"] == 1), "value"] = math.nan
+    assert cell(tables.results_table(metrics), "dp_gan", "10", "CNN accuracy % ↑") == "60.0 (1)"
+
+
+def test_ceiling_first_then_rising_epsilon_then_floor(metrics):
+    table = tables.results_table(metrics)
+    assert list(zip(table.cells["ε"], table.cells["Method"], strict=True)) == [
+        ("–", "real (ceiling)"),  # noqa: RUF001
+        ("1", "dp_gan"),
+        ("1", "mean"),
+        ("10", "dp_gan"),
+        ("∞", "dp_gan"),
+        ("∞", "mean"),
+        ("–", "label_only (floor)"),  # noqa: RUF001
+    ]
+    assert [len(body) for body in table.bodies()] == [1, 2, 1, 2, 1]
+    assert list(table.cells.columns) == ["Dataset", "ε", "Method", "FD (train) ↓", "CNN accuracy % ↑"]
+
+
+def test_bold_is_the_best_private_value_where_there_is_a_choice(metrics):
+    table = tables.results_table(metrics)
+    bold = {(table.cells.iloc[i]["Method"], table.cells.columns[j]) for i, j in table.bold}
+    assert bold == {("dp_gan", "FD (train) ↓"), ("dp_gan", "CNN accuracy % ↑")}
+    assert {i for i, _ in table.bold} == {1}  # epsilon 1 alone: elsewhere nothing to compare, or nothing private
+    narrow = table.without("Dataset")
+    assert {narrow.cells.columns[j] for _, j in narrow.bold} == {"FD (train) ↓", "CNN accuracy % ↑"}
+
+
+def test_sampler_column_only_where_it_tells_something(metrics):
+    assert "Sampler" not in tables.results_table(metrics).cells.columns
+    more = pd.concat([metrics, pd.DataFrame(rows_of("dp_gan", "1", [1.0], sampler="ddim"))])
+    table = tables.results_table(more)
+    assert table.cells.loc[table.cells["Method"] == "dp_gan", "Sampler"].tolist()[:2] == ["ddim", "default"]
+
+
+def test_two_extractors_have_two_columns():
+    metrics = pd.DataFrame([*rows_of("a", "1", [1.0], "fd_digits", "train"), *rows_of("a", "1", [2.0], "fid", "train")])
+    headers = list(tables.results_table(metrics).cells.columns[3:])
+    assert len(set(headers)) == 2
+    assert any("digits" in header for header in headers)
+
+
+def test_every_format_holds_the_same_cells(metrics, tmp_path):
+    table = tables.results_table(metrics)
+    tables.write_table(table, tmp_path / "results")
+    read = {s: artifacts.read_bytes(tmp_path / f"results.{s}").decode() for s in ("csv", "md", "tex", "html")}
+    for text, floor in (("md", "10.0 (1)"), ("tex", "10.0 (1)"), ("html", "<td class=\"n\">10.0 (1)</td>")):
+        assert floor in read[text]
+    assert "**50.0 ± 10.0 (3)**" in read["md"]
+    assert r"\textbf{50.0 $\pm$ 10.0 (3)}" in read["tex"]
+    assert "<strong>50.0 ± 10.0 (3)</strong>" in read["html"]
+    assert read["csv"].splitlines()[0].startswith("dataset,epsilon,method,fd_digits_train_mean,fd_digits_train_std")
+    assert "digits,inf,dp_gan,,,0,80.0,,1" in read["csv"]
+
+
+def test_tex_escapes_special_characters(metrics):
+    text = tables.to_tex(tables.results_table(metrics))
+    assert r"dp\_gan" in text
+    assert "dp_gan" not in text
+    assert r"CNN accuracy \% $\uparrow$" in text
+    assert text.isascii()
+    assert tables.escape_tex("a\\b&{c}") == r"a\textbackslash{}b\&\{c\}"
+    assert text.count(r"\midrule") == 5
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_tex_compiles(metrics, audits, tmp_path):
+    body = tables.to_tex(tables.results_table(metrics)) + "\n\n" + tables.to_tex(tables.audit_table(audits))
+    (tmp_path / "x.tex").write_text(
+        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+        .replace("% \\usepackage{booktabs}\n", "")
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-600:]
+
+
+def test_html_escapes(metrics):
+    metrics["method"] = metrics["method"].replace("mean", "<b>&")
+    text = tables.to_html(tables.results_table(metrics))
+    assert "&lt;b&gt;&amp;" in text
+    assert "<b>" not in text
+
+
+def test_empty_tables_are_tables(tmp_path):
+    empty = pd.DataFrame(columns=list(METRICS))
+    tables.write_table(tables.results_table(empty), tmp_path / "empty")
+    tables.write_table(tables.audit_table(pd.DataFrame(columns=list(AUDITS))), tmp_path / "audit")
+    assert artifacts.read_bytes(tmp_path / "empty.csv") == b"dataset,epsilon,method\n"
+
+
+@pytest.fixture
+def audits():
+    blank = {name: kind() for name, kind in AUDITS.items()}
+    run = {
+        **blank, "dataset": "digits", "method": "dp_gan", "epsilon": "1", "target_epsilon": 1.0, "delta": 3.5e-4,
+        "mechanism": "poisson_subsampled_gaussian", "name": "net", "noise_multiplier": 3.14159, "sample_rate": 0.178,
+        "steps": 300, "accountant": "rdp", "passed": True, "epsilon_prv": 0.9,
+    }  # fmt: skip
+    release = {"mechanism": "gaussian", "name": "", "sample_rate": 1.0, "steps": 1, "noise_multiplier": 7.0}
+    endless = {"epsilon": "inf", "target_epsilon": math.inf, "epsilon_rdp": math.inf, "epsilon_prv": math.inf}
+    return pd.DataFrame(
+        [
+            {**run, "seed": 0, "epsilon_rdp": 0.95},
+            {**run, "seed": 0, "epsilon_rdp": 0.95, **release},
+            {**run, "seed": 1, "epsilon_rdp": 0.99, "passed": False},
+            {**run, "seed": 1, "epsilon_rdp": 0.99, "passed": False, **release},
+            {**run, **endless, "noise_multiplier": 0.0},
+        ]
+    )
+
+
+def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
+    table = tables.audit_table(audits)
+    assert len(table.cells) == 2
+    row = table.cells.iloc[0]
+    assert (row["Target ε"], row["Spent, RDP"], row["Spent, PRV"], row["Runs"]) == ("1", "0.990", "0.900", "2")
+    assert row["Passed"] == "✗ NO"
+    assert row["Mechanism"] == (
+        "net: 300 × Poisson-subsampled Gaussian, q = 0.178, noise 3.14; 1 × Gaussian, noise 7"  # noqa: RUF001
+    )
+    last = table.cells.iloc[1]
+    assert (last["Target ε"], last["Spent, RDP"], last["Passed"]) == ("∞", "∞", "✓ yes")
+    assert tables.to_tex(table).isascii()
+
+
+def test_resource_table_adds_up():
+    rows = [("train", "digits", "a", 1.0, 100.0), ("train", "digits", "a", 3.0, math.nan)]
+    rows.append(("fit", "", "", 6.0, math.nan))
+    table = tables.resource_table(pd.DataFrame(rows, columns=list(BENCHMARKS)))
+    assert table.cells.to_numpy().tolist() == [
+        ["fit", "–", "1", "6.0", "6.0", "6.0", "–"],  # noqa: RUF001
+        ["train", "a", "2", "2.0", "3.0", "4.0", "100"],
+        ["total", "–", "3", "3.3", "6.0", "10.0", "100"],  # noqa: RUF001
+    ]

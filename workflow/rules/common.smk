@@ -1,0 +1,64 @@
+# The study, and the only owner of the directory scheme: Python receives explicit paths.
+
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from dpdm import config as schema
+from dpdm.errors import UserError
+
+try:
+    STUDY = schema.parse_study(dict(config), " ".join(map(str, workflow.configfiles)) or "the configuration")
+    schema.check_writable(STUDY.results_dir)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+DPDM = f"{sys.executable} -m dpdm"
+
+DATA = f"{STUDY.results_dir}/data/{{dataset}}"
+ROOT = f"{STUDY.results_dir}/{STUDY.study}"
+RUN = f"{ROOT}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}"
+SET = f"{RUN}/{{sampler}}"
+ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
+BENCHMARKS = f"{ROOT}/benchmarks"
+STUDY_JSON = f"{ROOT}/study.json"
+
+
+wildcard_constraints:
+    dataset="|".join(STUDY.datasets),
+    method="|".join(STUDY.methods),
+    anchor="|".join(STUDY.anchors) or "none",
+    epsilon="|".join(map(schema.epsilon_text, STUDY.epsilons)).replace(".", r"\."),
+    seed=r"\d+",
+    sampler="[a-z][a-z0-9_]*",
+
+
+def run_of(wildcards):
+    """The RunSpec that a path names."""
+    return STUDY.run(wildcards.dataset, wildcards.method, float(wildcards.epsilon), int(wildcards.seed))
+
+
+def run_paths(pattern, runs):
+    """One path per run."""
+    return [
+        pattern.format(dataset=r.dataset, method=r.method, epsilon=schema.epsilon_text(r.epsilon), seed=r.seed)
+        for r in runs
+    ]
+
+
+def set_paths(pattern, runs):
+    """One path per synthetic set: every sampler of every run."""
+    return [
+        path.replace("SAMPLER", sampler)
+        for r in runs
+        for sampler in STUDY.methods[r.method].samplers
+        for path in run_paths(pattern.replace("{sampler}", "SAMPLER"), [r])
+    ]
+
+
+def anchor_paths(pattern):
+    """One path per anchor row."""
+    return [
+        pattern.format(dataset=c.dataset, anchor=c.method, seed=c.seed) for c in STUDY.anchor_coordinates()
+    ]

@@ -1,0 +1,38 @@
+rule prepare:
+    message: "prepare {wildcards.dataset}"
+    output:
+        train=f"{DATA}/train.npz",
+        test=f"{DATA}/test.npz",
+        facts=f"{DATA}/dataset.json",
+    params:
+        spec=lambda w: schema.spec_json(STUDY.datasets[w.dataset].source_spec()),
+        folder=subpath(output.facts, parent=True),
+    log: f"{DATA}/prepare.log"
+    benchmark: f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
+    resources: mem_mb=2000, runtime=30
+    shell: "{DPDM} prepare --spec {params.spec:q} --out {params.folder} > {log} 2>&1"
+
+
+# The feature extractor of the image distance: trained on real images, an instrument of evaluation alone.
+rule extractor:
+    message: "feature extractor for {wildcards.dataset}"
+    input:
+        train=rules.prepare.output.train,
+        test=rules.prepare.output.test,
+    output: f"{DATA}/extractor.pt"
+    log: f"{DATA}/extractor.log"
+    benchmark: f"{BENCHMARKS}/extractor/{{dataset}}.tsv"
+    resources: mem_mb=2000, runtime=30
+    shell:
+        "{DPDM} extractor --train {input.train} --test {input.test} --out {output} --threads {threads}"
+        " > {log} 2>&1"
+
+
+rule validate:
+    message: "validate the study"
+    output: STUDY_JSON
+    params: spec=schema.spec_json(STUDY)
+    log: f"{ROOT}/validate.log"
+    benchmark: f"{BENCHMARKS}/validate.tsv"
+    resources: mem_mb=2000, runtime=10
+    shell: "{DPDM} validate --spec {params.spec:q} --out {output} > {log} 2>&1"

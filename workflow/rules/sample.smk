@@ -1,0 +1,23 @@
+rule sample:
+    message: "sample {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}, sampler {wildcards.sampler}"
+    input:
+        model=rules.train.output.model,
+        dataset=rules.prepare.output.facts,
+    output: f"{SET}/synthetic.npz"
+    params: spec=lambda w: schema.spec_json(STUDY.sample(run_of(w), w.sampler))
+    log: f"{SET}/sample.log"
+    benchmark: f"{BENCHMARKS}/sample/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
+    resources: gpu=1, mem_mb=2000, runtime=120
+    shell:
+        "{DPDM} sample --spec {params.spec:q} --model {input.model} --dataset {input.dataset} --out {output}"
+        " --threads {threads} > {log} 2>&1"
+
+
+rule label_only:
+    message: "label-only floor for {wildcards.dataset}"
+    input: rules.prepare.output.facts
+    output: f"{ROOT}/anchors/{{dataset}}/label_only.npz"
+    params: images=STUDY.evaluation.synthetic_images
+    log: f"{ROOT}/anchors/{{dataset}}/label_only.log"
+    resources: mem_mb=1000, runtime=10
+    shell: "{DPDM} label_only --dataset {input} --images {params.images} --out {output} > {log} 2>&1"

@@ -1,0 +1,38 @@
+# One job per synthetic set computes distances and accuracies: each job pays the import of torch.
+rule score:
+    message: "score {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}, sampler {wildcards.sampler}"
+    input:
+        synthetic=rules.sample.output,
+        train=rules.prepare.output.train,
+        test=rules.prepare.output.test,
+        extractor=rules.extractor.output,
+    output:
+        fidelity=f"{SET}/fidelity.json",
+        utility=f"{SET}/utility.json",
+    params: spec=lambda w: schema.spec_json(STUDY.score(run_of(w).coordinates(w.sampler)))
+    log: f"{SET}/score.log"
+    benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
+    resources: gpu=1, mem_mb=2000, runtime=120
+    shell:
+        "{DPDM} score --spec {params.spec:q} --synthetic {input.synthetic} --train {input.train}"
+        " --test {input.test} --extractor {input.extractor} --fidelity {output.fidelity}"
+        " --utility {output.utility} --threads {threads} > {log} 2>&1"
+
+
+# The ceiling (real images as if they were synthetic) and the floor (noise), judged like any method.
+use rule score as score_anchor with:
+    message: "score anchor {wildcards.anchor} on {wildcards.dataset}, seed {wildcards.seed}"
+    input:
+        synthetic=lambda w: rules.prepare.output.train if w.anchor == "real" else rules.label_only.output,
+        train=rules.prepare.output.train,
+        test=rules.prepare.output.test,
+        extractor=rules.extractor.output,
+    output:
+        fidelity=f"{ANCHOR}/seed{{seed}}/fidelity.json",
+        utility=f"{ANCHOR}/seed{{seed}}/utility.json",
+    params:
+        spec=lambda w: schema.spec_json(
+            STUDY.score(schema.Coordinates(study=STUDY.study, dataset=w.dataset, method=w.anchor, epsilon=None, seed=int(w.seed)))
+        ),
+    log: f"{ANCHOR}/seed{{seed}}/score.log"
+    benchmark: f"{BENCHMARKS}/score_anchor/{{dataset}}-{{anchor}}-{{seed}}.tsv"

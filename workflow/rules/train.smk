@@ -1,0 +1,33 @@
+# Retrains exactly the runs whose spec changed. `ancient`: an edited study is validated again, but that alone
+# retrains nothing. train has no test images and no score among its inputs.
+rule train:
+    message: "train {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}"
+    input:
+        data=rules.prepare.output.train,
+        study=ancient(STUDY_JSON),
+    output:
+        model=f"{RUN}/model.pt",
+        ledger=f"{RUN}/ledger.json",
+        curve=f"{RUN}/train.jsonl",
+    params: spec=lambda w: schema.spec_json(run_of(w))
+    log: f"{RUN}/train.log"
+    benchmark: f"{BENCHMARKS}/train/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
+    resources: gpu=1, mem_mb=2000, runtime=240
+    shell:
+        "{DPDM} train --spec {params.spec:q} --data {input.data} --model {output.model}"
+        " --ledger {output.ledger} --curve {output.curve} --threads {threads} > {log} 2>&1"
+
+
+rule audit:
+    message: "audit {wildcards.method} on {wildcards.dataset}"
+    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in STUDY.runs() if (r.dataset, r.method) == (w.dataset, w.method)])
+    output: f"{ROOT}/audits/{{dataset}}/{{method}}.json"
+    log: f"{ROOT}/audits/{{dataset}}/{{method}}.log"
+    benchmark: f"{BENCHMARKS}/audit/{{dataset}}-{{method}}.tsv"
+    resources: mem_mb=2000, runtime=30
+    shell: "{DPDM} audit {input} --out {output} --threads {threads} > {log} 2>&1"
+
+
+rule audits:
+    input: expand(rules.audit.output, dataset=STUDY.datasets, method=STUDY.methods)
+    localrule: True
