@@ -111,7 +111,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays, compressed; equal arrays give equal bytes."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    np.savez_compressed(buffer, **{name: np.asarray(a, order="C") for name, a in arrays.items()})
     write_bytes(path, buffer.getvalue())
 
 

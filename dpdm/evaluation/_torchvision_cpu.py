@@ -1,7 +1,6 @@
 """Makes torchvision importable beside CPU-only torch, where PyPI's wheel cannot load its compiled operators."""
 
 import importlib
-import sys
 
 _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -35,5 +34,3 @@ def _declare() -> None:
         for schema in _OPERATORS:
             library.define(schema)
         _libraries.append(library)
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # left behind by the import that failed half-way

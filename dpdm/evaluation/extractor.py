@@ -128,6 +128,6 @@ def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
         if not all(value.isfinite().all() for value in network.state_dict().values()):
             raise RuntimeError("its weights are not finite")
         return network.eval(), dict(state["facts"])
-    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise UserError(f"{path} is not a feature extractor ({reason}); delete it and run snakemake again") from error

@@ -130,8 +130,9 @@ def test_fewer_than_two_classes_are_refused(name, count, short):
         classifiers.measure(one, halves(), [name], 0, "short")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ALL)
-def test_two_images_are_enough(name, short):
+def test_two_images_are_enough_and_no_warning_reaches_the_log(name, short):
     assert classifiers.train_and_predict(name, halves(2), halves(9).images, 0, "short").shape == (9,)
 
 
