@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from dpdm.errors import UserError
@@ -75,7 +76,10 @@ def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant)
         return math.inf
     if accountant not in _ACCOUNTANTS:
         raise UserError(f"unknown accountant {accountant!r}; choose one of {', '.join(_ACCOUNTANTS)}")
-    return _ACCOUNTANTS[accountant](history, delta)
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        # "Optimal order is the largest alpha": a bound all the same. log(1 - q) at q = 1: masked by Opacus itself.
+        warnings.simplefilter("ignore")
+        return _ACCOUNTANTS[accountant](history, delta)
 
 
 def _history(events: Iterable[Event]) -> list[tuple[float, float, int]]:
@@ -100,9 +104,7 @@ def _history(events: Iterable[Event]) -> list[tuple[float, float, int]]:
 def _epsilon_rdp(history: list, delta: float) -> float:
     accountant = RDPAccountant()
     accountant.history = list(history)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "optimal order is the largest alpha": a bound all the same
-        return accountant.get_epsilon(delta, alphas=RDP_ORDERS)
+    return accountant.get_epsilon(delta, alphas=RDP_ORDERS)
 
 
 def _epsilon_prv(history: list, delta: float) -> float:

@@ -1,15 +1,22 @@
-"""Per-example gradients, summed over an example's rows of the forward batch.
+"""Per-example gradients, summed over an example's rows of the forward batch: the hot path.
 
 The privacy unit is one example, which may stand in several rows: row `k * B + b` is row k of example b
-(draw-major). This is the reference engine: Opacus' hooks give one gradient per row, and rows are summed.
+(draw-major). Laid out so, activations [K * B, C, H, W] are also [K, B * C, H, W], a free view, and the weight
+gradient of a convolution with `groups = B` over that batch of K *is* the stack of B per-example gradients,
+already summed over the rows. Linear, 1x1 convolution, GroupNorm and Embedding have direct formulas. A module
+with any other parametrised layer falls back to Opacus' hooks, which hold K * B gradients, whose rows are summed.
 """
 
+import functools
+import warnings
 from collections.abc import Callable
 
 import torch
 from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from dpdm.errors import UserError
 
@@ -20,24 +27,38 @@ class PerExampleGradients:
     Args:
         module: layers that treat every row of the batch on its own (no batch norm).
         rows_per_example: K, how many rows of the forward batch belong to one example.
+        engine: "auto", or "hooks" to force the reference path.
+
+    Attributes:
+        module: what the loss must call.
 
     Raises:
         UserError: a layer mixes rows or has no per-example gradient; the message names it.
     """
 
-    def __init__(self, module: nn.Module, rows_per_example: int = 1):
+    def __init__(self, module: nn.Module, rows_per_example: int = 1, engine: str = "auto"):
         if rows_per_example < 1:
             raise UserError(f"rows_per_example (the noise multiplicity) must be at least 1, got {rows_per_example}")
-        for name, layer in module.named_modules():
-            errors = [] if any(layer.children()) else ModuleValidator.validate(layer, strict=False)
-            if errors:
-                kind = type(layer).__name__
-                raise UserError(f"layer {name or 'module'} ({kind}) cannot be trained privately: {errors[0]}")
+        _refuse_mixing_layers(module)
         self.rows_per_example = rows_per_example
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._forwards: list[int] = []
         self._counter = module.register_forward_pre_hook(lambda _, inputs: self._forwards.append(len(inputs[0])))
-        self.module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
+        layers = {name: layer for name, layer in module.named_modules() if list(layer.parameters(recurse=False))}
+        foreign = [f"{name} ({type(layer).__name__})" for name, layer in layers.items() if not _is_fast(layer)]
+        if foreign and engine == "auto":
+            warnings.warn(
+                f"layer {foreign[0]} has no fast per-example gradient: the whole module takes the slower path",
+                stacklevel=2,
+            )
+        self.is_fast = not foreign and engine == "auto"
+        if self.is_fast:
+            self.module, self._layers = module, list(layers.values())
+            for layer in self._layers:
+                function = functools.partial(_FAST[type(layer)], layer, rows_per_example)
+                layer.forward = function  # on the instance: shadows the class's, until `close`
+        else:
+            self.module, self._layers = GradSampleModule(module, batch_first=True, loss_reduction="sum"), []
 
     def backward(self, row_losses: Callable[[], Tensor], examples: int) -> None:
         """Calls `row_losses` (one forward, one loss per row) and leaves the gradient of each example's mean loss.
@@ -49,6 +70,8 @@ class PerExampleGradients:
         """
         rows = self.rows_per_example * examples
         self._forwards.clear()
+        for p in self._parameters:
+            p.grad_sample = None
         losses = row_losses()
         if self._forwards != [rows] or losses.shape != (rows,):
             raise RuntimeError(
@@ -57,20 +80,189 @@ class PerExampleGradients:
             )
         if not torch.isfinite(losses).all():
             raise UserError("the loss is not finite; lower the learning rate or check the images")
-        (losses.sum() / self.rows_per_example).backward()
+        (losses.float().sum() / self.rows_per_example).backward()
         for p in self._parameters:
-            rows_gradient = getattr(p, "grad_sample", None)
-            if rows_gradient is None:  # a parameter that this forward did not use
-                p.grad_sample = p.new_zeros((examples, *p.shape))
-            else:
-                p.grad_sample = rows_gradient.view(self.rows_per_example, examples, *p.shape).sum(0)
             p.grad = None
+            if p.grad_sample is None:  # a parameter that this forward did not use
+                p.grad_sample = p.new_zeros((examples, *p.shape))
+            elif not self.is_fast:
+                p.grad_sample = p.grad_sample.view(self.rows_per_example, examples, *p.shape).sum(0)
 
     def close(self) -> None:
         """Removes every hook and attribute from the module."""
         self._counter.remove()
-        self.module.to_standard_module()
+        for layer in self._layers:
+            del layer.forward
+        if not self.is_fast:
+            self.module.to_standard_module()
         for p in self._parameters:
             for name in ("grad_sample", "summed_grad"):
                 if hasattr(p, name):
                     delattr(p, name)
+
+
+def _refuse_mixing_layers(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        errors = [] if any(layer.children()) else ModuleValidator.validate(layer, strict=False)
+        if errors:
+            kind = type(layer).__name__
+            raise UserError(f"layer {name or 'module'} ({kind}) cannot be trained privately: {errors[0]}")
+
+
+def _is_fast(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return False
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.padding_idx is not None):
+        return False
+    return type(layer) in _FAST
+
+
+def _accumulate(p: Tensor | None, gradient: Callable[[], Tensor]) -> None:
+    """Adds a [B, *p.shape] gradient; a parameter that is used twice in one forward sums both uses."""
+    if p is not None and p.requires_grad:
+        value = gradient().reshape(-1, *p.shape).to(p.dtype)
+        p.grad_sample = value if p.grad_sample is None else p.grad_sample + value
+
+
+# Each function below computes a layer as usual, but in backward leaves per-example gradients on the layer's
+# parameters, in place of the ordinary weight gradient, which is never computed. Formulas are in terms of
+# K = rows per example, B = examples, P = pixels; x is the input, g the gradient of the output.
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, k: int) -> Tensor:
+        out = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        ctx.save_for_backward(x.to(out.dtype), weight)
+        ctx.layer, ctx.k = layer, k
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        x, weight = ctx.saved_tensors
+        layer, k, b = ctx.layer, ctx.k, len(g) // ctx.k
+        g = g.contiguous()
+        _accumulate(layer.bias, lambda: g.flatten(2).sum(2).view(k, b, -1).sum(0))
+        if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
+            gk, xk = (t.reshape(k, b, t.shape[1], -1) for t in (g, x))
+            _accumulate(layer.weight, lambda: torch.einsum("kbop,kbcp->boc", gk, xk))
+        else:
+            _accumulate(layer.weight, lambda: _grouped_weight_gradient(x, g, layer, k, b))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.convolution_backward(
+                g, x, weight.to(g.dtype), None, layer.stride, layer.padding, layer.dilation, False, (0, 0),
+                layer.groups, (True, False, False),
+            )[0]  # fmt: skip
+        return grad_x, None, None, None, None
+
+
+def _grouped_weight_gradient(x: Tensor, g: Tensor, layer: nn.Conv2d, k: int, b: int) -> Tensor:
+    """[B * O, C / groups, kh, kw]: B convolutions side by side as the groups of one, over a batch of K."""
+    weight = g.new_empty((b * layer.out_channels, *layer.weight.shape[1:]))  # only its shape is read
+    return torch.ops.aten.convolution_backward(
+        g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), weight, None, layer.stride, layer.padding,
+        layer.dilation, False, (0, 0), b * layer.groups, (False, True, False),
+    )[1]  # fmt: skip
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Linear, k: int) -> Tensor:
+        out = F.linear(x, weight, bias)
+        ctx.save_for_backward(x.to(out.dtype), weight)
+        ctx.layer, ctx.k = layer, k
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        x, weight = ctx.saved_tensors
+        layer, k, b = ctx.layer, ctx.k, len(g) // ctx.k
+        gk, xk = (t.reshape(k, b, -1, t.shape[-1]) for t in (g, x))
+        _accumulate(layer.bias, lambda: gk.sum((0, 2)))
+        _accumulate(layer.weight, lambda: torch.einsum("kbto,kbti->boi", gk, xk))
+        grad_x = g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, None, None
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.GroupNorm, k: int) -> Tensor:
+        x = x.contiguous()
+        n, c = x.shape[:2]
+        pixels = x[0, 0].numel()
+        out, mean, rstd = torch.native_group_norm(
+            x, weight.to(x.dtype), bias.to(x.dtype), n, c, pixels, layer.num_groups, layer.eps
+        )
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.layer, ctx.k = layer, k
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        x, mean, rstd, weight = ctx.saved_tensors
+        layer, k = ctx.layer, ctx.k
+        n, c = x.shape[:2]
+        g = g.to(x.dtype).contiguous()
+        sums = g.flatten(2).sum(2).float()
+        _accumulate(layer.bias, lambda: sums.view(k, n // k, c).sum(0))
+
+        def weight_gradient() -> Tensor:  # sum_P g (x - mean) rstd, without forming the normalised x
+            products = (g * x).flatten(2).sum(2).float().view(n, layer.num_groups, -1)
+            m, r = (t.float().view(n, layer.num_groups, 1) for t in (mean, rstd))
+            return (r * (products - m * sums.view_as(products))).view(k, n // k, c).sum(0)
+
+        _accumulate(layer.weight, weight_gradient)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.native_group_norm_backward(
+                g, x, mean, rstd, weight.to(x.dtype), n, c, x[0, 0].numel(), layer.num_groups, (True, False, False)
+            )[0]
+        return grad_x, None, None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, indices: Tensor, weight: Tensor, layer: nn.Embedding, k: int) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.layer, ctx.k = layer, k
+        return F.embedding(indices, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        (indices,) = ctx.saved_tensors
+        layer, b = ctx.layer, len(g) // ctx.k
+
+        def gradient() -> Tensor:
+            out = g.new_zeros((b, *layer.weight.shape))
+            example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
+            example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
+            return out.index_put_((example, indices), g, accumulate=True)
+
+        _accumulate(layer.weight, gradient)
+        return None, None, None, None
+
+
+def _conv2d(layer: nn.Conv2d, k: int, x: Tensor) -> Tensor:
+    return _Conv2d.apply(x, layer.weight, layer.bias, layer, k)
+
+
+def _linear(layer: nn.Linear, k: int, x: Tensor) -> Tensor:
+    return _Linear.apply(x, layer.weight, layer.bias, layer, k)
+
+
+def _group_norm(layer: nn.GroupNorm, k: int, x: Tensor) -> Tensor:
+    if not layer.affine:
+        return F.group_norm(x, layer.num_groups, None, None, layer.eps)
+    return _GroupNorm.apply(x, layer.weight, layer.bias, layer, k)
+
+
+def _embedding(layer: nn.Embedding, k: int, indices: Tensor) -> Tensor:
+    return _Embedding.apply(indices, layer.weight, layer, k)
+
+
+_FAST = {nn.Conv2d: _conv2d, nn.Linear: _linear, nn.GroupNorm: _group_norm, nn.Embedding: _embedding}

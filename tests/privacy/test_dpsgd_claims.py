@@ -1,0 +1,298 @@
+"""What a DP-SGD step promises, against brute force and statistics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dpdm.data import ImageSet
+from dpdm.errors import UserError
+from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData
+from dpdm.rng import Streams
+
+
+def random_images(n: int, seed: int = 0) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    return ImageSet(rng.integers(0, 256, (n, 1, 4, 4), np.uint8), rng.integers(0, 3, n).astype(np.int64), 3)
+
+
+class Net(nn.Module):
+    """A convolution, a norm, an embedding and a linear layer: every kind a method here uses."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        with Streams(seed).torch_default("net"):
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.norm = nn.GroupNorm(2, 4)
+            self.embed = nn.Embedding(3, 4)
+            self.out = nn.Linear(4 * 16, 1)
+
+    def forward(self, x, labels):
+        h = torch.tanh(self.norm(self.conv(x)) + self.embed(labels)[:, :, None, None])
+        return self.out(h.flatten(1))[:, 0]
+
+
+def door(images: ImageSet, params: DpSgdParams, epsilon: float = math.inf, seed: int = 0) -> PrivateData:
+    ledger = Ledger(images.meta.n, 1e-3, epsilon, "rdp")
+    plan = [params.mechanism("net", images.meta.n)]
+    return PrivateData(images, plan, Budget(epsilon, 1e-3), "rdp", Streams(seed, "privacy"), ledger)
+
+
+def full_batch(n: int, **changes) -> DpSgdParams:
+    """q = 1: every record is in every batch."""
+    return DpSgdParams(**{"expected_batch_size": n, "steps": 1, "max_grad_norm": 1.0, **changes})
+
+
+def squared(net, scale: float = 1.0):
+    return lambda images, labels: scale * (net(images, labels) - labels.float()) ** 2
+
+
+def released_sum(images: ImageSet, params: DpSgdParams, rows: int = 1, scale: float = 1.0) -> torch.Tensor:
+    """The noiseless clipped sum of one step, read off a plain SGD step of learning rate 1."""
+    net = Net()
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    dp = door(images, params).dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params, rows)
+
+    def losses(x, y):
+        shift = torch.arange(rows).repeat_interleave(len(y)).float()  # row k of an example differs from row 0
+        return scale * (dp.module(x.repeat(rows, 1, 1, 1), y.repeat(rows)) - y.repeat(rows).float() - shift) ** 2
+
+    for step in dp:
+        step.update(losses)
+    after = torch.cat([p.detach().flatten() for p in net.parameters()])
+    return (before - after) * params.expected_batch_size
+
+
+def brute_force(images: ImageSet, max_grad_norm: float, rows: int = 1, scale: float = 1.0) -> torch.Tensor:
+    """One backward pass per example: mean over its rows, clip, sum."""
+    total = 0.0
+    for image, label in zip(images.images, images.labels, strict=True):
+        net = Net()
+        x = torch.from_numpy(image)[None].float() / 127.5 - 1
+        y = torch.tensor([label])
+        loss = sum(scale * (net(x, y) - y.float() - k) ** 2 for k in range(rows)) / rows
+        loss.sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+        total = total + gradient * min(1.0, max_grad_norm / float(gradient.norm()))
+    return total
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("max_grad_norm", [0.05, 1e6])
+def test_clipped_sum_equals_brute_force(rows, max_grad_norm):
+    images = random_images(7)
+    ours = released_sum(images, full_batch(7, max_grad_norm=max_grad_norm), rows)
+    torch.testing.assert_close(ours, brute_force(images, max_grad_norm, rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_one_record_moves_the_sum_by_at_most_the_clip_norm(rows):
+    images = random_images(6)
+    without = ImageSet(images.images[1:], images.labels[1:], 3)
+    params = full_batch(6, max_grad_norm=0.3)
+    all_of_them = released_sum(images, params, rows, scale=100.0)
+    # the same expected batch size on one record less: q stays a constant of the mechanism
+    fewer = released_sum(without, full_batch(5, max_grad_norm=0.3), rows, scale=100.0)
+    distance = float((all_of_them - fewer).norm())
+    assert distance <= 0.3 * (1 + 1e-4)
+    assert distance > 0.29  # the clip binds, so the bound is tight and the test is not vacuous
+
+
+def test_chunks_change_nothing():
+    images = random_images(9)
+    whole = released_sum(images, full_batch(9), rows=3)
+    for chunk in (1, 2, 4):
+        parts = released_sum(images, full_batch(9, max_physical_batch_size=chunk), rows=3)
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_without_noise_and_clipping_it_is_the_plain_optimizer():
+    images, n, steps = random_images(8), 8, 5
+    private, plain = Net(), Net()
+    params = full_batch(n, steps=steps, max_grad_norm=1e9)
+    dp = door(images, params).dpsgd("net", private, torch.optim.Adam(private.parameters(), lr=0.01), params)
+    for step in dp:
+        step.update(squared(dp.module))
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
+    x, y = torch.from_numpy(images.images).float() / 127.5 - 1, torch.from_numpy(images.labels)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        squared(plain)(x, y).mean().backward()
+        optimizer.step()
+    for ours, theirs in zip(private.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_observed_noise_is_the_declared_noise():
+    """The loss is constant, so the update is noise alone: its std must be z * C / expected batch size."""
+    images = random_images(50)
+    params = DpSgdParams(expected_batch_size=10, steps=400, max_grad_norm=0.7)
+    net = nn.Linear(16, 4)
+    nn.init.zeros_(net.weight), nn.init.zeros_(net.bias)
+    private = door(images, params, epsilon=2.0)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params)
+    updates, last = [], torch.zeros(68)
+    for step in dp:
+        step.update(lambda x, y: dp.module(x.flatten(1)).sum(1) * 0)
+        now = torch.cat([p.detach().flatten() for p in net.parameters()])
+        updates.append(now - last)
+        last = now
+    observed = float(torch.stack(updates).std())
+    declared = private.ledger.events[0]
+    expected = declared.noise_multiplier * declared.sensitivity / 10
+    assert declared.noise_multiplier > 0.5
+    assert observed == pytest.approx(expected, rel=0.03)  # 27,200 draws: std error 0.4 %
+    noise = torch.stack(updates)
+    assert abs(float(torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1])) < 0.03
+
+
+def test_poisson_inclusion():
+    """Every record independently at rate q: batch sizes vary like a binomial, no record is favoured."""
+    n, q, steps = 40, 0.25, 2000
+    images = random_images(n)
+    params = DpSgdParams(expected_batch_size=10, steps=steps, max_grad_norm=1.0)
+    net = Net()
+    dp = door(images, params).dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.0), params)
+    counts, sizes = np.zeros(n), []
+    for index in range(steps):
+        batch = dp._draw(index)
+        assert len(np.unique(batch)) == len(batch)
+        counts[batch] += 1
+        sizes.append(len(batch))
+    rate_error = math.sqrt(q * (1 - q) / steps)
+    assert np.abs(counts / steps - q).max() < 4.5 * rate_error
+    assert np.mean(sizes) == pytest.approx(n * q, rel=0.02)
+    assert np.var(sizes) == pytest.approx(n * q * (1 - q), rel=0.15)  # 0 for fixed-size batches
+    dp.close()
+
+
+def test_empty_batches_are_noised_and_counted():
+    images = random_images(20)
+    params = DpSgdParams(expected_batch_size=1, steps=30, max_grad_norm=1.0)
+    net = Net()
+    private = door(images, params, epsilon=1.0)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params)
+    empty, seen = 0, []
+    for step in dp:
+        calls = []
+
+        def losses(x, y, calls=calls):
+            calls.append(len(y))
+            return squared(dp.module)(x, y)
+
+        before = net.out.weight.detach().clone()
+        step.update(losses)
+        assert not torch.equal(before, net.out.weight)  # noise, batch or not
+        empty += not calls
+        seen.append(private.ledger.events[0].steps)
+    assert empty > 3
+    assert seen == list(range(1, 31))
+
+
+def test_the_mean_is_over_the_expected_batch_never_the_drawn_one():
+    """Gradient of every example is exactly 1: the update reveals the divisor."""
+    images = random_images(30)
+    params = DpSgdParams(expected_batch_size=5, steps=20, max_grad_norm=10.0)
+    net = nn.Linear(1, 1, bias=False)
+    private = door(images, params)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params)
+    sizes = set()
+    for step in dp:
+        before = float(net.weight.detach())
+        step.update(lambda x, y: dp.module(torch.ones(len(y), 1))[:, 0])
+        drawn = (before - float(net.weight.detach())) * 5
+        assert drawn == pytest.approx(len(dp._draw(step.index)), abs=1e-4)
+        sizes.add(round(drawn))
+    assert len(sizes) > 3
+
+
+def test_stopping_early_spends_less_and_more_steps_are_impossible():
+    images = random_images(20)
+    params = DpSgdParams(expected_batch_size=5, steps=4, max_grad_norm=1.0)
+    net = Net()
+    private = door(images, params, epsilon=1.0)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.1), params)
+    for step in dp:
+        step.update(squared(dp.module))
+        if step.index == 1:
+            break
+    assert private.ledger.events[0].steps == 2
+    with pytest.raises(RuntimeError, match="only once"):
+        step.update(squared(dp.module))
+    with pytest.raises(UserError, match="served already"):
+        private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.1), params)
+
+
+def one_step(losses_of, net=None, rows: int = 1, optimizer=None):
+    images = random_images(6)
+    net = net or Net()
+    params = full_batch(6)
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1)
+    dp = door(images, params).dpsgd("net", net, optimizer, params, rows)
+    next(iter(dp)).update(losses_of(dp.module))
+    return net
+
+
+def test_two_forward_passes_in_one_step_are_refused():
+    with pytest.raises(RuntimeError, match="one forward pass"):
+        one_step(lambda net: lambda x, y: net(x, y) + net(x, y))
+
+
+def test_a_loss_per_batch_is_refused():
+    with pytest.raises(RuntimeError, match="one loss per row"):
+        one_step(lambda net: lambda x, y: net(x, y).mean())
+
+
+def test_another_number_of_rows_is_refused():
+    with pytest.raises(RuntimeError, match="12 rows"):
+        one_step(lambda net: lambda x, y: net(x, y), rows=2)
+
+
+def test_non_finite_loss_leaves_the_parameters_alone():
+    net = Net()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(UserError, match="net, step 0: the loss is not finite"):
+        one_step(lambda module: lambda x, y: module(x, y) * math.nan, net)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_non_finite_gradient_leaves_the_parameters_alone():
+    net = Net()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(UserError, match="gradient is not finite"):
+        one_step(lambda module: lambda x, y: (module(x, y) * 0).abs().sqrt(), net)  # d sqrt(0) = inf
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(1), nn.SyncBatchNorm(1)])
+def test_layers_that_mix_examples_are_refused_by_name(layer):
+    class Mixing(Net):
+        def __init__(self):
+            super().__init__()
+            self.mixing = layer
+
+    with pytest.raises(UserError, match="mixing.*cannot be trained privately"):
+        one_step(lambda net: lambda x, y: net(x, y), Mixing())
+
+
+def test_the_optimizer_must_hold_all_of_the_module():
+    net = Net()
+    with pytest.raises(UserError, match="exactly the module's trainable parameters"):
+        one_step(lambda m: lambda x, y: m(x, y), net, optimizer=torch.optim.SGD(net.out.parameters(), lr=0.1))
+
+
+def test_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match=r"expected_batch_size = 7 is larger than the 6"):
+        full_batch(7).mechanism("net", 6)
+
+
+def test_module_is_clean_afterwards():
+    images = random_images(6)
+    net, params = Net(), full_batch(6)
+    dp = door(images, params).dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.1), params)
+    for step in dp:
+        step.update(squared(dp.module))
+    assert not any(hasattr(p, "grad_sample") or hasattr(p, "summed_grad") for p in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())

@@ -1,0 +1,178 @@
+"""What a one-shot release promises: every record once, clipped, and the noise it declares."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.data import ImageSet
+from dpdm.errors import UserError
+from dpdm.privacy import Budget, DpSgdParams, Ledger, Mechanism, PrivateData
+from dpdm.privacy.door import RELEASE_CHUNK
+from dpdm.rng import Streams
+
+
+def images(n: int, seed: int = 0) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    return ImageSet(rng.integers(0, 256, (n, 1, 3, 3), np.uint8), rng.integers(0, 2, n).astype(np.int64), 2)
+
+
+def door(data: ImageSet, *names: str, epsilon: float = math.inf, shares=None, seed: int = 0) -> PrivateData:
+    shares = shares or [1 / len(names)] * len(names)
+    plan = [Mechanism.gaussian(name, share) for name, share in zip(names, shares, strict=True)]
+    ledger = Ledger(data.meta.n, 1e-4, epsilon, "rdp")
+    return PrivateData(data, plan, Budget(epsilon, 1e-4), "rdp", Streams(seed, "privacy"), ledger)
+
+
+def pixels(x, y):
+    return x.flatten(1)
+
+
+@pytest.mark.parametrize("n", [1, RELEASE_CHUNK - 1, RELEASE_CHUNK, 2 * RELEASE_CHUNK + 5])
+def test_every_record_is_used_exactly_once(n):
+    """Records carry their index in the pixels; a release over n records must show each once."""
+    index = np.arange(n)
+    pattern = np.stack([index % 256, index // 256, np.zeros_like(index)], 1).astype(np.uint8).reshape(n, 1, 1, 3)
+    data = ImageSet(pattern, np.zeros(n, np.int64), 1)
+    shown = []
+
+    def spy(x, y):
+        raw = ((x + 1) * 127.5).round().long().flatten(1)
+        shown.extend((raw[:, 0] + 256 * raw[:, 1]).tolist())
+        return torch.ones(len(y), 1)
+
+    total = door(data, "count").release_sum("count", spy, 1.0)
+    assert sorted(shown) == list(range(n))
+    assert float(total) == n
+
+
+@pytest.mark.parametrize("bound", [0.1, 1.0, 100.0])
+def test_sum_equals_brute_force_with_clipping(bound):
+    data = images(700)
+    total = door(data, "s").release_sum("s", pixels, bound)
+    x = (torch.from_numpy(data.images).double() / 127.5 - 1).flatten(1)
+    clipped = x * (bound / x.norm(dim=1, keepdim=True)).clamp(max=1)
+    torch.testing.assert_close(total, clipped.sum(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_second_moment_equals_brute_force(grouped):
+    data, bound = images(600), 1.5
+
+    def vectors(x, y):
+        v = x.flatten(1)
+        return torch.nn.functional.one_hot(y, 2).float()[:, :, None] * v[:, None] if grouped else v
+
+    total = door(data, "m").release_second_moment("m", vectors, bound)
+    x = (torch.from_numpy(data.images).double() / 127.5 - 1).flatten(1)
+    x = x * (bound / x.norm(dim=1, keepdim=True)).clamp(max=1)
+    if grouped:
+        expected = torch.stack([x[data.labels == c].T @ x[data.labels == c] for c in (0, 1)])
+    else:
+        expected = x.T @ x
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("bound", [0.5, 3.0])
+def test_one_record_moves_a_release_by_at_most_its_declared_sensitivity(seed, bound):
+    data = images(40, seed)
+    without = ImageSet(data.images[:-1], data.labels[:-1], 2)
+    for release in ("release_sum", "release_second_moment"):
+        doors = door(data, "s"), door(without, "s")
+        totals = [getattr(d, release)("s", pixels, bound) for d in doors]
+        sensitivity = doors[0].ledger.events[0].sensitivity
+        assert sensitivity == (bound if release == "release_sum" else bound**2)
+        distance = float((totals[0] - totals[1]).norm())
+        assert distance <= sensitivity * (1 + 1e-5)
+        assert distance > 0.9 * min(sensitivity, 0.2)  # not vacuous
+
+
+def test_observed_noise_is_the_declared_noise():
+    data = images(10)
+    d = door(data, "a", "b", epsilon=1.0, shares=[0.2, 0.8])
+    for name, bound in (("a", 3.0), ("b", 0.5)):
+        noise = d.release_sum(name, lambda x, y: torch.zeros(len(y), 40_000), bound)
+        event = d.ledger.events[-1]
+        assert event.name == name
+        assert event.sensitivity == bound
+        assert event.noise_multiplier == d.noise_multiplier(name) > 1
+        assert float(noise.std()) == pytest.approx(event.noise_multiplier * bound, rel=0.02)
+        assert abs(float(noise.mean())) < 5 * float(noise.std()) / 200
+    assert d.noise_multiplier("a") / d.noise_multiplier("b") == pytest.approx(2)  # 1/sqrt(.2) : 1/sqrt(.8)
+
+
+def test_second_moment_noise_is_symmetric_and_as_declared():
+    d = door(images(10), "m", epsilon=1.0)
+    noise = d.release_second_moment("m", lambda x, y: torch.zeros(len(y), 300), 2.0)
+    assert torch.equal(noise, noise.T)
+    std = d.noise_multiplier("m") * 4.0
+    assert float(noise.diagonal().std()) == pytest.approx(std, rel=0.15)
+    upper = noise[torch.triu(torch.ones(300, 300), 1).bool()]
+    assert float(upper.std()) == pytest.approx(std / math.sqrt(2), rel=0.02)
+
+
+def test_two_releases_have_independent_noise():
+    d = door(images(10), "a", "b", epsilon=1.0)
+    a, b = (d.release_sum(name, lambda x, y: torch.zeros(len(y), 20_000), 1.0) for name in ("a", "b"))
+    assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.04
+    again = door(images(10), "a", "b", epsilon=1.0, seed=1)
+    other = again.release_sum("a", lambda x, y: torch.zeros(len(y), 20_000), 1.0)
+    assert abs(float(torch.corrcoef(torch.stack([a, other]))[0, 1])) < 0.04
+
+
+def test_infinite_epsilon_is_the_same_path_without_noise():
+    d = door(images(10), "s")
+    assert torch.equal(d.release_sum("s", lambda x, y: torch.zeros(len(y), 5), 1.0), torch.zeros(5).double())
+    assert d.ledger.events[0].noise_multiplier == 0
+
+
+def test_the_event_is_written_before_the_release():
+    d = door(images(10), "s", epsilon=1.0)
+
+    def statistic(x, y):
+        assert [event.name for event in d.ledger.events] == ["s"]
+        return x.flatten(1)
+
+    d.release_sum("s", statistic, 1.0)
+
+
+def test_only_planned_mechanisms_and_each_once():
+    d = door(images(10), "s", epsilon=1.0)
+    with pytest.raises(UserError, match="'t' is not in the plan"):
+        d.release_sum("t", pixels, 1.0)
+    d.release_sum("s", pixels, 1.0)
+    with pytest.raises(UserError, match="served already"):
+        d.release_sum("s", pixels, 1.0)
+    assert len(d.ledger.events) == 1
+    net = torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="planned as gaussian"):
+        door(images(10), "s").dpsgd(
+            "s", net, torch.optim.SGD(net.parameters()), DpSgdParams(expected_batch_size=5, steps=1, max_grad_norm=1.0)
+        )
+
+
+def test_dpsgd_with_another_recipe_than_planned_is_refused():
+    data = images(10)
+    planned = DpSgdParams(expected_batch_size=5, steps=3, max_grad_norm=1.0)
+    d = PrivateData(data, [planned.mechanism("n", 10)], Budget(1.0, 1e-3), "rdp", Streams(0), Ledger(10, 1e-3, 1.0, "rdp"))
+    net = torch.nn.Linear(1, 1)
+    for change in ({"steps": 4}, {"expected_batch_size": 6}):
+        with pytest.raises(UserError, match="another batch size or number of steps"):
+            d.dpsgd("n", net, torch.optim.SGD(net.parameters()), planned.model_copy(update=change))
+        d._served.clear()
+
+
+def test_non_finite_or_malformed_statistics_are_refused():
+    with pytest.raises(UserError, match="not finite"):
+        door(images(10), "s").release_sum("s", lambda x, y: x.flatten(1) * math.nan, 1.0)
+    with pytest.raises(UserError, match="one vector per record"):
+        door(images(10), "s").release_sum("s", lambda x, y: x.flatten(1).sum(0), 1.0)
+
+
+def test_a_used_ledger_is_refused():
+    d = door(images(10), "s", epsilon=1.0)
+    d.release_sum("s", pixels, 1.0)
+    with pytest.raises(UserError, match="empty ledger"):
+        PrivateData(images(10), [Mechanism.gaussian("s")], d.budget, "rdp", Streams(0), d.ledger)

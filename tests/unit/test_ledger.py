@@ -1,0 +1,120 @@
+"""The ledger and its audit: facts in, epsilon out, tampering noticed."""
+
+import copy
+import json
+import math
+
+import pytest
+
+from dpdm.errors import UserError
+from dpdm.privacy import Event, Ledger, Mechanism, epsilon_spent
+from dpdm.privacy.audit import audit
+from dpdm.privacy.ledger import _seal
+
+
+def ledger(noise: float = 5.0, target: float = 1.0) -> Ledger:
+    out = Ledger(1000, 1e-4, target, "rdp", {"method": "m"}, "abc", {"code": "x"})
+    out.append(Event("gaussian", "sums", noise, 2.0))
+    out.append(Event("poisson_subsampled_gaussian", "net", noise, 1.0, 0.01, 10))
+    return out
+
+
+def resealed(value: dict) -> dict:
+    facts = {k: v for k, v in value.items() if k != "seal"}
+    return facts | {"seal": _seal(facts)}
+
+
+@pytest.mark.parametrize("target", [1.0, math.inf])
+def test_round_trip(target):
+    value = json.loads(json.dumps(ledger(target=target).to_json(), allow_nan=False))
+    assert Ledger.from_json(value) == ledger(target=target)
+
+
+def test_epsilon_is_derived_not_stored():
+    assert "epsilon" not in json.dumps(ledger().to_json()).replace("target_epsilon", "")
+    row = audit(ledger().to_json(), "l")
+    assert row["epsilon_rdp"] == epsilon_spent(ledger().events, 1e-4, "rdp")
+    assert row["epsilon_prv"] == epsilon_spent(ledger().events, 1e-4, "prv")
+    assert row["passed"]
+
+
+def test_audit_fails_above_the_target():
+    row = audit(ledger(noise=1.0).to_json(), "l")
+    assert row["epsilon_rdp"] > 1
+    assert not row["passed"]
+
+
+def test_audit_fails_when_only_prv_is_above(monkeypatch):
+    """Should the declared accountant be wrong, the second one still says no."""
+    monkeypatch.setattr("dpdm.privacy.audit.epsilon_spent", lambda events, delta, name: {"rdp": 0.5, "prv": 1.1}[name])
+    assert not audit(ledger().to_json(), "l")["passed"]
+
+
+@pytest.mark.parametrize("target", [1.0, math.inf])
+def test_infinite_epsilon_passes_only_where_it_was_asked_for(target):
+    row = audit(ledger(noise=0.0, target=target).to_json(), "l")
+    assert row["epsilon_rdp"] == row["epsilon_prv"] == "inf"
+    assert row["passed"] == math.isinf(target)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n", 999), ("delta", 1e-3), ("target_epsilon", 2.0), ("accountant", "prv"), ("data_sha256", "")]
+)
+def test_any_change_breaks_the_seal(key, value):
+    facts = ledger().to_json()
+    facts[key] = value
+    with pytest.raises(UserError, match="changed after it was written"):
+        audit(facts, "l")
+
+
+def test_a_changed_event_breaks_the_seal():
+    for key, value in (("noise_multiplier", 50.0), ("steps", 1), ("sample_rate", 0.001)):
+        facts = copy.deepcopy(ledger().to_json())
+        facts["events"][1][key] = value
+        with pytest.raises(UserError, match="changed after it was written"):
+            audit(facts, "l")
+
+
+def test_resealing_cannot_hide_what_the_events_cost():
+    facts = ledger().to_json()
+    facts["events"][0]["noise_multiplier"] = 0.5
+    assert not audit(resealed(facts), "l")["passed"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("noise_multiplier", -1.0), ("noise_multiplier", math.nan), ("noise_multiplier", "5"), ("sensitivity", 0.0),
+        ("sample_rate", 0.0), ("sample_rate", 1.5), ("steps", -1), ("steps", 1.5), ("mechanism", "laplace"), ("extra", 1),
+    ],
+)  # fmt: skip
+def test_impossible_events_are_refused(key, value):
+    facts = ledger().to_json()
+    facts["events"][1][key] = value
+    with pytest.raises(UserError, match="train the run again"):
+        audit(resealed(facts), "l")
+
+
+def test_a_gaussian_is_one_full_batch_step():
+    for change in ({"sample_rate": 0.5}, {"steps": 2}):
+        with pytest.raises(UserError):
+            Event("gaussian", "g", 1.0, 1.0, **change)
+
+
+def test_missing_and_unknown_keys_and_other_relations():
+    facts = ledger().to_json()
+    with pytest.raises(UserError, match="not a ledger"):
+        Ledger.from_json(resealed({k: v for k, v in facts.items() if k != "events"}))
+    with pytest.raises(UserError, match="unknown keys"):
+        Ledger.from_json(resealed(facts | {"note": "hi"}))
+    with pytest.raises(UserError, match="neighbouring_relation"):
+        Ledger.from_json(resealed(facts | {"neighbouring_relation": "replace_one"}))
+    for change in ({"n": 0}, {"n": 10.0}, {"delta": 0}, {"delta": 1}, {"target_epsilon": -1.0}):
+        with pytest.raises(UserError, match="positive"):
+            Ledger.from_json(resealed(facts | change))
+
+
+def test_planned_and_recorded_events_agree():
+    mechanism = Mechanism("net", "poisson_subsampled_gaussian", 0.01, 10, noise_ratio=2.0)
+    assert mechanism.event(3.0, 0.5) == Event("poisson_subsampled_gaussian", "net", 6.0, 0.5, 0.01, 10)
+    assert mechanism.event(3.0, steps=0).steps == 0
