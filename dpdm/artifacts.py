@@ -123,12 +123,16 @@ def read_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """
     content = read_bytes(path)
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        archive = np.load(io.BytesIO(content), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive of named ones")
+        with archive:
             missing = [name for name in names if name not in archive]
             if missing:
                 raise UserError(f"{path} lacks the array {missing[0]!r}; it must hold {', '.join(names)}")
             return {name: archive[name] for name in names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
+        # zipfile raises RuntimeError where damage looks like encryption or an unknown compression.
         raise UserError(f"{path} is corrupt or truncated ({error}); delete it and make or fetch it again") from error
 
 
@@ -151,10 +155,13 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
 
     content = read_bytes(path)
     try:
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, zipfile errors, ...
         reason = str(error).splitlines()[0][:160]
         raise UserError(f"{path} is not a readable model file ({reason}); delete it and run snakemake again") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no model but one {type(state).__name__}; delete it and run snakemake again")
+    return state
 
 
 def sha256_of(*parts: bytes) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -53,14 +54,30 @@ def epsilon_text(epsilon: float) -> str:
     return f"{epsilon:g}"
 
 
+def _check_plain(value: Any, path: str = "") -> Any:
+    """Recipes travel as JSON; what JSON would change on the way (.inf, a date) is refused here, by its path."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{path}{key!r}: a key must be text")
+            _check_plain(item, f"{path}{key}: ")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{path}[{number}]: ")
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{path}{value!r} is neither text, a finite number, true, false nor null")
+    return value
+
+
 Epsilon = Annotated[
     float,
-    BeforeValidator(_epsilon),
+    BeforeValidator(_epsilon, json_schema_input_type=float | Literal["inf"]),
     PlainSerializer(lambda v: "inf" if math.isinf(v) else v, when_used="json"),
 ]
 Name = Annotated[str, Field(pattern=NAME)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
 DELTA_RULE = "1/(2n)"
 
 
@@ -109,16 +126,16 @@ class Override(Strict):
     """Recipe changes for some runs; nested mappings are merged key by key."""
 
     when: When
-    params: dict[str, Any] = {}
-    samplers: dict[Name, dict[str, Any]] = {}
+    params: Recipe = {}
+    samplers: dict[Name, Recipe] = {}
 
 
 class MethodSpec(Strict):
     """One method of a study: code, recipe, samplers."""
 
     impl: Impl
-    params: dict[str, Any] = {}
-    samplers: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)] = {"default": {}}
+    params: Recipe = {}
+    samplers: Annotated[dict[Name, Recipe], Field(min_length=1)] = {"default": {}}
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
 
 
@@ -150,7 +167,7 @@ class RunSpec(Strict):
     dataset: Name
     method: Name
     impl: Impl
-    params: dict[str, Any]
+    params: Recipe
     epsilon: Epsilon
     delta: float | Literal["1/(2n)"]
     allow_large_delta: bool
@@ -170,7 +187,7 @@ class SampleSpec(Strict):
 
     coordinates: Coordinates
     impl: Impl
-    sampler_params: dict[str, Any]
+    sampler_params: Recipe
     synthetic_images: int
 
 
@@ -192,7 +209,7 @@ class Study(Strict):
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)]
     anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False)] = ANCHORS
     evaluation: EvaluationSpec
-    results_dir: str = "results"
+    results_dir: Annotated[str, Field(pattern=r"^[\w./@=+-]+$")] = "results"  # goes into commands and patterns bare
     allow_mixed_code: bool = False  # let one table mix runs made by different versions of the code
 
     @field_validator("epsilons")
@@ -310,9 +327,13 @@ class _NoDuplicates(yaml.SafeLoader):
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` is meant to be overlaid
+            continue
+        mark = key_node.start_mark
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{mark.name}, line {mark.line + 1}: a key must be plain text, not a list or mapping")
         key = loader.construct_object(key_node)
         if key in seen:
-            mark = key_node.start_mark
             raise UserError(f"{mark.name}, line {mark.line + 1}: key {key!r} stands twice")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
@@ -398,13 +419,17 @@ def explain(error: ValueError, model: type[BaseModel], origin: str) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
+# Parts of an error's location that are pydantic's names of union branches, not keys that somebody wrote.
+_BRANCH = re.compile(r"float|int|str|bool|constrained-\w+|[\w-]*\[.*\]")
+
+
 def _yaml_path(loc: tuple) -> str:
     path = ""
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif re.fullmatch(r"[\w.]+", part):  # leaves out pydantic's names of union branches
-            path += f".{part}" if path and part not in ("float", "constrained") else part if not path else ""
+        elif not path or not _BRANCH.fullmatch(part):
+            path += f".{part}" if path else part
     return path
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import os
 import struct
 import urllib.request
@@ -85,6 +86,8 @@ def read_images(path: str | Path) -> ImageSet:
         UserError: missing, truncated, corrupt, or not an image set.
     """
     arrays = artifacts.read_npz(path, ("images", "labels", "num_classes"))
+    if arrays["num_classes"].shape != () or arrays["num_classes"].dtype.kind not in "iu":
+        raise UserError(f"{path}: num_classes must be one integer; make or fetch the file again")
     return ImageSet(arrays["images"], arrays["labels"], int(arrays["num_classes"]), str(path))
 
 
@@ -115,8 +118,10 @@ def resolve_delta(delta: float | str, n: int, allow_large: bool = False) -> floa
     """The delta of a run: a number, or the rule 1/(2n).
 
     Raises:
-        UserError: delta >= 1/n, unless `allow_large`.
+        UserError: delta >= 1/n, unless `allow_large`; or n = 0.
     """
+    if n == 0:
+        raise UserError("the training split holds no images")
     value = 1 / (2 * n) if delta == DELTA_RULE else float(delta)
     if value >= 1 / n and not allow_large:
         raise UserError(
@@ -218,7 +223,10 @@ def _load_npz(spec: SourceSpec, split: str) -> ImageSet:
     labels = arrays["labels"]
     if labels.dtype.kind in "iu":
         labels = labels.astype(np.int64)
-    return ImageSet(arrays["images"], labels, spec.num_classes, path)
+    images = ImageSet(arrays["images"], labels, spec.num_classes, path)
+    if not images.meta.n:
+        raise UserError(f"{path} holds no images")
+    return images
 
 
 def _idx_folder(spec: SourceSpec) -> Path:
@@ -251,7 +259,7 @@ def _fetch(known: _Idx, folder: Path, name: str, source: str) -> None:
         try:
             with urllib.request.urlopen(mirror + name, timeout=20) as response:
                 content = response.read()
-        except OSError:
+        except (OSError, http.client.HTTPException):  # the latter: a transfer that broke off
             continue
         if hashlib.sha256(content).hexdigest() == known.sha256[name]:
             artifacts.write_bytes(folder / name, content)

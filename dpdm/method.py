@@ -67,7 +67,11 @@ def load_method(impl: str) -> GenerativeMethod:
         raise UserError(f"impl {impl}: cannot import {module_name} ({type(error).__name__}: {error})") from error
     if not hasattr(module, class_name):
         raise UserError(f"impl {impl}: {module_name} has no {class_name}; check the name behind the colon")
-    method = getattr(module, class_name)()
+    try:
+        method = getattr(module, class_name)()
+    except Exception as error:  # not a class, or one that cannot be made without arguments: another name was meant
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"impl {impl}: {class_name}() failed ({type(error).__name__}: {reason})") from error
     missing = [member for member in MEMBERS if not hasattr(method, member)]
     if missing:
         raise UserError(f"impl {impl}: lacks {', '.join(missing)}; see docs/adding_a_method.md")

@@ -24,7 +24,8 @@ class Streams:
         self.scope = scope
 
     def _sequence(self, name: str, index: tuple[int, ...]) -> np.random.SeedSequence:
-        return np.random.SeedSequence([self.seed, zlib.crc32(f"{self.scope}/{name}".encode()), *index])
+        # A spawn key, since plain entropy ignores trailing zeros: ("x") and ("x", 0) would be one stream.
+        return np.random.SeedSequence(self.seed, spawn_key=(zlib.crc32(f"{self.scope}/{name}".encode()), *index))
 
     def numpy(self, name: str, *index: int) -> np.random.Generator:
         """A NumPy generator for `name` (and, say, the index of an image)."""
@@ -40,14 +41,14 @@ class Streams:
 
     @contextmanager
     def torch_default(self, name: str) -> Iterator[None]:
-        """Inside the block torch's global generator is this stream, for constructors and layers that take none.
+        """Inside the block torch's global CPU generator is this stream, for constructors and layers that take none.
 
         The only place that seeds globally; the state before is restored.
         """
         import torch
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.integer(name))
+            torch.default_generator.manual_seed(self.integer(name))  # torch.manual_seed would touch the GPUs' as well
             yield
 
     def integer(self, name: str, *index: int) -> int:

@@ -58,6 +58,8 @@ class PerExampleGradients:
                 function = functools.partial(_FAST[type(layer)], layer, rows_per_example)
                 layer.forward = function  # on the instance: shadows the class's, until `close`
         else:
+            # Opacus 1.6 silently computes wrong gradients where a convolution's input is not contiguous.
+            self._contiguous = [layer.register_forward_pre_hook(_contiguous_inputs) for layer in layers.values()]
             self.module, self._layers = GradSampleModule(module, batch_first=True, loss_reduction="sum"), []
 
     def backward(self, row_losses: Callable[[], Tensor], examples: int) -> None:
@@ -95,6 +97,8 @@ class PerExampleGradients:
             del layer.forward
         if not self.is_fast:
             self.module.to_standard_module()
+            for hook in self._contiguous:
+                hook.remove()
         for p in self._parameters:
             for name in ("grad_sample", "summed_grad"):
                 if hasattr(p, name):
@@ -107,6 +111,10 @@ def _refuse_mixing_layers(module: nn.Module) -> None:
         if errors:
             kind = type(layer).__name__
             raise UserError(f"layer {name or 'module'} ({kind}) cannot be trained privately: {errors[0]}")
+
+
+def _contiguous_inputs(_: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _is_fast(layer: nn.Module) -> bool:

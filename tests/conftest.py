@@ -1,0 +1,96 @@
+"""What tests share: one thread, 64 digits, a tiny study, and the command line in this process or another."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+from dpdm.__main__ import main
+from dpdm.config import SourceSpec
+from dpdm.data import ImageSet, load_dataset
+
+ROOT = Path(__file__).parents[1]
+THREAD_VARIABLES = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")]
+
+TINY_STUDY = {
+    "study": "tiny",
+    "datasets": {"digits": {"source": "digits", "delta": "1/(2n)"}},
+    "epsilons": [10, float("inf")],
+    "seeds": [0, 1],
+    "methods": {
+        "class_mean": {"impl": "baselines.class_mean:ClassMean", "params": {"max_image_norm": 4.0}},
+        "dpdm": {
+            "impl": "dpdm.diffusion.method:DPDM",
+            "params": {
+                "network": {"channels": 8, "channel_mult": [1], "blocks_per_level": 1, "attention_resolutions": []},
+                "noise_multiplicity": 2,
+                "dp": {"expected_batch_size": 16, "steps": 2, "max_grad_norm": 1.0},
+            },
+            "samplers": {"default": {"num_sampling_steps": 2}},
+            "overrides": [{"when": {"epsilon": float("inf")}, "params": {"dp": {"steps": 3}}}],
+        },
+    },
+    "evaluation": {"synthetic_images": 20, "classifiers": ["logreg"]},
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests share two cores with whatever else runs: more threads than one only get into each other's way."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    for variable in THREAD_VARIABLES:  # for the processes that tests start
+        os.environ[variable] = "1"
+
+
+@pytest.fixture(scope="session")
+def digits_train() -> ImageSet:
+    """scikit-learn's digits, the training split."""
+    return load_dataset(SourceSpec(source="digits"))["train"]
+
+
+@pytest.fixture
+def digits64(digits_train) -> ImageSet:
+    """64 digits, 8x8: a copy, so that a test may write into it."""
+    return ImageSet(digits_train.images[:64].copy(), digits_train.labels[:64].copy(), 10, "digits64")
+
+
+@pytest.fixture
+def tiny_study_dict() -> dict[str, Any]:
+    """A study for `parse_study`, to be changed at will: one dataset, two methods, seconds to run."""
+    return copy.deepcopy(TINY_STUDY)
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch):
+    """`run_cli(*arguments) -> (code, stdout, stderr)`: the command line in this process."""
+    # main sets the thread variables; what is set through monkeypatch first is put back afterwards.
+    for variable in THREAD_VARIABLES:
+        monkeypatch.setenv(variable, "1")
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:  # argparse
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """`run_python(*arguments) -> CompletedProcess`: a fresh interpreter in the repository's root."""
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run

@@ -1,0 +1,456 @@
+"""The schema: what it refuses and how it says so, the grid, merging, and specs on a command line."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from dpdm import config
+from dpdm.config import (
+    Coordinates,
+    RunSpec,
+    SampleSpec,
+    ScoreSpec,
+    SourceSpec,
+    Strict,
+    Study,
+    check_writable,
+    epsilon_text,
+    load_study,
+    merge,
+    parse_params,
+    parse_spec,
+    parse_study,
+    spec_json,
+)
+from dpdm.errors import UserError
+
+SHIPPED = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
+
+
+def put(value: dict, path: str, leaf) -> dict:
+    """Sets `value` at a dotted path; numbers index lists."""
+    *folders, last = path.split(".")
+    at = value
+    for part in folders:
+        at = at[int(part)] if part.isdigit() else at[part]
+    at[int(last) if last.isdigit() else last] = leaf
+    return value
+
+
+def refusal(value) -> str:
+    with pytest.raises(UserError) as error:
+        parse_study(value, "study.yaml")
+    return str(error.value)
+
+
+# --- unknown keys ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "yaml_path", "nearest"),
+    [
+        ("epsilon", "epsilon", "epsilons"),
+        ("datasets.digits.sorce", "datasets.digits.sorce", "source"),
+        ("methods.dpdm.parms", "methods.dpdm.parms", "params"),
+        ("methods.dpdm.overrides.0.parms", "methods.dpdm.overrides[0].parms", "params"),
+        ("methods.dpdm.overrides.0.when.epsilons", "methods.dpdm.overrides[0].when.epsilons", "epsilon"),
+        ("evaluation.synthetic_image", "evaluation.synthetic_image", "synthetic_images"),
+        ("evaluation.synthetic-images", "evaluation.synthetic-images", "synthetic_images"),
+    ],
+)
+def test_a_misspelt_key_is_named_with_its_path_and_the_nearest_key(tiny_study_dict, path, yaml_path, nearest):
+    message = refusal(put(tiny_study_dict, path, 1))
+    assert f"study.yaml: {yaml_path}: unknown key; did you mean {nearest!r}?" in message.splitlines()
+
+
+def test_a_key_near_to_none_gets_the_list(tiny_study_dict):
+    message = refusal(put(tiny_study_dict, "evaluation.xyz", 1))
+    assert message == "study.yaml: evaluation.xyz: unknown key; valid keys: classifiers, protocol, synthetic_images"
+
+
+def test_every_mistake_has_its_line(tiny_study_dict):
+    put(tiny_study_dict, "epsilonz", 1)
+    put(tiny_study_dict, "evaluation.synthetic_images", 1)
+    del tiny_study_dict["datasets"]["digits"]["source"]
+    lines = refusal(tiny_study_dict).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("study.yaml: ") for line in lines)
+    assert "study.yaml: datasets.digits.source: missing key" in lines
+
+
+def test_the_keys_of_an_ill_named_entry_keep_their_path(tiny_study_dict):
+    put(tiny_study_dict, "datasets.my-data", {"source": "digits"})
+    assert "study.yaml: datasets.my-data.delta: missing key" in refusal(tiny_study_dict).splitlines()
+
+
+def test_params_of_a_method_are_checked_alike():
+    class Params(Strict):
+        learning_rate: float
+
+    with pytest.raises(UserError) as error:
+        parse_params(Params, {"learning_rte": 1.0}, "methods.m.params")
+    assert "methods.m.params: learning_rte: unknown key; did you mean 'learning_rate'?" in str(error.value).splitlines()
+
+
+# --- values ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, math.nan, -math.inf])
+def test_epsilon_must_be_above_zero(tiny_study_dict, epsilon):
+    message = refusal(tiny_study_dict | {"epsilons": [epsilon]})
+    assert "epsilons: epsilon must be above 0" in message
+    assert ".inf" in message
+
+
+def test_an_epsilon_must_fit_into_a_path(tiny_study_dict):
+    assert "1.2345678 does not fit into a path" in refusal(tiny_study_dict | {"epsilons": [1.2345678]})
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 10, 1e-5, 123456, math.inf])
+def test_epsilon_text_round_trips(epsilon):
+    assert float(epsilon_text(epsilon)) == epsilon
+
+
+def test_the_text_inf_is_infinity(tiny_study_dict):
+    study = parse_study(tiny_study_dict | {"epsilons": [10, "inf"]}, "s")
+    assert study.epsilons == (10, math.inf)
+
+
+def test_a_number_that_yaml_reads_as_text_gets_the_hint(tiny_study_dict):
+    message = refusal(put(tiny_study_dict, "datasets.digits.delta", "1e-5"))
+    assert "datasets.digits.delta" in message
+    assert "YAML reads 1e-5 as text: write 1.0e-5" in message
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1e-5, math.nan, "1/n", True])
+def test_impossible_deltas(tiny_study_dict, delta):
+    assert "datasets.digits.delta" in refusal(put(tiny_study_dict, "datasets.digits.delta", delta))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seeds", [0, 0]),
+        ("epsilons", [1, 1.0]),
+        ("epsilons", ["inf", math.inf]),
+        ("anchors", ["real", "real"]),
+    ],
+)
+def test_a_value_twice(tiny_study_dict, key, value):
+    assert refusal(tiny_study_dict | {key: value}) == f"study.yaml: {key} holds a value twice"
+
+
+@pytest.mark.parametrize("seeds", [["0"], [True], [0.0], [-1], [], 0])
+def test_types_are_not_guessed(tiny_study_dict, seeds):
+    assert "study.yaml: seeds" in refusal(tiny_study_dict | {"seeds": seeds})
+
+
+@pytest.mark.parametrize("key", ["datasets", "methods", "epsilons", "evaluation", "study", "seeds"])
+def test_a_missing_key(tiny_study_dict, key):
+    del tiny_study_dict[key]
+    assert refusal(tiny_study_dict) == f"study.yaml: {key}: missing key"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "part"),
+    [
+        ("methods.real", {"impl": "a:B"}, "methods.real: this name belongs to an anchor row"),
+        ("methods.label_only", {"impl": "a:B"}, "methods.label_only: this name belongs to an anchor row"),
+        ("methods.dpdm.impl", "no_colon", "methods.dpdm.impl: String should match pattern"),
+        ("methods.dpdm.samplers", {}, "methods.dpdm.samplers: Dictionary should have at least 1 item"),
+        ("study", "data", "study: the name 'data' is a folder of its own"),
+        ("study", "published", "'published'"),
+        ("study", "examples", "'examples'"),
+        ("study", "../up", "study: String should match pattern"),
+        ("results_dir", "", "results_dir: String should match pattern"),
+        ("results_dir", "my results", "results_dir: String should match pattern"),
+        ("results_dir", "r/{dataset}", "results_dir: String should match pattern"),
+        ("accountant", "moments", "accountant: Input should be 'rdp' or 'prv', got 'moments'"),
+        ("evaluation.classifiers", ["svm"], "evaluation.classifiers[0]: Input should be 'logreg', 'mlp' or 'cnn'"),
+        ("datasets.digits.num_classes", 10, "belong to source npz, not to digits"),
+        ("datasets.digits.source", "npz", "source npz needs the keys train, test and num_classes"),
+    ],
+)
+def test_refused_values(tiny_study_dict, path, value, part):
+    assert part in refusal(put(tiny_study_dict, path, value))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, b"\xff", yaml.safe_load("2020-01-01"), [1, math.inf], {1: 2}])
+@pytest.mark.parametrize("path", ["methods.dpdm.params", "methods.dpdm.overrides.0.params"])
+def test_a_recipe_that_json_would_change_is_refused(tiny_study_dict, path, value):
+    """.inf used to reach `train` as null, and a date as text."""
+    message = refusal(put(tiny_study_dict, f"{path}.lr", value))
+    assert "params: lr: " in message
+
+
+# --- overrides ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [{"epsilon": 3}, {"dataset": "mnist"}, {"dataset": "digits", "epsilon": 3}])
+def test_a_when_that_matches_no_run(tiny_study_dict, when):
+    message = refusal(put(tiny_study_dict, "methods.dpdm.overrides.0.when", when))
+    assert "methods.dpdm.overrides[0].when matches no run of this study" in message
+    assert "datasets are digits, epsilons 10, inf" in message
+
+
+def test_an_override_of_a_sampler_that_is_not_there(tiny_study_dict):
+    message = refusal(put(tiny_study_dict, "methods.dpdm.overrides.0.samplers", {"fast": {}}))
+    assert "methods.dpdm.overrides[0].samplers: no sampler 'fast'; the method has default" in message
+
+
+def test_overrides_reach_their_runs_alone_and_later_ones_win(tiny_study_dict):
+    put(
+        tiny_study_dict,
+        "methods.dpdm.overrides",
+        [
+            {"when": {"epsilon": 10}, "samplers": {"default": {"num_sampling_steps": 9}}},
+            {"when": {"epsilon": 10}, "params": {"dp": {"steps": 5}}},
+            {"when": {"dataset": "digits", "epsilon": "inf"}, "params": {"dp": {"steps": 6}}},
+            {"when": {}, "params": {"dp": {"max_grad_norm": 0.5}}},
+            {"when": {"epsilon": 10}, "params": {"dp": {"steps": 7}}},
+        ],
+    )
+    study = parse_study(tiny_study_dict, "s")
+    ten, inf = (study.run("digits", "dpdm", epsilon, 0) for epsilon in study.epsilons)
+    assert ten.params["dp"] == {"expected_batch_size": 16, "steps": 7, "max_grad_norm": 0.5}
+    assert inf.params["dp"] == {"expected_batch_size": 16, "steps": 6, "max_grad_norm": 0.5}
+    assert ten.params["network"] == tiny_study_dict["methods"]["dpdm"]["params"]["network"]
+    assert study.sample(ten, "default").sampler_params == {"num_sampling_steps": 9}
+    assert study.sample(inf, "default").sampler_params == {"num_sampling_steps": 2}
+
+
+def test_merge_is_deep():
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "e": 4}) == {"a": {"b": 9, "c": 2}, "d": 3, "e": 4}
+    assert merge({"a": {"b": 1}}, {"a": 2}) == {"a": 2}
+    assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+    assert merge({"a": [1, 2]}, {"a": [3]}) == {"a": [3]}  # a list is one value
+
+
+def test_merge_is_pure():
+    base, change = {"a": {"b": {"c": 1}}}, {"a": {"b": {"d": 2}}}
+    merge(base, change)
+    assert base == {"a": {"b": {"c": 1}}}
+    assert change == {"a": {"b": {"d": 2}}}
+
+
+# --- the grid -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grid(tiny_study_dict) -> Study:
+    put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5, "allow_large_delta": True})
+    return parse_study(tiny_study_dict | {"accountant": "prv"}, "s")
+
+
+def test_runs_enumerate_the_grid_in_the_order_of_the_file(grid):
+    assert [(r.dataset, r.method, r.epsilon, r.seed) for r in grid.runs()] == [
+        (dataset, method, epsilon, seed)
+        for dataset in ("digits", "mnist")
+        for method in ("class_mean", "dpdm")
+        for epsilon in (10, math.inf)
+        for seed in (0, 1)
+    ]
+
+
+def test_a_run_holds_what_decides_it(grid):
+    run = grid.run("mnist", "class_mean", 10.0, 1)
+    assert run == RunSpec(
+        study="tiny", dataset="mnist", method="class_mean", impl="baselines.class_mean:ClassMean",
+        params={"max_image_norm": 4.0}, epsilon=10.0, delta=1e-5, allow_large_delta=True, accountant="prv", seed=1,
+    )  # fmt: skip
+    assert run.coordinates("default").model_dump() == {
+        "study": "tiny", "dataset": "mnist", "method": "class_mean", "epsilon": 10.0, "seed": 1, "sampler": "default",
+    }  # fmt: skip
+
+
+def test_the_spec_of_a_sample(grid):
+    run = grid.run("mnist", "dpdm", 10.0, 1)
+    assert grid.sample(run, "default") == SampleSpec(
+        coordinates=run.coordinates("default"), impl="dpdm.diffusion.method:DPDM",
+        sampler_params={"num_sampling_steps": 2}, synthetic_images=20,
+    )  # fmt: skip
+
+
+def test_anchor_rows(grid):
+    rows = [(c.dataset, c.method, c.epsilon, c.seed) for c in grid.anchor_coordinates()]
+    assert rows == [(d, a, None, s) for d in ("digits", "mnist") for a in ("real", "label_only") for s in (0, 1)]
+
+
+def test_the_source_spec_leaves_delta_out(grid):
+    """A change of delta must not prepare the images again."""
+    assert grid.datasets["mnist"].source_spec() == SourceSpec(source="mnist")
+
+
+def test_models_are_frozen(grid):
+    for model in (grid, grid.evaluation, grid.datasets["mnist"], grid.methods["dpdm"], grid.runs()[0]):
+        name = next(iter(type(model).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, name, getattr(model, name))
+
+
+# --- specs on a command line ----------------------------------------------------------------------------------
+
+
+def specs(study: Study) -> list[Strict]:
+    run = study.run("digits", "dpdm", math.inf, 1)
+    finite = study.run("digits", "class_mean", 10.0, 0)
+    return [
+        study, run, finite, study.sample(run, "default"), study.score(run.coordinates("default")),
+        study.score(study.anchor_coordinates()[0]), study.datasets["mnist"].source_spec(), study.datasets["digits"],
+    ]  # fmt: skip
+
+
+def test_every_spec_round_trips_through_one_line_of_json(grid):
+    for spec in specs(grid):
+        text = spec_json(spec)
+        assert "\n" not in text
+        assert parse_spec(type(spec), text) == spec
+        assert spec_json(parse_spec(type(spec), text)) == text
+
+
+def test_infinity_travels_as_text(grid):
+    spec = grid.run("digits", "dpdm", math.inf, 1)
+    assert json.loads(spec_json(spec))["epsilon"] == "inf"
+    assert parse_spec(RunSpec, spec_json(spec)).epsilon == math.inf
+
+
+def test_the_json_does_not_depend_on_the_order_of_keys(tiny_study_dict):
+    other = {key: tiny_study_dict[key] for key in reversed(tiny_study_dict)}
+    assert spec_json(parse_study(tiny_study_dict, "s")) == spec_json(parse_study(other, "s"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"study": "a"}', '{"x": 1}'])
+@pytest.mark.parametrize("kind", [RunSpec, SampleSpec, ScoreSpec, Study, Coordinates])
+def test_a_broken_spec(kind, text):
+    with pytest.raises(UserError, match="--spec"):
+        parse_spec(kind, text)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("study: a\nstudy: b\n", "line 2: key 'study' stands twice"),
+        ("study: a\nmethods:\n  m: {impl: a}\n  m: {impl: b}\n", "line 4: key 'm' stands twice"),
+        ("? [a, b]\n: 1\n", "line 1: a key must be plain text"),
+        ("study: [\n", "is not valid YAML"),
+        ("a:\n\t- b\n", "is not valid YAML"),
+        ("a: 1\n---\nb: 2\n", "is not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+        ("a: \0\n", "is not valid YAML"),
+        ("", "holds no study"),
+        ("- a\n", "holds no study"),
+        ("just text\n", "holds no study"),
+    ],
+)
+def test_a_file_that_is_no_study(tmp_path, text, part):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_study(path)
+    assert str(path) in str(error.value)
+    assert part in str(error.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(UserError, match="cannot read the study") as error:
+            load_study(path)
+        assert str(path) in str(error.value)
+
+
+def test_yaml_merge_keys_work(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "study: a\nepsilons: [1]\nseeds: [0]\nevaluation: {synthetic_images: 10}\nmethods: {m: {impl: 'a:B'}}\n"
+        "datasets:\n  one: &one {source: digits, delta: 1.0e-5}\n  two:\n    <<: *one\n    delta: 1.0e-6\n"
+    )
+    study = load_study(path)
+    assert [(d.source, d.delta) for d in study.datasets.values()] == [("digits", 1e-5), ("digits", 1e-6)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid(path):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert load_study(path).runs()
+    schema = Study.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    jsonschema.validate(load_study(path).model_dump(mode="json"), schema)
+
+
+def test_there_are_shipped_studies():
+    assert {"digits", "tiny"} <= {path.stem for path in SHIPPED}
+
+
+def test_the_json_schema_refuses_what_the_models_refuse(tiny_study_dict):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(tiny_study_dict, Study.model_json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(tiny_study_dict | {"epsilonz": 1}, Study.model_json_schema())
+
+
+# --- the results folder ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_can_be_made_is_writable(tmp_path):
+    check_writable(tmp_path)
+    check_writable(tmp_path / "not" / "yet")
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "results").write_text("")
+    for folder in (tmp_path / "results", tmp_path / "results" / "deep" / "er"):
+        with pytest.raises(UserError, match="results is a file"):
+            check_writable(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="is not writable"):
+        check_writable(tmp_path / "locked" / "results")
+
+
+def test_an_unwritable_folder_as_the_system_reports_it(tmp_path, monkeypatch):
+    """The same for root, whom the system lets write anywhere."""
+    monkeypatch.setattr(config.os, "access", lambda path, mode: not (mode == os.W_OK and path == tmp_path))
+    with pytest.raises(UserError, match="is not writable"):
+        check_writable(tmp_path / "results")
+
+
+# --- imports --------------------------------------------------------------------------------------------------
+
+NUMERICAL = "torch numpy pandas scipy sklearn matplotlib opacus torchvision torch_fidelity"
+
+
+def test_importing_dpdm_imports_nothing(run_python):
+    code = "import sys; before = set(sys.modules); import dpdm; print(*sorted(set(sys.modules) - before))"
+    done = run_python("-c", code)
+    assert done.stdout.split() == ["dpdm"], done.stderr
+
+
+def test_a_study_is_parsed_without_a_numerical_library(run_python):
+    code = (
+        "import sys; from dpdm.config import load_study; load_study('config/digits.yaml').runs();"
+        f"print(*[name for name in {NUMERICAL.split()!r} if name in sys.modules], sep=',')"
+    )
+    done = run_python("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_parsing_is_quick():
+    """The Snakefile parses in every job."""
+    start = time.process_time()
+    load_study(SHIPPED[0]).runs()
+    assert time.process_time() - start < 0.5

@@ -1,0 +1,370 @@
+"""The workflow as its user meets it: what runs, what runs again, what is left after a kill, what a mistake says."""
+
+import csv
+import os
+import re
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPORTING = {"collect all scores and audits", "tables", "figures for digits", "report"}
+RUN = "results/tiny/runs/digits/{method}/eps{epsilon}/seed{seed}"
+DPDM = RUN.format(method="dpdm", epsilon="10", seed=0)
+
+
+def run_jobs(verb: str, methods, epsilons=("10", "inf"), seeds=(0,), sampler: str = "") -> set[str]:
+    """What the terminal shows for one kind of job."""
+    return {
+        f"{verb} {method} on digits, epsilon {epsilon}, seed {seed}{sampler}"
+        for method in methods
+        for epsilon in epsilons
+        for seed in seeds
+    }
+
+
+def set_jobs(methods, **grid) -> set[str]:
+    """Sampling and scoring of a method's runs."""
+    both = (run_jobs(verb, methods, sampler=", sampler default", **grid) for verb in ("sample", "score"))
+    return set().union(*both)
+
+
+def exactly(outcome) -> set[str]:
+    """The announced jobs, each once."""
+    jobs = outcome.jobs
+    assert len(jobs) == len(set(jobs)), "two jobs are announced alike"
+    return set(jobs)
+
+
+# --- what a study implies -------------------------------------------------------------------------------------
+
+
+def test_the_dry_run_counts_what_the_study_implies(folder, tiny, edit):
+    study = edit(tiny)
+    del study["methods"]["dp_gaussian"]
+    study |= {"epsilons": [1, 10], "seeds": [3, 4]}
+    study["methods"]["dpdm"]["overrides"] = []
+    folder.write(study)
+    assert folder.dry().counts == {
+        "prepare": 1, "extractor": 1, "validate": 1, "label_only": 1, "train": 8, "audit": 2, "sample": 8, "score": 8,
+        "score_anchor": 4, "collect": 1, "tables": 1, "figure": 1, "report": 1, "all": 1,
+    }  # fmt: skip
+    assert not folder.made()
+
+
+def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
+    study = edit(tiny)
+    study["datasets"]["other"] = {"source": "digits", "delta": 1.0e-5}
+    study["methods"]["dpdm"]["samplers"]["fine"] = {"num_sampling_steps": 5}
+    study["anchors"] = ["real"]
+    folder.write(study)
+    counts = folder.dry().counts
+    per_rule = {rule: counts.get(rule, 0) for rule in ("prepare", "extractor", "train", "audit", "sample", "figure")}
+    assert per_rule == {"prepare": 2, "extractor": 2, "train": 12, "audit": 6, "sample": 16, "figure": 2}
+    assert counts["score"] == 16
+    assert counts["score_anchor"] == 2
+    assert "label_only" not in counts
+
+
+def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
+    folder.write(tiny)
+    assert set(folder.dry("audits").counts) == {"prepare", "validate", "train", "audit", "audits"}
+    assert {"figure", "report"}.isdisjoint(folder.dry("tables").counts)
+
+
+def test_a_dry_run_is_quick_and_loads_no_numerical_library(folder, tiny, tmp_path):
+    poison = tmp_path / "poison"
+    poison.mkdir()
+    for name in ("torch", "opacus", "torch_fidelity", "torchvision", "sklearn", "matplotlib"):
+        (poison / f"{name}.py").write_text(f"raise RuntimeError('a dry run imported {name}')")
+    folder.write(tiny)
+    poisoned = type(folder)(folder.path, folder.checkout, (poison,))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert poisoned.dry().counts["train"] == 6
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 6  # 1 s on the machine that wrote this
+
+
+def test_a_study_replaces_the_default_one_and_is_not_merged_with_it(folder, checkout, tiny, edit):
+    default = folder.dry(config=False, cwd=checkout)
+    assert "train dpdm on digits, epsilon 1, seed 1" in default.jobs
+    study = edit(tiny)
+    study["methods"] = {"only": {"impl": "baselines.class_mean:ClassMean", "params": {"max_image_norm": 4.0}}}
+    folder.write(study)
+    own = folder.dry(cwd=checkout, config=False, *["--configfile", str(folder.path / "study.yaml")])  # noqa: B026
+    assert {job for job in own.jobs if job.startswith("train")} == run_jobs("train", ["only"])
+
+
+# --- the whole tiny study -------------------------------------------------------------------------------------
+
+
+def test_the_tiny_study_runs_to_its_end(finished, tiny):
+    assert finished.outcome.code == 0, finished.outcome.text
+    root = finished.folder.path / "results" / "tiny"
+    expected = ["report.html", "metrics.csv", "audits.csv", "study.json"]
+    expected += [f"tables/{table}.{kind}" for table in ("results", "audit") for kind in ("csv", "md", "tex", "html")]
+    expected += [f"figures/digits_curves.{kind}" for kind in ("svg", "pdf", "png")]
+    expected += [f"figures/digits_samples.{kind}" for kind in ("pdf", "png")]
+    assert [name for name in expected if not (root / name).is_file() or not (root / name).stat().st_size] == []
+    with (root / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    methods = {(m, e) for m in tiny["methods"] for e in ("10", "inf")} | {("real", ""), ("label_only", "")}
+    for metric in ("fd_digits", *(f"acc_{name}" for name in tiny["evaluation"]["classifiers"])):
+        assert {(r["method"], r["epsilon"]) for r in rows if r["metric"] == metric} == methods
+    page = (root / "report.html").read_text()
+    assert [name for name in tiny["methods"] if name not in page] == []
+
+
+def test_every_run_is_audited_and_passed(finished, tiny):
+    root = finished.folder.path / "results" / "tiny"
+    with (root / "audits.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert {(r["method"], r["epsilon"]) for r in rows} == {(m, e) for m in tiny["methods"] for e in ("10", "inf")}
+    assert {r["passed"] for r in rows} == {"True"}
+    assert all(float(r["epsilon_rdp"]) <= 10 and float(r["epsilon_prv"]) <= 10 for r in rows if r["epsilon"] == "10")
+    assert {p.stem for p in (root / "audits" / "digits").glob("*.json")} == set(tiny["methods"])
+
+
+def test_every_job_is_announced_by_its_coordinates(finished, tiny):
+    methods = list(tiny["methods"])
+    assert exactly(finished.outcome) == (
+        {"prepare digits", "feature extractor for digits", "validate the study", "label-only floor for digits"}
+        | run_jobs("train", methods)
+        | set_jobs(methods)
+        | {f"audit {method} on digits" for method in methods}
+        | {f"score anchor {anchor} on digits, seed 0" for anchor in ("real", "label_only")}
+        | REPORTING
+    )
+
+
+def test_a_printed_command_repeats_its_run(finished, again):
+    command = re.search(r"^Shell command: (.* dpdm sample .*/dp_gaussian/eps10/.*)$", finished.outcome.text, re.M)[1]
+    output = again.path / RUN.format(method="dp_gaussian", epsilon="10", seed=0) / "default" / "synthetic.npz"
+    whole = output.read_bytes()
+    output.unlink()
+    subprocess.run(command, shell=True, check=True, cwd=again.path, env=again.environment(), timeout=120)
+    assert output.read_bytes() == whole
+
+
+def test_results_stay_inside_the_results_folder(finished):
+    assert {Path(name).parts[0] for name in finished.folder.made()} == {"results"}
+    assert not [name for name in finished.folder.made() if name.endswith(".tmp")]
+    assert finished.littered == set()
+
+
+def test_training_sees_no_test_image_and_no_score(finished):
+    """Followed through to the sources: nothing that decides a model comes from the evaluation."""
+    rows = finished.folder.snakemake("--detailed-summary").text.splitlines()
+    table = [line.split("\t") for line in rows if line.count("\t") == 7]
+    inputs = {row[0]: set(row[4].split(",")) - {""} for row in table[1:]}
+    rule = {row[0]: row[2] for row in table[1:]}
+    trained = [path for path in inputs if rule[path] == "train"]
+    assert len(trained) == 3 * 6
+    for path in trained:
+        assert {Path(name).name for name in inputs[path]} == {"train.npz", "study.json"}
+        for source in inputs[path]:
+            assert inputs.get(source, set()) == set()
+    commands = [row[5] for row in table[1:] if row[2] == "train"]
+    assert not [c for c in commands if re.search(r"test\.npz|fidelity|utility|extractor|metrics", c)]
+
+
+def test_the_snakemake_report_needs_no_network(again):
+    site = again.path.parent / "offline"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def refuse(*_): raise OSError('this test is offline')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+    )
+    offline = type(again)(again.path, again.checkout, (site,))
+    outcome = offline.snakemake("--report", "shown.html")
+    assert outcome.code == 0, outcome.text
+    page = (again.path / "shown.html").read_text()
+    for shown in ("report.html", "digits_curves.svg", "digits_samples.png", "results.html", "audit.html", "Privacy"):
+        assert shown in page
+
+
+# --- what runs again ------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_done_twice(again, tiny):
+    again.write(tiny, comment="# another comment, and another layout\n\n")
+    outcome = again.dry()
+    assert "Nothing to be done" in outcome.text
+    assert outcome.counts == {}
+
+
+def change_recipe(study):
+    study["methods"]["dp_gaussian"]["params"]["max_image_norm"] = 3.0
+    return run_jobs("train", ["dp_gaussian"]) | set_jobs(["dp_gaussian"]) | {"audit dp_gaussian on digits"}
+
+
+def change_override(study):
+    study["methods"]["dpdm"]["overrides"][0]["params"]["dp"]["steps"] = 5
+    grid = {"methods": ["dpdm"], "epsilons": ["inf"]}
+    return run_jobs("train", **grid) | set_jobs(**grid) | {"audit dpdm on digits"}
+
+
+def change_sampler(study):
+    study["methods"]["dpdm"]["samplers"]["default"]["num_sampling_steps"] = 4
+    return set_jobs(["dpdm"])
+
+
+def change_evaluation(study):
+    study["evaluation"]["classifiers"] = ["logreg", "mlp"]
+    anchors = {f"score anchor {anchor} on digits, seed 0" for anchor in ("real", "label_only")}
+    return anchors | {job for job in set_jobs(study["methods"]) if job.startswith("score")}
+
+
+def add_seed(study):
+    study["seeds"] = [0, 1]
+    methods = list(study["methods"])
+    anchors = {f"score anchor {anchor} on digits, seed 1" for anchor in ("real", "label_only")}
+    audits = {f"audit {method} on digits" for method in methods}
+    return run_jobs("train", methods, seeds=[1]) | set_jobs(methods, seeds=[1]) | audits | anchors
+
+
+def add_method(study):
+    study["methods"]["wide"] = {"impl": "baselines.class_mean:ClassMean", "params": {"max_image_norm": 9.0}}
+    return run_jobs("train", ["wide"]) | set_jobs(["wide"]) | {"audit wide on digits"}
+
+
+def drop_method(study):
+    del study["methods"]["dp_gaussian"]
+    return set()
+
+
+EDITS = [change_recipe, change_override, change_sampler, change_evaluation, add_seed, add_method, drop_method]
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_an_edit_runs_again_only_what_it_changes(again, tiny, edit, change):
+    study = edit(tiny)
+    expected = change(study)
+    again.write(study)
+    assert exactly(again.dry()) == expected | {"validate the study"} | REPORTING
+
+
+def test_code_that_changed_trains_nothing_again(again):
+    """The printed shell line and the code are no trigger: a docstring must not cost a week of training."""
+    for rules in (again.checkout / "workflow" / "rules").glob("*.smk"):
+        assert rules.is_file()
+    changed = again.path.parent / "changed"
+    subprocess.run(["cp", "-a", str(again.checkout), str(changed)], check=True)
+    rules = changed / "workflow" / "rules" / "train.smk"
+    rules.write_text(rules.read_text().replace(" --threads {threads}", " --threads 1"))
+    (changed / "dpdm" / "method.py").open("a").write("\n# touched\n")
+    assert type(again)(again.path, changed).dry().counts == {}
+
+
+# --- killed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed(killed_folder):
+    """The tiny study, everything SIGKILLed in the middle of its first DPDM training."""
+    folder = killed_folder
+    with (folder.path / "terminal.txt").open("w") as terminal:
+        process = subprocess.Popen(
+            folder.command(f"{DPDM}/ledger.json"), cwd=folder.path, env=folder.environment(),
+            stdout=terminal, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        log = folder.path / DPDM / "train.log"
+        end = time.monotonic() + 120
+        try:
+            while process.poll() is None and time.monotonic() < end:
+                if log.exists() and "seed 0: 1/3" in log.read_text():
+                    break
+                time.sleep(0.01)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # snakemake, its shells and the training: one process group
+            process.wait()
+    text = (folder.path / "terminal.txt").read_text()
+    assert "train dpdm on digits, epsilon 10, seed 0" in text, text
+    assert "seed 0: 3/3" not in log.read_text(), "the kill came too late to be in the middle"
+    return folder
+
+
+def test_a_killed_run_leaves_nothing_half_written_and_is_made_up_for(killed, finished):
+    """Also the proof that two runs in different folders give the same bytes: one of them was killed and resumed."""
+    run = killed.path / DPDM
+    assert [p.name for p in run.iterdir() if p.name != "train.log"] == []
+
+    # A kill can also come between the writes of two outputs, or in the middle of one: as if it had.
+    (run / "model.pt").write_bytes(b"of a run that is not in the ledger")
+    for name in (".ledger.json.x1.tmp", ".model.pt.x2.tmp"):
+        (run / name).write_bytes(b"{")
+
+    # Snakemake itself was killed too, so its lock remains; it says what to type.
+    locked = killed.snakemake(f"{DPDM}/ledger.json")
+    assert locked.code != 0
+    assert "--unlock" in locked.text
+    assert killed.snakemake("--unlock").code == 0
+    resumed = killed.snakemake("--rerun-incomplete", f"{DPDM}/default/fidelity.json", "results/tiny/audits/digits/dpdm.json")
+    assert resumed.code == 0, resumed.text
+    assert resumed.counts["train"] == 2
+    assert_same_bytes(
+        killed.path, finished.folder.path,
+        [f"{DPDM}/{name}" for name in ("model.pt", "ledger.json")]
+        + [f"{DPDM}/default/{name}" for name in ("synthetic.npz", "fidelity.json", "utility.json")]
+        + [f"results/data/digits/{name}" for name in ("train.npz", "test.npz", "dataset.json", "extractor.pt")]
+        + ["results/tiny/study.json", "results/tiny/audits/digits/dpdm.json"],
+    )  # fmt: skip
+
+
+def assert_same_bytes(one: Path, two: Path, names: list[str]) -> None:
+    assert [name for name in names if (one / name).read_bytes() != (two / name).read_bytes()] == []
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------
+
+
+def refused(folder, *sentences: str, **options) -> None:
+    """Snakemake refuses the study: the sentences, nothing like a crash, nothing made."""
+    before = folder.made()
+    outcome = folder.snakemake(**options)
+    assert outcome.code != 0
+    for sentence in sentences:
+        assert sentence in outcome.text
+    assert "Traceback" not in outcome.text
+    assert folder.made() == before
+
+
+def test_a_misspelt_key_is_named_with_its_path(folder, tiny, edit):
+    study = edit(tiny)
+    study["methods"]["dpdm"]["parms"] = study["methods"]["dpdm"].pop("params")
+    study["evaluation"]["synthetic_image"] = study["evaluation"].pop("synthetic_images")
+    folder.write(study)
+    refused(
+        folder,
+        "study.yaml: methods.dpdm.parms: unknown key; did you mean 'params'?",
+        "study.yaml: evaluation.synthetic_image: unknown key; did you mean 'synthetic_images'?",
+    )
+
+
+def test_a_results_folder_that_is_a_file_is_refused(folder, tiny):
+    folder.write(tiny | {"results_dir": "taken"})
+    (folder.path / "taken").write_text("a file")
+    refused(folder, f"the results folder {folder.path}/taken cannot be made: {folder.path}/taken is a file")
+
+
+def test_no_study_is_one_sentence(folder):
+    outcome = folder.snakemake("--workflow-profile", "none", config=False)
+    assert outcome.code != 0
+    assert "holds no study; name one with --configfile, e.g. config/digits.yaml" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert not folder.made()
+
+
+def test_a_method_that_cannot_be_imported_fails_before_any_training(folder, tiny, edit):
+    study = edit(tiny)
+    study["methods"]["dp_gaussian"]["impl"] = "baselines.dp_gausian:DPGaussian"
+    folder.write(study)
+    outcome = folder.snakemake("--keep-going", "audits")
+    assert outcome.code != 0
+    assert "error: impl baselines.dp_gausian:DPGaussian: cannot import baselines.dp_gausian" in outcome.text
+    assert "Error in rule validate" in outcome.text
+    assert not [job for job in outcome.jobs if job.startswith("train")]
+    assert not [name for name in folder.made() if "/runs/" in name]
