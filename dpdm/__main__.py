@@ -123,9 +123,7 @@ def verb_score(args: argparse.Namespace) -> None:
     references = {"train": data.read_images(args.train), "test": test}
     distances = fidelity.measure(synthetic, references, args.extractor, coordinates.dataset, coordinates.seed)
     facts = extractor.load_extractor(args.extractor)[1]
-    accuracies = classifiers.measure(
-        synthetic, test, evaluation.classifiers, coordinates.seed, evaluation.protocol
-    )
+    accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, coordinates.seed, evaluation.protocol)
     artifacts.write_json(args.fidelity, common | {"extractor": facts, "metrics": distances})
     artifacts.write_json(args.utility, common | {"protocol": evaluation.protocol, "metrics": accuracies})
 

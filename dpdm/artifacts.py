@@ -61,9 +61,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; run snakemake to make it, or check the path"
-        ) from error
+        raise UserError(f"cannot read {path}: {error.strerror}; run snakemake to make it, or check the path") from error
 
 
 def canonical_json(value: Any) -> str:

@@ -143,9 +143,11 @@ class EvaluationSpec(Strict):
     """How synthetic images are judged; the same for every run of a study."""
 
     synthetic_images: Annotated[int, Field(ge=10)]  # per run, balanced over the classes
-    classifiers: Annotated[
-        tuple[Literal["logreg", "mlp", "cnn"], ...], Field(strict=False, min_length=1)
-    ] = ("logreg", "mlp", "cnn")
+    classifiers: Annotated[tuple[Literal["logreg", "mlp", "cnn"], ...], Field(strict=False, min_length=1)] = (
+        "logreg",
+        "mlp",
+        "cnn",
+    )
     protocol: Literal["quick"] = "quick"  # how the classifiers are trained; a column of metrics.csv
 
 

@@ -53,9 +53,7 @@ class ImageSet:
         if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             raise UserError(f"{self.origin}: images must be uint8 [n, C, H, W], got {images.dtype} {images.shape}")
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise UserError(
-                f"{self.origin}: labels must be int64 [{len(images)}], got {labels.dtype} {labels.shape}"
-            )
+            raise UserError(f"{self.origin}: labels must be int64 [{len(images)}], got {labels.dtype} {labels.shape}")
         if len(labels) and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise UserError(f"{self.origin}: labels must lie in 0..{self.num_classes - 1}")
 

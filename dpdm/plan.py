@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from dpdm.config import RunSpec, Study, epsilon_text, parse_params
 from dpdm.data import known_meta
 from dpdm.errors import UserError
@@ -57,31 +55,28 @@ def planned_runs(study: Study) -> list[PlannedRun]:
 
 
 def describe(study: Study) -> str:
-    """A table of the grid, one line per method, dataset and epsilon, and the number of jobs."""
+    """The grid in words: numbers of runs and jobs; then per dataset, method and epsilon what it spends on what."""
     planned = planned_runs(study)
-    rows = {}
-    for run in planned:
-        key = (run.spec.dataset, run.spec.method, run.spec.epsilon)
-        if key not in rows:
-            rows[key] = {
-                "dataset": run.spec.dataset,
-                "method": run.spec.method,
-                "target": epsilon_text(run.spec.epsilon),
-                f"epsilon ({study.accountant})": f"{run.epsilon:.4f}",
-                "delta": f"{run.delta:.3g}",
-                "seeds": len(study.seeds),
-                "mechanisms": "; ".join(map(describe_event, run.events)) or "none",
-            }
     synthetic = sum(len(study.methods[run.spec.method].samplers) for run in planned)
     anchors = len(study.anchor_coordinates())
-    return "\n".join(
-        [
-            f"study {study.study}: {len(planned)} runs, {synthetic} synthetic sets, {anchors} anchor rows",
-            f"jobs: {len(planned)} train, {synthetic} sample, {synthetic + anchors} score",
+    lines = [
+        f"study {study.study}: {len(planned)} runs ({len(study.seeds)} seeds each), {synthetic} synthetic sets, "
+        f"{anchors} anchor rows; jobs: {len(planned)} train, {synthetic} sample, {synthetic + anchors} score"
+    ]
+    shown = set()
+    for run in planned:
+        spec = run.spec
+        key = (spec.dataset, spec.method, spec.epsilon)
+        if key in shown:  # another seed of the same
+            continue
+        shown.add(key)
+        lines += [
             "",
-            pd.DataFrame(list(rows.values())).to_string(index=False),
+            f"{spec.method} on {spec.dataset}: target epsilon {epsilon_text(spec.epsilon)}, expected "
+            f"{run.epsilon:.4f} ({spec.accountant}) at delta {run.delta:.3g}",
+            *(f"    {describe_event(event)}" for event in run.events),
         ]
-    )
+    return "\n".join(lines)
 
 
 def describe_event(event: Event) -> str:

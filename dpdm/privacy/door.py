@@ -61,9 +61,7 @@ class PrivateData:
         """The noise multiplier that the planned mechanism `name` will use: public, free to adapt to."""
         return self._noise_scale * self._planned(name).noise_ratio
 
-    def release_sum(
-        self, name: str, statistic: Callable[[Tensor, Tensor], Tensor], l2_bound: float
-    ) -> Tensor:
+    def release_sum(self, name: str, statistic: Callable[[Tensor, Tensor], Tensor], l2_bound: float) -> Tensor:
         """A noised sum over all records of a per-record vector clipped to L2 norm `l2_bound`.
 
         Args:
@@ -80,9 +78,7 @@ class PrivateData:
         """
         return self._release(name, l2_bound, statistic, l2_bound, _sum)
 
-    def release_second_moment(
-        self, name: str, vectors: Callable[[Tensor, Tensor], Tensor], l2_bound: float
-    ) -> Tensor:
+    def release_second_moment(self, name: str, vectors: Callable[[Tensor, Tensor], Tensor], l2_bound: float) -> Tensor:
         """A noised sum over all records of v v^T, for a per-record vector v clipped to L2 norm `l2_bound`.
 
         The same mechanism as `release_sum` of the statistic v v^T, whose Frobenius norm is at most l2_bound^2,

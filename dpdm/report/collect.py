@@ -90,9 +90,7 @@ class _Audit(_Record):
 # --- collecting -----------------------------------------------------------------------------------------------
 
 
-def collect(
-    study: Study, folders: Sequence[Path], allow_mixed_code: bool = False
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads every `fidelity.json`, `utility.json` and `audits/*.json` below the folders.
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study.

@@ -52,9 +52,7 @@ def render_report(
     sections = [
         {
             "dataset": dataset,
-            "table": tables.to_html(
-                tables.results_table(metrics[metrics["dataset"] == dataset]).without("Dataset")
-            ),
+            "table": tables.to_html(tables.results_table(metrics[metrics["dataset"] == dataset]).without("Dataset")),
             "curve": _picture(curves.get(dataset)),
             "grid": _picture(grids.get(dataset)),
         }

@@ -273,7 +273,7 @@ def test_layers_that_mix_examples_are_refused_by_name(layer):
             super().__init__()
             self.mixing = layer
 
-    with pytest.raises(UserError, match="mixing.*cannot be trained privately"):
+    with pytest.raises(UserError, match=r"mixing.*cannot be trained privately"):
         one_step(lambda net: lambda x, y: net(x, y), Mixing())
 
 

@@ -156,7 +156,9 @@ def test_only_planned_mechanisms_and_each_once():
 def test_dpsgd_with_another_recipe_than_planned_is_refused():
     data = images(10)
     planned = DpSgdParams(expected_batch_size=5, steps=3, max_grad_norm=1.0)
-    d = PrivateData(data, [planned.mechanism("n", 10)], Budget(1.0, 1e-3), "rdp", Streams(0), Ledger(10, 1e-3, 1.0, "rdp"))
+    d = PrivateData(
+        data, [planned.mechanism("n", 10)], Budget(1.0, 1e-3), "rdp", Streams(0), Ledger(10, 1e-3, 1.0, "rdp")
+    )
     net = torch.nn.Linear(1, 1)
     for change in ({"steps": 4}, {"expected_batch_size": 6}):
         with pytest.raises(UserError, match="another batch size or number of steps"):

@@ -85,7 +85,8 @@ def test_resealing_cannot_hide_what_the_events_cost():
     ("key", "value"),
     [
         ("noise_multiplier", -1.0), ("noise_multiplier", math.nan), ("noise_multiplier", "5"), ("sensitivity", 0.0),
-        ("sample_rate", 0.0), ("sample_rate", 1.5), ("steps", -1), ("steps", 1.5), ("mechanism", "laplace"), ("extra", 1),
+        ("sample_rate", 0.0), ("sample_rate", 1.5), ("steps", -1), ("steps", 1.5),
+        ("mechanism", "laplace"), ("extra", 1),
     ],
 )  # fmt: skip
 def test_impossible_events_are_refused(key, value):

@@ -106,10 +106,14 @@ def test_torch_default_lends_the_stream_and_restores_the_state():
 
 
 def test_torch_default_restores_the_state_after_a_failure():
+    def failing():
+        with Streams(0).torch_default("init"):
+            torch.rand(3)
+            raise KeyError
+
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), Streams(0).torch_default("init"):
-        torch.rand(3)
-        raise KeyError
+    with pytest.raises(KeyError):
+        failing()
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -103,7 +103,7 @@ def test_every_format_holds_the_same_cells(metrics, tmp_path):
     table = tables.results_table(metrics)
     tables.write_table(table, tmp_path / "results")
     read = {s: artifacts.read_bytes(tmp_path / f"results.{s}").decode() for s in ("csv", "md", "tex", "html")}
-    for text, floor in (("md", "10.0 (1)"), ("tex", "10.0 (1)"), ("html", "<td class=\"n\">10.0 (1)</td>")):
+    for text, floor in (("md", "10.0 (1)"), ("tex", "10.0 (1)"), ("html", '<td class="n">10.0 (1)</td>')):
         assert floor in read[text]
     assert "**50.0 ± 10.0 (3)**" in read["md"]
     assert r"\textbf{50.0 $\pm$ 10.0 (3)}" in read["tex"]
@@ -126,8 +126,9 @@ def test_tex_escapes_special_characters(metrics):
 def test_tex_compiles(metrics, audits, tmp_path):
     body = tables.to_tex(tables.results_table(metrics)) + "\n\n" + tables.to_tex(tables.audit_table(audits))
     (tmp_path / "x.tex").write_text(
-        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
-        .replace("% \\usepackage{booktabs}\n", "")
+        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}".replace(
+            "% \\usepackage{booktabs}\n", ""
+        )
     )
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True

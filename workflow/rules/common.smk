@@ -23,6 +23,7 @@ SET = f"{RUN}/{{sampler}}"
 ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
 BENCHMARKS = f"{ROOT}/benchmarks"
 STUDY_JSON = f"{ROOT}/study.json"
+STUDY_SPEC = schema.spec_json(STUDY)
 
 
 wildcard_constraints:

@@ -31,8 +31,15 @@ rule extractor:
 rule validate:
     message: "validate the study"
     output: STUDY_JSON
-    params: spec=schema.spec_json(STUDY)
+    params: spec=STUDY_SPEC
     log: f"{ROOT}/validate.log"
     benchmark: f"{BENCHMARKS}/validate.tsv"
     resources: mem_mb=2000, runtime=10
     shell: "{DPDM} validate --spec {params.spec:q} --out {output} > {log} 2>&1"
+
+
+# Before any job: the whole study, methods and their params included. No rule can stand before training for this:
+# where one must run, Snakemake does not ask the jobs behind its `ancient` output whether their own params changed,
+# so an edited recipe would be validated, not trained, and its old scores be reported.
+onstart:
+    shell("{DPDM} validate --spec {STUDY_SPEC:q} --out {STUDY_JSON}")

@@ -1,10 +1,8 @@
-# Retrains exactly the runs whose spec changed. `ancient`: an edited study is validated again, but that alone
+# Retrains exactly the runs whose spec changed. The study is no input (see `onstart`): an edit elsewhere in it
 # retrains nothing. train has no test images and no score among its inputs.
 rule train:
     message: "train {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}"
-    input:
-        data=rules.prepare.output.train,
-        study=ancient(STUDY_JSON),
+    input: data=rules.prepare.output.train
     output:
         model=f"{RUN}/model.pt",
         ledger=f"{RUN}/ledger.json",

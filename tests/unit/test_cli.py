@@ -1,0 +1,375 @@
+"""The command line: verbs make their artifacts byte for byte alike, and mistakes end in one `error:` and status 2."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dpdm import artifacts, data
+from dpdm.config import SourceSpec, parse_study, spec_json
+from dpdm.privacy.ledger import Ledger, _seal
+
+VERBS = [
+    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "score",
+    "collect", "tables", "figures", "report",
+]  # fmt: skip
+
+
+@pytest.fixture
+def study(tiny_study_dict):
+    return parse_study(tiny_study_dict, "tiny")
+
+
+@pytest.fixture
+def study_file(tmp_path, tiny_study_dict):
+    """Writes the tiny study, changed by the test, and returns its path."""
+
+    def write(study=tiny_study_dict) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(study))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def prepared(tmp_path, digits64) -> Path:
+    """A folder with train.npz and dataset.json of 64 digits."""
+    data.write_images(tmp_path / "train.npz", digits64)
+    facts = data.dataset_facts(SourceSpec(source="digits"), {"train": digits64})
+    artifacts.write_json(tmp_path / "dataset.json", facts)
+    return tmp_path
+
+
+@pytest.fixture
+def train(run_cli, prepared, study):
+    """`train(method, folder, ...)` runs the verb; returns (code, stdout, stderr)."""
+
+    def run(method="class_mean", folder="run", epsilon=10.0, seed=0, spec=None, train="train.npz"):
+        spec = spec or study.run("digits", method, epsilon, seed)
+        out = prepared / folder
+        return run_cli(
+            "train", "--spec", spec_json(spec), "--data", prepared / train, "--model", out / "model.pt",
+            "--ledger", out / "ledger.json", "--curve", out / "train.jsonl",
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def sample(run_cli, prepared, study):
+    """`sample(method, folder, ...)` runs the verb; returns (code, stdout, stderr)."""
+
+    def run(method="class_mean", folder="run", epsilon=10.0, seed=0):
+        spec = study.sample(study.run("digits", method, epsilon, seed), "default")
+        return run_cli(
+            "sample", "--spec", spec_json(spec), "--model", prepared / folder / "model.pt",
+            "--dataset", prepared / "dataset.json", "--out", prepared / folder / "synthetic.npz",
+        )  # fmt: skip
+
+    return run
+
+
+def only_error(result: tuple[int, str, str]) -> str:
+    """The message of a run that failed as the user should see it."""
+    code, _, stderr = result
+    assert code == 2
+    assert "Traceback" not in stderr
+    assert stderr.count("error: ") == 1
+    assert stderr.startswith("error: ")
+    return stderr
+
+
+def write_sealed(path: Path, ledger: dict) -> Path:
+    """Writes a ledger with the seal that fits it, as a determined cheat would."""
+    facts = {key: value for key, value in ledger.items() if key != "seal"}
+    artifacts.write_json(path, facts | {"seal": _seal(facts)})
+    return path
+
+
+# --- train, audit, sample -------------------------------------------------------------------------------------
+
+
+def test_train_audit_and_sample_make_their_artifacts(run_cli, prepared, train, sample, study):
+    assert train()[0] == 0
+    folder = prepared / "run"
+    assert sorted(path.name for path in folder.iterdir()) == ["ledger.json", "model.pt", "train.jsonl"]
+    state = artifacts.read_tensors(folder / "model.pt")
+    assert set(state) == {"impl", "state"}
+    assert state["impl"] == "baselines.class_mean:ClassMean"
+    ledger = Ledger.from_json(artifacts.read_json(folder / "ledger.json"))
+    assert ledger.n == 64
+    assert [event.name for event in ledger.events] == ["class_counts", "class_sums"]
+
+    code, stdout, _ = run_cli("audit", folder / "ledger.json", "--out", folder / "audit.json")
+    assert code == 0
+    assert stdout.startswith("passed  target epsilon 10.0, spent ")
+    (row,) = artifacts.read_json(folder / "audit.json")["runs"]
+    assert row["passed"] is True
+    assert 9.9 < row["epsilon_rdp"] <= 10
+    assert row["coordinates"] == study.run("digits", "class_mean", 10.0, 0).coordinates().model_dump(mode="json")
+
+    assert sample()[0] == 0
+    synthetic = data.read_images(folder / "synthetic.npz")
+    assert synthetic.meta == data.ImageMeta(20, (1, 8, 8), 10)
+    assert np.array_equal(synthetic.labels, data.balanced_labels(20, 10))
+
+
+@pytest.mark.parametrize("method", ["class_mean", "dpdm"])
+def test_the_same_spec_twice_gives_the_same_bytes(prepared, train, sample, method):
+    for folder in ("one", "two"):
+        assert train(method, folder)[0] == 0
+        assert sample(method, folder)[0] == 0
+    for name in ("model.pt", "ledger.json", "synthetic.npz"):
+        assert (prepared / "one" / name).read_bytes() == (prepared / "two" / name).read_bytes(), name
+
+
+def test_another_seed_gives_another_model_and_other_samples(prepared, train, sample):
+    for seed in (0, 1):
+        assert train(folder=f"seed{seed}", seed=seed)[0] == 0
+        assert sample(folder=f"seed{seed}", seed=seed)[0] == 0
+    for name in ("model.pt", "synthetic.npz"):
+        assert (prepared / "seed0" / name).read_bytes() != (prepared / "seed1" / name).read_bytes()
+
+
+def test_training_rows_hold_no_private_loss(prepared, train):
+    train("dpdm")
+    rows = artifacts.read_jsonl(prepared / "run" / "train.jsonl")
+    assert rows
+    assert not any("loss" in key for row in rows for key in row)
+
+
+def test_without_noise_the_audit_says_infinity_and_passes(run_cli, prepared, train):
+    assert train(epsilon=float("inf"))[0] == 0
+    code, stdout, _ = run_cli("audit", prepared / "run" / "ledger.json")
+    assert code == 0
+    assert stdout.startswith("passed  target epsilon inf, spent inf (RDP) inf (PRV)")
+
+
+# --- refusals of train, sample, audit -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + b"\0" * 9 + b[209:]])
+def test_train_names_a_corrupt_npz(prepared, train, damage):
+    path = prepared / "train.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert str(path) in only_error(train())
+    assert not (prepared / "run").exists()
+
+
+def test_train_names_a_missing_npz(prepared, train):
+    assert str(prepared / "nowhere.npz") in only_error(train(train="nowhere.npz"))
+
+
+def test_train_refuses_a_budget_or_batch_the_data_cannot_meet(prepared, train, study):
+    run = study.run("digits", "dpdm", 10.0, 0)
+    dp = run.params["dp"] | {"expected_batch_size": 65}
+    too_large = run.model_copy(update={"params": run.params | {"dp": dp}})
+    assert "expected_batch_size = 65 is larger than the 64 training images" in only_error(train(spec=too_large))
+    assert "is not below 1/n" in only_error(train(spec=run.model_copy(update={"delta": 0.1})))
+
+
+def test_a_spec_that_is_none(run_cli, tmp_path):
+    paths = [part for name in ("data", "model", "ledger", "curve") for part in (f"--{name}", tmp_path / name)]
+    message = only_error(run_cli("train", "--spec", '{"study": "a"}', *paths))
+    assert "--spec: dataset: missing key" in message
+
+
+def test_an_output_that_cannot_be_written(prepared, train):
+    (prepared / "file").write_text("")
+    assert "cannot write" in only_error(train(folder="file"))
+
+
+def test_sample_refuses_the_model_of_another_method(prepared, train, sample):
+    train("class_mean")
+    message = only_error(sample("dpdm"))
+    assert "was made by baselines.class_mean:ClassMean, not by dpdm.diffusion.method:DPDM" in message
+    assert not (prepared / "run" / "synthetic.npz").exists()
+
+
+def test_sample_names_a_corrupt_model(prepared, train, sample):
+    train()
+    path = prepared / "run" / "model.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert str(path) in only_error(sample())
+
+
+@pytest.fixture
+def ledger(prepared, train):
+    """A ledger of DP-SGD at epsilon 10, as JSON."""
+    assert train("dpdm")[0] == 0
+    return json.loads((prepared / "run" / "ledger.json").read_text())
+
+
+def test_audit_refuses_a_ledger_that_was_edited(run_cli, prepared, ledger):
+    path = prepared / "edited.json"
+    event = ledger["events"][0]
+    for change in ({"noise_multiplier": event["noise_multiplier"] * 9}, {"steps": 1}, {"sample_rate": 0.01}):
+        artifacts.write_json(path, ledger | {"events": [event | change]})
+        message = only_error(run_cli("audit", path, "--out", prepared / "audit.json"))
+        assert f"{path} was changed after it was written" in message
+    artifacts.write_json(path, ledger | {"target_epsilon": 100.0})
+    only_error(run_cli("audit", path))
+    assert not (prepared / "audit.json").exists()
+
+
+def test_audit_fails_above_the_target_however_well_sealed(run_cli, prepared, ledger):
+    event = ledger["events"][0]
+    for change in ({"noise_multiplier": event["noise_multiplier"] * 0.8}, {"steps": 20}, {"noise_multiplier": 0}):
+        path = write_sealed(prepared / "resealed.json", ledger | {"events": [event | change]})
+        code, stdout, stderr = run_cli("audit", path, "--out", prepared / "audit.json")
+        assert stdout.startswith("FAILED")
+        assert f"epsilon is above its target in {path}" in only_error((code, stdout, stderr))
+    assert not (prepared / "audit.json").exists()
+
+
+def test_audit_of_several_names_the_ones_that_fail(run_cli, prepared, ledger):
+    good = prepared / "run" / "ledger.json"
+    bad = write_sealed(prepared / "bad.json", ledger | {"target_epsilon": 1.0})
+    code, stdout, stderr = run_cli("audit", good, bad)
+    assert [line.split()[0] for line in stdout.splitlines()] == ["passed", "FAILED"]
+    message = only_error((code, stdout, stderr))
+    assert str(bad) in message
+    assert str(good) not in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"events": [{"mechanism": "laplace"}]}, {"events": None}, {"events": [3]}, {"n": "many"}, {"delta": "1e-5"},
+        {"target_epsilon": None}, {"accountant": "moments"}, {"extra": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_audit_refuses_what_is_no_ledger(run_cli, prepared, ledger, change):
+    path = write_sealed(prepared / "odd.json", ledger | change)
+    assert str(path) in only_error(run_cli("audit", path))
+
+
+def test_audit_names_what_is_no_json(run_cli, tmp_path):
+    (tmp_path / "ledger.json").write_text("{")
+    assert str(tmp_path / "ledger.json") in only_error(run_cli("audit", tmp_path / "ledger.json"))
+
+
+# --- check, validate, prepare, label_only, schema -------------------------------------------------------------
+
+
+def test_check_lists_the_runs_of_the_default_study(run_cli):
+    code, stdout, stderr = run_cli("check", Path(__file__).parents[2] / "config" / "digits.yaml")
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("study digits: ")
+    row = next(line.split() for line in stdout.splitlines() if line.split()[:3] == ["digits", "dpdm", "10"])
+    assert 9.9 < float(row[3]) <= 10
+    assert "noise multiplier" in stdout
+    assert "Poisson-subsampled Gaussian" in stdout
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "part"),
+    [
+        ("class_mean", {"impl": "baselines.class_mean:ClassMeen"}, "has no ClassMeen"),
+        ("class_mean", {"impl": "baselines.nowhere:X"}, "cannot import baselines.nowhere"),
+        ("class_mean", {"params": {"max_image_nrm": 4.0}}, "params: max_image_nrm: unknown key; did you mean"),
+        ("class_mean", {"parms": {}}, "methods.class_mean.parms: unknown key; did you mean 'params'?"),
+        ("class_mean", {"samplers": {"default": {"pixel_noise": -1.0}}}, "samplers.default: pixel_noise: "),
+    ],
+)
+def test_check_and_validate_refuse_a_wrong_method(run_cli, study_file, tiny_study_dict, method, change, part):
+    tiny_study_dict["methods"][method] |= change
+    assert part in only_error(run_cli("check", study_file()))
+    spec, out = json.dumps(tiny_study_dict | {"epsilons": [10, "inf"]}), study_file().parent / "study.json"
+    tiny_study_dict["methods"]["dpdm"].pop("overrides")  # their .inf is no JSON
+    spec = json.dumps(tiny_study_dict | {"epsilons": [10, "inf"]})
+    assert part in only_error(run_cli("validate", "--spec", spec, "--out", out))
+    assert not out.exists()
+
+
+def test_check_refuses_a_batch_larger_than_the_data(run_cli, study_file, tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["params"]["dp"]["expected_batch_size"] = 1438
+    message = only_error(run_cli("check", study_file()))
+    assert "methods.dpdm on digits: expected_batch_size = 1438 is larger than the 1437 training images" in message
+
+
+def test_check_names_a_missing_study(run_cli, tmp_path):
+    assert str(tmp_path / "none.yaml") in only_error(run_cli("check", tmp_path / "none.yaml"))
+
+
+def test_validate_writes_the_resolved_study(run_cli, tmp_path, study):
+    assert run_cli("validate", "--spec", spec_json(study), "--out", tmp_path / "study.json")[0] == 0
+    assert parse_study(artifacts.read_json(tmp_path / "study.json"), "written") == study
+
+
+def test_prepare_and_label_only(run_cli, tmp_path):
+    assert run_cli("prepare", "--spec", '{"source": "digits"}', "--out", tmp_path)[0] == 0
+    facts = artifacts.read_json(tmp_path / "dataset.json")
+    for split in ("train", "test"):
+        assert data.read_images(tmp_path / f"{split}.npz").digest() == facts["sha256"][split]
+    arguments = ["--dataset", tmp_path / "dataset.json", "--images", 30, "--out", tmp_path / "noise.npz"]
+    assert run_cli("label_only", *arguments)[0] == 0
+    assert data.read_images(tmp_path / "noise.npz").meta == data.ImageMeta(30, (1, 8, 8), 10)
+
+
+def test_prepare_names_missing_files(run_cli, tmp_path, monkeypatch):
+    def urlopen(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    spec = json.dumps({"source": "mnist", "data_dir": str(tmp_path / "mnist")})
+    message = only_error(run_cli("prepare", "--spec", spec, "--out", tmp_path / "out"))
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_schema_is_json(run_cli):
+    code, stdout, _ = run_cli("schema")
+    schema = json.loads(stdout)
+    assert code == 0
+    assert schema["additionalProperties"] is False
+    assert {"datasets", "epsilons", "methods", "study"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["train"], ["check"], ["check", "a", "--threads", "two"]])
+def test_a_wrong_call_prints_the_usage(run_cli, arguments):
+    code, _, stderr = run_cli(*arguments)
+    assert code == 2
+    assert stderr.startswith("usage: python -m dpdm")
+
+
+def test_help_lists_every_verb(run_cli):
+    code, stdout, _ = run_cli("--help")
+    assert code == 0
+    listed = [line.split()[0] for line in stdout.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == VERBS
+
+
+# --- another process ------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_in_another_process(run_python, tmp_path):
+    done = run_python("-m", "dpdm", "check", tmp_path / "none.yaml")
+    only_error((done.returncode, done.stdout, done.stderr))
+    assert done.stderr.count("\n") == 1
+
+
+def test_bytes_do_not_depend_on_the_process(run_python, prepared, train, study):
+    """What one process made, another makes again: no state, hash seed or import order in an artifact."""
+    assert train()[0] == 0
+    out = prepared / "again"
+    done = run_python(
+        "-m", "dpdm", "train", "--spec", spec_json(study.run("digits", "class_mean", 10.0, 0)),
+        "--data", prepared / "train.npz", "--model", out / "model.pt", "--ledger", out / "ledger.json",
+        "--curve", out / "train.jsonl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (out / "model.pt").read_bytes() == (prepared / "run" / "model.pt").read_bytes()
+    ledgers = [artifacts.read_json(folder / "ledger.json") for folder in (out, prepared / "run")]
+    # Provenance is read from the tree, which somebody may be editing while tests run.
+    assert ledgers[0] | {"provenance": 0, "seal": 0} == ledgers[1] | {"provenance": 0, "seal": 0}
+
+
+def test_schema_needs_no_numerical_library_but_numpy(run_python):
+    code = "import sys; from dpdm.__main__ import main; main(['schema']); print('torch' in sys.modules, file=sys.stderr)"
+    done = run_python("-c", code)
+    assert done.stderr.strip() == "False"

@@ -1,0 +1,174 @@
+"""The contract's loader, what a run is checked for before it trains, and the harness around `fit`."""
+
+import pytest
+
+from dpdm.config import parse_study
+from dpdm.data import ImageMeta, ImageSet
+from dpdm.errors import UserError
+from dpdm.method import MEMBERS, load_method, prepare_run, train
+from dpdm.privacy import Mechanism
+from dpdm.progress import Log
+from dpdm.provenance import provenance
+
+META = ImageMeta(64, (1, 8, 8), 10)
+
+MODULE = """
+from dpdm.method import NoParams
+from dpdm.privacy import Mechanism
+
+class Good:
+    Params = SamplerParams = NoParams
+    Model = object
+    def plan(self, params, meta):
+        return (Mechanism.gaussian("sums"),)
+    def fit(self, private, params, rng, log):
+        return private, rng, log
+
+class NeedsArgument:
+    def __init__(self, size): pass
+
+not_a_class = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module named after the test's folder; returns its name."""
+
+    def write(text: str, name: str = "some_method") -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+        return name
+
+    return write
+
+
+@pytest.fixture
+def run(tiny_study_dict):
+    """`run(method, **changes)`: a run of the tiny study with some of its fields changed."""
+
+    def make(method: str = "class_mean", **changes):
+        return parse_study(tiny_study_dict, "s").run("digits", method, 10.0, 0).model_copy(update=changes)
+
+    return make
+
+
+def refusal(impl: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_method(impl)
+    message = str(error.value)
+    assert message.startswith(f"impl {impl}: ")
+    assert "\n" not in message
+    return message
+
+
+# --- load_method ----------------------------------------------------------------------------------------------
+
+
+def test_a_method_is_found_by_name(module):
+    assert type(load_method(module(MODULE) + ":Good")).__name__ == "Good"
+
+
+@pytest.mark.parametrize(
+    ("impl", "part"),
+    [
+        ("baselines.no_such_thing:X", "cannot import baselines.no_such_thing (ModuleNotFoundError"),
+        (".class_mean:X", "cannot import .class_mean"),
+        ("baselines.class_mean:ClassMeen", "baselines.class_mean has no ClassMeen"),
+        ("baselines.class_mean:np", "np() failed (TypeError"),
+        ("baselines.class_mean:Params", "Params() failed (ValidationError"),
+    ],
+)
+def test_an_impl_that_is_no_method(impl, part):
+    assert part in refusal(impl)
+
+
+def test_a_module_that_fails_on_import_is_named(module):
+    assert "ZeroDivisionError" in refusal(module("1 / 0", "broken_method") + ":X")
+    assert "SyntaxError" in refusal(module("def", "unfinished_method") + ":X")
+
+
+def test_a_class_that_needs_arguments(module):
+    assert "NeedsArgument() failed (TypeError" in refusal(module(MODULE) + ":NeedsArgument")
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_missing_member_is_named(module, member):
+    text = MODULE + f"\nmissing = [c for c in (Good, type(Good())) if hasattr(c, '{member}')][0]\n"
+    name = module(text + f"delattr(Good, '{member}')\n")
+    message = refusal(name + ":Good")
+    assert f"lacks {member};" in message
+    assert "docs/adding_a_method.md" in message
+
+
+# --- prepare_run ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_can_train(run):
+    method, params, plan, budget = prepare_run(run(), META)
+    assert type(method).__name__ == "ClassMean"
+    assert params.max_image_norm == 4.0
+    assert [mechanism.name for mechanism in plan] == ["class_counts", "class_sums"]
+    assert (budget.epsilon, budget.delta) == (10.0, 1 / 128)
+
+
+def messages(spec, meta=META) -> list[str]:
+    with pytest.raises(UserError) as error:
+        prepare_run(spec, meta)
+    return str(error.value).splitlines()
+
+
+def test_every_wrong_parameter_is_named_by_its_yaml_path(run):
+    lines = messages(run(params={"max_image_nrm": 4.0, "count_share": 2.0}))
+    assert len(lines) == 3
+    assert all(line.startswith("methods.class_mean.params: ") for line in lines)
+    assert "methods.class_mean.params: max_image_nrm: unknown key; did you mean 'max_image_norm'?" in lines
+
+
+def test_what_depends_on_the_data_set_names_method_and_data_set(run):
+    spec = run("dpdm")
+    small = ImageMeta(15, META.shape, META.num_classes)  # expected_batch_size is 16
+    assert messages(spec, small)[0].startswith("methods.dpdm on digits: expected_batch_size = 16 is larger than the 15")
+    assert messages(run(delta=0.5))[0].startswith("methods.class_mean on digits: delta = 0.5 is not below 1/n")
+    assert messages(run(), ImageMeta(0, (1, 8, 8), 10)) == [
+        "methods.class_mean on digits: the training split holds no images"
+    ]
+
+
+def test_a_large_delta_with_permission(run):
+    assert prepare_run(run(delta=0.5, allow_large_delta=True), META)[3].delta == 0.5
+
+
+# --- train ----------------------------------------------------------------------------------------------------
+
+
+def test_the_harness_makes_the_door_and_keeps_the_ledger(run, module, digits64):
+    log = Log("test")
+    spec = run(impl=module(MODULE) + ":Good", params={}, accountant="prv", seed=7)
+    (private, rng, seen_log), ledger = train(spec, digits64, log)
+    assert private.ledger is ledger
+    assert seen_log is log
+    assert (rng.seed, rng.scope) == (7, "method")
+    assert list(private._plan.values()) == [Mechanism.gaussian("sums")]
+    facts = ledger.to_json()
+    expected = {
+        "n": 64, "delta": 1 / 128, "target_epsilon": 10.0, "accountant": "prv", "events": [],
+        "coordinates": spec.coordinates().model_dump(mode="json"), "provenance": provenance(),
+        "data_sha256": digits64.digest(),
+    }  # fmt: skip
+    assert {key: facts[key] for key in expected} == expected
+
+
+def test_a_methods_own_randomness_is_not_the_privacy_noise(run, module, digits64):
+    """A method that could draw the door's noise could subtract it."""
+    (private, rng, _), _ = train(run(impl=module(MODULE) + ":Good", params={}), digits64, Log())
+    for name in ("release/sums", "sums", "noise"):
+        assert rng.integer(name) != private._rng.integer(name)
+
+
+def test_training_on_nothing(run):
+    import numpy as np
+
+    with pytest.raises(UserError, match="no images"):
+        train(run(), ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), 10), Log())

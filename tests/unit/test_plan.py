@@ -1,0 +1,113 @@
+"""The plan of a study: what it says is what training does; all mistakes at once."""
+
+import math
+import re
+
+import pytest
+
+from dpdm import plan
+from dpdm.config import parse_study
+from dpdm.data import ImageMeta
+from dpdm.errors import UserError
+from dpdm.method import train
+from dpdm.plan import describe, describe_event, planned_runs
+from dpdm.privacy import Event
+from dpdm.progress import Log
+
+
+@pytest.fixture
+def n64(monkeypatch):
+    """The digits with 64 training images, for `known_meta`."""
+    monkeypatch.setattr(plan, "known_meta", lambda spec: ImageMeta(64, (1, 8, 8), 10))
+
+
+def test_the_planned_events_are_those_of_the_ledger(tiny_study_dict, digits64, n64):
+    study = parse_study(tiny_study_dict, "s")
+    planned = planned_runs(study)
+    assert [run.spec for run in planned] == study.runs()
+    for run in planned:
+        if run.spec.seed == 0:
+            _, ledger = train(run.spec, digits64, Log())
+            released = [(e.mechanism, e.name, e.noise_multiplier, e.sample_rate, e.steps) for e in ledger.events]
+            foreseen = [(e.mechanism, e.name, e.noise_multiplier, e.sample_rate, e.steps) for e in run.events]
+            assert released == foreseen
+            assert ledger.delta == run.delta
+
+
+def test_the_planned_epsilon_meets_the_target_and_wastes_little(tiny_study_dict, n64):
+    for accountant in ("rdp", "prv"):
+        for run in planned_runs(parse_study(tiny_study_dict | {"accountant": accountant}, "s")):
+            if math.isinf(run.spec.epsilon):
+                assert run.epsilon == math.inf
+                assert all(event.noise_multiplier == 0 for event in run.events)
+            else:
+                assert 0.99 * run.spec.epsilon < run.epsilon <= run.spec.epsilon
+
+
+def test_overrides_decide_what_is_planned(tiny_study_dict, n64):
+    steps = {r.spec.epsilon: r.events[0].steps for r in planned_runs(parse_study(tiny_study_dict, "s"))[4:]}
+    assert steps == {10.0: 2, math.inf: 3}
+
+
+def test_seeds_share_a_calibration(tiny_study_dict, n64, monkeypatch):
+    calls = []
+    calibrate = plan.calibrate
+    monkeypatch.setattr(plan, "calibrate", lambda *arguments: calls.append(arguments) or calibrate(*arguments))
+    planned_runs(parse_study(tiny_study_dict | {"seeds": [0, 1, 2, 3]}, "s"))
+    assert len(calls) == 4  # two methods, two epsilons
+
+
+def test_all_mistakes_are_found_at_once_and_each_once(tiny_study_dict, tmp_path):
+    methods = tiny_study_dict["methods"]
+    methods["class_mean"]["params"] = {"max_norm": 1.0}
+    methods["dpdm"]["params"]["dp"]["expected_batch_size"] = 2000
+    methods["dpdm"]["samplers"]["default"] = {"num_steps": 2}
+    methods["gone"] = {"impl": "baselines.gone:Gone"}
+    missing = str(tmp_path / "missing.npz")
+    tiny_study_dict["datasets"]["own"] = {
+        "source": "npz", "train": missing, "test": missing, "num_classes": 2, "delta": 1e-5,
+    }  # fmt: skip
+    with pytest.raises(UserError) as error:
+        planned_runs(parse_study(tiny_study_dict, "s"))
+    lines = str(error.value).splitlines()
+    assert len(lines) == len(set(lines))
+    for part in (
+        "methods.class_mean.params: max_norm: unknown key",
+        "methods.dpdm on digits: expected_batch_size = 2000 is larger than the 1437 training images",
+        "impl baselines.gone:Gone: cannot import",
+        f"datasets.own: cannot read {missing}",
+    ):
+        assert sum(part in line for line in lines) == 1, part
+
+
+def test_sampler_parameters_are_checked_before_training(tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["samplers"]["default"] = {"num_steps": 2}
+    with pytest.raises(UserError, match=re.escape("methods.dpdm.samplers.default: num_steps: unknown key")):
+        planned_runs(parse_study(tiny_study_dict, "s"))
+
+
+def test_overridden_samplers_are_checked_as_well(tiny_study_dict):
+    override = {"when": {"epsilon": 10}, "samplers": {"default": {"num_sampling_steps": "two"}}}
+    tiny_study_dict["methods"]["dpdm"]["overrides"].append(override)
+    with pytest.raises(UserError, match=re.escape("methods.dpdm.samplers.default: num_sampling_steps: ")):
+        planned_runs(parse_study(tiny_study_dict, "s"))
+
+
+def test_the_description_lists_every_cell_of_the_grid_once(tiny_study_dict, n64):
+    lines = describe(parse_study(tiny_study_dict, "s")).splitlines()
+    assert lines[0] == "study tiny: 8 runs, 8 synthetic sets, 4 anchor rows"
+    assert lines[1] == "jobs: 8 train, 8 sample, 12 score"
+    table = lines[3:]
+    assert "epsilon (rdp)" in table[0]
+    assert [line.split()[:3] for line in table[1:]] == [
+        ["digits", "class_mean", "10"],
+        ["digits", "class_mean", "inf"],
+        ["digits", "dpdm", "10"],
+        ["digits", "dpdm", "inf"],
+    ]
+
+
+def test_events_in_words():
+    assert describe_event(Event("gaussian", "sums", 2.5, 1.0)) == "sums: Gaussian, noise multiplier 2.5"
+    event = Event("poisson_subsampled_gaussian", "net", 1.25, 1.0, 0.25, 30)
+    assert describe_event(event) == "net: 30 x Poisson-subsampled Gaussian, q = 0.25, noise multiplier 1.25"
