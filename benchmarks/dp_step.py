@@ -16,22 +16,22 @@ import warnings
 import torch
 from opacus.optimizers import DPOptimizer
 
-from dpdm.diffusion.denoiser import EdmDenoiser
+from dpdm.diffusion.denoiser import Denoiser, Edm
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.privacy.per_example import PerExampleGradients
 
 
-def build(device: torch.device) -> EdmDenoiser:
+def build(device: torch.device) -> Denoiser:
     """The paper's MNIST network behind EDM preconditioning."""
-    return EdmDenoiser(UNet((1, 28, 28), 10, NetworkParams())).to(device)
+    return Denoiser(UNet((1, 28, 28), 10, NetworkParams()), Edm()).to(device)
 
 
 def losses(module, images, labels, k, autocast):
     """One DPDM loss per row."""
     with autocast:
         return row_losses(
-            module, images, labels, noise_multiplicity=k, p_mean=-1.2, p_std=1.2, label_dropout=0.1, null_label=10,
+            module, Edm(), images, labels, noise_multiplicity=k, label_dropout=0.1, null_label=10,
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
 

@@ -16,9 +16,10 @@ def verb_schema(_: argparse.Namespace) -> None:
 
 def verb_check(args: argparse.Namespace) -> None:
     """print the grid a study resolves to: runs, jobs, epsilon and noise per run; trains nothing"""
+    study = config.load_study(args.study)  # before the import below, which takes seconds
     from dpdm.plan import describe
 
-    print(describe(config.load_study(args.study)))
+    print(describe(study))
 
 
 def verb_validate(args: argparse.Namespace) -> None:

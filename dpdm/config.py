@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
     ValidationError,
     field_validator,
     model_validator,
@@ -401,7 +402,7 @@ def explain(error: ValueError, model: type[BaseModel], origin: str) -> str:
     for item in items:
         if item["type"] == "too_short" and any(len(i["loc"]) > len(item["loc"]) for i in items):
             continue  # pydantic counts only the valid entries; the invalid ones are named already
-        path = _yaml_path(item["loc"])
+        path = _yaml_path(item["loc"], model)
         value = item["input"]
         if item["type"] == "extra_forbidden":
             valid = sorted(_valid_keys(model, item["loc"][:-1]))
@@ -425,38 +426,46 @@ def explain(error: ValueError, model: type[BaseModel], origin: str) -> str:
 _BRANCH = re.compile(r"float|int|str|bool|constrained-\w+|[\w-]*\[.*\]")
 
 
-def _yaml_path(loc: tuple) -> str:
-    path = ""
+def _yaml_path(loc: tuple, model: Any) -> str:
+    path, models = "", _models_in(model)
     for part in loc:
+        following = [m for known in models if part in known.model_fields for m in _models_of_field(known, part)]
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not path or not _BRANCH.fullmatch(part):
+        elif any(part in _tags(m) for m in models) or (path and _BRANCH.fullmatch(part)):
+            pass  # the branch of a union, not a key that somebody wrote
+        else:
             path += f".{part}" if path else part
+        models = following or models
     return path
 
 
 def _valid_keys(model: Any, loc: tuple) -> set[str]:
     """The keys that a mapping at `loc` may have, found by walking the models' annotations."""
-    keys: set[str] = set()
-    frontier = [model]
-    for part in (*loc, None):
-        models = [m for m in frontier if isinstance(m, type) and issubclass(m, BaseModel)]
-        if part is None:
-            for m in models:
-                keys |= set(m.model_fields)
-            return keys
-        following = []
-        for m in models:
-            if part in m.model_fields:
-                following += _models_in(m.model_fields[part].annotation)
-        frontier = following or frontier  # a dict key or list index: stay with the value's models
-    return keys
+    models = _models_in(model)
+    for part in loc:
+        following = [m for known in models if part in known.model_fields for m in _models_of_field(known, part)]
+        tagged = [m for m in models if part in _tags(m)]
+        # else a dict key or list index: stay with the value's models
+        models = following or tagged or models
+    return {name for m in models for name in m.model_fields}
 
 
-def _models_in(annotation: Any) -> list[Any]:
+def _models_of_field(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+    return _models_in(model.model_fields[field].annotation)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, RootModel):
+        return _models_of_field(annotation, "root")
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
+
+
+def _tags(model: type[BaseModel]) -> tuple:
+    """What chooses this model in a union by its key `kind`."""
+    return getattr(model.model_fields["kind"].annotation, "__args__", ()) if "kind" in model.model_fields else ()
 
 
 def check_writable(folder: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Named, independent random streams: every use of randomness has its own, so none shifts another."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -56,11 +56,21 @@ class Streams:
         return int(self._sequence(name, index).generate_state(1)[0] >> np.uint32(1))
 
     def normal_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal numbers [count, *shape] (float32), image i from its own stream `start + i`.
+        """Standard normal numbers [count, *shape] (float32), image i from its own stream `start + i`."""
+        return self.noise_per_image(name, start, count, shape)()
 
-        One stream per image makes a sample independent of the batch it was drawn in (as EDM's generate.py does).
+    def noise_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+        """A source of standard normal numbers [count, *shape] (float32), new ones at every call.
+
+        Image i has its own stream `start + i`, so that a sample does not depend on the batch it was drawn in
+        (as in EDM's generate.py).
         """
-        out = np.empty((count, *shape), np.float32)
-        for i in range(count):
-            out[i] = self.numpy(name, start + i).standard_normal(shape, dtype=np.float32)
-        return out
+        streams = [self.numpy(name, start + i) for i in range(count)]
+
+        def draw() -> np.ndarray:
+            out = np.empty((count, *shape), np.float32)
+            for image, stream in zip(out, streams, strict=True):
+                stream.standard_normal(out=image, dtype=np.float32)
+            return out
+
+        return draw

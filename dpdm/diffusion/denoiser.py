@@ -1,41 +1,152 @@
-"""Preconditioning: wraps a raw network F into a denoiser D(x, sigma, labels) (Karras et al. 2022, EDM)."""
+"""Parametrisations: how a raw network F becomes a denoiser D, and which noise levels it is trained on.
+
+D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022 (EDM) eq. 7. The four of the paper's ablation.
+Each is a set of parameters that knows its own formulas; tensors of noise levels are [n], positive.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from dpdm.config import Finite, Strict
+
 SIGMA_DATA = 1 / 3**0.5  # s_d of the paper: the std of images spread evenly over [-1, 1]
+Positive = Annotated[Finite, Field(gt=0)]
+Scalings = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class EdmDenoiser(nn.Module):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (EDM eq. 7, coefficients of table 1).
+class _Parametrisation(Strict, ABC):
+    @abstractmethod
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """c_skip, c_out, c_in, c_noise."""
+
+    @abstractmethod
+    def weight(self, sigma: Tensor) -> Tensor:
+        """lambda(sigma) of the loss."""
+
+    @abstractmethod
+    def sigma(self, u: Tensor) -> Tensor:
+        """Training noise levels: the quantile function of p(sigma) at u in (0, 1)."""
+
+    def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+        """Training noise levels [count], drawn from p(sigma)."""
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        return self.sigma(u.clamp(1e-12, 1 - 1e-12)).float()
+
+
+class Edm(_Parametrisation):
+    """EDM table 1: ln sigma ~ N(P_mean, P_std^2); unit variance of inputs and targets at every sigma."""
+
+    kind: Literal["edm"] = "edm"
+    p_mean: Finite = -1.2
+    p_std: Positive = 1.2
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """As the base."""
+        total = sigma**2 + SIGMA_DATA**2
+        return SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """As the base."""
+        return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
+
+
+class VPrediction(_Parametrisation):
+    """v-prediction (Salimans and Ho 2022) on a cosine schedule: sigma = tan(pi t / 2), t uniform."""
+
+    kind: Literal["v"] = "v"
+    log_snr_min: Finite = -9.0  # sigma = exp(-log_snr / 2): from 0.0015 ...
+    log_snr_max: Finite = 13.0  # ... to 90
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """c_noise is t itself."""
+        root = (1 + sigma**2).sqrt()
+        return 1 / root**2, sigma / root, 1 / root, torch.atan(sigma) * (2 / math.pi)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return (sigma**2 + 1) / sigma**2
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """As the base."""
+        low, high = (2 / math.pi * math.atan(math.exp(-s / 2)) for s in (self.log_snr_max, self.log_snr_min))
+        return torch.tan(math.pi / 2 * (low + u * (high - low)))
+
+
+class Vp(_Parametrisation):
+    """The VP SDE (Song et al. 2021) with t uniform. Constants very likely the paper's, not printed by it."""
+
+    kind: Literal["vp"] = "vp"
+    beta_d: Positive = 19.9
+    beta_min: Positive = 0.1
+    t_min: Annotated[Finite, Field(gt=0, lt=1)] = 1e-5
+    noise_scale: Positive = 1000.0  # M: c_noise = M t
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """As the base."""
+        one = torch.ones_like(sigma)
+        return one, -sigma, 1 / (sigma**2 + 1).sqrt(), self.noise_scale * self.t(sigma)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return 1 / sigma**2
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """The inverse of sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
+        return ((self.beta_min**2 + 2 * self.beta_d * torch.log1p(sigma**2)).sqrt() - self.beta_min) / self.beta_d
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """As the base."""
+        t = self.t_min + u * (1 - self.t_min)
+        return torch.expm1(self.beta_d * t**2 / 2 + self.beta_min * t).sqrt()
+
+
+class Ve(_Parametrisation):
+    """The VE SDE (Song et al. 2021): ln sigma uniform. Constants very likely the paper's, not printed by it."""
+
+    kind: Literal["ve"] = "ve"
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """As the base."""
+        one = torch.ones_like(sigma)
+        return one, sigma, one, (sigma / 2).log()
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return 1 / sigma**2
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """As the base."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** u
+
+
+Parametrisation = Annotated[Edm | VPrediction | Vp | Ve, Field(discriminator="kind")]
+
+
+class Denoiser(nn.Module):
+    """D(x; sigma) of a raw network.
 
     Forward: noisy images [n, C, H, W], noise levels sigma [n] > 0, labels [n] -> denoised images.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, parametrisation: Parametrisation):
         super().__init__()
-        self.network = network
+        self.network, self.parametrisation = network, parametrisation
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        c_skip, c_out, c_in, c_noise = edm_scalings(sigma)
+        c_skip, c_out, c_in, c_noise = self.parametrisation.scalings(sigma)
         output = self.network(_expand(c_in) * x, c_noise, labels)
         return _expand(c_skip) * x + _expand(c_out) * output
-
-
-def edm_scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in, c_noise at noise levels sigma [n] (EDM table 1)."""
-    total = sigma**2 + SIGMA_DATA**2
-    return SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
-
-
-def edm_weight(sigma: Tensor) -> Tensor:
-    """lambda(sigma) = 1 / c_out^2: equal effective loss at all noise levels (EDM table 1)."""
-    return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-
-
-def sample_sigma(count: int, p_mean: float, p_std: float, generator: torch.Generator) -> Tensor:
-    """Training noise levels [count]: ln sigma ~ N(P_mean, P_std^2) (EDM table 1)."""
-    return torch.exp(p_mean + p_std * torch.randn(count, generator=generator))
 
 
 def _expand(values: Tensor) -> Tensor:

@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from dpdm.diffusion.denoiser import edm_weight, sample_sigma
+from dpdm.diffusion.denoiser import Parametrisation
 
 
 def row_losses(
     denoiser: nn.Module,
+    parametrisation: Parametrisation,
     images: Tensor,
     labels: Tensor,
     *,
     noise_multiplicity: int,
-    p_mean: float,
-    p_std: float,
     label_dropout: float,
     null_label: int,
     generator: torch.Generator,
@@ -31,7 +30,7 @@ def row_losses(
     dropped = torch.rand(len(labels), generator=generator) < label_dropout
     labels = labels.masked_fill(dropped.to(labels.device), null_label).repeat(noise_multiplicity)
     x = images.repeat(noise_multiplicity, 1, 1, 1)
-    sigma = sample_sigma(len(x), p_mean, p_std, generator).to(x.device)
+    sigma = parametrisation.sample_sigma(len(x), generator).to(x.device)
     noise = torch.randn(x.shape, generator=generator).to(x.device) * sigma[:, None, None, None]
     error = denoiser(x + noise, sigma, labels) - x
-    return edm_weight(sigma) * error.square().mean(dim=(1, 2, 3))
+    return parametrisation.weight(sigma) * error.square().mean(dim=(1, 2, 3))

@@ -5,19 +5,20 @@ are averaged before its gradient is clipped. Everything after (Adam, EMA, sampli
 """
 
 import copy
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field, RootModel, model_validator
 from torch import Tensor, nn
 
 from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta, to_uint8
-from dpdm.diffusion.denoiser import EdmDenoiser
+from dpdm.diffusion import samplers
+from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation, Positive
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, UNet
-from dpdm.diffusion.samplers import ddim, karras_schedule
+from dpdm.errors import UserError
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -26,27 +27,93 @@ MECHANISM = "denoiser"
 Fraction = Annotated[Finite, Field(ge=0, le=1)]
 
 
-class Params(Strict):
+class ModelParams(Strict):
+    """The part of the recipe that sampling needs as well."""
+
+    network: NetworkParams = NetworkParams()
+    parametrisation: Parametrisation = Edm()
+    label_dropout: Fraction = 0.1  # once per image: what guidance needs
+    conditional: bool = True  # false: labels are ignored
+
+
+class Params(ModelParams):
     """The recipe; defaults are the paper's where it has one value for all data sets."""
 
     dp: DpSgdParams
-    network: NetworkParams = NetworkParams()
     noise_multiplicity: Annotated[int, Field(ge=1)] = 32  # K
     lr: Annotated[Finite, Field(gt=0)] = 3e-4  # Adam
-    p_mean: Finite = -1.2  # ln sigma ~ N(P_mean, P_std^2) in training
-    p_std: Annotated[Finite, Field(gt=0)] = 1.2
-    label_dropout: Fraction = 0.1
     ema_decay: Fraction = 0.999
 
 
-class SamplerParams(Strict):
-    """Deterministic DDIM on Karras' schedule."""
-
+class _Sampler(Strict):
     num_sampling_steps: Annotated[int, Field(ge=1)] = 50
-    sigma_min: Annotated[Finite, Field(gt=0)] = 0.002
-    sigma_max: Annotated[Finite, Field(gt=0)] = 80.0
-    rho: Annotated[Finite, Field(gt=0)] = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+    guidance: Annotated[Finite, Field(ge=0)] = 0.0  # w of classifier-free guidance; doubles the cost if > 0
     max_batch_size: Annotated[int, Field(ge=1)] = 1000  # memory only
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min = {self.sigma_min} must be below sigma_max = {self.sigma_max}")
+        return self
+
+    def sigmas(self) -> list[float]:
+        """The schedule."""
+        return samplers.karras_schedule(self.num_sampling_steps, self.sigma_min, self.sigma_max, self.rho)
+
+
+class Ddim(_Sampler):
+    """Deterministic; N evaluations for N steps."""
+
+    kind: Literal["ddim"] = "ddim"
+
+    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
+        """Draws one batch."""
+        return samplers.ddim(denoise, noise, self.sigmas())
+
+
+class StochasticDdim(_Sampler):
+    """Fresh noise at every step; N evaluations."""
+
+    kind: Literal["stochastic_ddim"]
+
+    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
+        """Draws one batch."""
+        return samplers.stochastic_ddim(denoise, noise, self.sigmas())
+
+
+class Churn(_Sampler):
+    """EDM's stochastic Heun sampler; 2 N - 1 evaluations."""
+
+    kind: Literal["churn"]
+    s_churn: Annotated[Finite, Field(ge=0)]
+    s_min: Annotated[Finite, Field(ge=0)]
+    s_max: Positive = 50.0
+    s_noise: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _interval(self) -> Self:
+        if self.s_min > self.s_max:
+            raise ValueError(f"s_min = {self.s_min} must not be above s_max = {self.s_max}")
+        return self
+
+    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
+        """Draws one batch."""
+        names = ("s_churn", "s_min", "s_max", "s_noise")
+        return samplers.churn(denoise, noise, self.sigmas(), **{name: getattr(self, name) for name in names})
+
+
+class SamplerParams(RootModel[Annotated[Ddim | StochasticDdim | Churn, Field(discriminator="kind")]]):
+    """One entry of `samplers:`; `kind` chooses: ddim (the default), stochastic_ddim or churn."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kind(cls, value: Any) -> Any:
+        return {"kind": "ddim", **value} if isinstance(value, dict) else value
 
 
 class Model:
@@ -54,27 +121,37 @@ class Model:
 
     Args:
         network: raw U-Net holding the EMA weights.
-        shape, num_classes, params: what it was built from.
+        shape: image shape (C, H, W); num_classes: 0 if unconditional; params: the recipe it was trained by.
     """
 
-    def __init__(self, network: UNet, shape: tuple[int, int, int], num_classes: int, params: NetworkParams):
+    def __init__(self, network: UNet, shape: tuple[int, int, int], num_classes: int, params: "ModelParams"):
         self.network, self.shape, self.num_classes, self.params = network, shape, num_classes, params
 
     @torch.no_grad()
     def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
-        """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream."""
-        denoiser = EdmDenoiser(self.network).eval()
+        """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream.
+
+        Raises:
+            UserError: guidance on a model that never learnt to go without a label.
+        """
+        chosen = sampler.root
+        if chosen.guidance > 0 and not (self.num_classes and self.params.label_dropout > 0):
+            raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
+        denoiser = Denoiser(self.network, self.params.parametrisation).eval()
         device = next(denoiser.parameters()).device
-        sigmas = karras_schedule(sampler.num_sampling_steps, sampler.sigma_min, sampler.sigma_max, sampler.rho)
         out = np.empty((len(labels), *self.shape), np.uint8)
-        for start in range(0, len(labels), sampler.max_batch_size):
-            y = torch.from_numpy(labels[start : start + sampler.max_batch_size]).to(device)
-            z = torch.from_numpy(rng.normal_per_image("image", start, len(y), self.shape)).to(device)
+        for start in range(0, len(labels), chosen.max_batch_size):
+            y = torch.from_numpy(labels[start : start + chosen.max_batch_size]).to(device)
+            source = rng.noise_per_image("image", start, len(y), self.shape)
 
-            def denoise(x: Tensor, sigma: Tensor, y: Tensor = y) -> Tensor:
-                return denoiser(x, sigma, y)
+            def with_labels(y: Tensor) -> samplers.DenoiseFn:
+                return lambda x, sigma: denoiser(x, x.new_full((len(x),), sigma), y)
 
-            out[start : start + len(y)] = to_uint8(ddim(denoise, z, sigmas))
+            denoise = samplers.guided(
+                with_labels(y), with_labels(torch.full_like(y, self.num_classes)), chosen.guidance
+            )
+            images = chosen.run(denoise, lambda source=source: torch.from_numpy(source()).to(device))
+            out[start : start + len(y)] = to_uint8(images)
         return out
 
     def state(self) -> dict[str, Any]:
@@ -82,15 +159,15 @@ class Model:
         return {
             "shape": list(self.shape),
             "num_classes": self.num_classes,
-            "network": self.params.model_dump(mode="json"),
+            "params": self.params.model_dump(mode="json"),
             "weights": {name: value.cpu() for name, value in self.network.state_dict().items()},
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Model":
         """The inverse of `state`."""
-        params = NetworkParams.model_validate(state["network"])
-        network = UNet(tuple(state["shape"]), state["num_classes"], params)
+        params = ModelParams.model_validate(state["params"])
+        network = UNet(tuple(state["shape"]), state["num_classes"], params.network)
         network.load_state_dict(state["weights"])
         return cls(network, tuple(state["shape"]), state["num_classes"], params)
 
@@ -110,10 +187,11 @@ class DPDM:
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the denoiser; returns the EMA of its weights at the last step."""
         meta = private.meta
+        classes = meta.num_classes if params.conditional else 0
         with rng.torch_default("init"):
-            network = UNet(meta.shape, meta.num_classes, params.network).to(private.device)
+            network = UNet(meta.shape, classes, params.network).to(private.device)
         averaged = copy.deepcopy(network).requires_grad_(False)
-        denoiser = EdmDenoiser(network)
+        denoiser = Denoiser(network, params.parametrisation)
         optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
         dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, rows_per_example=params.noise_multiplicity)
         for step in log.track(dp, len(dp)):
@@ -122,20 +200,20 @@ class DPDM:
             def losses(images: Tensor, labels: Tensor, generator: torch.Generator = generator) -> Tensor:
                 return row_losses(
                     dp.module,
+                    params.parametrisation,
                     images,
                     labels,
                     noise_multiplicity=params.noise_multiplicity,
-                    p_mean=params.p_mean,
-                    p_std=params.p_std,
                     label_dropout=params.label_dropout,
-                    null_label=meta.num_classes,
+                    null_label=classes,
                     generator=generator,
                 )
 
             step.update(losses)
             update_ema(averaged, network, params.ema_decay, step.index)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
-        return Model(averaged, meta.shape, meta.num_classes, params.network)
+        kept = ModelParams(**{name: getattr(params, name) for name in ModelParams.model_fields})
+        return Model(averaged, meta.shape, classes, kept)
 
 
 @torch.no_grad()

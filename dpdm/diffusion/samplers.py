@@ -1,28 +1,74 @@
-"""Schedules and samplers as pure functions of a denoiser."""
+"""Schedules and samplers as pure functions of a denoiser.
 
+A denoiser maps x [n, C, H, W] and one noise level (float) to the denoised x. `noise()` gives fresh standard
+normal numbers of the shape of x, every image from its own stream: results do not depend on the batch size.
+"""
+
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x [n, C, H, W], sigma [n]) -> denoised x
+DenoiseFn = Callable[[Tensor, float], Tensor]
+NoiseFn = Callable[[], Tensor]
 
 
-def karras_schedule(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Noise levels [steps], falling from sigma_max to sigma_min (Karras et al. 2022, eq. 5, without the zero)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
-    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+def karras_schedule(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """Noise levels falling from sigma_max to sigma_min (Karras et al. 2022, eq. 5, without the final zero)."""
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(high + (i / (steps - 1) if steps > 1 else 0) * (low - high)) ** rho for i in range(steps)]
 
 
-def ddim(denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
-    """DDIM (Song et al. 2021): Euler steps of dx/dsigma = (x - D) / sigma, then one last denoising.
+def ddim(denoise: DenoiseFn, noise: NoiseFn, sigmas: list[float]) -> Tensor:
+    """DDIM (Song et al. 2021): Euler steps of dx/dsigma = (x - D) / sigma, one last denoising; N evaluations."""
+    x = noise() * sigmas[0]
+    for sigma, following in itertools.pairwise(sigmas):
+        x = x + (following - sigma) * (x - denoise(x, sigma)) / sigma
+    return denoise(x, sigmas[-1])
 
-    Args:
-        z: standard normal start [n, C, H, W].
-        sigmas: falling noise levels; len(sigmas) evaluations of the denoiser.
+
+def stochastic_ddim(denoise: DenoiseFn, noise: NoiseFn, sigmas: list[float]) -> Tensor:
+    """Euler-Maruyama steps of the reverse SDE, one last denoising; N evaluations (the paper's "stochastic DDIM")."""
+    x = noise() * sigmas[0]
+    for sigma, following in itertools.pairwise(sigmas):
+        step = following - sigma
+        x = x + 2 * step * (x - denoise(x, sigma)) / sigma + math.sqrt(2 * abs(step) * sigma) * noise()
+    return denoise(x, sigmas[-1])
+
+
+def churn(
+    denoise: DenoiseFn,
+    noise: NoiseFn,
+    sigmas: list[float],
+    *,
+    s_churn: float,
+    s_min: float,
+    s_max: float,
+    s_noise: float,
+) -> Tensor:
+    """Heun steps with added noise (Karras et al. 2022, algorithm 2), the last step to zero; 2 N - 1 evaluations.
+
+    The added noise is capped at gamma = 1, as in the paper's code, not at EDM's sqrt(2) - 1.
     """
-    x = z * float(sigmas[0])
-    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        denoised = denoiser(x, x.new_full((len(x),), sigma))
-        x = x + (following - sigma) * (x - denoised) / sigma
-    return denoiser(x, x.new_full((len(x),), float(sigmas[-1])))
+    x = noise() * sigmas[0]
+    for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        gamma = min(s_churn / len(sigmas), 1.0) if s_min <= sigma <= s_max else 0.0
+        raised = sigma * (1 + gamma)
+        if gamma > 0:
+            x = x + s_noise * math.sqrt(raised**2 - sigma**2) * noise()
+        slope = (x - denoise(x, raised)) / raised
+        proposal = x + (following - raised) * slope
+        if following > 0:
+            slope = (slope + (proposal - denoise(proposal, following)) / following) / 2
+            proposal = x + (following - raised) * slope
+        x = proposal
+    return x
+
+
+def guided(conditional: DenoiseFn, unconditional: DenoiseFn, weight: float) -> DenoiseFn:
+    """Classifier-free guidance (Ho and Salimans 2021): (1 + w) D(x, y) - w D(x, null); only the former if w = 0."""
+    if weight == 0:
+        return conditional
+    return lambda x, sigma: torch.lerp(unconditional(x, sigma), conditional(x, sigma), 1 + weight)

@@ -10,6 +10,7 @@ from dpdm.artifacts import sha256_of
 from dpdm.errors import UserError
 
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian")
+ACCOUNTANTS = ("rdp", "prv")
 NEIGHBOURING_RELATION = "add_or_remove_one"
 NOISE_RNG = "torch (benchmark only)"  # a pseudo-random generator with a recorded seed: not for a real release
 
@@ -116,8 +117,11 @@ class Ledger:
             raise UserError(f"{origin} is not a ledger ({error}); train the run again") from error
         except UserError as error:
             raise UserError(f"{origin}: {error}; train the run again") from error
-        if not (type(ledger.n) is int and ledger.n > 0 and 0 < ledger.delta < 1 and ledger.target_epsilon > 0):
-            raise UserError(f"{origin}: n, delta and target_epsilon must be positive, delta below 1")
+        numbers = type(ledger.n) is int and _is_number(ledger.delta) and type(ledger.target_epsilon) in (int, float)
+        if not (numbers and ledger.n > 0 and 0 < ledger.delta < 1 and ledger.target_epsilon > 0):
+            raise UserError(f"{origin}: n, delta and target_epsilon must be positive numbers, delta below 1")
+        if ledger.accountant not in ACCOUNTANTS:
+            raise UserError(f"{origin}: accountant must be one of {', '.join(ACCOUNTANTS)}, got {ledger.accountant!r}")
         if set(facts) != set(ledger.to_json()) - {"seal"}:
             raise UserError(f"{origin} has unknown keys; train the run again")
         return ledger

@@ -331,6 +331,7 @@ def _cell(mean: float, std: float, n: int, decimals: int | None) -> str:
     if decimals is None:
         size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
         decimals = min(max(2 - size, 1), 4) if abs(mean) >= 5e-5 else 1  # 0.0 rather than 0.0000
+    mean = round(mean, decimals) + 0.0  # no "-0.0"
     return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from dpdm.config import RunSpec, load_study, parse_params
 from dpdm.data import ImageSet, balanced_labels, load_dataset
+from dpdm.errors import UserError
 from dpdm.method import load_method, prepare_run, train
 from dpdm.privacy import PrivateData, epsilon_spent
 from dpdm.progress import Log
@@ -145,7 +146,9 @@ def test_the_label_decides_the_image(case, fitted):
 
 def test_sampling_in_batches_changes_nothing(case, fitted):
     run, sampler = case
-    if "max_batch_size" not in load_method(run.impl).SamplerParams.model_fields:
+    try:
+        parse_params(load_method(run.impl).SamplerParams, sampler | {"max_batch_size": 3}, "samplers")
+    except UserError:
         pytest.skip("the sampler has no batches")
     model, labels = fitted(run)[0], balanced_labels(10, 10)
     whole = sample(model, run, sampler, labels).astype(int)
@@ -231,7 +234,7 @@ def test_every_declared_parameter_is_read(case, images, monkeypatch):
         patch.setattr(BaseModel, "__getattribute__", spy)
         model, _ = train(run, images, Log("test"))
         model.sample(balanced_labels(3, 10), sampler_params, Streams(0, "sample"))
-    assert not declared - read
+    assert not {(model, field) for model, field in declared - read if field != "kind"}  # what chose the model
 
 
 def test_the_training_curve_holds_only_released_quantities(case, images):

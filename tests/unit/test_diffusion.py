@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from dpdm.config import parse_params
 from dpdm.data import ImageMeta
-from dpdm.diffusion.denoiser import SIGMA_DATA, EdmDenoiser, edm_scalings, edm_weight, sample_sigma
+from dpdm.diffusion import samplers
+from dpdm.diffusion.denoiser import SIGMA_DATA, Denoiser, Edm, Ve, Vp, VPrediction
 from dpdm.diffusion.loss import row_losses
-from dpdm.diffusion.method import DPDM, Params, update_ema
+from dpdm.diffusion.method import DPDM, Model, ModelParams, Params, SamplerParams, update_ema
 from dpdm.diffusion.network import NetworkParams, UNet
-from dpdm.diffusion.samplers import ddim, karras_schedule
 from dpdm.errors import UserError
 from dpdm.rng import Streams
 
@@ -79,7 +80,7 @@ def test_a_fresh_network_predicts_nearly_zero():
         net = UNet((1, 8, 8), 10, NetworkParams(channels=8, channel_mult=(1, 2), attention_resolutions=(4,)))
     x, sigma, y = batch(4)
     torch.testing.assert_close(
-        EdmDenoiser(net)(x, sigma, y), edm_scalings(sigma)[0][:, None, None, None] * x, atol=1e-3, rtol=0
+        Denoiser(net, Edm())(x, sigma, y), Edm().scalings(sigma)[0][:, None, None, None] * x, atol=1e-3, rtol=0
     )
 
 
@@ -92,15 +93,85 @@ def test_images_that_cannot_be_halved_are_refused(shape):
         DPDM().plan(params, ImageMeta(100, shape, 10))
 
 
-def test_edm_scalings_give_unit_variance():
-    """EDM's design goals: inputs of F and its effective target have variance 1; lambda cancels c_out^2."""
-    sigma = torch.logspace(-2, 2, 30, dtype=torch.float64)
-    c_skip, c_out, c_in, c_noise = edm_scalings(sigma)
-    torch.testing.assert_close(c_in**2 * (sigma**2 + SIGMA_DATA**2), torch.ones_like(sigma))
-    target_variance = ((1 - c_skip) ** 2 * SIGMA_DATA**2 + c_skip**2 * sigma**2) / c_out**2
-    torch.testing.assert_close(target_variance, torch.ones_like(sigma))
-    torch.testing.assert_close(edm_weight(sigma) * c_out**2, torch.ones_like(sigma))
-    torch.testing.assert_close(c_noise, sigma.log() / 4)
+KINDS = {"edm": Edm(), "v": VPrediction(), "vp": Vp(), "ve": Ve()}
+SIGMAS = torch.logspace(-2, 1.8, 40, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("kind", "data_variance"), [("edm", 1 / 3), ("v", 1.0)])
+def test_edm_and_v_promise_unit_variance(kind, data_variance):
+    """Inputs and effective targets of F have variance 1, for data of variance s_d^2 (EDM) or 1 (v-prediction)."""
+    c_skip, c_out, c_in, _ = KINDS[kind].scalings(SIGMAS)
+    one = torch.ones_like(SIGMAS)
+    torch.testing.assert_close(c_in**2 * (SIGMAS**2 + data_variance), one)
+    torch.testing.assert_close(((1 - c_skip) ** 2 * data_variance + c_skip**2 * SIGMAS**2) / c_out**2, one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weight_cancels_c_out(kind):
+    _, c_out, _, _ = KINDS[kind].scalings(SIGMAS)
+    torch.testing.assert_close(KINDS[kind].weight(SIGMAS) * c_out**2, torch.ones_like(SIGMAS))
+
+
+def test_noise_conditioning_by_hand():
+    two = torch.tensor([2.0], dtype=torch.float64)
+    assert float(Edm().scalings(two)[3]) == pytest.approx(math.log(2) / 4)
+    assert float(VPrediction().scalings(two)[3]) == pytest.approx(2 / math.pi * math.acos(1 / math.sqrt(5)))
+    assert float(Vp().scalings(two)[3]) == pytest.approx(1000 * float(Vp().t(two)))
+    assert float(Ve().scalings(two)[3]) == pytest.approx(0)
+
+
+def test_t_and_sigma_are_inverse():
+    u = torch.linspace(0.001, 0.999, 50, dtype=torch.float64)
+    vp, v = Vp(), VPrediction()
+    torch.testing.assert_close(vp.t(vp.sigma(u)), vp.t_min + u * (1 - vp.t_min))
+    t = v.scalings(v.sigma(u))[3]
+    torch.testing.assert_close(t, 0.000957 + u * (0.992928 - 0.000957), atol=2e-6, rtol=0)  # the paper's t range
+
+
+def test_noise_level_ranges_are_the_papers():
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert VPrediction().sigma(ends).tolist() == pytest.approx([0.001503, 90.02], rel=1e-3)
+    assert Ve().sigma(ends).tolist() == pytest.approx([0.002, 80.0])
+    assert float(Vp().sigma(ends)[1]) == pytest.approx(math.sqrt(math.exp(19.9 / 2 + 0.1) - 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_noise_levels_follow_the_quantile_function(kind):
+    """Kolmogorov's distance between draws and p(sigma) is that of a true sample."""
+    draws = KINDS[kind].sample_sigma(20_000, Streams(0).torch("s")).double().sort().values
+    grid = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    empirical = torch.searchsorted(draws, KINDS[kind].sigma(grid)) / len(draws)
+    assert float((empirical - grid).abs().max()) < 1.63 / math.sqrt(20_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "height", "where"), [("v", 0.320, 0.577), ("edm", 0.332, 0.301), ("vp", 0.404, 0.448)]
+)
+def test_effective_noise_densities_peak_where_the_papers_figure_3_does(kind, height, where):
+    """p(ln sigma) lambda / lambda_EDM, normalised, from the quantile function; values read off the figure."""
+    u = torch.linspace(1e-6, 1 - 1e-6, 200_001, dtype=torch.float64)
+    sigma = KINDS[kind].sigma(u)
+    density = (u[1:] - u[:-1]) / (sigma[1:].log() - sigma[:-1].log())
+    middle = (sigma[1:] * sigma[:-1]).sqrt()
+    density = density * KINDS[kind].weight(middle) / Edm().weight(middle)
+    density = density / (density * (sigma[1:].log() - sigma[:-1].log())).sum()
+    peak = int(density.argmax())
+    assert float(density[peak]) == pytest.approx(height, abs=0.006)
+    assert float(middle[peak]) == pytest.approx(where, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_optimal_network_of_a_point_mass_denoises_exactly(kind):
+    """With F = (a - c_skip x) / c_out, D must return the point a at every noise level."""
+    point, x = 0.25, torch.randn(len(SIGMAS), 1, 2, 2, dtype=torch.float64)
+    c_skip, c_out, c_in, _ = (c[:, None, None, None] for c in KINDS[kind].scalings(SIGMAS))
+
+    class Optimal(nn.Module):
+        def forward(self, scaled, c_noise, labels):
+            return (point - c_skip * scaled / c_in) / c_out
+
+    denoised = Denoiser(Optimal(), KINDS[kind])(x, SIGMAS, torch.zeros(len(SIGMAS)))
+    torch.testing.assert_close(denoised, torch.full_like(x, point))
 
 
 def test_sigma_data_is_the_papers():
@@ -108,7 +179,7 @@ def test_sigma_data_is_the_papers():
 
 
 def test_training_noise_levels_are_log_normal():
-    logs = sample_sigma(100_000, -1.2, 1.2, Streams(0).torch("s")).log()
+    logs = Edm().sample_sigma(100_000, Streams(0).torch("s")).log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=0.02)
     assert float(logs.std()) == pytest.approx(1.2, abs=0.02)
 
@@ -127,8 +198,8 @@ class Recorder(nn.Module):
 
 def losses(denoiser, images, labels, k, dropout=0.0, seed=0):
     return row_losses(
-        denoiser, images, labels, noise_multiplicity=k, p_mean=-1.2, p_std=1.2, label_dropout=dropout,
-        null_label=10, generator=Streams(seed).torch("diffusion"),
+        denoiser, Edm(), images, labels, noise_multiplicity=k, label_dropout=dropout, null_label=10,
+        generator=Streams(seed).torch("diffusion"),
     )  # fmt: skip
 
 
@@ -139,7 +210,7 @@ def test_loss_by_hand():
     out = losses(recorder, images, labels, k=2)
     (x, sigma, y) = recorder.calls[0]
     assert out.shape == (6,)
-    torch.testing.assert_close(out, edm_weight(sigma))
+    torch.testing.assert_close(out, Edm().weight(sigma))
     assert y.tolist() == [1, 2, 3, 1, 2, 3]  # draw-major
     noise = (x - 1) / sigma[:, None, None, None]
     assert len(set(sigma.tolist())) == 6  # every row has its own noise level
@@ -159,43 +230,142 @@ def test_labels_are_dropped_once_per_image():
     assert torch.equal(rows[0][~dropped], labels[~dropped])
 
 
+def schedule(steps: int) -> list[float]:
+    return samplers.karras_schedule(steps, 0.002, 80.0, 7.0)
+
+
 def test_karras_schedule():
-    sigmas = karras_schedule(50, 0.002, 80.0, 7.0)
-    assert float(sigmas[0]) == pytest.approx(80)
-    assert float(sigmas[-1]) == pytest.approx(0.002)
-    assert bool((sigmas[1:] < sigmas[:-1]).all())
-    middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
-    assert float(karras_schedule(3, 0.002, 80.0, 7.0)[1]) == pytest.approx(middle)
-    assert karras_schedule(1, 0.002, 80.0, 7.0).tolist() == pytest.approx([80])
+    sigmas = schedule(50)
+    assert sigmas[0] == pytest.approx(80)
+    assert sigmas[-1] == pytest.approx(0.002)
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert schedule(3)[1] == pytest.approx(((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7)
+    assert schedule(1) == pytest.approx([80])
 
 
-def test_ddim_solves_the_probability_flow_of_gaussian_data():
-    """Data N(m, s^2): D(x) = m + s^2 / (s^2 + sigma^2) (x - m), and x_0 = m + (x_T - m) s / sqrt(s^2 + sigma_T^2)."""
-    m, s = 0.3, 0.5
-
-    def denoise(x, sigma):
-        return m + s**2 / (s**2 + sigma[:, None, None, None] ** 2) * (x - m)
-
-    z = torch.randn(64, 1, 2, 2, dtype=torch.float64, generator=Streams(0).torch("z"))
-    exact = m + (80 * z - m) * s / math.sqrt(s**2 + 80**2)
-    errors = [
-        float((ddim(denoise, z, karras_schedule(n, 0.002, 80.0, 7.0)) - exact).abs().max()) for n in (50, 100, 800)
-    ]
-    assert errors[2] < 0.01
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.2)  # a first-order method
+M, S = 0.3, 0.5  # Gaussian data N(m, s^2): D(x) = m + s^2 / (s^2 + sigma^2) (x - m)
 
 
-def test_ddim_recovers_a_point_mass_and_calls_the_denoiser_once_per_level():
+def gaussian_denoiser(x, sigma):
+    return M + S**2 / (S**2 + sigma**2) * (x - M)
+
+
+def noise_source(n: int, seed: int = 0):
+    generator = Streams(seed).torch("z")
+    return lambda: torch.randn(n, 1, 2, 2, dtype=torch.float64, generator=generator)
+
+
+def churn(denoise, noise, sigmas, s_churn=0.0, s_min=0.05, s_max=50.0, s_noise=1.0):
+    return samplers.churn(denoise, noise, sigmas, s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(samplers.ddim, 1), (churn, 2)])
+def test_deterministic_samplers_solve_the_probability_flow(sampler, order):
+    """x_0 = m + (x_T - m) s / sqrt(s^2 + sigma_T^2), reached at the sampler's order."""
+    start = 80 * noise_source(64)()
+    exact = M + (start - M) * S / math.sqrt(S**2 + 80**2)
+
+    def error(n: int) -> float:
+        return float((sampler(gaussian_denoiser, noise_source(64), schedule(n)) - exact).abs().max())
+
+    assert error(400) < 0.02
+    assert error(50) / error(100) == pytest.approx(2**order, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [samplers.stochastic_ddim, lambda d, n, s: churn(d, n, s, s_churn=40), lambda d, n, s: churn(d, n, s, s_churn=1e9)],
+    ids=["stochastic_ddim", "churn", "churn at its cap"],
+)
+def test_stochastic_samplers_reach_the_data_distribution(sampler):
+    out = sampler(gaussian_denoiser, noise_source(5000), schedule(300))
+    assert float(out.mean()) == pytest.approx(M, abs=0.02)
+    assert float(out.std()) == pytest.approx(S, rel=0.03)
+    start = noise_source(5000)()
+    correlation = float(torch.corrcoef(torch.stack([start.flatten(), out.flatten()]))[0, 1])
+    assert correlation < 0.9  # fresh noise was added; a deterministic sampler gives 1
+
+
+def calls_of(sampler, steps: int) -> list[float]:
     calls = []
 
     def denoise(x, sigma):
-        calls.append(float(sigma[0]))
+        calls.append(sigma)
         return torch.full_like(x, 0.25)
 
-    sigmas = karras_schedule(5, 0.002, 80.0, 7.0)
-    out = ddim(denoise, torch.randn(2, 1, 2, 2), sigmas)
-    assert torch.equal(out, torch.full_like(out, 0.25))
-    assert calls == pytest.approx(sigmas.tolist())
+    out = sampler(denoise, noise_source(2), schedule(steps))
+    torch.testing.assert_close(out, torch.full_like(out, 0.25))  # a point mass is recovered by every sampler
+    return calls
+
+
+def test_evaluations_per_sampler():
+    assert calls_of(samplers.ddim, 5) == pytest.approx(schedule(5))
+    assert calls_of(samplers.stochastic_ddim, 5) == pytest.approx(schedule(5))
+    assert len(calls_of(churn, 5)) == 9
+
+
+def test_churn_raises_the_noise_only_between_s_min_and_s_max_and_at_most_doubles_it():
+    sigmas = schedule(6)
+    first = calls_of(lambda d, n, s: churn(d, n, s, s_churn=1e6, s_min=0.05, s_max=50.0), 6)[::2]
+    expected = [2 * sigma if 0.05 <= sigma <= 50 else sigma for sigma in sigmas]
+    assert first == pytest.approx(expected)
+    mild = calls_of(lambda d, n, s: churn(d, n, s, s_churn=1.5, s_min=0.0), 6)[::2]
+    assert mild == pytest.approx([1.25 * sigma if sigma <= 50 else sigma for sigma in sigmas])
+
+
+def test_guidance_by_hand():
+    conditional, unconditional = (lambda x, s: x * 0 + 3.0), (lambda x, s: x * 0 + 1.0)
+    x = torch.zeros(2)
+    assert samplers.guided(conditional, unconditional, 0.5)(x, 1.0).tolist() == [4.0, 4.0]  # 1.5 * 3 - 0.5 * 1
+    assert samplers.guided(conditional, None, 0.0) is conditional
+
+
+SMALL = {"channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,)}
+
+
+def test_guidance_needs_a_model_that_knows_to_go_without_labels():
+    params = ModelParams(
+        network={"channels": 8, "channel_mult": (1, 2), "attention_resolutions": ()}, label_dropout=0.0
+    )
+    guided = SamplerParams.model_validate({"guidance": 1.0, "num_sampling_steps": 2})
+    for classes, kept in ((0, params.model_copy(update={"label_dropout": 0.1})), (10, params)):
+        model = Model(small_net(classes=classes), (1, 8, 8), classes, kept)
+        with pytest.raises(UserError, match="guidance needs a conditional model"):
+            model.sample(np.zeros(2, np.int64), guided, Streams(0))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"kind": "ddim"}, {"kind": "stochastic_ddim"}, {"kind": "churn", "s_churn": 20.0, "s_min": 0.05},
+        {"kind": "ddim", "guidance": 0.5},
+    ],
+)  # fmt: skip
+def test_samples_do_not_depend_on_the_batch(sampler):
+    params = ModelParams(network={"channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,)})
+    model = Model(small_net(), (1, 8, 8), 10, params)
+    labels = np.arange(7) % 10
+    whole, parts = (
+        model.sample(
+            labels, SamplerParams.model_validate(sampler | {"num_sampling_steps": 4, "max_batch_size": n}), Streams(0)
+        )
+        for n in (100, 2)
+    )
+    assert np.abs(whole.astype(int) - parts.astype(int)).max() <= 1  # one grey level: float summation order
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"kind": "churn", "s_churn": 1.0, "s_min": 51.0}, "s_min = 51.0 must not be above s_max = 50.0"),
+        ({"sigma_min": 90.0}, "sigma_min = 90.0 must be below sigma_max = 80.0"),
+        ({"kind": "ddim", "s_churn": 1.0}, "s_churn: unknown key"),
+        ({"num_sampling_steps": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_bad_sampler_parameters(sampler, message):
+    with pytest.raises(UserError, match=message):
+        parse_params(SamplerParams, sampler, "samplers.fid")
 
 
 def test_ema_warms_up_and_follows_by_hand():
@@ -222,6 +392,6 @@ def test_accounting_does_not_depend_on_the_noise_multiplicity():
 
 def test_defaults_are_the_papers():
     params = Params(dp={"expected_batch_size": 4096, "steps": 4500, "max_grad_norm": 1.0})
-    assert (params.noise_multiplicity, params.lr, params.p_mean, params.p_std) == (32, 3e-4, -1.2, 1.2)
+    assert (params.noise_multiplicity, params.lr, params.parametrisation) == (32, 3e-4, Edm(p_mean=-1.2, p_std=1.2))
     assert (params.label_dropout, params.ema_decay) == (0.1, 0.999)
     assert np.prod(params.network.channel_mult) == 4

@@ -110,9 +110,14 @@ def test_missing_and_unknown_keys_and_other_relations():
         Ledger.from_json(resealed(facts | {"note": "hi"}))
     with pytest.raises(UserError, match="neighbouring_relation"):
         Ledger.from_json(resealed(facts | {"neighbouring_relation": "replace_one"}))
-    for change in ({"n": 0}, {"n": 10.0}, {"delta": 0}, {"delta": 1}, {"target_epsilon": -1.0}):
+    for change in (
+        {"n": 0}, {"n": 10.0}, {"delta": 0}, {"delta": 1}, {"delta": "1e-5"}, {"target_epsilon": -1.0},
+        {"target_epsilon": None}, {"target_epsilon": "1"},
+    ):  # fmt: skip
         with pytest.raises(UserError, match="positive"):
             Ledger.from_json(resealed(facts | change))
+    with pytest.raises(UserError, match="accountant must be one of rdp, prv, got 'gdp'"):
+        Ledger.from_json(resealed(facts | {"accountant": "gdp"}))
 
 
 def test_planned_and_recorded_events_agree():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpdm.diffusion.denoiser import EdmDenoiser
+from dpdm.diffusion.denoiser import Denoiser, Edm
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.rng import Streams
@@ -140,7 +140,7 @@ def test_exact_against_brute_force(name, k, b):
 @pytest.mark.parametrize(("k", "b"), [(1, 3), (4, 3)])
 def test_the_whole_network(engine, k, b):
     with Streams(0).torch_default("net"):
-        net = EdmDenoiser(UNet((1, 12, 12), 10, NetworkParams(channels=8, attention_resolutions=(6,))))
+        net = Denoiser(UNet((1, 12, 12), 10, NetworkParams(channels=8, attention_resolutions=(6,))), Edm())
         for p in net.parameters():  # the zero initialisation of the paper would hide most gradients
             nn.init.normal_(p, std=0.1)
     rng = Streams(2)
@@ -263,7 +263,9 @@ def test_noise_multiplicity_lowers_the_variance_like_one_over_k():
     from dpdm.diffusion.loss import row_losses as dpdm_losses
 
     with Streams(0).torch_default("net"):
-        net = EdmDenoiser(UNet((1, 4, 4), 2, NetworkParams(channels=8, channel_mult=(1,), attention_resolutions=())))
+        net = Denoiser(
+            UNet((1, 4, 4), 2, NetworkParams(channels=8, channel_mult=(1,), attention_resolutions=())), Edm()
+        )
         nn.init.normal_(net.network.head.weight, std=0.1)
     images, labels = torch.rand(1, 1, 4, 4) * 2 - 1, torch.zeros(1, dtype=torch.long)
 
@@ -274,8 +276,8 @@ def test_noise_multiplicity_lowers_the_variance_like_one_over_k():
             generator = Streams(repeat).torch("diffusion", k)
             engine.backward(
                 lambda g=generator: dpdm_losses(
-                    engine.module, images, labels, noise_multiplicity=k, p_mean=-1.2, p_std=1.2,
-                    label_dropout=0.0, null_label=2, generator=g,
+                    engine.module, Edm(), images, labels, noise_multiplicity=k, label_dropout=0.0,
+                    null_label=2, generator=g,
                 ), 1,
             )  # fmt: skip
             draws.append(net.network.head.weight.grad_sample.flatten())

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -71,7 +72,7 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
 
 def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
     folder.write(tiny)
-    assert set(folder.dry("audits").counts) == {"prepare", "validate", "train", "audit", "audits"}
+    assert set(folder.dry("audits").counts) == {"prepare", "train", "audit", "audits"}
     assert {"figure", "report"}.isdisjoint(folder.dry("tables").counts)
 
 
@@ -140,7 +141,9 @@ def test_every_job_is_announced_by_its_coordinates(finished, tiny):
 
 
 def test_a_printed_command_repeats_its_run(finished, again):
-    command = re.search(r"^Shell command: (.* dpdm sample .*/dp_gaussian/eps10/.*)$", finished.outcome.text, re.M)[1]
+    command = re.search(
+        r"^Shell command: (.* dpdm sample .*/dp_gaussian/eps10/.*)$", finished.outcome.text, re.MULTILINE
+    )[1]
     output = again.path / RUN.format(method="dp_gaussian", epsilon="10", seed=0) / "default" / "synthetic.npz"
     whole = output.read_bytes()
     output.unlink()
@@ -163,7 +166,7 @@ def test_training_sees_no_test_image_and_no_score(finished):
     trained = [path for path in inputs if rule[path] == "train"]
     assert len(trained) == 3 * 6
     for path in trained:
-        assert {Path(name).name for name in inputs[path]} == {"train.npz", "study.json"}
+        assert {Path(name).name for name in inputs[path]} == {"train.npz"}
         for source in inputs[path]:
             assert inputs.get(source, set()) == set()
     commands = [row[5] for row in table[1:] if row[2] == "train"]
@@ -249,8 +252,6 @@ def test_an_edit_runs_again_only_what_it_changes(again, tiny, edit, change):
 
 def test_code_that_changed_trains_nothing_again(again):
     """The printed shell line and the code are no trigger: a docstring must not cost a week of training."""
-    for rules in (again.checkout / "workflow" / "rules").glob("*.smk"):
-        assert rules.is_file()
     changed = again.path.parent / "changed"
     subprocess.run(["cp", "-a", str(again.checkout), str(changed)], check=True)
     rules = changed / "workflow" / "rules" / "train.smk"
@@ -268,7 +269,7 @@ def killed(killed_folder):
     folder = killed_folder
     with (folder.path / "terminal.txt").open("w") as terminal:
         process = subprocess.Popen(
-            folder.command(f"{DPDM}/ledger.json"), cwd=folder.path, env=folder.environment(),
+            folder.command("--", f"{DPDM}/ledger.json"), cwd=folder.path, env=folder.environment(),
             stdout=terminal, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         log = folder.path / DPDM / "train.log"
@@ -279,7 +280,8 @@ def killed(killed_folder):
                     break
                 time.sleep(0.01)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # snakemake, its shells and the training: one process group
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # snakemake, its shells and the training: one process group
             process.wait()
     text = (folder.path / "terminal.txt").read_text()
     assert "train dpdm on digits, epsilon 10, seed 0" in text, text
@@ -298,24 +300,35 @@ def test_a_killed_run_leaves_nothing_half_written_and_is_made_up_for(killed, fin
         (run / name).write_bytes(b"{")
 
     # Snakemake itself was killed too, so its lock remains; it says what to type.
-    locked = killed.snakemake(f"{DPDM}/ledger.json")
+    locked = killed.snakemake("--rerun-incomplete", f"{DPDM}/ledger.json")
     assert locked.code != 0
     assert "--unlock" in locked.text
     assert killed.snakemake("--unlock").code == 0
-    resumed = killed.snakemake("--rerun-incomplete", f"{DPDM}/default/fidelity.json", "results/tiny/audits/digits/dpdm.json")
+    resumed = killed.snakemake("--rerun-incomplete", f"{DPDM}/default/fidelity.json")
     assert resumed.code == 0, resumed.text
-    assert resumed.counts["train"] == 2
-    assert_same_bytes(
-        killed.path, finished.folder.path,
-        [f"{DPDM}/{name}" for name in ("model.pt", "ledger.json")]
-        + [f"{DPDM}/default/{name}" for name in ("synthetic.npz", "fidelity.json", "utility.json")]
-        + [f"results/data/digits/{name}" for name in ("train.npz", "test.npz", "dataset.json", "extractor.pt")]
-        + ["results/tiny/study.json", "results/tiny/audits/digits/dpdm.json"],
-    )  # fmt: skip
+    assert resumed.counts["train"] == 1
+    made = [f"{DPDM}/{name}" for name in ("model.pt", "ledger.json")]
+    made += [f"{DPDM}/default/{name}" for name in ("synthetic.npz", "fidelity.json", "utility.json")]
+    made += [f"results/data/digits/{name}" for name in ("train.npz", "test.npz", "dataset.json", "extractor.pt")]
+    assert different(killed, finished.folder, made) == []
+
+    # With the other runs beside it, the same tables. (The commands are the printed ones; their paths are relative.)
+    derived = ["results/tiny/metrics.csv", "results/tiny/audits.csv"]
+    derived += [name for name in finished.folder.made() if "/tables/" in name and not name.endswith(".log")]
+    for name in finished.folder.made() - killed.made() - set(derived):
+        (killed.path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(finished.folder.path / name, killed.path / name)
+    (killed.path / "results" / "tiny" / "tables").mkdir(exist_ok=True)
+    for verb in ("collect", "tables"):
+        command = re.search(rf"^Shell command: (.* dpdm {verb} .*)$", finished.outcome.text, re.MULTILINE)[1]
+        subprocess.run(command, shell=True, check=True, cwd=killed.path, env=killed.environment(), timeout=120)
+    assert len(derived) == 2 + 8
+    assert different(killed, finished.folder, derived) == []
 
 
-def assert_same_bytes(one: Path, two: Path, names: list[str]) -> None:
-    assert [name for name in names if (one / name).read_bytes() != (two / name).read_bytes()] == []
+def different(one, two, names: list[str]) -> list[str]:
+    """The files that are not the same, byte by byte."""
+    return [name for name in names if (one.path / name).read_bytes() != (two.path / name).read_bytes()]
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------
@@ -365,6 +378,6 @@ def test_a_method_that_cannot_be_imported_fails_before_any_training(folder, tiny
     outcome = folder.snakemake("--keep-going", "audits")
     assert outcome.code != 0
     assert "error: impl baselines.dp_gausian:DPGaussian: cannot import baselines.dp_gausian" in outcome.text
-    assert "Error in rule validate" in outcome.text
-    assert not [job for job in outcome.jobs if job.startswith("train")]
-    assert not [name for name in folder.made() if "/runs/" in name]
+    assert "Traceback" not in outcome.text
+    assert not outcome.jobs
+    assert not folder.made()

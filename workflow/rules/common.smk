@@ -1,6 +1,7 @@
 # The study, and the only owner of the directory scheme: Python receives explicit paths.
 
 import os
+import subprocess
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -62,4 +63,13 @@ def anchor_paths(pattern):
     """One path per anchor row."""
     return [
         pattern.format(dataset=c.dataset, anchor=c.method, seed=c.seed) for c in STUDY.anchor_coordinates()
+    ]
+
+
+def shown_sets(wildcards):
+    """The synthetic sets on a dataset's sample page: the first seed and sampler of every method and epsilon."""
+    return [
+        (run, set_paths(f"{SET}/synthetic.npz", [run])[0])
+        for run in STUDY.runs()
+        if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds)
     ]

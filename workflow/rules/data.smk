@@ -42,4 +42,7 @@ rule validate:
 # where one must run, Snakemake does not ask the jobs behind its `ancient` output whether their own params changed,
 # so an edited recipe would be validated, not trained, and its old scores be reported.
 onstart:
-    shell("{DPDM} validate --spec {STUDY_SPEC:q} --out {STUDY_JSON}")
+    try:
+        shell("{DPDM} validate --spec {STUDY_SPEC:q} --out {ROOT}/.checked.json")
+    except subprocess.CalledProcessError:
+        raise WorkflowError("the study was refused for the reason above; nothing was run") from None

@@ -37,15 +37,6 @@ rule tables:
         " --audit {params.audit} > {log} 2>&1"
 
 
-def shown_sets(wildcards):
-    """The synthetic sets on a dataset's sample page: the first seed and sampler of every method and epsilon."""
-    return [
-        (run, set_paths(rules.sample.output[0], [run])[0])
-        for run in STUDY.runs()
-        if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds)
-    ]
-
-
 rule figure:
     message: "figures for {wildcards.dataset}"
     input:

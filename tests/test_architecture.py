@@ -1,0 +1,256 @@
+"""Who may import whom, and what must never be: the architecture, read off the syntax trees."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NUMERICAL = {"torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "opacus", "torchvision", "torch_fidelity"}
+FOUNDATIONS = {"dpdm.errors", "dpdm.config", "dpdm.artifacts", "dpdm.rng", "dpdm.data"}
+METHOD_MAY = {f"dpdm.{name}" for name in ("method", "privacy", "data", "rng", "config", "progress", "errors")}
+
+# The modules of this project that each part may import; the longest prefix decides. A part may import itself.
+# `dpdm` alone (the version) is no module below it, and only provenance has a use for it.
+MAY_IMPORT = {
+    "dpdm": set(),
+    "dpdm.errors": set(),
+    "dpdm.config": {"dpdm.errors"},
+    "dpdm.artifacts": {"dpdm.errors"},
+    "dpdm.rng": set(),
+    "dpdm.data": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.rng"},
+    "dpdm.progress": set(),
+    "dpdm.provenance": {"dpdm", "dpdm.artifacts"},
+    "dpdm.privacy": FOUNDATIONS,
+    "dpdm.method": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
+    "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
+    "dpdm.diffusion": METHOD_MAY,
+    "dpdm.evaluation": FOUNDATIONS,
+    "dpdm.report": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.provenance"},
+    "dpdm.__main__": {"dpdm"},  # everything: the only composition root
+    "baselines": METHOD_MAY,
+}
+
+# Libraries that only the named part may import.
+ONLY_IN = {
+    "opacus": "dpdm.privacy",
+    "torch_fidelity": "dpdm.evaluation",
+    "torchvision": "dpdm.evaluation",
+    "snakemake": None,
+    "pickle": None,
+    "dill": None,
+    "cloudpickle": None,
+}
+
+# Libraries that a part must not import, also inside a function.
+NEVER_IN = {"dpdm.config": NUMERICAL, "dpdm.errors": NUMERICAL, "dpdm.report": {"torch"}}
+
+SEEDING = {"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all",
+           "torch.random.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed"}  # fmt: skip
+
+
+class Problem(NamedTuple):
+    """A breach of the architecture, with its place."""
+
+    module: str
+    line: int
+    what: str
+
+
+def within(module: str, part: str) -> bool:
+    return module == part or module.startswith(part + ".")
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+    """Every imported module, also inside functions; `from a import b` gives `a.b`, relative ones are resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{name}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and dotted(node.func) in ("importlib.import_module", "__import__"):
+            argument = node.args[0] if node.args else None
+            if isinstance(argument, ast.Constant):
+                yield node.lineno, argument.value
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an attribute chain, else the empty string."""
+    if isinstance(node, ast.Attribute):
+        head = dotted(node.value)
+        return f"{head}.{node.attr}" if head else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def problems(source: str, module: str) -> list[Problem]:
+    """Every breach in the source of one module."""
+    tree = ast.parse(source)
+    part = max((p for p in MAY_IMPORT if within(module, p) and (p != "dpdm" or module == p)), key=len, default=None)
+    if part is None:
+        return [Problem(module, 1, "belongs to no part of the architecture; add it to MAY_IMPORT")]
+    out = []
+    for line, name in imports(tree, module):
+        top = name.partition(".")[0]
+        if top in ("dpdm", "baselines") and not _allowed(part, module, name):
+            out.append(Problem(module, line, f"imports {name}"))
+        if top in ONLY_IN and not (ONLY_IN[top] and within(module, ONLY_IN[top])):
+            out.append(Problem(module, line, f"imports {top}"))
+        if any(within(module, p) and top in libraries for p, libraries in NEVER_IN.items()):
+            out.append(Problem(module, line, f"imports {top}"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            out.append(Problem(module, node.lineno, "has a bare except"))
+        if isinstance(node, ast.Call) and dotted(node.func) in SEEDING and module != "dpdm.rng":
+            out.append(Problem(module, node.lineno, f"calls {dotted(node.func)}"))
+    return out
+
+
+def _allowed(part: str, module: str, name: str) -> bool:
+    if part == "dpdm.__main__":
+        return not within(name, "baselines")
+    if part == "baselines":
+        if within(name, "baselines"):
+            return name.split(".")[1].startswith("_")
+    elif within(name, part) and part != "dpdm":
+        return True
+    # `dpdm` itself stands for its version alone, not for the modules below.
+    return any(name in ("dpdm", "dpdm.__version__") if p == "dpdm" else within(name, p) for p in MAY_IMPORT[part])
+
+
+def sources() -> dict[str, str]:
+    """Module name -> source, of both packages."""
+    out = {}
+    for path in sorted([*(ROOT / "dpdm").rglob("*.py"), *(ROOT / "baselines").rglob("*.py")]):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        out[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return out
+
+
+def workflow_problems(source: str, name: str) -> list[Problem]:
+    """Imports of a Snakefile beyond the study's schema; its syntax is not Python's, so by lines."""
+    out = []
+    for number, line in enumerate(source.splitlines(), 1):
+        if match := re.match(r"\s*(?:from\s+([\w.]+)\s+import\s+([\w ,]+)|import\s+([\w., ]+))", line):
+            base, names, modules = match.groups()
+            for item in (names or modules).split(","):
+                imported = ".".join(filter(None, (base, item.split()[0])))
+                own = imported.partition(".")[0] in ("dpdm", "baselines")
+                allowed = within(imported, "dpdm.config") or within(imported, "dpdm.errors")
+                if (own and not allowed) or imported.partition(".")[0] in NUMERICAL:
+                    out.append(Problem(name, number, f"imports {imported}"))
+    return out
+
+
+# --- the project ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", sources())
+def test_the_module_keeps_to_the_architecture(module):
+    assert problems(sources()[module], module) == []
+
+
+def test_both_packages_were_found():
+    assert {"dpdm", "dpdm.__main__", "dpdm.privacy.door", "baselines.class_mean"} <= set(sources())
+
+
+def workflow_files() -> list[Path]:
+    return [ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
+
+
+@pytest.mark.parametrize("path", workflow_files(), ids=lambda path: path.name)
+def test_the_workflow_imports_the_schema_alone(path):
+    assert workflow_problems(path.read_text(), path.name) == []
+
+
+def test_the_workflow_was_found():
+    names = {path.name for path in workflow_files()}
+    assert {"Snakefile", "common.smk", "train.smk"} <= names
+
+
+def test_train_never_sees_test_images_or_scores():
+    text = (ROOT / "workflow" / "rules" / "train.smk").read_text()
+    inputs = re.search(r"rule train:.*?input:(.*?)output:", text, re.DOTALL)[1]
+    assert "prepare.output.train" in inputs
+    assert not re.search(r"test|score|fidelity|utility|metrics", inputs)
+
+
+# --- the check itself -----------------------------------------------------------------------------------------
+
+BREACHES = [
+    ("dpdm.diffusion.method", "import opacus.optimizers", "imports opacus"),
+    ("dpdm.method", "def f():\n    from opacus import PrivacyEngine", "imports opacus"),
+    ("dpdm.report.tables", "import torchvision", "imports torchvision"),
+    ("dpdm.data", "from torch_fidelity import calculate_metrics", "imports torch_fidelity"),
+    ("dpdm.config", "import snakemake", "imports snakemake"),
+    ("baselines.x", "from snakemake.io import expand", "imports snakemake"),
+    ("dpdm.artifacts", "import pickle", "imports pickle"),
+    ("dpdm.method", "import baselines.class_mean", "imports baselines.class_mean"),
+    ("dpdm.__main__", "from baselines import class_mean", "imports baselines.class_mean"),
+    ("dpdm.method", "import importlib\nimportlib.import_module('baselines.x')", "imports baselines.x"),
+    ("baselines.x", "from baselines.class_mean import Model", "imports baselines.class_mean.Model"),
+    ("baselines.x", "from .class_mean import Model", "imports baselines.class_mean.Model"),
+    ("baselines._shared", "import baselines.class_mean", "imports baselines.class_mean"),
+    ("baselines.x", "from dpdm.evaluation import fidelity", "imports dpdm.evaluation.fidelity"),
+    ("baselines.x", "from dpdm import artifacts", "imports dpdm.artifacts"),
+    ("baselines.x", "from dpdm.diffusion.network import UNet", "imports dpdm.diffusion.network.UNet"),
+    ("dpdm.diffusion.loss", "from dpdm.evaluation import fidelity", "imports dpdm.evaluation.fidelity"),
+    ("dpdm.evaluation.fidelity", "from dpdm.privacy import Ledger", "imports dpdm.privacy.Ledger"),
+    ("dpdm.evaluation.fidelity", "from dpdm import method", "imports dpdm.method"),
+    ("dpdm.evaluation.fidelity", "import dpdm.diffusion.network", "imports dpdm.diffusion.network"),
+    ("dpdm.report.html", "def f():\n    import torch.nn", "imports torch"),
+    ("dpdm.report.html", "from dpdm.data import read_images", "imports dpdm.data.read_images"),
+    ("dpdm.privacy.door", "from dpdm.method import load_method", "imports dpdm.method.load_method"),
+    ("dpdm.config", "def f():\n    import numpy as np", "imports numpy"),
+    ("dpdm.config", "from dpdm import data", "imports dpdm.data"),
+    ("dpdm.rng", "from dpdm.data import ImageSet", "imports dpdm.data.ImageSet"),
+    ("dpdm", "from dpdm import config", "imports dpdm.config"),
+    ("dpdm.provenance", "from dpdm import method", "imports dpdm.method"),
+    ("dpdm.plan", "from dpdm.diffusion.method import DPDM", "imports dpdm.diffusion.method.DPDM"),
+    ("dpdm.data", "import torch\ntorch.manual_seed(0)", "calls torch.manual_seed"),
+    ("baselines.x", "import numpy as np\ndef f():\n    np.random.seed(0)", "calls np.random.seed"),
+    ("dpdm.data", "try:\n    pass\nexcept:\n    pass", "has a bare except"),
+    ("dpdm.new_thing", "", "belongs to no part of the architecture; add it to MAY_IMPORT"),
+]
+
+
+@pytest.mark.parametrize(("module", "source", "what"), BREACHES)
+def test_a_breach_is_found(module, source, what):
+    assert [problem.what for problem in problems(source, module)] == [what]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("baselines.x", "from baselines._gan import Generator\nfrom dpdm.privacy import PrivateData"),
+        ("baselines.x", "from baselines import _gan\nimport torch"),
+        ("dpdm.privacy.dpsgd", "from opacus.optimizers import DPOptimizer\nfrom dpdm.privacy.ledger import Ledger"),
+        ("dpdm.evaluation.fidelity", "import torch_fidelity, torchvision"),
+        ("dpdm.rng", "import torch\ntorch.manual_seed(0)"),
+        ("dpdm.__main__", "from dpdm.report import tables\nfrom dpdm import artifacts"),
+        ("dpdm.provenance", "import dpdm\nfrom dpdm.artifacts import sha256_of"),
+        ("dpdm.data", "try:\n    pass\nexcept Exception:\n    pass"),
+    ],
+)
+def test_what_is_allowed_passes(module, source):
+    assert problems(source, module) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("from dpdm import config as schema", 0),
+        ("from dpdm.errors import UserError", 0),
+        ("from dpdm import config, data", 1),
+        ("    import dpdm.method", 1),
+        ("import os, numpy", 1),
+        ("import torch", 1),
+        ("from baselines.class_mean import ClassMean", 1),
+    ],
+)
+def test_a_breach_of_the_workflow_is_found(line, count):
+    assert len(workflow_problems(f"rule a:\n{line}\n", "x.smk")) == count

@@ -1,0 +1,76 @@
+"""The documents against the code: keys, commands, links and numbers."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dpdm.__main__ import _parser
+from dpdm.config import DatasetSpec, EvaluationSpec, MethodSpec, Study, load_study
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def shell_lines() -> list[str]:
+    """Every line of every ```sh block, without its comment."""
+    blocks = [b for d in DOCUMENTS for b in re.findall(r"```sh\n(.*?)```", d.read_text(), re.S)]
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_every_key_of_a_study_is_documented():
+    text = (ROOT / "config" / "README.md").read_text()
+
+    def keys(model: type[BaseModel], prefix: str) -> set[str]:
+        return {f"{prefix}{name}" for name in model.model_fields}
+
+    expected = keys(Study, "") - {"datasets", "methods", "evaluation"}
+    expected |= keys(MethodSpec, "methods.NAME.") | keys(EvaluationSpec, "evaluation.")
+    expected |= keys(DatasetSpec, "datasets.NAME.") - {"datasets.NAME.test", "datasets.NAME.num_classes"}
+    missing = [key for key in expected if not re.search(rf"^\| `{re.escape(key)}[`.]", text, re.M)]
+    assert not missing
+    documented = re.findall(r"^\| `([\w.]+)`", text, re.M)
+    known = {re.sub(r"\.NAME$", "", k) for k in expected | {"methods.NAME.samplers.NAME"}} | expected
+    assert not [key for key in documented if key != "key" and re.sub(r"\.NAME$", "", key) not in known]
+
+
+def test_documented_dpdm_commands_parse():
+    commands = [line for line in shell_lines() if line.startswith("python -m dpdm")]
+    assert len(commands) >= 2
+    for command in commands:
+        _parser().parse_args(shlex.split(command)[3:])
+
+
+def test_documented_make_targets_and_studies_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for line in shell_lines():
+        if line.startswith("make "):
+            assert re.search(rf"^{line.split()[1]}:", makefile, re.M), line
+        for study in re.findall(r"config/\w+\.yaml", line):
+            load_study(ROOT / study)
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_readme_shows_exactly_what_the_default_study_wrote():
+    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "README.md").read_text()
+    assert module.between(text, "results", module.results_block()) == text
+    methods = load_study(ROOT / "config" / "digits.yaml").methods
+    assert all(f"| {method} " in text for method in methods)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_no_unfinished_sentences(document):
+    assert not re.search(r"\b(TODO|TBD|FIXME|XXX)\b", document.read_text())
