@@ -18,7 +18,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakemake --lint
+	$(BIN)/python -m pytest -q tests/workflow/test_lint.py
 
 clean:
 	rm -rf $(VENV) .snakemake results/data results/digits results/tiny

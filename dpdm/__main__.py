@@ -23,12 +23,13 @@ def verb_check(args: argparse.Namespace) -> None:
 
 
 def verb_validate(args: argparse.Namespace) -> None:
-    """import every method of a study, build every params, and write the resolved study"""
+    """import every method of a study and build every params; with --out, write the resolved study"""
     from dpdm.plan import planned_runs
 
     study = config.parse_spec(config.Study, args.spec)
     planned_runs(study)
-    artifacts.write_json(args.out, study.model_dump(mode="json"))
+    if args.out:
+        artifacts.write_text(args.out, study.model_dump_json(indent=2) + "\n")  # in the order of the file
 
 
 def verb_prepare(args: argparse.Namespace) -> None:
@@ -219,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add(verb_schema)
     add(verb_check).add_argument("study", help="a study file, e.g. config/digits.yaml")
-    add(verb_validate, "out", spec=True)
+    add(verb_validate, spec=True).add_argument("--out", type=Path, help="where to write the resolved study")
     add(verb_prepare, "out", spec=True)
     add(verb_label_only, "dataset", "out").add_argument("--images", type=int, required=True, help="how many")
     add(verb_train, "data", "model", "ledger", "curve", spec=True)

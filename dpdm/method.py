@@ -110,6 +110,7 @@ def train(spec: RunSpec, images: ImageSet, log: Log, device: str = "cpu") -> tup
         target_epsilon=budget.epsilon,
         accountant=spec.accountant,
         coordinates=spec.coordinates().model_dump(mode="json"),
+        recipe=spec.model_dump(mode="json"),
         data_sha256=images.digest(),
         provenance=provenance(),
     )

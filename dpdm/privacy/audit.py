@@ -25,6 +25,7 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
     facts = ledger.to_json()
     return {
         "coordinates": facts["coordinates"],
+        "recipe": facts["recipe"],
         "provenance": facts["provenance"],
         "neighbouring_relation": NEIGHBOURING_RELATION,
         "n": ledger.n,

@@ -60,6 +60,7 @@ class Ledger:
     target_epsilon: float
     accountant: Literal["rdp", "prv"]
     coordinates: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # the run's resolved spec: what was trained
     data_sha256: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Ledger:
             "target_epsilon": "inf" if math.isinf(self.target_epsilon) else self.target_epsilon,
             "accountant": self.accountant,
             "coordinates": dict(self.coordinates),
+            "recipe": dict(self.recipe),
             "data_sha256": self.data_sha256,
             "provenance": dict(self.provenance),
             "events": [asdict(event) for event in self.events],
@@ -109,6 +111,7 @@ class Ledger:
                 target_epsilon=math.inf if facts["target_epsilon"] == "inf" else facts["target_epsilon"],
                 accountant=facts["accountant"],
                 coordinates=facts["coordinates"],
+                recipe=facts["recipe"],
                 data_sha256=facts["data_sha256"],
                 provenance=facts["provenance"],
                 events=[Event(**event) for event in facts["events"]],

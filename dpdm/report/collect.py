@@ -70,6 +70,7 @@ class _Event(_Record):
 
 class _Audited(_Record):
     coordinates: Coordinates
+    recipe: dict[str, Any] | None = None  # what was trained
     n: int
     delta: float
     accountant: str
@@ -110,7 +111,8 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
         UserError: a file is malformed, a result stands twice, or code versions are mixed.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
-    runs = {run.coordinates(): i for i, run in enumerate(study.runs())}
+    specs = study.runs()
+    runs = {run.coordinates(): i for i, run in enumerate(specs)}
     codes: dict[str, Path] = {}
     anchors: set[Path] = set()
     scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
@@ -141,6 +143,12 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
                 if run.coordinates in audits:
                     first = audits[run.coordinates][0]
                     raise UserError(f"the audit of one run stands twice, in {first} and in {path}; delete one")
+                expected = specs[runs[run.coordinates]]
+                if run.recipe is not None and run.recipe != expected.model_dump(mode="json"):
+                    raise UserError(
+                        f"{path}: {_place(run.coordinates)} was trained by another recipe than the study's; "
+                        "train it again with `snakemake --forcerun train`"
+                    )
                 made_by = run.provenance or record.provenance
                 if made_by is None:
                     raise UserError(f"{path} lacks the key 'provenance'; delete it and run snakemake again")
@@ -179,10 +187,14 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
         if c.epsilon is not None and key not in audited:
             missing.append("audit")
         if missing:
-            place = [c.dataset, c.method, f"epsilon {row['epsilon']}" if row["epsilon"] else "", f"seed {c.seed}"]
-            place += [f"sampler {sampler}"] if sampler else []
-            lines.append(f"{', '.join(part for part in place if part)}: no {', no '.join(missing)}")
+            lines.append(f"{_place(c)}: no {', no '.join(missing)}")
     return lines
+
+
+def _place(c: Coordinates) -> str:
+    epsilon = "" if c.epsilon is None else f"epsilon {epsilon_text(c.epsilon)}"
+    parts = [c.dataset, c.method, epsilon, f"seed {c.seed}", f"sampler {c.sampler}" if c.sampler else ""]
+    return ", ".join(part for part in parts if part)
 
 
 def _score_coordinates(study: Study) -> list[Coordinates]:
@@ -235,7 +247,7 @@ def _score_rows(record: _Scores) -> Iterator[dict[str, Any]]:
 def _audit_rows(run: _Audited, provenance: _Provenance) -> list[dict[str, Any]]:
     shared = {
         **_coordinate_row(run.coordinates), **provenance.model_dump(),
-        **run.model_dump(exclude={"coordinates", "events", "provenance"}),
+        **run.model_dump(exclude={"coordinates", "recipe", "events", "provenance"}),
     }  # fmt: skip
     none = {"mechanism": "", "name": "", "steps": 0}
     events = [event.model_dump() for event in run.events] or [none]

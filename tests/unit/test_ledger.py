@@ -13,7 +13,7 @@ from dpdm.privacy.ledger import _seal
 
 
 def ledger(noise: float = 5.0, target: float = 1.0) -> Ledger:
-    out = Ledger(1000, 1e-4, target, "rdp", {"method": "m"}, "abc", {"code": "x"})
+    out = Ledger(1000, 1e-4, target, "rdp", {"method": "m"}, {"params": {}}, "abc", {"code": "x"})
     out.append(Event("gaussian", "sums", noise, 2.0))
     out.append(Event("poisson_subsampled_gaussian", "net", noise, 1.0, 0.01, 10))
     return out

@@ -1,6 +1,7 @@
 # The study, and the only owner of the directory scheme: Python receives explicit paths.
 
 import os
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-DPDM = f"{sys.executable} -m dpdm"
+# Jobs run the Python that runs Snakemake, whether or not its environment was activated.
+shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
 
 DATA = f"{STUDY.results_dir}/data/{{dataset}}"
 ROOT = f"{STUDY.results_dir}/{STUDY.study}"
@@ -24,14 +26,14 @@ SET = f"{RUN}/{{sampler}}"
 ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
 BENCHMARKS = f"{ROOT}/benchmarks"
 STUDY_JSON = f"{ROOT}/study.json"
-STUDY_SPEC = schema.spec_json(STUDY)
+STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 
 
 wildcard_constraints:
     dataset="|".join(STUDY.datasets),
     method="|".join(STUDY.methods),
     anchor="|".join(STUDY.anchors) or "none",
-    epsilon="|".join(map(schema.epsilon_text, STUDY.epsilons)).replace(".", r"\."),
+    epsilon="|".join(re.escape(schema.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
     seed=r"\d+",
     sampler="[a-z][a-z0-9_]*",
 

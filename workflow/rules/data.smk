@@ -10,7 +10,7 @@ rule prepare:
     log: f"{DATA}/prepare.log"
     benchmark: f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
     resources: mem_mb=2000, runtime=30
-    shell: "{DPDM} prepare --spec {params.spec:q} --out {params.folder} > {log} 2>&1"
+    shell: "python -m dpdm prepare --spec {params.spec:q} --out {params.folder} > {log} 2>&1"
 
 
 # The feature extractor of the image distance: trained on real images, an instrument of evaluation alone.
@@ -24,7 +24,7 @@ rule extractor:
     benchmark: f"{BENCHMARKS}/extractor/{{dataset}}.tsv"
     resources: mem_mb=2000, runtime=30
     shell:
-        "{DPDM} extractor --train {input.train} --test {input.test} --out {output} --threads {threads}"
+        "python -m dpdm extractor --train {input.train} --test {input.test} --out {output} --threads {threads}"
         " > {log} 2>&1"
 
 
@@ -35,7 +35,7 @@ rule validate:
     log: f"{ROOT}/validate.log"
     benchmark: f"{BENCHMARKS}/validate.tsv"
     resources: mem_mb=2000, runtime=10
-    shell: "{DPDM} validate --spec {params.spec:q} --out {output} > {log} 2>&1"
+    shell: "python -m dpdm validate --spec {params.spec:q} --out {output} > {log} 2>&1"
 
 
 # Before any job: the whole study, methods and their params included. No rule can stand before training for this:
@@ -43,6 +43,6 @@ rule validate:
 # so an edited recipe would be validated, not trained, and its old scores be reported.
 onstart:
     try:
-        shell("{DPDM} validate --spec {STUDY_SPEC:q} --out {ROOT}/.checked.json")
+        shell("python -m dpdm validate --spec {STUDY_SPEC:q}")
     except subprocess.CalledProcessError:
         raise WorkflowError("the study was refused for the reason above; nothing was run") from None

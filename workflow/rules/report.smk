@@ -13,7 +13,7 @@ rule collect:
     log: f"{ROOT}/collect.log"
     resources: mem_mb=2000, runtime=30
     shell:
-        "{DPDM} collect {params.folders} --study {input.study} --metrics {output.metrics}"
+        "python -m dpdm collect {params.folders} --study {input.study} --metrics {output.metrics}"
         " --audits {output.audits} > {log} 2>&1"
 
 
@@ -33,7 +33,7 @@ rule tables:
     log: f"{ROOT}/tables/tables.log"
     resources: mem_mb=2000, runtime=10
     shell:
-        "{DPDM} tables --metrics {input.metrics} --audits {input.audits} --results {params.results}"
+        "python -m dpdm tables --metrics {input.metrics} --audits {input.audits} --results {params.results}"
         " --audit {params.audit} > {log} 2>&1"
 
 
@@ -55,7 +55,7 @@ rule figure:
     log: f"{ROOT}/figures/{{dataset}}.log"
     resources: mem_mb=2000, runtime=10
     shell:
-        "{DPDM} figures {params.samples} --dataset {wildcards.dataset} --metrics {input.metrics}"
+        "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --metrics {input.metrics}"
         " --real {input.real} --curves {params.curves} --grid {params.grid} > {log} 2>&1"
 
 
@@ -81,6 +81,6 @@ rule report:
     log: f"{ROOT}/report.log"
     resources: mem_mb=2000, runtime=10
     shell:
-        "{DPDM} report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
+        "python -m dpdm report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
         " --benchmarks {params.benchmarks} --curves {params.curves} --grids {params.grids}"
         " --command {params.command:q} --out {output} > {log} 2>&1"

@@ -9,7 +9,7 @@ rule sample:
     benchmark: f"{BENCHMARKS}/sample/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     resources: gpu=1, mem_mb=2000, runtime=120
     shell:
-        "{DPDM} sample --spec {params.spec:q} --model {input.model} --dataset {input.dataset} --out {output}"
+        "python -m dpdm sample --spec {params.spec:q} --model {input.model} --dataset {input.dataset} --out {output}"
         " --threads {threads} > {log} 2>&1"
 
 
@@ -20,4 +20,4 @@ rule label_only:
     params: images=STUDY.evaluation.synthetic_images
     log: f"{ROOT}/anchors/{{dataset}}/label_only.log"
     resources: mem_mb=1000, runtime=10
-    shell: "{DPDM} label_only --dataset {input} --images {params.images} --out {output} > {log} 2>&1"
+    shell: "python -m dpdm label_only --dataset {input} --images {params.images} --out {output} > {log} 2>&1"

@@ -14,7 +14,7 @@ rule score:
     benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     resources: gpu=1, mem_mb=2000, runtime=120
     shell:
-        "{DPDM} score --spec {params.spec:q} --synthetic {input.synthetic} --train {input.train}"
+        "python -m dpdm score --spec {params.spec:q} --synthetic {input.synthetic} --train {input.train}"
         " --test {input.test} --extractor {input.extractor} --fidelity {output.fidelity}"
         " --utility {output.utility} --threads {threads} > {log} 2>&1"
 

@@ -12,7 +12,7 @@ rule train:
     benchmark: f"{BENCHMARKS}/train/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
     resources: gpu=1, mem_mb=2000, runtime=240
     shell:
-        "{DPDM} train --spec {params.spec:q} --data {input.data} --model {output.model}"
+        "python -m dpdm train --spec {params.spec:q} --data {input.data} --model {output.model}"
         " --ledger {output.ledger} --curve {output.curve} --threads {threads} > {log} 2>&1"
 
 
@@ -23,7 +23,7 @@ rule audit:
     log: f"{ROOT}/audits/{{dataset}}/{{method}}.log"
     benchmark: f"{BENCHMARKS}/audit/{{dataset}}-{{method}}.tsv"
     resources: mem_mb=2000, runtime=30
-    shell: "{DPDM} audit {input} --out {output} --threads {threads} > {log} 2>&1"
+    shell: "python -m dpdm audit {input} --out {output} --threads {threads} > {log} 2>&1"
 
 
 rule audits:
