@@ -243,3 +243,18 @@ def test_snakemake_still_writes_these_columns(tmp_path):
     assert frame["method"].tolist() == ["dpgan"] * 2
     assert frame["seconds"].tolist() == [2.0, 2.0]
     assert frame["max_rss_mb"].isna().all()
+
+
+def test_a_run_of_another_recipe_is_refused(results):
+    """Say somebody edited the study after `.snakemake` was deleted: old runs must not pass for new ones."""
+    study = make_study()
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    for audited, run in zip(content["runs"], study.runs(), strict=True):
+        audited["recipe"] = run.model_dump(mode="json")
+    artifacts.write_json(path, content)
+    assert len(collect(study, [results])[1]) == 4
+    content["runs"][2]["recipe"]["params"] = {"lr": 1.0}
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError, match=r"epsilon inf, seed 0 was trained by another recipe than the study's"):
+        collect(study, [results])
