@@ -1,6 +1,6 @@
 """Puts the tables and pictures of results/digits into README.md, so that no number there is typed by hand.
 
-    make report && .venv/bin/python docs/update_readme.py
+make report && .venv/bin/python docs/update_readme.py
 """
 
 import re

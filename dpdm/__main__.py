@@ -59,11 +59,14 @@ def verb_train(args: argparse.Namespace) -> None:
 
     spec = config.parse_spec(config.RunSpec, args.spec)
     log = Log(f"train {spec.method} on {spec.dataset}, epsilon {config.epsilon_text(spec.epsilon)}, seed {spec.seed}")
-    model, ledger = method.train(spec, data.read_images(args.data), log, _device())
+    images = data.read_images(args.data)
+    model, ledger = method.train(spec, images, log, _device(), args.checkpoint, args.checkpoint_interval)
     state = {"impl": spec.impl, "state": model.state()}
     artifacts.write_tensors(args.model, state)
     artifacts.write_jsonl(args.curve, log.rows)
     artifacts.write_json(args.ledger, ledger.to_json())
+    if args.checkpoint:
+        args.checkpoint.unlink(missing_ok=True)  # only now: the results are safe
 
 
 def verb_audit(args: argparse.Namespace) -> None:
@@ -223,7 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_validate, spec=True).add_argument("--out", type=Path, help="where to write the resolved study")
     add(verb_prepare, "out", spec=True)
     add(verb_label_only, "dataset", "out").add_argument("--images", type=int, required=True, help="how many")
-    add(verb_train, "data", "model", "ledger", "curve", spec=True)
+    train = add(verb_train, "data", "model", "ledger", "curve", spec=True)
+    train.add_argument("--checkpoint", type=Path, help="file to continue from, and to save to now and then")
+    train.add_argument("--checkpoint-interval", type=float, default=300.0, metavar="SECONDS")
     audit = add(verb_audit)
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")

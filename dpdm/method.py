@@ -1,12 +1,16 @@
 """The contract of a generative method, how one is found, and how the harness runs it."""
 
 import importlib
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel
 
-from dpdm.config import RunSpec, Strict, parse_params
+from dpdm.artifacts import sha256_of
+from dpdm.checkpoint import Checkpoint
+from dpdm.config import RunSpec, Strict, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData
@@ -95,12 +99,24 @@ def prepare_run(spec: RunSpec, meta: ImageMeta) -> tuple[GenerativeMethod, Any, 
         raise UserError(f"{where} on {spec.dataset}: {error}") from error
 
 
-def train(spec: RunSpec, images: ImageSet, log: Log, device: str = "cpu") -> tuple[Model, Ledger]:
-    """Runs one method behind a fresh door.
+def train(
+    spec: RunSpec,
+    images: ImageSet,
+    log: Log,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    checkpoint_interval: float = 300.0,
+) -> tuple[Model, Ledger]:
+    """Runs one method behind a fresh door, or continues where `checkpoint` says.
 
     The harness, not the method, makes the door and keeps the ledger.
 
+    Args:
+        checkpoint: a file that is read if it exists, and written every `checkpoint_interval` seconds and on
+            SIGTERM or SIGUSR1; the caller removes it once the results are safe.
+
     Raises:
+        SystemExit: a signal asked to stop; the checkpoint was saved.
         UserError: see `prepare_run`; or training failed in a way the user can mend.
     """
     method, params, plan, budget = prepare_run(spec, images.meta)
@@ -114,5 +130,9 @@ def train(spec: RunSpec, images: ImageSet, log: Log, device: str = "cpu") -> tup
         data_sha256=images.digest(),
         provenance=provenance(),
     )
-    private = PrivateData(images, plan, budget, spec.accountant, Streams(spec.seed, "privacy"), ledger, device)
-    return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
+    fingerprint = sha256_of(spec_json(spec).encode(), ledger.data_sha256.encode())
+    saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval)
+    rng = Streams(spec.seed, "privacy")
+    private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, device, saves)
+    with saves.on_signal() if checkpoint else nullcontext():
+        return method.fit(private, params, Streams(spec.seed, "method"), log), ledger

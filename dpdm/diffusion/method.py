@@ -193,7 +193,7 @@ class DPDM:
         averaged = copy.deepcopy(network).requires_grad_(False)
         denoiser = Denoiser(network, params.parametrisation)
         optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
-        dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, rows_per_example=params.noise_multiplicity)
+        dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
         for step in log.track(dp, len(dp)):
             generator = rng.torch("diffusion", step.index)
 

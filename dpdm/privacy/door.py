@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageSet, to_network
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
-from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
+from dpdm.privacy.dpsgd import DpSgd, DpSgdParams, Stateful
 from dpdm.privacy.ledger import Ledger
+from dpdm.progress import Log
 from dpdm.rng import Streams
 
 RELEASE_CHUNK = 512  # records per chunk of a one-shot release: memory only
@@ -31,6 +33,7 @@ class PrivateData:
         rng: the streams of sampling and DP noise.
         ledger: where releases are written; must be empty.
         device: where mechanisms compute.
+        checkpoint: where long mechanisms save their state, and continue from.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class PrivateData:
         rng: Streams,
         ledger: Ledger,
         device: str | torch.device = "cpu",
+        checkpoint: Checkpoint | None = None,
     ):
         if ledger.events:
             raise UserError("a new door needs an empty ledger")
@@ -53,6 +57,7 @@ class PrivateData:
         self.device = torch.device(device)
         self._images = images
         self._rng = rng
+        self._checkpoint = checkpoint or Checkpoint(None, "", Log())
         self._plan = {mechanism.name: mechanism for mechanism in plan}
         self._noise_scale = calibrate(plan, budget, accountant)
         self._served: set[str] = set()
@@ -104,8 +109,15 @@ class PrivateData:
         optimizer: torch.optim.Optimizer,
         params: DpSgdParams,
         rows_per_example: int = 1,
+        keep: Sequence[Stateful] = (),
     ) -> DpSgd:
         """Private training of `module` by `optimizer`; see DpSgd for the loop.
+
+        Args:
+            name: a planned Poisson-subsampled Gaussian mechanism.
+            rows_per_example: rows of the forward batch that belong to one example.
+            keep: whatever else the loop changes (an average, a generator, its optimizer): saved in checkpoints
+                with module and optimizer, so that a killed run continues as if it had not been.
 
         Raises:
             UserError: not planned with exactly these parameters, served already, or a layer mixes examples.
@@ -128,6 +140,8 @@ class PrivateData:
             ledger=self.ledger,
             event=self.ledger.append(event),
             rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
+            checkpoint=self._checkpoint,
+            keep=keep,
         )
 
     def _planned(self, name: str) -> Mechanism:

@@ -3,8 +3,10 @@
 Abadi et al. 2016; with several rows per example, Dockhorn et al. 2022, algorithm 1.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Annotated
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,14 +14,25 @@ from opacus.optimizers import DPOptimizer
 from pydantic import Field
 from torch import Tensor, nn
 
+from dpdm.checkpoint import Checkpoint
 from dpdm.config import Finite, Strict
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Mechanism
-from dpdm.privacy.ledger import Ledger
+from dpdm.privacy.ledger import Event, Ledger
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.rng import Streams
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: a module, an optimizer, or a counter of a method's own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
 
 
 class DpSgdParams(Strict):
@@ -93,6 +106,8 @@ class DpSgd:
         ledger: Ledger,
         event: int,
         rng: Streams,
+        checkpoint: Checkpoint,
+        keep: Sequence[Stateful],
     ):
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if owned != {id(p) for p in module.parameters() if p.requires_grad}:
@@ -104,6 +119,8 @@ class DpSgd:
         self.released_grad_norm = 0.0
         self._images, self._n, self._rng = images, n, rng
         self._ledger, self._event = ledger, event
+        self._checkpoint = checkpoint
+        self._stateful = (module, optimizer, *keep)
         self._gradients = PerExampleGradients(module, rows_per_example)
         self.module = self._gradients.module
         self._optimizer = DPOptimizer(
@@ -118,12 +135,35 @@ class DpSgd:
         return self.params.steps
 
     def __iter__(self) -> Iterator[Step]:
-        for index in range(self.params.steps):
+        for index in range(self._resume(), self.params.steps):
             step = Step(self, index)
             yield step
             if not step.done:
                 raise RuntimeError(f"{self.name}: step {index} was not updated")
+            self._checkpoint.step_done(self._state)
         self.close()
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds: the event as spent so far, and every stateful object of the loop."""
+        return {
+            "name": self.name,
+            "event": asdict(self._ledger.events[self._event]),
+            "stateful": [item.state_dict() for item in self._stateful],
+        }
+
+    def _resume(self) -> int:
+        """Loads the checkpoint, if there is one of this mechanism; returns the first step to do."""
+        saved = self._checkpoint.restore()
+        if saved is None or saved["name"] != self.name:
+            return 0
+        event = Event(**saved["event"])
+        if replace(event, steps=0) != self._ledger.events[self._event]:
+            raise UserError(f"{self._checkpoint.path} spent its budget otherwise than this run would; delete it")
+        for item, state in zip(self._stateful, saved["stateful"], strict=True):
+            item.load_state_dict(state)
+        self._ledger.events[self._event] = event
+        print(f"{self.name}: resumed at step {event.steps} of {self.params.steps}", file=sys.stderr, flush=True)
+        return event.steps
 
     def close(self) -> None:
         """Takes the per-example machinery off the module; further private steps are impossible."""

@@ -67,6 +67,12 @@ def test_nothing_released_nothing_spent_and_no_noise_no_bound():
         assert epsilon_spent([gaussian(1.0), gaussian(0.0)], 1e-5, accountant) == math.inf
 
 
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+def test_a_single_subsampled_step_costs_something_and_less_than_without_subsampling(accountant):
+    one = epsilon_spent([subsampled(1.0, 0.1, 1)], 1e-5, accountant)
+    assert 0 < one < epsilon_spent([gaussian(1.0)], 1e-5, accountant)
+
+
 def test_unknown_accountant():
     with pytest.raises(UserError, match="unknown accountant 'gdp'"):
         epsilon_spent([gaussian(1.0)], 1e-5, "gdp")

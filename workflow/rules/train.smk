@@ -7,13 +7,17 @@ rule train:
         model=f"{RUN}/model.pt",
         ledger=f"{RUN}/ledger.json",
         curve=f"{RUN}/train.jsonl",
-    params: spec=lambda w: schema.spec_json(run_of(w))
+    params:
+        spec=lambda w: schema.spec_json(run_of(w)),
+        # Not an output, so that Snakemake leaves it where a killed job's next attempt finds it.
+        checkpoint=lambda w: f"{RUN}/checkpoint.pt".format(**w),
     log: f"{RUN}/train.log"
     benchmark: f"{BENCHMARKS}/train/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
     resources: gpu=1, mem_mb=2000, runtime=240
     shell:
         "python -m dpdm train --spec {params.spec:q} --data {input.data} --model {output.model}"
-        " --ledger {output.ledger} --curve {output.curve} --threads {threads} > {log} 2>&1"
+        " --ledger {output.ledger} --curve {output.curve} --checkpoint {params.checkpoint}"
+        " --threads {threads} > {log} 2>&1"
 
 
 rule audit:

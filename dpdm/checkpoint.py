@@ -1,0 +1,80 @@
+"""Checkpoints of a long training run: where it continues after a kill, bit for bit, with nothing spent twice.
+
+All randomness of a step is derived from (seed, step), so a checkpoint holds no generator: a step that is done
+again after a kill draws the same batch and the same noise, and releases what it had released before.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpdm import artifacts
+from dpdm.errors import UserError
+from dpdm.progress import Log
+
+
+class Checkpoint:
+    """Saves the state of one run every `interval` seconds, and on SIGTERM or SIGUSR1 before it exits.
+
+    Args:
+        path: the file; None never saves (a run that can afford to start again).
+        fingerprint: of all that decides the run (spec and data); a checkpoint of another one is not used.
+        log: whose rows are saved and restored along.
+        interval: seconds between two saves.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: str, log: Log, interval: float = 300.0):
+        self.path, self.fingerprint, self.log, self.interval = path, fingerprint, log, interval
+        self._last = time.monotonic()
+        self._stop: int | None = None  # the signal that asked for it
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state last saved, or None to start from the beginning; says on stderr which."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            saved = artifacts.read_tensors(self.path)
+            if saved.get("fingerprint") != self.fingerprint:
+                raise UserError(f"{self.path} belongs to another recipe or other data")
+        except UserError as error:
+            print(f"not resumed, starting at step 0: {error}", file=sys.stderr, flush=True)
+            return None
+        self.log.rows[:] = saved["rows"]
+        return saved["state"]
+
+    def step_done(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Called between two steps; saves `state()` (tensors and plain values) when it is time.
+
+        Raises:
+            SystemExit: a signal asked to stop; the state was saved before.
+        """
+        if self.path is None:
+            return
+        if self._stop is None and time.monotonic() - self._last < self.interval:
+            return
+        content = {"fingerprint": self.fingerprint, "rows": self.log.rows, "state": state()}
+        artifacts.write_tensors(self.path, content)
+        self._last = time.monotonic()
+        if self._stop is not None:
+            name = signal.Signals(self._stop).name
+            print(f"stopped by {name}: {self.path} saved, from which the same command continues", file=sys.stderr)
+            raise SystemExit(128 + self._stop)
+
+    @contextmanager
+    def on_signal(self) -> Iterator[None]:
+        """Inside the block SIGTERM and SIGUSR1 let the current step finish, save, and exit."""
+
+        def ask(number: int, _: Any) -> None:
+            self._stop = number
+
+        numbers = (signal.SIGTERM, signal.SIGUSR1)
+        before = [signal.signal(number, ask) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)

@@ -1,0 +1,190 @@
+"""Resume: however a run was cut, its model and ledger end byte for byte as if it had not been."""
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm import artifacts
+from dpdm.config import RunSpec, spec_json
+from dpdm.data import ImageSet, write_images
+from dpdm.errors import UserError
+from dpdm.method import train
+from dpdm.privacy.dpsgd import Step
+from dpdm.progress import Log
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    rng = np.random.default_rng(0)
+    return ImageSet(rng.integers(0, 256, (40, 1, 8, 8), np.uint8), np.arange(40) % 10, 10)
+
+
+def spec(**changes) -> RunSpec:
+    params = {
+        "network": {"channels": 8, "channel_mult": [1, 2], "blocks_per_level": 1, "attention_resolutions": []},
+        "noise_multiplicity": 2,
+        "dp": {"expected_batch_size": 8, "steps": STEPS, "max_grad_norm": 1.0},
+    }
+    base = RunSpec(
+        study="s", dataset="d", method="dpdm", impl="dpdm.diffusion.method:DPDM", params=params, epsilon=5.0,
+        delta="1/(2n)", allow_large_delta=False, accountant="rdp", seed=0,
+    )  # fmt: skip
+    return base.model_copy(update=changes)
+
+
+def result(model, ledger) -> tuple[bytes, str]:
+    buffer = io.BytesIO()
+    torch.save(model.state(), buffer)
+    return buffer.getvalue(), artifacts.canonical_json(ledger.to_json())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images):
+    return result(*train(spec(), images, Log("test")))
+
+
+class Killed(BaseException):
+    pass
+
+
+def cut(images, path, step: int, interval: float, monkeypatch, run: RunSpec | None = None) -> None:
+    """Trains with checkpoints until the middle of `step`, and dies there."""
+    update = Step.update
+
+    def dying(self, row_losses):
+        if self.index == step:
+            raise Killed
+        update(self, row_losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "update", dying)
+        with pytest.raises(Killed):
+            train(run or spec(), images, Log("test"), checkpoint=path, checkpoint_interval=interval)
+
+
+@pytest.mark.parametrize("step", [1, 4, STEPS - 1])
+def test_cut_and_continued_equals_uninterrupted(images, uninterrupted, tmp_path, monkeypatch, capsys, step):
+    path = tmp_path / "checkpoint.pt"
+    cut(images, path, step, 0.0, monkeypatch)
+    capsys.readouterr()
+    log = Log("test")
+    assert result(*train(spec(), images, log, checkpoint=path)) == uninterrupted
+    assert f"resumed at step {step} of {STEPS}" in capsys.readouterr().err
+    assert [row["step"] for row in log.rows] == list(range(STEPS))  # the curve has no hole and no double
+
+
+def test_cut_twice(images, uninterrupted, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    for step in (2, 5):
+        cut(images, path, step, 0.0, monkeypatch)
+    assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
+
+
+def test_a_cut_before_the_first_save_starts_again(images, uninterrupted, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    cut(images, path, 3, 3600.0, monkeypatch)
+    assert not path.exists()
+    assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
+
+
+def test_a_truncated_checkpoint_starts_again(images, uninterrupted, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "checkpoint.pt"
+    cut(images, path, 5, 0.0, monkeypatch)
+    path.write_bytes(path.read_bytes()[:-2000])
+    capsys.readouterr()
+    assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
+    assert "not resumed, starting at step 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["recipe", "budget", "data"])
+def test_a_checkpoint_of_another_run_is_not_used(images, uninterrupted, tmp_path, monkeypatch, capsys, change):
+    path = tmp_path / "checkpoint.pt"
+    other_spec, other_images = spec(), images
+    if change == "recipe":
+        other_spec = spec(params=spec().params | {"lr": 1e-2})
+    elif change == "budget":
+        other_spec = spec(epsilon=1.0)
+    else:
+        other_images = ImageSet(images.images[::-1].copy(), images.labels, 10)
+    cut(other_images, path, 5, 0.0, monkeypatch, other_spec)
+    capsys.readouterr()
+    assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
+    assert "belongs to another recipe or other data" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatch):
+    """Nobody can hide steps by handing in cheaper ones."""
+    path = tmp_path / "checkpoint.pt"
+    cut(images, path, 5, 0.0, monkeypatch)
+    content = artifacts.read_tensors(path)
+    content["state"]["event"]["noise_multiplier"] *= 10
+    artifacts.write_tensors(path, content)
+    with pytest.raises(UserError, match="spent its budget otherwise"):
+        train(spec(), images, Log("test"), checkpoint=path)
+
+
+def test_the_ledger_counts_every_step_once(images, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    cut(images, path, 6, 0.0, monkeypatch)
+    _, ledger = train(spec(), images, Log("test"), checkpoint=path)
+    assert [event.steps for event in ledger.events] == [STEPS]
+
+
+# --- whole processes -----------------------------------------------------------------------------------------
+
+OUTPUTS = ("model.pt", "ledger.json", "train.jsonl")
+
+
+def command(folder, steps: int) -> list[str]:
+    run = spec(params=spec().params | {"dp": spec().params["dp"] | {"steps": steps}})
+    paths = [part for name in OUTPUTS for part in (f"--{name.split('.')[0].replace('train', 'curve')}", folder / name)]
+    return [
+        sys.executable, "-m", "dpdm", "train", "--spec", spec_json(run), "--data", folder / "train.npz", *paths,
+        "--checkpoint", folder / "checkpoint.pt", "--checkpoint-interval", "0",
+    ]  # fmt: skip
+
+
+def signalled(images, folder, number: int, steps: int = 150) -> subprocess.CompletedProcess:
+    """Starts training, sends a signal at a random moment after the first checkpoint, waits for the end."""
+    write_images(folder / "train.npz", images)
+    process = subprocess.Popen(command(folder, steps), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, stderr=err)
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    write_images(folder / "train.npz", images)
+    subprocess.run(command(folder, 150), check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGKILL, -9)])
+def test_a_signalled_process_leaves_nothing_half_done_and_continues(images, whole, tmp_path, number, code):
+    done = signalled(images, tmp_path, number)
+    assert done.returncode == code
+    assert not any((tmp_path / name).exists() for name in OUTPUTS)
+    if number != signal.SIGKILL:
+        assert "from which the same command continues" in done.stderr
+    again = subprocess.run(command(tmp_path, 150), capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "resumed at step" in again.stderr
+    for name in ("model.pt", "ledger.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "checkpoint.pt").exists()  # the run is complete
