@@ -1,19 +1,26 @@
 """Seconds and memory of one DP step beside a plain step and beside Opacus' own hooks, interleaved in one process.
 
-    python benchmarks/dp_step.py [--batch 16 --multiplicity 8] [--rounds 5] [--threads 2]
+    python benchmarks/dp_step.py [--batch 16 --multiplicity 8] [--rounds 5] [--threads 2] [--write docs/performance.md]
 
 Rows are the same for all: B images x K noise draws through the paper's MNIST network, forward, backward, and
 for the private ones clipping, noise and the Adam update. Ratios are per round, so that a machine whose speed
-drifts does not bias them; the median is printed.
+drifts does not bias them; the median is printed. Peak memory is what a step needs beyond the process before it:
+allocated on a GPU; resident on a CPU, measured in a process of its own per row.
 """
 
 import argparse
 import contextlib
+import resource
 import statistics
+import subprocess
+import sys
 import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from _page import machine, write_block
 from opacus.optimizers import DPOptimizer
 
 from dpdm.diffusion.denoiser import Denoiser, Edm
@@ -70,6 +77,40 @@ def private_step(images, labels, k, device, engine, autocast):
     return step
 
 
+def steps(args, device: torch.device) -> dict[str, Callable[[], None]]:
+    """One ready step per row of the table; built lazily, so that memory is only what a row needs."""
+    b, k = args.batch, args.multiplicity
+    images = torch.rand(b, 1, 28, 28, device=device) * 2 - 1
+    labels = torch.randint(0, 10, (b,), device=device)
+    off, bf16 = contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16)
+    return {
+        "plain fp32": lambda: plain_step(images, labels, k, device),
+        "ours fp32": lambda: private_step(images, labels, k, device, "auto", off),
+        "ours bf16": lambda: private_step(images, labels, k, device, "auto", bf16),
+        "Opacus hooks fp32": lambda: private_step(images, labels, k, device, "hooks", off),
+    }
+
+
+def peak_mib(name: str, make: Callable[[], Callable[[], None]], device: torch.device) -> float:
+    """Peak memory of two steps in MiB: on a GPU here, on a CPU in a process of its own."""
+    if device.type == "cuda":
+        step = make()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(), step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    done = subprocess.run([sys.executable, *sys.argv, "--only", name], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def own_peak_mib(make: Callable[[], Callable[[], None]]) -> float:
+    """Growth of this process' peak resident memory over two steps, in MiB."""
+    step = make()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(), step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,38 +118,50 @@ def main() -> None:
     parser.add_argument("--multiplicity", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--write", type=Path, help="a page whose block for this machine and size is replaced")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    b, k = args.batch, args.multiplicity
-    images = torch.rand(b, 1, 28, 28, device=device) * 2 - 1
-    labels = torch.randint(0, 10, (b,), device=device)
-    off, bf16 = contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16)
-    steps = {
-        "plain fp32": plain_step(images, labels, k, device),
-        "ours fp32": private_step(images, labels, k, device, "auto", off),
-        "ours bf16": private_step(images, labels, k, device, "auto", bf16),
-        "Opacus hooks fp32": private_step(images, labels, k, device, "hooks", off),
-    }
-    seconds = {name: [] for name in steps}
+    makers = steps(args, device)
+    if args.only:
+        print(own_peak_mib(makers[args.only]))
+        return
+
+    memory = {name: peak_mib(name, make, device) for name, make in makers.items()}
+    ready = {name: make() for name, make in makers.items()}
+    seconds = {name: [] for name in ready}
     for round_ in range(args.rounds + 1):
-        for name, step in steps.items():
+        for name, step in ready.items():
             start = time.perf_counter()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if round_:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
-    print(f"B = {b}, K = {k}, {args.rounds} rounds, {where}")
-    print(f"{'step':20s} {'median s':>10s} {'x plain':>9s} {'x ours':>9s}")
+
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{machine()}, {args.threads} threads"
+    lines = [
+        f"B = {args.batch}, K = {args.multiplicity}, median of {args.rounds} rounds on {where}",
+        f"(torch {torch.__version__}; `python benchmarks/dp_step.py --batch {args.batch} --multiplicity "
+        f"{args.multiplicity} --rounds {args.rounds} --threads {args.threads}`):",
+        "",
+        "| step | seconds | x plain | x ours fp32 | peak memory, MiB |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for name, values in seconds.items():
         ratios = [
             statistics.median(v / r for v, r in zip(values, seconds[base], strict=True))
             for base in ("plain fp32", "ours fp32")
         ]
-        print(f"{name:20s} {statistics.median(values):10.3f} {ratios[0]:9.2f} {ratios[1]:9.2f}")
+        lines.append(
+            f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {memory[name]:.0f} |"
+        )
+    print("\n".join(lines))
+    if args.write:
+        kind = "gpu" if device.type == "cuda" else "cpu"
+        write_block(args.write, f"dp_step {kind} B={args.batch} K={args.multiplicity}", "\n".join(lines))
 
 
 if __name__ == "__main__":

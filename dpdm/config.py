@@ -296,13 +296,16 @@ class Study(Strict):
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, nested mappings key by key; neither is modified."""
+    """`base` with `change` laid over it, nested mappings key by key; neither is modified.
+
+    A mapping of another `kind` replaces the old one whole: keys of one kind mean nothing to another.
+    """
+    if "kind" in change and change["kind"] != base.get("kind"):
+        return dict(change)
     out = dict(base)
     for key, value in change.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
+        nested = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if nested else value
     return out
 
 

@@ -9,7 +9,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from pydantic import BaseModel
 
-from dpdm.config import RunSpec, load_study, parse_params
+from dpdm.config import RunSpec, load_study, merge, parse_params
 from dpdm.data import ImageSet, balanced_labels, load_dataset
 from dpdm.errors import UserError
 from dpdm.method import load_method, prepare_run, train
@@ -36,12 +36,18 @@ def cases() -> dict[str, tuple[RunSpec, dict]]:
 CASES = cases()
 
 
-def small(run: RunSpec, **changes) -> RunSpec:
-    """The run with as few steps as a test can wait for; recipe and code stay."""
-    params = dict(run.params)
-    if "dp" in params:
-        params["dp"] = params["dp"] | {"expected_batch_size": 16, "steps": 3}
-    return run.model_copy(update={"params": params} | changes)
+# What makes a recipe large, and a size that a test can wait for; all else of the recipe stays.
+SMALL = {
+    "dp": {"expected_batch_size": 16, "steps": 3, "max_physical_batch_size": 8},
+    "network": {"channels": 8, "blocks_per_level": 1},
+    "noise_multiplicity": 2,
+    "num_sampling_steps": 3,
+}
+
+
+def small(recipe: dict) -> dict:
+    """The recipe with the sizes of SMALL, where it has them."""
+    return merge(recipe, {key: value for key, value in SMALL.items() if key in recipe})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def images() -> ImageSet:
 @pytest.fixture(params=CASES, ids=list(CASES))
 def case(request):
     run, sampler = CASES[request.param]
-    return small(run), sampler
+    return run.model_copy(update={"params": small(run.params), "delta": "1/(2n)"}), small(sampler)
 
 
 @pytest.fixture(scope="module")

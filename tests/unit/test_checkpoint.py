@@ -133,6 +133,27 @@ def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatc
         train(spec(), images, Log("test"), checkpoint=path)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_lets_the_step_finish_saves_and_exits(images, uninterrupted, tmp_path, monkeypatch, capsys, number):
+    path = tmp_path / "checkpoint.pt"
+    update = Step.update
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+
+    def signalling(self, row_losses):
+        if self.index == 3:
+            os.kill(os.getpid(), number)
+        update(self, row_losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "update", signalling)
+        with pytest.raises(SystemExit) as stopped:
+            train(spec(), images, Log("test"), checkpoint=path)
+    assert stopped.value.code == 128 + number
+    assert artifacts.read_tensors(path)["state"]["event"]["steps"] == 4
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
+
+
 def test_the_ledger_counts_every_step_once(images, tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     cut(images, path, 6, 0.0, monkeypatch)
@@ -175,7 +196,7 @@ def whole(images, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_signalled_process_leaves_nothing_half_done_and_continues(images, whole, tmp_path, number, code):
     done = signalled(images, tmp_path, number)
     assert done.returncode == code

@@ -457,3 +457,11 @@ def test_parsing_is_quick():
     start = time.process_time()
     load_study(SHIPPED[0]).runs()
     assert time.process_time() - start < 0.5
+
+
+def test_a_mapping_of_another_kind_replaces_the_old_one():
+    base = {"parametrisation": {"kind": "edm", "p_mean": -1.2}, "lr": 1.0}
+    assert merge(base, {"parametrisation": {"kind": "v"}}) == {"parametrisation": {"kind": "v"}, "lr": 1.0}
+    assert merge(base, {"parametrisation": {"kind": "edm", "p_std": 1.0}})["parametrisation"] == {
+        "kind": "edm", "p_mean": -1.2, "p_std": 1.0,
+    }  # fmt: skip

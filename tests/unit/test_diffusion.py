@@ -68,6 +68,19 @@ def test_every_input_matters_to_the_network():
 
 
 @torch.no_grad()
+def test_pixel_unshuffle_keeps_the_form_and_divides_the_resolution():
+    params = NetworkParams(channels=8, channel_mult=(1, 2), attention_resolutions=(7,), pixel_unshuffle=2)
+    net = UNet((1, 28, 28), 10, params)
+    seen = []
+    net.stem.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].shape, out.shape)))
+    out = net(torch.randn(2, 1, 28, 28), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    assert out.shape == (2, 1, 28, 28)
+    assert seen == [((2, 4, 14, 14), (2, 8, 14, 14))]
+    with pytest.raises(UserError, match="divisible by 8"):
+        NetworkParams(pixel_unshuffle=2).check((1, 28, 28))
+
+
+@torch.no_grad()
 def test_unconditional_network_ignores_labels():
     net, (x, sigma, y) = small_net(classes=0), batch(2)
     assert torch.equal(net(x, sigma, y), net(x, sigma, (y + 1) % 10))

@@ -68,9 +68,12 @@ class Folder:
         ]  # fmt: skip
 
     def environment(self) -> dict[str, str]:
-        """The environment in which snakemake and its jobs find the snapshot first."""
+        """The environment in which snakemake and its jobs find the snapshot first; activated, as printed commands need."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE_")}
-        return kept | {"PYTHONPATH": os.pathsep.join(map(str, (*self.python_path, self.checkout)))}
+        return kept | {
+            "PYTHONPATH": os.pathsep.join(map(str, (*self.python_path, self.checkout))),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
+        }
 
     def snakemake(self, *arguments: str, config: bool = True, cwd: Path | None = None) -> Outcome:
         """Runs snakemake to its end."""
