@@ -4,8 +4,7 @@ Always on the CPU: the networks are small, and equal seeds must give equal numbe
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +34,6 @@ class Recipe:
         return max(self.steps, math.ceil(self.least_epochs * count / self.batch_size))
 
 
-@contextmanager
-def _seeded(streams: Streams) -> Iterator[None]:
-    """Lends torch's default generator, which initialisation and dropout draw from, and puts its state back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(streams.integer("network"))
-        yield
-
-
 def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, streams: Streams) -> nn.Module:
     """A network that maps images in [-1, 1] to class logits, trained by cross-entropy.
 
@@ -56,7 +47,7 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
     steps, shuffle = recipe.steps_for(count), streams.torch("batches")
     passes = math.ceil(steps * size / count)
     order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)]).numpy()
-    with _seeded(streams):
+    with streams.torch_default("network"):  # initialisation and dropout draw from it
         network = build().train()
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
