@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import threadpoolctl
+
 from dpdm import artifacts, config
 from dpdm.errors import UserError
 
@@ -199,12 +201,13 @@ def _device() -> str:
 
 
 def _limit_threads(count: int) -> None:
-    """Keeps torch, OpenMP and BLAS to `count` threads; must run before any of them is imported.
+    """Keeps torch, OpenMP and BLAS to `count` threads, those loaded already and those to come.
 
     Two jobs of two threads each on two cores were seen ten times slower than one after the other.
     """
     for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
         os.environ[f"{library}_NUM_THREADS"] = str(count)
+    threadpoolctl.threadpool_limits(count)
 
 
 def _parser() -> argparse.ArgumentParser:

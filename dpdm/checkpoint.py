@@ -4,6 +4,7 @@ All randomness of a step is derived from (seed, step), so a checkpoint holds no 
 again after a kill draws the same batch and the same noise, and releases what it had released before.
 """
 
+import os
 import signal
 import sys
 import time
@@ -32,22 +33,24 @@ class Checkpoint:
         self._last = time.monotonic()
         self._stop: int | None = None  # the signal that asked for it
 
-    def restore(self) -> dict[str, Any] | None:
-        """The state last saved, or None to start from the beginning; says on stderr which."""
+    def restore(self, name: str) -> dict[str, Any] | None:
+        """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why."""
         if self.path is None or not self.path.exists():
             return None
         try:
             saved = artifacts.read_tensors(self.path)
             if saved.get("fingerprint") != self.fingerprint:
-                raise UserError(f"{self.path} belongs to another recipe or other data")
+                raise UserError(f"{self.path} belongs to another recipe, other data or other code")
         except UserError as error:
             print(f"not resumed, starting at step 0: {error}", file=sys.stderr, flush=True)
+            return None
+        if saved["name"] != name:
             return None
         self.log.rows[:] = saved["rows"]
         return saved["state"]
 
-    def step_done(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Called between two steps; saves `state()` (tensors and plain values) when it is time.
+    def step_done(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Called between two steps of mechanism `name`; saves `state()` (tensors, plain values) when it is time.
 
         Raises:
             SystemExit: a signal asked to stop; the state was saved before.
@@ -56,17 +59,24 @@ class Checkpoint:
             return
         if self._stop is None and time.monotonic() - self._last < self.interval:
             return
-        content = {"fingerprint": self.fingerprint, "rows": self.log.rows, "state": state()}
+        content = {"fingerprint": self.fingerprint, "name": name, "rows": self.log.rows, "state": state()}
         artifacts.write_tensors(self.path, content)
         self._last = time.monotonic()
         if self._stop is not None:
-            name = signal.Signals(self._stop).name
-            print(f"stopped by {name}: {self.path} saved, from which the same command continues", file=sys.stderr)
-            raise SystemExit(128 + self._stop)
+            number, self._stop = self._stop, None
+            by = signal.Signals(number).name
+            print(f"stopped by {by}: {self.path} saved, from which the same command continues", file=sys.stderr)
+            raise SystemExit(128 + number)
 
     @contextmanager
     def on_signal(self) -> Iterator[None]:
-        """Inside the block SIGTERM and SIGUSR1 let the current step finish, save, and exit."""
+        """Inside the block SIGTERM and SIGUSR1 let the current step finish, save, and exit.
+
+        A signal that no step came to obey acts as usual when the block ends.
+        """
+        if self.path is None:
+            yield
+            return
 
         def ask(number: int, _: Any) -> None:
             self._stop = number
@@ -78,3 +88,5 @@ class Checkpoint:
         finally:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
+            if self._stop is not None:
+                os.kill(os.getpid(), self._stop)

@@ -91,6 +91,10 @@ class SourceSpec(Strict):
     test: str | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None  # source npz: public, never counted from the labels
 
+    def files(self) -> list[str]:
+        """The user's own files that the images come from."""
+        return [path for path in (self.train, self.test) if path is not None]
+
     @model_validator(mode="after")
     def _npz_has_files(self) -> "SourceSpec":
         needed = {"train": self.train, "test": self.test, "num_classes": self.num_classes}

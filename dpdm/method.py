@@ -1,7 +1,6 @@
 """The contract of a generative method, how one is found, and how the harness runs it."""
 
 import importlib
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -127,12 +126,22 @@ def train(
         accountant=spec.accountant,
         coordinates=spec.coordinates().model_dump(mode="json"),
         recipe=spec.model_dump(mode="json"),
-        data_sha256=images.digest(),
-        provenance=provenance(),
+        provenance=provenance() | {"method_code": _method_code(spec.impl)},
     )
-    fingerprint = sha256_of(spec_json(spec).encode(), ledger.data_sha256.encode())
+    recipe = spec_json(spec)
+    # The digest of private data stays in the checkpoint, which is not for publication; the ledger is.
+    fingerprint = sha256_of(recipe.encode(), images.digest().encode(), repr(sorted(ledger.provenance.items())).encode())
     saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval)
-    rng = Streams(spec.seed, "privacy")
+    # Every run has noise of its own: two releases with the same noise at two epsilons would cancel it.
+    rng = Streams(spec.seed, f"privacy/{recipe}")
     private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, device, saves)
-    with saves.on_signal() if checkpoint else nullcontext():
-        return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
+    return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
+
+
+def _method_code(impl: str) -> str:
+    """Digest of the method's own module and of the shared modules (`_*.py`) beside it."""
+    path = importlib.import_module(impl.partition(":")[0]).__file__
+    if path is None:
+        return "unknown"
+    sources = sorted({Path(path), *Path(path).parent.glob("_[!_]*.py")})
+    return sha256_of(*(part for p in sources for part in (p.name.encode(), p.read_bytes())))[:16]

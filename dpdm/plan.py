@@ -36,10 +36,15 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         if spec.dataset not in metas:
             continue
         try:
-            method, _, plan, budget = prepare_run(spec, metas[spec.dataset])
+            method, params, plan, budget = prepare_run(spec, metas[spec.dataset])
             for sampler in study.methods[spec.method].samplers:
                 where = f"methods.{spec.method}.samplers.{sampler}"
-                parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
+                chosen = parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
+                if hasattr(method, "check_sampler"):  # the one optional member of a method
+                    try:
+                        method.check_sampler(params, chosen, metas[spec.dataset])
+                    except UserError as error:
+                        raise UserError(f"{where} on {spec.dataset}: {error}") from error
             key = (plan, budget)
             if key not in calibrated:  # seeds share a calibration
                 scale = calibrate(plan, budget, spec.accountant)

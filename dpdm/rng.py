@@ -1,6 +1,6 @@
 """Named, independent random streams: every use of randomness has its own, so none shifts another."""
 
-import zlib
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,18 +25,24 @@ class Streams:
 
     def _sequence(self, name: str, index: tuple[int, ...]) -> np.random.SeedSequence:
         # A spawn key, since plain entropy ignores trailing zeros: ("x") and ("x", 0) would be one stream.
-        return np.random.SeedSequence(self.seed, spawn_key=(zlib.crc32(f"{self.scope}/{name}".encode()), *index))
+        digest = hashlib.sha256(f"{self.scope}/{name}".encode()).digest()[:16]
+        return np.random.SeedSequence(self.seed, spawn_key=(*np.frombuffer(digest, np.uint32).tolist(), *index))
 
     def numpy(self, name: str, *index: int) -> np.random.Generator:
         """A NumPy generator for `name` (and, say, the index of an image)."""
         return np.random.default_rng(self._sequence(name, index))
 
     def torch(self, name: str, *index: int, device: "str | torch.device" = "cpu") -> "torch.Generator":
-        """A torch generator for `name` (and, say, the index of a step) on `device`."""
+        """A torch generator for `name` (and, say, the index of a step) on `device`.
+
+        torch's CPU generator keeps only 32 bits of a seed, in which hashed seeds of 100,000 steps would likely
+        collide, and two steps share their noise. Counted ones cannot: the last index is added to a hash of the rest.
+        """
         import torch
 
+        base = int(self._sequence(name, (len(index), *index[:-1])).generate_state(1)[0])
         generator = torch.Generator(device)
-        generator.manual_seed(int(self._sequence(name, index).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        generator.manual_seed((base + sum(index[-1:])) % 2**32)
         return generator
 
     @contextmanager

@@ -135,8 +135,7 @@ class Model:
             UserError: guidance on a model that never learnt to go without a label.
         """
         chosen = sampler.root
-        if chosen.guidance > 0 and not (self.num_classes and self.params.label_dropout > 0):
-            raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
+        check_guidance(chosen.guidance, self.num_classes, self.params)
         denoiser = Denoiser(self.network, self.params.parametrisation).eval()
         device = next(denoiser.parameters()).device
         out = np.empty((len(labels), *self.shape), np.uint8)
@@ -184,6 +183,10 @@ class DPDM:
         params.network.check(meta.shape)
         return (params.dp.mechanism(MECHANISM, meta.n),)
 
+    def check_sampler(self, params: Params, sampler: SamplerParams, meta: ImageMeta) -> None:
+        """Refuses before training what `sample` would refuse after it."""
+        check_guidance(sampler.root.guidance, meta.num_classes if params.conditional else 0, params)
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the denoiser; returns the EMA of its weights at the last step."""
         meta = private.meta
@@ -214,6 +217,12 @@ class DPDM:
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
         kept = ModelParams(**{name: getattr(params, name) for name in ModelParams.model_fields})
         return Model(averaged, meta.shape, classes, kept)
+
+
+def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> None:
+    """Raises UserError where a model cannot be guided: it never learnt to go with a label, or without one."""
+    if guidance > 0 and not (num_classes and params.label_dropout > 0):
+        raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
 
 
 @torch.no_grad()

@@ -58,7 +58,8 @@ def _conv(inputs: int, outputs: int, kernel: int, scale: float = 1.0) -> nn.Modu
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+    groups = next(g for g in range(min(channels // 4, 32), 0, -1) if channels % g == 0)  # the paper's: min(C/4, 32)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):

@@ -41,7 +41,8 @@ class DpSgdParams(Strict):
     expected_batch_size: Annotated[int, Field(ge=1)]  # mean of the Poisson batch; sample_rate = this / n
     steps: Annotated[int, Field(ge=1)]
     max_grad_norm: Annotated[Finite, Field(gt=0)]
-    max_physical_batch_size: Annotated[int, Field(ge=1)] = 512  # examples per backward pass: memory only
+    # Examples per backward pass. The guarantee does not depend on it; a loss's random draws may.
+    max_physical_batch_size: Annotated[int, Field(ge=1)] = 512
 
     def mechanism(self, name: str, n: int) -> Mechanism:
         """The planned mechanism on n records.
@@ -120,6 +121,8 @@ class DpSgd:
         self._images, self._n, self._rng = images, n, rng
         self._ledger, self._event = ledger, event
         self._checkpoint = checkpoint
+        self._closed = False
+        self._next: int | None = None  # the first step not yet handed out; None before a checkpoint was looked for
         self._stateful = (module, optimizer, *keep)
         self._gradients = PerExampleGradients(module, rows_per_example)
         self.module = self._gradients.module
@@ -135,26 +138,31 @@ class DpSgd:
         return self.params.steps
 
     def __iter__(self) -> Iterator[Step]:
-        for index in range(self._resume(), self.params.steps):
-            step = Step(self, index)
-            yield step
-            if not step.done:
-                raise RuntimeError(f"{self.name}: step {index} was not updated")
-            self._checkpoint.step_done(self._state)
+        """Yields the steps that are left: a second loop goes on where the first one was left, never from the start."""
+        if self._next is None:
+            self._next = self._resume()
+        with self._checkpoint.on_signal():
+            while self._next < self.params.steps:
+                step = Step(self, self._next)
+                self._next += 1
+                yield step
+                if not step.done:
+                    raise RuntimeError(f"{self.name}: step {step.index} was not updated")
+                self._checkpoint.step_done(self.name, self._state)
         self.close()
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds: the event as spent so far, and every stateful object of the loop."""
         return {
-            "name": self.name,
+            "next": self._next,
             "event": asdict(self._ledger.events[self._event]),
             "stateful": [item.state_dict() for item in self._stateful],
         }
 
     def _resume(self) -> int:
         """Loads the checkpoint, if there is one of this mechanism; returns the first step to do."""
-        saved = self._checkpoint.restore()
-        if saved is None or saved["name"] != self.name:
+        saved = self._checkpoint.restore(self.name)
+        if saved is None:
             return 0
         event = Event(**saved["event"])
         if replace(event, steps=0) != self._ledger.events[self._event]:
@@ -162,12 +170,14 @@ class DpSgd:
         for item, state in zip(self._stateful, saved["stateful"], strict=True):
             item.load_state_dict(state)
         self._ledger.events[self._event] = event
-        print(f"{self.name}: resumed at step {event.steps} of {self.params.steps}", file=sys.stderr, flush=True)
-        return event.steps
+        print(f"{self.name}: resumed at step {saved['next']} of {self.params.steps}", file=sys.stderr, flush=True)
+        return saved["next"]
 
     def close(self) -> None:
         """Takes the per-example machinery off the module; further private steps are impossible."""
-        self._gradients.close()
+        if not self._closed:
+            self._closed = True
+            self._gradients.close()
 
     def _draw(self, index: int) -> np.ndarray:
         """Poisson sampling: every record independently with probability `sample_rate`."""

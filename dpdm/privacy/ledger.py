@@ -61,7 +61,6 @@ class Ledger:
     accountant: Literal["rdp", "prv"]
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)  # the run's resolved spec: what was trained
-    data_sha256: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
@@ -85,7 +84,6 @@ class Ledger:
             "accountant": self.accountant,
             "coordinates": dict(self.coordinates),
             "recipe": dict(self.recipe),
-            "data_sha256": self.data_sha256,
             "provenance": dict(self.provenance),
             "events": [asdict(event) for event in self.events],
         }
@@ -112,7 +110,6 @@ class Ledger:
                 accountant=facts["accountant"],
                 coordinates=facts["coordinates"],
                 recipe=facts["recipe"],
-                data_sha256=facts["data_sha256"],
                 provenance=facts["provenance"],
                 events=[Event(**event) for event in facts["events"]],
             )

@@ -60,7 +60,11 @@ class PerExampleGradients:
         else:
             # Opacus 1.6 silently computes wrong gradients where a convolution's input is not contiguous.
             self._contiguous = [layer.register_forward_pre_hook(_contiguous_inputs) for layer in layers.values()]
-            self.module, self._layers = GradSampleModule(module, batch_first=True, loss_reduction="sum"), []
+            self._layers = []
+            try:
+                self.module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
+            except NotImplementedError as error:
+                raise UserError(f"a layer cannot be trained privately: {error}") from error
 
     def backward(self, row_losses: Callable[[], Tensor], examples: int) -> None:
         """Calls `row_losses` (one forward, one loss per row) and leaves the gradient of each example's mean loss.
@@ -84,10 +88,21 @@ class PerExampleGradients:
             raise UserError("the loss is not finite; lower the learning rate or check the images")
         (losses.float().sum() / self.rows_per_example).backward()
         for p in self._parameters:
+            if self.is_fast and p.grad is not None:
+                raise RuntimeError(
+                    f"a parameter {tuple(p.shape)} was used outside its layer, where its per-example gradient is lost; "
+                    "use it through the layer alone"
+                )
             p.grad = None
             if p.grad_sample is None:  # a parameter that this forward did not use
                 p.grad_sample = p.new_zeros((examples, *p.shape))
-            elif not self.is_fast:
+                continue
+            if len(p.grad_sample) != (examples if self.is_fast else rows):
+                raise RuntimeError(
+                    f"a layer's input did not have the batch's {rows} rows on its first axis: what was folded into "
+                    "that axis would be clipped piece by piece; keep it on another one"
+                )
+            if not self.is_fast:
                 p.grad_sample = p.grad_sample.view(self.rows_per_example, examples, *p.shape).sum(0)
 
     def close(self) -> None:
@@ -122,7 +137,8 @@ def _is_fast(layer: nn.Module) -> bool:
         return False
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.padding_idx is not None):
         return False
-    return type(layer) in _FAST
+    # Another parametrisation (spectral or weight norm) hides the real weight behind names of its own.
+    return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"}
 
 
 def _accumulate(p: Tensor | None, gradient: Callable[[], Tensor]) -> None:

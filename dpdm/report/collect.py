@@ -40,6 +40,7 @@ class _Record(Strict, extra="ignore"):
 
 
 class _Provenance(_Record):
+    method_code: str = ""  # trained runs only
     version: str
     commit: str
     code: str
@@ -114,6 +115,7 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
     specs = study.runs()
     runs = {run.coordinates(): i for i, run in enumerate(specs)}
     codes: dict[str, Path] = {}
+    method_codes: dict[str, str] = {}
     anchors: set[Path] = set()
     scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
     audits: dict[Coordinates, tuple[Path, list[dict[str, Any]]]] = {}
@@ -154,6 +156,13 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
                     raise UserError(f"{path} lacks the key 'provenance'; delete it and run snakemake again")
                 audits[run.coordinates] = (path, _audit_rows(run, made_by))
                 codes.setdefault(made_by.code, path)
+                one = method_codes.setdefault(run.coordinates.method, made_by.method_code)
+                if one != made_by.method_code and not allow_mixed_code:
+                    raise UserError(
+                        f"{path}: runs of {run.coordinates.method} were made by different versions of its code "
+                        f"({one} and {made_by.method_code}); redo them with `snakemake --forcerun train`, or set "
+                        "`allow_mixed_code: true` in the study"
+                    )
     if len(codes) > 1 and not allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
 

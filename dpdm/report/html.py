@@ -4,6 +4,7 @@ import base64
 import importlib.metadata
 import math
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
 
-PACKAGES = ("torch", "opacus", "snakemake", "torch-fidelity", "scikit-learn", "numpy", "pandas")
+DISTRIBUTION = "dpdm-bench"
 HOLES_IN_SENTENCE = 3  # more are folded away below it
 _MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -85,13 +86,22 @@ def render_report(
 def environment_facts() -> dict[str, str]:
     """Versions of Python, platform, this package and what its numbers rest on; nothing is imported for it."""
     facts = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
+    for name in _requirements():
         try:
             facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             facts[name] = "not installed"
     made_by = provenance()
     return facts | {"dpdm-bench": made_by["version"], "commit": made_by["commit"], "code digest": made_by["code"]}
+
+
+def _requirements() -> list[str]:
+    """Names of the packages that this one needs to run, from its own metadata."""
+    try:
+        requires = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [re.match(r"[\w.-]+", line)[0] for line in requires if "extra ==" not in line]
 
 
 def _facts(

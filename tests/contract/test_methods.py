@@ -246,5 +246,5 @@ def test_every_declared_parameter_is_read(case, images, monkeypatch):
 def test_the_training_curve_holds_only_released_quantities(case, images):
     log = Log("test")
     train(case[0], images, log)
-    allowed = {"step", "seconds", "released_grad_norm"}
+    allowed = {"step", "released_grad_norm"}
     assert all(set(row) <= allowed for row in log.rows)

@@ -1,5 +1,6 @@
 """What a DP-SGD step promises, against brute force and statistics."""
 
+import itertools
 import math
 
 import numpy as np
@@ -296,3 +297,19 @@ def test_module_is_clean_afterwards():
         step.update(squared(dp.module))
     assert not any(hasattr(p, "grad_sample") or hasattr(p, "summed_grad") for p in net.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
+
+
+def test_a_second_loop_goes_on_and_never_repeats_a_step():
+    """As a GAN's critic loop does. A step done twice would reuse its batch and its noise."""
+    images = random_images(20)
+    params = DpSgdParams(expected_batch_size=5, steps=5, max_grad_norm=1.0)
+    net = Net()
+    private = door(images, params, epsilon=1.0)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.1), params)
+    indices = []
+    for _ in range(4):
+        for step in itertools.islice(dp, 2):
+            step.update(squared(dp.module))
+            indices.append(step.index)
+    assert indices == [0, 1, 2, 3, 4]
+    assert private.ledger.events[0].steps == 5

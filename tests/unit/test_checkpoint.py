@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_run_is_not_used(images, uninterrupted, tmp_path
     cut(other_images, path, 5, 0.0, monkeypatch, other_spec)
     capsys.readouterr()
     assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
-    assert "belongs to another recipe or other data" in capsys.readouterr().err
+    assert "belongs to another recipe, other data or other code" in capsys.readouterr().err
 
 
 def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatch):

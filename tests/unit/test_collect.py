@@ -258,3 +258,14 @@ def test_a_run_of_another_recipe_is_refused(results):
     artifacts.write_json(path, content)
     with pytest.raises(UserError, match=r"epsilon inf, seed 0 was trained by another recipe than the study's"):
         collect(study, [results])
+
+
+def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(results):
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    for number, audited in enumerate(content["runs"]):
+        audited["provenance"] = {**ONE, "method_code": "new" if number else "old"}
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError, match=r"runs of dpgan were made by different versions of its code \(old and new\)"):
+        collect(make_study(), [results])
+    assert len(collect(make_study(), [results], allow_mixed_code=True)[1]) == 4

@@ -408,3 +408,16 @@ def test_defaults_are_the_papers():
     assert (params.noise_multiplicity, params.lr, params.parametrisation) == (32, 3e-4, Edm(p_mean=-1.2, p_std=1.2))
     assert (params.label_dropout, params.ema_decay) == (0.1, 0.999)
     assert np.prod(params.network.channel_mult) == 4
+
+
+@pytest.mark.parametrize("channels", [8, 12, 36, 44, 132])
+def test_every_width_that_the_schema_accepts_can_be_built(channels):
+    NetworkParams(channels=channels)
+    UNet((1, 8, 8), 10, NetworkParams(channels=channels, channel_mult=(1, 2), attention_resolutions=()))
+
+
+def test_guidance_that_cannot_work_is_refused_before_training():
+    params = Params(dp={"expected_batch_size": 4, "steps": 1, "max_grad_norm": 1.0}, conditional=False)
+    guided = SamplerParams.model_validate({"guidance": 1.0})
+    with pytest.raises(UserError, match="guidance needs a conditional model"):
+        DPDM().check_sampler(params, guided, ImageMeta(10, (1, 8, 8), 10))

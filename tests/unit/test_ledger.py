@@ -13,7 +13,7 @@ from dpdm.privacy.ledger import _seal
 
 
 def ledger(noise: float = 5.0, target: float = 1.0) -> Ledger:
-    out = Ledger(1000, 1e-4, target, "rdp", {"method": "m"}, {"params": {}}, "abc", {"code": "x"})
+    out = Ledger(1000, 1e-4, target, "rdp", {"method": "m"}, {"params": {}}, {"code": "x"})
     out.append(Event("gaussian", "sums", noise, 2.0))
     out.append(Event("poisson_subsampled_gaussian", "net", noise, 1.0, 0.01, 10))
     return out
@@ -58,7 +58,7 @@ def test_infinite_epsilon_passes_only_where_it_was_asked_for(target):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("n", 999), ("delta", 1e-3), ("target_epsilon", 2.0), ("accountant", "prv"), ("data_sha256", "")]
+    ("key", "value"), [("n", 999), ("delta", 1e-3), ("target_epsilon", 2.0), ("accountant", "prv"), ("recipe", {})]
 )
 def test_any_change_breaks_the_seal(key, value):
     facts = ledger().to_json()

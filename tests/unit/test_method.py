@@ -1,5 +1,8 @@
 """The contract's loader, what a run is checked for before it trains, and the harness around `fit`."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from dpdm.config import parse_study
@@ -154,10 +157,12 @@ def test_the_harness_makes_the_door_and_keeps_the_ledger(run, module, digits64):
     facts = ledger.to_json()
     expected = {
         "n": 64, "delta": 1 / 128, "target_epsilon": 10.0, "accountant": "prv", "events": [],
-        "coordinates": spec.coordinates().model_dump(mode="json"), "provenance": provenance(),
-        "data_sha256": digits64.digest(),
+        "coordinates": spec.coordinates().model_dump(mode="json"), "recipe": spec.model_dump(mode="json"),
     }  # fmt: skip
     assert {key: facts[key] for key in expected} == expected
+    assert {key: facts["provenance"][key] for key in provenance()} == provenance()
+    assert len(facts["provenance"]["method_code"]) == 16
+    assert digits64.digest() not in str(facts)  # a digest of private data confirms a guess of them
 
 
 def test_a_methods_own_randomness_is_not_the_privacy_noise(run, module, digits64):
@@ -172,3 +177,26 @@ def test_training_on_nothing(run):
 
     with pytest.raises(UserError, match="no images"):
         train(run(), ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), 10), Log())
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 1.0}, {"dataset": "other"}, {"method": "other"}, {"study": "other"}])
+def test_two_runs_of_one_seed_do_not_share_their_noise(run, module, digits64, change):
+    """Shared noise at two epsilons would cancel, and give away what both of them hid."""
+    (one, _, _), _ = train(run(impl=module(MODULE) + ":Good", params={}), digits64, Log())
+    spec = run(impl=module(MODULE) + ":Good", params={}).model_copy(update=change)
+    (two, _, _), _ = train(spec, digits64, Log())
+    assert one._rng.integer("release/sums") != two._rng.integer("release/sums")
+
+
+def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, module, digits64, tmp_path):
+    spec = run(impl=module(MODULE) + ":Good", params={})
+
+    def code() -> str:
+        return train(spec, digits64, Log())[1].provenance["method_code"]
+
+    first = code()
+    path = Path(sys.modules[spec.impl.partition(":")[0]].__file__)
+    (path.parent / "_shared.py").write_text("x = 1")
+    second = code()
+    path.write_text(path.read_text() + "# mended")
+    assert len({first, second, code()}) == 3

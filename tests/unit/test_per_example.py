@@ -8,6 +8,7 @@ from torch import nn
 
 from dpdm.diffusion.denoiser import Denoiser, Edm
 from dpdm.diffusion.network import NetworkParams, UNet
+from dpdm.errors import UserError
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.rng import Streams
 
@@ -286,3 +287,34 @@ def test_noise_multiplicity_lowers_the_variance_like_one_over_k():
 
     one, eight = spread(1), spread(8)
     assert one / eight == pytest.approx(8, rel=0.35)
+
+
+@pytest.mark.parametrize("engine", ["auto", "hooks"])
+def test_folding_pixels_into_the_batch_axis_is_refused(engine):
+    """Each piece would be clipped on its own, and the sensitivity be the number of pieces times the clip norm."""
+
+    class Folding(Sequential):
+        def forward(self, x, labels=None):
+            return self[0](x.reshape(-1, 7)).reshape(len(x), -1)
+
+    x, y = inputs(4)
+    gradients = PerExampleGradients(Folding(nn.Linear(7, 2)), 2, engine)
+    with pytest.raises(RuntimeError, match="rows on its first axis"):
+        gradients.backward(lambda: row_losses(gradients.module, x, y), 2)
+
+
+def test_a_weight_used_outside_its_layer_is_refused():
+    class Outside(Sequential):
+        def forward(self, x, labels=None):
+            return self[0](x) @ self[0].weight
+
+    x, y = inputs(4)
+    gradients = PerExampleGradients(Outside(nn.Linear(7, 7)), 1)
+    with pytest.raises(RuntimeError, match="used outside its layer"):
+        gradients.backward(lambda: row_losses(gradients.module, x, y), 4)
+
+
+def test_a_reparametrised_layer_is_not_taken_for_a_plain_one():
+    layer = nn.utils.spectral_norm(nn.Conv2d(2, 2, 3))
+    with pytest.warns(UserWarning, match="slower path"), pytest.raises(UserError, match="0:Conv2d"):
+        PerExampleGradients(Sequential(layer), 1)

@@ -124,3 +124,12 @@ def test_torch_default_leaves_other_generators_alone(monkeypatch):
     with Streams(0).torch_default("init"):
         pass
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_no_two_steps_share_a_torch_generator():
+    """torch's CPU generator keeps 32 bits of its seed: hashed seeds of so many steps would collide."""
+    streams = Streams(0, "privacy")
+    seeds = {streams.torch("noise", step).initial_seed() % 2**32 for step in range(100_000)}
+    assert len(seeds) == 100_000
+    assert streams.torch("noise").initial_seed() != streams.torch("noise", 0).initial_seed()
+    assert streams.torch("noise", 1, 0).initial_seed() != streams.torch("noise", 0, 1).initial_seed()

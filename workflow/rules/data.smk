@@ -1,5 +1,6 @@
 rule prepare:
     message: "prepare {wildcards.dataset}"
+    input: lambda w: STUDY.datasets[w.dataset].files()
     output:
         train=f"{DATA}/train.npz",
         test=f"{DATA}/test.npz",
