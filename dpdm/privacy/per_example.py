@@ -3,8 +3,8 @@
 The privacy unit is one example, which may stand in several rows: row `k * B + b` is row k of example b
 (draw-major). Laid out so, activations [K * B, C, H, W] are also [K, B * C, H, W], a free view, and the weight
 gradient of a convolution with `groups = B` over that batch of K *is* the stack of B per-example gradients,
-already summed over the rows. Linear, 1x1 convolution, GroupNorm and Embedding have direct formulas. A module
-with any other parametrised layer falls back to Opacus' hooks, which hold K * B gradients, whose rows are summed.
+already summed over the rows; B group norms side by side likewise. Linear and Embedding have direct formulas. A
+module with any other parametrised layer falls back to Opacus' hooks, which hold K * B gradients, then summed.
 """
 
 import functools
@@ -141,10 +141,10 @@ def _is_fast(layer: nn.Module) -> bool:
     return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"}
 
 
-def _accumulate(p: Tensor | None, gradient: Callable[[], Tensor]) -> None:
+def _accumulate(p: Tensor | None, gradient: Tensor | None) -> None:
     """Adds a [B, *p.shape] gradient; a parameter that is used twice in one forward sums both uses."""
     if p is not None and p.requires_grad:
-        value = gradient().reshape(-1, *p.shape).to(p.dtype)
+        value = gradient.reshape(-1, *p.shape).to(p.dtype)
         p.grad_sample = value if p.grad_sample is None else p.grad_sample + value
 
 
@@ -167,12 +167,9 @@ class _Conv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         layer, k, b = ctx.layer, ctx.k, len(g) // ctx.k
         g = g.contiguous()
-        _accumulate(layer.bias, lambda: g.flatten(2).sum(2).view(k, b, -1).sum(0))
-        if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
-            gk, xk = (t.reshape(k, b, t.shape[1], -1) for t in (g, x))
-            _accumulate(layer.weight, lambda: torch.einsum("kbop,kbcp->boc", gk, xk))
-        else:
-            _accumulate(layer.weight, lambda: _grouped_weight_gradient(x, g, layer, k, b))
+        weights, biases = _grouped_gradients(x, g, layer, k, b)
+        _accumulate(layer.weight, weights)
+        _accumulate(layer.bias, biases)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.convolution_backward(
@@ -182,13 +179,16 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, None, None, None, None
 
 
-def _grouped_weight_gradient(x: Tensor, g: Tensor, layer: nn.Conv2d, k: int, b: int) -> Tensor:
-    """[B * O, C / groups, kh, kw]: B convolutions side by side as the groups of one, over a batch of K."""
-    weight = g.new_empty((b * layer.out_channels, *layer.weight.shape[1:]))  # only its shape is read
-    return torch.ops.aten.convolution_backward(
-        g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), weight, None, layer.stride, layer.padding,
-        layer.dilation, False, (0, 0), b * layer.groups, (False, True, False),
-    )[1]  # fmt: skip
+def _grouped_gradients(x: Tensor, g: Tensor, layer: nn.Conv2d, k: int, b: int) -> tuple[Tensor, Tensor | None]:
+    """Of weights [B * O, C / groups, kh, kw] and biases [B * O]: B convolutions as groups of one, over a batch of K."""
+    channels = b * layer.out_channels
+    weight = g.new_empty((channels, *layer.weight.shape[1:]))  # only its shape is read
+    with_bias = layer.bias is not None
+    _, weights, biases = torch.ops.aten.convolution_backward(
+        g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), weight, [channels] if with_bias else None,
+        layer.stride, layer.padding, layer.dilation, False, (0, 0), b * layer.groups, (False, True, with_bias),
+    )  # fmt: skip
+    return weights, biases
 
 
 class _Linear(torch.autograd.Function):
@@ -205,8 +205,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         layer, k, b = ctx.layer, ctx.k, len(g) // ctx.k
         gk, xk = (t.reshape(k, b, -1, t.shape[-1]) for t in (g, x))
-        _accumulate(layer.bias, lambda: gk.sum((0, 2)))
-        _accumulate(layer.weight, lambda: torch.einsum("kbto,kbti->boi", gk, xk))
+        _accumulate(layer.bias, gk.sum((0, 2)))
+        _accumulate(layer.weight, torch.einsum("kbto,kbti->boi", gk, xk))
         grad_x = g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, None
 
@@ -229,23 +229,17 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx, g: Tensor):
         x, mean, rstd, weight = ctx.saved_tensors
         layer, k = ctx.layer, ctx.k
-        n, c = x.shape[:2]
-        g = g.to(x.dtype).contiguous()
-        sums = g.flatten(2).sum(2).float()
-        _accumulate(layer.bias, lambda: sums.view(k, n // k, c).sum(0))
-
-        def weight_gradient() -> Tensor:  # sum_P g (x - mean) rstd, without forming the normalised x
-            products = (g * x).flatten(2).sum(2).float().view(n, layer.num_groups, -1)
-            m, r = (t.float().view(n, layer.num_groups, 1) for t in (mean, rstd))
-            return (r * (products - m * sums.view_as(products))).view(k, n // k, c).sum(0)
-
-        _accumulate(layer.weight, weight_gradient)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.native_group_norm_backward(
-                g, x, mean, rstd, weight.to(x.dtype), n, c, x[0, 0].numel(), layer.num_groups, (True, False, False)
-            )[0]
-        return grad_x, None, None, None, None
+        # As for convolutions: B group norms side by side over a batch of K, whose gradient of the (repeated) weight
+        # is the stack of per-example ones.
+        b, c = len(g) // k, x.shape[1]
+        grad_x, weights, biases = torch.ops.aten.native_group_norm_backward(
+            g.to(x.dtype).contiguous().view(k, b * c, -1), x.view(k, b * c, -1), mean.view(k, -1), rstd.view(k, -1),
+            weight.to(x.dtype).repeat(b), k, b * c, x[0, 0].numel(), b * layer.num_groups,
+            (ctx.needs_input_grad[0], True, True),
+        )  # fmt: skip
+        _accumulate(layer.weight, weights)
+        _accumulate(layer.bias, biases)
+        return None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 
 
 class _Embedding(torch.autograd.Function):
@@ -261,13 +255,10 @@ class _Embedding(torch.autograd.Function):
         (indices,) = ctx.saved_tensors
         layer, b = ctx.layer, len(g) // ctx.k
 
-        def gradient() -> Tensor:
-            out = g.new_zeros((b, *layer.weight.shape))
-            example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
-            example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
-            return out.index_put_((example, indices), g, accumulate=True)
-
-        _accumulate(layer.weight, gradient)
+        out = g.new_zeros((b, *layer.weight.shape))
+        example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
+        example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
+        _accumulate(layer.weight, out.index_put_((example, indices), g, accumulate=True))
         return None, None, None, None
 
 
