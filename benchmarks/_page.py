@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import torch
+
 
 def between(text: str, name: str, content: str) -> str:
     """`text` with the block `name` replaced by `content`."""
@@ -17,10 +19,13 @@ def write_block(page: Path, name: str, content: str) -> None:
     page.write_text(between(text, name, f"\n\n{content.strip()}\n\n"))
 
 
-def machine() -> str:
-    """The processor, as the system names it."""
+def where(threads: int) -> str:
+    """What torch computes on: the GPU's name, or the processor's and the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return "unknown processor"
+        name = "unknown processor"
+    return f"{name}, {threads} threads"

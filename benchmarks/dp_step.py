@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _page import machine, write_block
+from _page import where, write_block
 from opacus.optimizers import DPOptimizer
 
 from dpdm.diffusion.denoiser import Denoiser, Edm
@@ -141,9 +141,8 @@ def main() -> None:
             if round_:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
 
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{machine()}, {args.threads} threads"
     lines = [
-        f"B = {args.batch}, K = {args.multiplicity}, median of {args.rounds} rounds on {where}",
+        f"B = {args.batch}, K = {args.multiplicity}, median of {args.rounds} rounds on {where(args.threads)}",
         f"(torch {torch.__version__}; `python benchmarks/dp_step.py --batch {args.batch} --multiplicity "
         f"{args.multiplicity} --rounds {args.rounds} --threads {args.threads}`):",
         "",

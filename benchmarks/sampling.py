@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _page import machine, write_block
+from _page import where, write_block
 
 from dpdm.diffusion.method import Model, ModelParams, SamplerParams
 from dpdm.diffusion.network import UNet
@@ -36,9 +36,8 @@ def main() -> None:
     params = ModelParams()
     model = Model(UNet((1, 28, 28), 10, params.network).to(device), (1, 28, 28), 10, params)
     labels = np.arange(args.images) % 10
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{machine()}, {args.threads} threads"
     lines = [
-        f"{args.images} images, {args.steps} steps, on {where}",
+        f"{args.images} images, {args.steps} steps, on {where(args.threads)}",
         f"(torch {torch.__version__}; `python benchmarks/sampling.py --images {args.images} --steps {args.steps} "
         f"--threads {args.threads}`):",
         "",

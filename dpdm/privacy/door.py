@@ -134,8 +134,6 @@ class PrivateData:
             module=module,
             optimizer=optimizer,
             params=params,
-            mechanism=mechanism,
-            noise_multiplier=event.noise_multiplier,
             rows_per_example=rows_per_example,
             ledger=self.ledger,
             event=self.ledger.append(event),

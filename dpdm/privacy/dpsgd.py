@@ -101,8 +101,6 @@ class DpSgd:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         params: DpSgdParams,
-        mechanism: Mechanism,
-        noise_multiplier: float,
         rows_per_example: int,
         ledger: Ledger,
         event: int,
@@ -115,8 +113,9 @@ class DpSgd:
             raise UserError(f"{name}: the optimizer must hold exactly the module's trainable parameters")
         self.name = name
         self.params = params
-        self.sample_rate = mechanism.sample_rate
-        self.noise_multiplier = noise_multiplier
+        # Sampling and noise are read off the event, so that what is done and what is accounted cannot differ.
+        declared = ledger.events[event]
+        self.sample_rate = declared.sample_rate
         self.released_grad_norm = 0.0
         self._images, self._n, self._rng = images, n, rng
         self._ledger, self._event = ledger, event
@@ -128,8 +127,8 @@ class DpSgd:
         self.module = self._gradients.module
         self._optimizer = DPOptimizer(
             optimizer,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=params.max_grad_norm,
+            noise_multiplier=declared.noise_multiplier,
+            max_grad_norm=declared.sensitivity,
             expected_batch_size=params.expected_batch_size,
             loss_reduction="sum",  # we divide by the expected batch size ourselves, in `_update`
         )

@@ -149,8 +149,8 @@ def _accumulate(p: Tensor | None, gradient: Tensor | None) -> None:
 
 
 # Each function below computes a layer as usual, but in backward leaves per-example gradients on the layer's
-# parameters, in place of the ordinary weight gradient, which is never computed. Formulas are in terms of
-# K = rows per example, B = examples, P = pixels; x is the input, g the gradient of the output.
+# parameters, in place of the ordinary weight gradient, which is never computed. k is K, the rows per example; b is B,
+# the examples; x is the input, g the gradient of the output.
 
 
 class _Conv2d(torch.autograd.Function):
@@ -254,7 +254,6 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx, g: Tensor):
         (indices,) = ctx.saved_tensors
         layer, b = ctx.layer, len(g) // ctx.k
-
         out = g.new_zeros((b, *layer.weight.shape))
         example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
         example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
