@@ -67,7 +67,7 @@ def private_step(images, labels, k, device, engine, autocast):
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        gradients.backward(lambda: losses(gradients.module, images, labels, k, autocast), len(images))
+        gradients.backward(lambda x, y: losses(gradients.module, x, y, k, autocast), images, labels)
         optimizer.clip_and_accumulate()
         for p in optimizer.params:
             p.grad_sample = None

@@ -4,6 +4,7 @@ All randomness of a step is derived from (seed, step), so a checkpoint holds no 
 again after a kill draws the same batch and the same noise, and releases what it had released before.
 """
 
+import copy
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ class Checkpoint:
         self.path, self.fingerprint, self.log, self.interval = path, fingerprint, log, interval
         self._last = time.monotonic()
         self._stop: int | None = None  # the signal that asked for it
+        self._states: dict[str, Callable[[], dict[str, Any]]] = {}  # of every mechanism so far
 
     def restore(self, name: str) -> dict[str, Any] | None:
         """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why."""
@@ -44,10 +46,10 @@ class Checkpoint:
         except UserError as error:
             print(f"not resumed, starting at step 0: {error}", file=sys.stderr, flush=True)
             return None
-        if saved["name"] != name:
-            return None
         self.log.rows[:] = saved["rows"]
-        return saved["state"]
+        for other, state in saved["states"].items():
+            self._states.setdefault(other, lambda state=state: state)
+        return saved["states"].get(name)
 
     def step_done(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
         """Called between two steps of mechanism `name`; saves `state()` (tensors, plain values) when it is time.
@@ -57,9 +59,11 @@ class Checkpoint:
         """
         if self.path is None:
             return
+        self._states[name] = state
         if self._stop is None and time.monotonic() - self._last < self.interval:
             return
-        content = {"fingerprint": self.fingerprint, "name": name, "rows": self.log.rows, "state": state()}
+        states = {name: state() for name, state in self._states.items()}
+        content = {"fingerprint": self.fingerprint, "rows": self.log.rows, "states": states}
         artifacts.write_tensors(self.path, content)
         self._last = time.monotonic()
         if self._stop is not None:
@@ -67,6 +71,12 @@ class Checkpoint:
             by = signal.Signals(number).name
             print(f"stopped by {by}: {self.path} saved, from which the same command continues", file=sys.stderr)
             raise SystemExit(128 + number)
+
+    def finish(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Called when mechanism `name` has done its last step: checkpoints of later ones keep its end state."""
+        if self.path is not None:
+            end = copy.deepcopy(state())  # later mechanisms may go on changing the same tensors
+            self._states[name] = lambda: end
 
     @contextmanager
     def on_signal(self) -> Iterator[None]:

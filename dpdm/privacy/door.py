@@ -10,8 +10,10 @@ from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageSet, to_network
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
-from dpdm.privacy.dpsgd import DpSgd, DpSgdParams, Stateful
+from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBlocks
+from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
 from dpdm.privacy.ledger import Ledger
+from dpdm.privacy.loop import Stateful
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -109,6 +111,7 @@ class PrivateData:
         optimizer: torch.optim.Optimizer,
         params: DpSgdParams,
         rows_per_example: int = 1,
+        second_order: bool = False,
         keep: Sequence[Stateful] = (),
     ) -> DpSgd:
         """Private training of `module` by `optimizer`; see DpSgd for the loop.
@@ -116,6 +119,9 @@ class PrivateData:
         Args:
             name: a planned Poisson-subsampled Gaussian mechanism.
             rows_per_example: rows of the forward batch that belong to one example.
+            second_order: the loss itself differentiates through the module (`torch.func.grad` of `DpSgd.module`, as
+                a gradient penalty does). It is then shown one example at a time, vectorised, may call the module
+                often, and draws randomness on the CPU from torch's default generator, which is seeded for it.
             keep: whatever else the loop changes (an average, a generator, its optimizer): saved in checkpoints
                 with module and optimizer, so that a killed run continues as if it had not been.
 
@@ -123,9 +129,7 @@ class PrivateData:
             UserError: not planned with exactly these parameters, served already, or a layer mixes examples.
         """
         mechanism = self._serve(name, "poisson_subsampled_gaussian")
-        announced = params.mechanism(name, self.meta.n)
-        if (announced.sample_rate, announced.steps) != (mechanism.sample_rate, mechanism.steps):
-            raise UserError(f"mechanism {name!r} was planned with another batch size or number of steps")
+        self._check_announced(mechanism, params.mechanism(name, self.meta.n))
         event = mechanism.event(self._noise_scale, params.max_grad_norm, steps=0)
         return DpSgd(
             name=name,
@@ -135,12 +139,55 @@ class PrivateData:
             optimizer=optimizer,
             params=params,
             rows_per_example=rows_per_example,
+            second_order=second_order,
             ledger=self.ledger,
             event=self.ledger.append(event),
             rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
             checkpoint=self._checkpoint,
             keep=keep,
         )
+
+    def block_gradients(
+        self,
+        name: str,
+        params: PoissonBlocks | ShardBlocks,
+        prepare: Prepare | None = None,
+        keep: Sequence[Stateful] = (),
+    ) -> BlockGradients:
+        """Noised gradients at generated images; see BlockGradients for the loop.
+
+        Args:
+            name: a mechanism planned as `params.mechanism(name, n)`.
+            prepare: with shards, maps a shard's images, labels and number to a state (say, a trained critic) of which
+                every step on that shard gets a copy. Called once per shard, when first drawn; its result must depend
+                on nothing else that changes.
+            keep: whatever the loop changes (a generator, its optimizer): saved in checkpoints.
+
+        Raises:
+            UserError: not planned with exactly these parameters, or served already.
+        """
+        announced = params.mechanism(name, self.meta.n)
+        mechanism = self._serve(name, announced.mechanism)
+        self._check_announced(mechanism, announced)
+        event = mechanism.event(self._noise_scale, 2 * params.max_block_norm, steps=0)
+        return BlockGradients(
+            name=name,
+            images=self._batch,
+            n=self.meta.n,
+            params=params,
+            prepare=prepare,
+            ledger=self.ledger,
+            event=self.ledger.append(event),
+            rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
+            checkpoint=self._checkpoint,
+            keep=keep,
+        )
+
+    def _check_announced(self, mechanism: Mechanism, announced: Mechanism) -> None:
+        if (announced.sample_rate, announced.steps) != (mechanism.sample_rate, mechanism.steps):
+            raise UserError(
+                f"mechanism {mechanism.name!r} was planned with another batch size (or shards) or number of steps"
+            )
 
     def _planned(self, name: str) -> Mechanism:
         if name not in self._plan:

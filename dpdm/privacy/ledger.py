@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dpdm.artifacts import sha256_of
 from dpdm.errors import UserError
 
-MECHANISMS = ("gaussian", "poisson_subsampled_gaussian")
+MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
 ACCOUNTANTS = ("rdp", "prv")
 NEIGHBOURING_RELATION = "add_or_remove_one"
 NOISE_RNG = "torch (benchmark only)"  # a pseudo-random generator with a recorded seed: not for a real release
@@ -19,12 +19,16 @@ NOISE_RNG = "torch (benchmark only)"  # a pseudo-random generator with a recorde
 class Event:
     """One mechanism's releases, documented so that an accountant needs no other detail.
 
-    Each of `steps` times: include every record independently with probability `sample_rate`, sum the
-    records' vectors clipped to L2 norm `sensitivity`, add N(0, (noise_multiplier * sensitivity)^2) to
-    every coordinate. `gaussian` is the case sample_rate = 1, steps = 1.
+    Each of `steps` times: draw records, compute a vector that one record more or less among the drawn ones moves by
+    at most `sensitivity` in L2 norm, add N(0, (noise_multiplier * sensitivity)^2) to every coordinate.
+
+    - poisson_subsampled_gaussian: every record is drawn independently with probability `sample_rate`.
+    - gaussian: all records are drawn; sample_rate = 1, steps = 1.
+    - categorical_subsampled_gaussian: every record belongs to one of 1 / `sample_rate` shards, dealt independently;
+      one shard is drawn uniformly. The vectors of any two shards are at most `sensitivity` apart as well.
     """
 
-    mechanism: Literal["gaussian", "poisson_subsampled_gaussian"]
+    mechanism: Literal["gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian"]
     name: str
     noise_multiplier: float
     sensitivity: float

@@ -27,7 +27,8 @@ class PerExampleGradients:
     Args:
         module: layers that treat every row of the batch on its own (no batch norm).
         rows_per_example: K, how many rows of the forward batch belong to one example.
-        engine: "auto", or "hooks" to force the reference path.
+        engine: "auto"; "hooks" to force the reference path; "vmap" for losses that themselves differentiate through
+            the module (a gradient penalty): exact second-order gradients by torch.func, slow on convolutions.
 
     Attributes:
         module: what the loss must call.
@@ -42,6 +43,13 @@ class PerExampleGradients:
         _refuse_mixing_layers(module)
         self.rows_per_example = rows_per_example
         self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._layers: list[nn.Module] = []
+        self._contiguous = []
+        self.is_fast = False
+        self.is_vmap = engine == "vmap"
+        if self.is_vmap:
+            self.module = _Functional(module)
+            return
         self._forwards: list[int] = []
         self._counter = module.register_forward_pre_hook(lambda _, inputs: self._forwards.append(len(inputs[0])))
         layers = {name: layer for name, layer in module.named_modules() if list(layer.parameters(recurse=False))}
@@ -60,25 +68,32 @@ class PerExampleGradients:
         else:
             # Opacus 1.6 silently computes wrong gradients where a convolution's input is not contiguous.
             self._contiguous = [layer.register_forward_pre_hook(_contiguous_inputs) for layer in layers.values()]
-            self._layers = []
             try:
                 self.module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
             except NotImplementedError as error:
                 raise UserError(f"a layer cannot be trained privately: {error}") from error
 
-    def backward(self, row_losses: Callable[[], Tensor], examples: int) -> None:
+    def backward(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
         """Calls `row_losses` (one forward, one loss per row) and leaves the gradient of each example's mean loss.
 
+        Args:
+            row_losses: maps images [B, ...] and labels [B] to losses [K * B]. The engine "vmap" shows it one example
+                at a time, vectorised: [1, ...] to [K], with any number of forward passes.
+
         Raises:
-            RuntimeError: not exactly one forward pass, or another number of rows than K * examples: both
-                would silently change the privacy unit.
+            RuntimeError: not exactly one forward pass, or another number of rows than K * B: both would silently
+                change the privacy unit.
             UserError: a loss is not finite.
         """
+        if self.is_vmap:
+            self._backward_vmap(row_losses, images, labels)
+            return
+        examples = len(labels)
         rows = self.rows_per_example * examples
         self._forwards.clear()
         for p in self._parameters:
             p.grad_sample = None
-        losses = row_losses()
+        losses = row_losses(images, labels)
         if self._forwards != [rows] or losses.shape != (rows,):
             raise RuntimeError(
                 f"a private step needs one forward pass over {rows} rows ({self.rows_per_example} per example) and "
@@ -105,12 +120,38 @@ class PerExampleGradients:
             if not self.is_fast:
                 p.grad_sample = p.grad_sample.view(self.rows_per_example, examples, *p.shape).sum(0)
 
+    def _backward_vmap(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+        wrapper: _Functional = self.module
+        trainable = {name: p for name, p in wrapper.inner.named_parameters() if p.requires_grad}
+
+        def example_loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            wrapper.parameters_now = parameters
+            losses = row_losses(image[None], label[None])
+            if losses.shape != (self.rows_per_example,):
+                raise RuntimeError(
+                    f"a private step needs {self.rows_per_example} losses per example, got {tuple(losses.shape)}"
+                )
+            return losses.mean()
+
+        example_gradients = torch.func.vmap(
+            torch.func.grad_and_value(example_loss), in_dims=(None, 0, 0), randomness="different"
+        )
+        try:
+            gradients, losses = example_gradients({k: p.detach() for k, p in trainable.items()}, images, labels)
+        finally:
+            wrapper.parameters_now = None
+        if not torch.isfinite(losses).all():
+            raise UserError("the loss is not finite; lower the learning rate or check the images")
+        for name, p in trainable.items():
+            p.grad_sample = gradients[name]
+
     def close(self) -> None:
         """Removes every hook and attribute from the module."""
-        self._counter.remove()
+        if not self.is_vmap:
+            self._counter.remove()
         for layer in self._layers:
             del layer.forward
-        if not self.is_fast:
+        if not self.is_fast and not self.is_vmap:
             self.module.to_standard_module()
             for hook in self._contiguous:
                 hook.remove()
@@ -118,6 +159,20 @@ class PerExampleGradients:
             for name in ("grad_sample", "summed_grad"):
                 if hasattr(p, name):
                     delattr(p, name)
+
+
+class _Functional(nn.Module):
+    """Calls `inner` with the parameters that torch.func differentiates by; outside a backward pass with its own."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.parameters_now: dict[str, Tensor] | None = None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.parameters_now is None:
+            return self.inner(*inputs)
+        return torch.func.functional_call(self.inner, self.parameters_now, inputs)
 
 
 def _refuse_mixing_layers(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
-from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData
+from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData, PublicRows
 from dpdm.rng import Streams
 
 
@@ -313,3 +313,104 @@ def test_a_second_loop_goes_on_and_never_repeats_a_step():
             indices.append(step.index)
     assert indices == [0, 1, 2, 3, 4]
     assert private.ledger.events[0].steps == 5
+
+
+# --- public rows ------------------------------------------------------------------------------------------------
+
+
+def public_step(params: DpSgdParams, images: ImageSet, fakes: torch.Tensor, epsilon: float = math.inf, **kwargs):
+    """The gradient that one step with public rows hands to the optimizer."""
+    net = Net()
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    private = door(images, params, epsilon)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params, **kwargs)
+    labels = torch.zeros(len(fakes), dtype=torch.long)
+    for step in dp:
+        step.update(squared(dp.module), PublicRows(squared(dp.module, -3.0), fakes, labels))
+    return before - torch.cat([p.detach().flatten() for p in net.parameters()]), private.ledger
+
+
+def clipped_public_sum(fakes: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+    total = 0.0
+    for fake in fakes:
+        net = Net()
+        squared(net, -3.0)(fake[None], torch.zeros(1, dtype=torch.long)).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+        total = total + gradient * min(1.0, max_grad_norm / float(gradient.norm()))
+    return total
+
+
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_public_rows_are_clipped_one_by_one_and_join_the_mean(chunk):
+    images, params = random_images(6), full_batch(6, max_physical_batch_size=chunk, max_grad_norm=0.3)
+    fakes = torch.rand(5, 1, 4, 4, generator=Streams(1).torch("fakes")) * 2 - 1
+    gradient, _ = public_step(params, images, fakes)
+    expected = (brute_force(images, 0.3) + clipped_public_sum(fakes, 0.3)) / 11
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_public_rows_get_no_noise_and_cost_nothing():
+    images, params = random_images(6), full_batch(6, max_grad_norm=0.3)
+    fakes = torch.rand(5, 1, 4, 4) * 2 - 1
+    noised, ledger = public_step(params, images, fakes, 1.0)
+    others, other_ledger = public_step(params, images, -fakes, 1.0)
+    # The noise is the same, being of the same step: only the public sums differ.
+    expected = (clipped_public_sum(fakes, 0.3) - clipped_public_sum(-fakes, 0.3)) / 11
+    torch.testing.assert_close(noised - others, expected, rtol=1e-3, atol=1e-5)
+    assert ledger.to_json() == other_ledger.to_json()
+    plain = door(images, params, 1.0)
+    net = Net()
+    for step in plain.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params):
+        step.update(squared(net))
+    assert plain.ledger.to_json() == ledger.to_json()
+
+
+def test_the_sensitivity_is_the_clip_norm_with_public_rows_as_well():
+    whole, params = random_images(6), full_batch(6, max_grad_norm=0.3)
+    less = ImageSet(whole.images[:-1], whole.labels[:-1], 3)
+    fakes = torch.rand(5, 1, 4, 4) * 2 - 1
+    # The expected batch, not the number of records, is the divisor: public.
+    small = DpSgdParams(expected_batch_size=5, steps=1, max_grad_norm=0.3)
+    difference = 11 * public_step(params, whole, fakes)[0] - 10 * public_step(small, less, fakes)[0]
+    assert float(difference.norm()) <= 0.3 * (1 + 1e-5)
+
+
+def test_the_number_of_public_rows_must_not_change():
+    images, params = random_images(6), full_batch(6, steps=2)
+    net = Net()
+    dp = door(images, params).dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params)
+    steps = iter(dp)
+    fakes, labels = torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)
+    next(steps).update(squared(dp.module), PublicRows(squared(dp.module), fakes, labels))
+    with pytest.raises(RuntimeError, match="2 public rows after 3"):
+        next(steps).update(squared(dp.module), PublicRows(squared(dp.module), fakes[:2], labels[:2]))
+
+
+def test_public_rows_need_one_row_per_example():
+    images, params = random_images(6), full_batch(6)
+    with pytest.raises(UserError, match="public rows need rows_per_example = 1"):
+        public_step(params, images, torch.zeros(3, 1, 4, 4), rows_per_example=2)
+
+
+def test_second_order_losses_through_the_door_draw_their_own_reproducible_randomness():
+    images, params = random_images(6), full_batch(6, steps=2, max_grad_norm=0.5, max_physical_batch_size=4)
+
+    def run(seed: int = 0):
+        net = Net()
+        dp = door(images, params, 1.0, seed).dpsgd(
+            "net", net, torch.optim.SGD(net.parameters(), lr=0.1), params, second_order=True
+        )
+
+        def losses(x, y):
+            x = x + 0.1 * torch.randn_like(x)
+            gradient = torch.func.grad(lambda x: dp.module(x, y).sum())(x)
+            return (gradient.flatten(1).norm(dim=1) - 1).square()
+
+        state = torch.get_rng_state()
+        for step in dp:
+            step.update(losses)
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    assert torch.equal(run(), run())
+    assert not torch.equal(run(), run(1))

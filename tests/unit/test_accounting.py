@@ -1,14 +1,23 @@
 """Accounting against closed forms, and calibration against its promise."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+from opacus.accountants.analysis import rdp
 from scipy.optimize import brentq
+from scipy.special import ndtr
 from scipy.stats import norm
 
+from dpdm.config import load_study
+from dpdm.data import known_meta
 from dpdm.errors import UserError
-from dpdm.privacy.accounting import Budget, Mechanism, calibrate, epsilon_spent
+from dpdm.method import prepare_run
+from dpdm.privacy.accounting import Budget, Mechanism, calibrate, categorical_rdp, epsilon_spent
 from dpdm.privacy.ledger import Event
+
+PAPER = load_study(Path(__file__).parents[2] / "config" / "paper.yaml")
 
 
 def gaussian(z: float, name: str = "g") -> Event:
@@ -96,11 +105,23 @@ def test_calibration_is_never_above_and_within_one_per_cent_below(accountant, ep
     assert 0.99 * epsilon <= spent <= epsilon
 
 
-@pytest.mark.parametrize(("epsilon", "low", "high"), [(10.0, 2.47, 2.49), (1.0, 18.0, 18.28), (0.2, 79.0, 85.0)])
-def test_the_papers_mnist_recipe(epsilon, low, high):
-    """q = 1/15, 4500 steps, RDP: 2.488 / 18.28 / 85.0 by the authors' bisection, whose tolerance of 0.01 in
-    epsilon (and whose shorter list of orders) leaves up to 5 % unspent at 0.2; ours may need less, never more."""
-    assert low <= calibrate(plan_of(1 / 15, 4500), Budget(epsilon, 1e-5), "rdp") <= high
+@pytest.mark.parametrize(
+    ("dataset", "epsilon", "theirs"),
+    [
+        ("mnist", 10.0, 2.488), ("mnist", 1.0, 18.28), ("mnist", 0.2, 85.0), ("fashion_mnist", 10.0, 2.488),
+        ("celeba_32", 10.0, 1.304), ("celeba_32", 1.0, 8.828), ("celeba_64", 10.0, 1.304), ("cifar10", 10.0, 2.481),
+    ],
+)  # fmt: skip
+def test_the_papers_recipes(dataset, epsilon, theirs):
+    """config/paper.yaml against the noise that the authors' code arrives at; ours may need less, never more.
+
+    Their bisection stops up to 0.01 of epsilon short, i.e. at 0.01/epsilon too much noise at most (noise falls no
+    faster than 1/epsilon); one per cent more covers their shorter list of orders and B as a whole number. Above: the
+    four digits of their value, and the thousandth of epsilon that ours may leave unspent.
+    """
+    run = PAPER.run(dataset, "dpdm", epsilon, 0)
+    _, _, plan, budget = prepare_run(run, known_meta(PAPER.datasets[dataset]))
+    assert (0.99 - 0.01 / epsilon) * theirs <= calibrate(plan, budget, run.accountant) <= 1.001 * theirs
 
 
 def test_shares_split_the_budget_in_squares():
@@ -118,3 +139,84 @@ def test_edges():
     for epsilon, delta in ((0, 1e-5), (-1, 1e-5), (math.nan, 1e-5), (1, 0), (1, 1), (1, math.nan)):
         with pytest.raises(UserError):
             Budget(epsilon, delta)
+
+
+# --- one of many shards -----------------------------------------------------------------------------------------
+
+
+def renyi(p, q, x, order):
+    logs = order * np.log(p) + (1 - order) * np.log(q)
+    return (np.log(np.trapezoid(np.exp(logs - logs.max()), x)) + logs.max()) / (order - 1)
+
+
+@pytest.mark.parametrize("order", [1.5, 2.0, 5.0, 10.9, 16, 40])
+@pytest.mark.parametrize(("sample_rate", "noise_multiplier"), [(0.02, 0.8), (0.2, 2.0), (0.5, 1.0)])
+def test_categorical_rdp_covers_concrete_shards(sample_rate, noise_multiplier, order):
+    """Brute force: densities of (1-q) A + q B and (1-q) A + q B' on a line, shards at most one sensitivity apart."""
+    q, z = sample_rate, noise_multiplier
+    x = np.linspace(-order - 10 * z, order + 10 * z, 40001)
+
+    def normal(mean):
+        return np.exp(-((x - mean) ** 2) / (2 * z * z)) / (z * math.sqrt(2 * math.pi)) + 1e-300
+
+    bound = float(categorical_rdp(q, z, [order])[0])
+    largest = 0.0
+    for others in ([-0.5], [0.5], [0.0], [-0.5, 0.5], [-0.5, 0.1, 0.3]):
+        a = sum(map(normal, others)) / len(others)
+        for with_record, without in ((0.5, -0.5), (-0.5, 0.5), (0.5, 0.0)):
+            p, r = (1 - q) * a + q * normal(with_record), (1 - q) * a + q * normal(without)
+            largest = max(largest, renyi(p, r, x, order))
+    assert largest <= bound * (1 + 1e-6)
+    assert largest > 0.3 * bound  # and not by being useless
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 4.0])
+def test_one_shard_is_the_plain_gaussian(noise_multiplier):
+    orders = [1.5, 2, 8, 10.9, 12, 64, 512]
+    assert categorical_rdp(1.0, noise_multiplier, orders) == pytest.approx(
+        [order / (2 * noise_multiplier**2) for order in orders], rel=1e-6
+    )
+
+
+def test_categorical_rdp_lies_between_poisson_and_the_bound_of_wang_et_al():
+    """Wang, Balle, Kasiviswanathan 2019, theorem 9 (without replacement, replacing a record), for whole orders."""
+    q, z = 0.02, 1.0
+    for order in (2, 3, 8, 16):
+        ours = float(categorical_rdp(q, z, [order])[0])
+        poisson = float(rdp.compute_rdp(q=q, noise_multiplier=z, steps=1, orders=[order])[0])
+        total = 1 + q**2 * math.comb(order, 2) * min(4 * (math.exp(1 / z**2) - 1), 2 * math.exp(1 / z**2))
+        for j in range(3, order + 1):
+            total += 2 * q**j * math.comb(order, j) * math.exp((j - 1) * j / (2 * z**2))
+        assert poisson <= ours <= math.log(total) / (order - 1)
+
+
+@pytest.mark.parametrize(("sample_rate", "noise_multiplier"), [(0.1, 0.5), (0.02, 0.4)])
+def test_prv_of_one_categorical_draw_against_the_closed_form(sample_rate, noise_multiplier):
+    """delta(e') = q delta_Gaussian(e) with e' = log(1 + q (exp(e) - 1)): Balle, Barthe, Gaboardi 2018."""
+    q, z, delta = sample_rate, noise_multiplier, 1e-5
+    event = Event("categorical_subsampled_gaussian", "a", z, 1.0, q, 1)
+
+    def gaussian_delta(e):
+        return ndtr(1 / (2 * z) - e * z) - math.exp(e) * ndtr(-1 / (2 * z) - e * z)
+
+    exact = brentq(lambda e: q * gaussian_delta(e) - delta, 0.0, 60.0)
+    exact = math.log1p(q * math.expm1(exact))
+    spent = epsilon_spent([event], delta, "prv")
+    assert exact <= spent <= exact + 0.03
+    assert epsilon_spent([event], delta, "rdp") >= exact
+
+
+def test_categorical_steps_compose_and_cost_more_than_poisson_ones():
+    def spent(kind, accountant):
+        return epsilon_spent([Event(kind, "a", 0.8, 1.0, 0.02, 1000)], 1e-5, accountant)
+
+    for accountant in ("rdp", "prv"):
+        poisson = spent("poisson_subsampled_gaussian", accountant)
+        assert poisson < spent("categorical_subsampled_gaussian", accountant) < 1.3 * poisson
+    assert spent("categorical_subsampled_gaussian", "prv") < spent("categorical_subsampled_gaussian", "rdp")
+
+
+def test_published_gs_wgan_noise_costs_far_more_than_it_says():
+    """Chen et al. 2020: 1000 critics, 20,000 steps, noise 1.07 per image of a batch of 32 that shares one critic."""
+    event = Event("categorical_subsampled_gaussian", "generator", 1.07 / math.sqrt(32), 1.0, 1 / 1000, 20_000)
+    assert epsilon_spent([event], 1e-5, "rdp") > 300

@@ -11,14 +11,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dpdm import artifacts
+from dpdm.checkpoint import Checkpoint
 from dpdm.config import RunSpec, spec_json
 from dpdm.data import ImageSet, write_images
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.privacy.dpsgd import Step
+from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData
+from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.progress import Log
+from dpdm.rng import Streams
 
 STEPS = 8
 
@@ -59,7 +63,7 @@ class Killed(BaseException):
 
 def cut(images, path, step: int, interval: float, monkeypatch, run: RunSpec | None = None) -> None:
     """Trains with checkpoints until the middle of `step`, and dies there."""
-    update = Step.update
+    update = DpSgdStep.update
 
     def dying(self, row_losses):
         if self.index == step:
@@ -67,7 +71,7 @@ def cut(images, path, step: int, interval: float, monkeypatch, run: RunSpec | No
         update(self, row_losses)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "update", dying)
+        patch.setattr(DpSgdStep, "update", dying)
         with pytest.raises(Killed):
             train(run or spec(), images, Log("test"), checkpoint=path, checkpoint_interval=interval)
 
@@ -127,7 +131,7 @@ def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatc
     path = tmp_path / "checkpoint.pt"
     cut(images, path, 5, 0.0, monkeypatch)
     content = artifacts.read_tensors(path)
-    content["state"]["event"]["noise_multiplier"] *= 10
+    content["states"]["denoiser"]["event"]["noise_multiplier"] *= 10
     artifacts.write_tensors(path, content)
     with pytest.raises(UserError, match="spent its budget otherwise"):
         train(spec(), images, Log("test"), checkpoint=path)
@@ -136,7 +140,7 @@ def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_lets_the_step_finish_saves_and_exits(images, uninterrupted, tmp_path, monkeypatch, capsys, number):
     path = tmp_path / "checkpoint.pt"
-    update = Step.update
+    update = DpSgdStep.update
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
 
     def signalling(self, row_losses):
@@ -145,11 +149,11 @@ def test_a_signal_lets_the_step_finish_saves_and_exits(images, uninterrupted, tm
         update(self, row_losses)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "update", signalling)
+        patch.setattr(DpSgdStep, "update", signalling)
         with pytest.raises(SystemExit) as stopped:
             train(spec(), images, Log("test"), checkpoint=path)
     assert stopped.value.code == 128 + number
-    assert artifacts.read_tensors(path)["state"]["event"]["steps"] == 4
+    assert artifacts.read_tensors(path)["states"]["denoiser"]["event"]["steps"] == 4
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
     assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
 
@@ -209,3 +213,58 @@ def test_a_signalled_process_leaves_nothing_half_done_and_continues(images, whol
     for name in ("model.pt", "ledger.json"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     assert not (tmp_path / "checkpoint.pt").exists()  # the run is complete
+
+
+# --- a run of several private loops -----------------------------------------------------------------------------
+
+
+class TwoLoops:
+    """Two DP-SGD mechanisms one after the other on one network, the second with a tighter clip."""
+
+    names = ("first", "second")
+
+    def __init__(self):
+        self.params = DpSgdParams(expected_batch_size=16, steps=4, max_grad_norm=1.0)
+
+    def run(self, images, path=None, die_at: tuple[str, int] | None = None):
+        with Streams(0).torch_default("net"):
+            net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        optimizer = torch.optim.Adam(net.parameters())
+        plan = tuple(self.params.mechanism(name, images.meta.n, ratio) for name, ratio in zip(self.names, (1, 2), strict=True))
+        ledger = Ledger(n=images.meta.n, delta=1e-3, target_epsilon=5.0, accountant="rdp")
+        private = PrivateData(
+            images, plan, Budget(5.0, 1e-3), "rdp", Streams(0), ledger,
+            checkpoint=Checkpoint(path, "print", Log("test"), 0.0),
+        )  # fmt: skip
+        done = []
+        for name, clip in zip(self.names, (1.0, 0.5), strict=True):
+            dp = private.dpsgd(name, net, optimizer, self.params.model_copy(update={"max_grad_norm": clip}))
+            for step in dp:
+                if (name, step.index) == die_at:
+                    raise Killed
+                done.append((name, step.index))
+                step.update(lambda x, y, dp=dp: dp.module(x).square().sum(1))
+        return [p.detach().clone() for p in net.parameters()], ledger.to_json(), done
+
+
+def test_a_run_cut_in_its_second_loop_does_not_repeat_the_first(images, tmp_path):
+    path, loops = tmp_path / "checkpoint.pt", TwoLoops()
+    weights, ledger, _ = loops.run(images)
+    with pytest.raises(Killed):
+        loops.run(images, path, ("second", 2))
+    again, ledger_again, done = loops.run(images, path)
+    assert done == [("second", 2), ("second", 3)]
+    assert all(torch.equal(a, b) for a, b in zip(again, weights, strict=True))
+    assert ledger_again == ledger
+    assert [event["steps"] for event in ledger["events"]] == [4, 4]
+
+
+def test_a_run_cut_between_its_loops(images, tmp_path):
+    path, loops = tmp_path / "checkpoint.pt", TwoLoops()
+    weights, ledger, _ = loops.run(images)
+    with pytest.raises(Killed):
+        loops.run(images, path, ("second", 0))
+    again, ledger_again, done = loops.run(images, path)
+    assert done == [("second", i) for i in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(again, weights, strict=True))
+    assert ledger_again == ledger

@@ -129,7 +129,7 @@ def test_exact_against_brute_force(name, k, b):
     exact = brute_force(net, x, y, k)
     engine = PerExampleGradients(net, k)
     assert engine.is_fast
-    engine.backward(lambda: row_losses(engine.module, x, y), b)
+    engine.backward(lambda *_: row_losses(engine.module, x, y), x[:b], y[:b])
     ours = [p.grad_sample for p in net.parameters() if p.requires_grad]
     assert_exact(ours, exact)
     assert all(p.grad is None for p in net.parameters())
@@ -159,7 +159,7 @@ def test_the_whole_network(engine, k, b):
         exact.append(torch.autograd.grad(loss, list(net.parameters())))
     gradients = PerExampleGradients(net, k, engine)
     assert gradients.is_fast == (engine == "auto")
-    gradients.backward(lambda: losses(gradients.module, x, y), b)
+    gradients.backward(lambda *_: losses(gradients.module, x, y), x[:b], y[:b])
     assert_exact([p.grad_sample for p in net.parameters()], [torch.stack(g) for g in zip(*exact, strict=True)], 2e-5)
 
 
@@ -168,11 +168,11 @@ def test_bfloat16_autocast_gives_float32_gradients_near_the_exact_ones():
     exact = brute_force(net, x, y, 3)
     engine = PerExampleGradients(net, 3)
 
-    def losses():
+    def losses(*_):
         with torch.autocast("cpu", torch.bfloat16):
             return row_losses(engine.module, x, y)
 
-    engine.backward(losses, 4)
+    engine.backward(losses, x[:4], y[:4])
     assert all(p.grad_sample.dtype == torch.float32 for p in net.parameters())
     assert_exact([p.grad_sample for p in net.parameters()], exact, 0.03)
 
@@ -187,7 +187,7 @@ def test_other_layers_take_the_slower_path_with_one_warning(layer):
         engine = PerExampleGradients(net, 2)
     assert len([w for w in caught if "fast" in str(w.message)]) == 1
     assert not engine.is_fast
-    engine.backward(lambda: row_losses(engine.module, x, y), 3)
+    engine.backward(lambda *_: row_losses(engine.module, x, y), x[:3], y[:3])
     assert_exact([p.grad_sample for p in net.parameters()], exact)
 
 
@@ -208,7 +208,7 @@ def test_layers_whose_input_is_not_contiguous(engine):
         net = Transposed(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Linear(5, 2))
     exact = brute_force(net, x, y, k)
     gradients = PerExampleGradients(net, k, engine)
-    gradients.backward(lambda: row_losses(gradients.module, x, y), 3)
+    gradients.backward(lambda *_: row_losses(gradients.module, x, y), x[:3], y[:3])
     assert_exact([p.grad_sample for p in net.parameters()], exact)
 
 
@@ -223,7 +223,7 @@ def test_an_unused_parameter_gets_a_zero_gradient():
 
     net, (x, y) = Unused(), inputs(4)
     engine = PerExampleGradients(net, 1)
-    engine.backward(lambda: row_losses(engine.module, x, y), 4)
+    engine.backward(lambda *_: row_losses(engine.module, x, y), x[:4], y[:4])
     assert net.spare.weight.grad_sample.shape == (4, 3, 3)
     assert not net.spare.weight.grad_sample.any()
 
@@ -246,7 +246,7 @@ def test_the_gradient_of_the_input_is_the_ordinary_one():
         x.requires_grad_(True)
         (expected,) = torch.autograd.grad(row_losses(net, x, y).sum(), x)
         engine = PerExampleGradients(net, 2)
-        engine.backward(lambda net=net, x=x, y=y: row_losses(net, x, y), 2)
+        engine.backward(lambda *_, net=net, x=x, y=y: row_losses(net, x, y), x[:2], y[:2])
         torch.testing.assert_close(x.grad, expected / 2, rtol=1e-5, atol=1e-6)
 
 
@@ -254,7 +254,7 @@ def test_memory_of_the_gradients_is_one_copy_per_example():
     net, k, b = make("two convs"), 8, 5
     x, y = inputs(k * b)
     engine = PerExampleGradients(net, k)
-    engine.backward(lambda: row_losses(engine.module, x, y), b)
+    engine.backward(lambda *_: row_losses(engine.module, x, y), x[:b], y[:b])
     held = sum(p.grad_sample.untyped_storage().nbytes() for p in net.parameters())
     assert held <= 1.01 * b * sum(4 * p.numel() for p in net.parameters())
 
@@ -276,10 +276,9 @@ def test_noise_multiplicity_lowers_the_variance_like_one_over_k():
         for repeat in range(200):
             generator = Streams(repeat).torch("diffusion", k)
             engine.backward(
-                lambda g=generator: dpdm_losses(
-                    engine.module, Edm(), images, labels, noise_multiplicity=k, label_dropout=0.0,
-                    null_label=2, generator=g,
-                ), 1,
+                lambda x, y, g=generator: dpdm_losses(
+                    engine.module, Edm(), x, y, noise_multiplicity=k, label_dropout=0.0, null_label=2, generator=g,
+                ), images, labels,
             )  # fmt: skip
             draws.append(net.network.head.weight.grad_sample.flatten())
         engine.close()
@@ -300,7 +299,7 @@ def test_folding_pixels_into_the_batch_axis_is_refused(engine):
     x, y = inputs(4)
     gradients = PerExampleGradients(Folding(nn.Linear(7, 2)), 2, engine)
     with pytest.raises(RuntimeError, match="rows on its first axis"):
-        gradients.backward(lambda: row_losses(gradients.module, x, y), 2)
+        gradients.backward(lambda *_: row_losses(gradients.module, x, y), x[:2], y[:2])
 
 
 def test_a_weight_used_outside_its_layer_is_refused():
@@ -311,10 +310,55 @@ def test_a_weight_used_outside_its_layer_is_refused():
     x, y = inputs(4)
     gradients = PerExampleGradients(Outside(nn.Linear(7, 7)), 1)
     with pytest.raises(RuntimeError, match="used outside its layer"):
-        gradients.backward(lambda: row_losses(gradients.module, x, y), 4)
+        gradients.backward(lambda *_: row_losses(gradients.module, x, y), x[:4], y[:4])
 
 
 def test_a_reparametrised_layer_is_not_taken_for_a_plain_one():
     layer = nn.utils.spectral_norm(nn.Conv2d(2, 2, 3))
     with pytest.warns(UserWarning, match="slower path"), pytest.raises(UserError, match="0:Conv2d"):
         PerExampleGradients(Sequential(layer), 1)
+
+
+def gradient_penalty(module, x, y):
+    """(|grad_x of the network's sum| - 1)^2, by torch.func: what the engine "vmap" is for."""
+    gradient = torch.func.grad(lambda x: module(x, y).sum())(x)
+    return (gradient.flatten(1).norm(dim=1) - 1).square()
+
+
+@pytest.mark.parametrize("name", ["two convs", "linear", "group norm first"])
+def test_second_order_gradients_are_exact_against_a_double_backward_per_example(name):
+    net, (x, y) = make(name), inputs(5)
+    parameters = list(net.parameters())
+    exact = []
+    for i in range(5):
+        image = x[i : i + 1].clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(net(image, y[i : i + 1]).sum(), image, create_graph=True)
+        loss = (gradient.flatten(1).norm(dim=1) - 1).square().sum() + row_losses(net, image, y[i : i + 1]).sum()
+        exact.append(torch.autograd.grad(loss, parameters))
+    engine = PerExampleGradients(net, 1, "vmap")
+    engine.backward(lambda x, y: gradient_penalty(engine.module, x, y) + row_losses(engine.module, x, y), x, y)
+    assert_exact([p.grad_sample for p in parameters], [torch.stack(g) for g in zip(*exact, strict=True)])
+    assert torch.equal(engine.module(x, y), net(x, y))  # outside a backward pass: the plain module
+    engine.close()
+
+
+def test_the_vmap_engine_needs_k_losses_per_example():
+    net, (x, y) = make("linear"), inputs(3)
+    engine = PerExampleGradients(net, 2, "vmap")
+    with pytest.raises(RuntimeError, match="needs 2 losses per example"):
+        engine.backward(lambda x, y: row_losses(engine.module, x, y), x, y)
+
+
+def test_the_vmap_engine_averages_the_rows_of_an_example():
+    net, (x, y) = make("linear"), inputs(3)
+    engine = PerExampleGradients(net, 2, "vmap")
+    engine.backward(lambda x, y: row_losses(engine.module, torch.cat([x, 2 * x]), y.repeat(2)), x, y)
+    rows = torch.cat([x, 2 * x])
+    assert_exact([p.grad_sample for p in net.parameters()], brute_force(net, rows, y.repeat(2), 2))
+
+
+def test_a_loss_that_is_not_finite_is_refused_by_the_vmap_engine():
+    net, (x, y) = make("linear"), inputs(3)
+    engine = PerExampleGradients(net, 1, "vmap")
+    with pytest.raises(UserError, match="not finite"):
+        engine.backward(lambda x, y: row_losses(engine.module, x, y) / 0, x, y)

@@ -1,0 +1,163 @@
+"""Noised gradients at generated images: privacy for a generator, not for a critic.
+
+A generator's loss on real data reaches its weights through the images it generated alone. So the gradient at the
+whole block of generated images is clipped jointly, noised, and back-propagated through the generator as
+post-processing: DP-Sinkhorn (Cao et al. 2021), GS-WGAN (Chen et al. 2020).
+
+The block's gradient may be any function of the records drawn, hence adding or removing one of them can turn a clipped
+block into its opposite: the sensitivity is twice the clip norm.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dpdm.checkpoint import Checkpoint
+from dpdm.config import Finite, Strict
+from dpdm.errors import UserError
+from dpdm.privacy.accounting import Mechanism
+from dpdm.privacy.ledger import Ledger
+from dpdm.privacy.loop import PrivateLoop, Stateful, Step
+from dpdm.rng import Streams
+
+BlockGradient = Callable[..., Tensor]
+Prepare = Callable[[Tensor, Tensor, int], Any]
+
+
+class BlockParams(Strict):
+    """What decides the privacy of noised block gradients, next to the noise; see the two kinds below."""
+
+    steps: Annotated[int, Field(ge=1)]
+    max_block_norm: Annotated[Finite, Field(gt=0)]  # L2 norm to which a whole block's gradient is clipped
+
+
+class PoissonBlocks(BlockParams):
+    """Every step draws a Poisson batch of records."""
+
+    expected_batch_size: Annotated[int, Field(ge=1)]
+
+    def mechanism(self, name: str, n: int) -> Mechanism:
+        """The planned mechanism on n records.
+
+        Raises:
+            UserError: the expected batch is larger than the data set.
+        """
+        if self.expected_batch_size > n:
+            raise UserError(
+                f"expected_batch_size = {self.expected_batch_size} is larger than the {n} training images; "
+                f"choose at most {n}"
+            )
+        return Mechanism(name, "poisson_subsampled_gaussian", self.expected_batch_size / n, self.steps)
+
+
+class ShardBlocks(BlockParams):
+    """Records are dealt to shards, independently and for good; every step draws one shard."""
+
+    shards: Annotated[int, Field(ge=1)]
+
+    def mechanism(self, name: str, n: int) -> Mechanism:
+        """The planned mechanism on n records.
+
+        Raises:
+            UserError: there are more shards than records.
+        """
+        if self.shards > n:
+            raise UserError(f"shards = {self.shards} is more than the {n} training images; choose at most {n}")
+        return Mechanism(name, "categorical_subsampled_gaussian", 1 / self.shards, self.steps)
+
+
+class BlockStep(Step):
+    """One private step; `release` must be called exactly once."""
+
+    def release(self, fakes: Tensor, gradient: BlockGradient) -> Tensor:
+        """The noised gradient at a block of generated images.
+
+        Args:
+            fakes: generated images [M, C, H, W] (or anything of the method's own), detached before they are shown.
+            gradient: maps (fakes, images, labels) of the records drawn - with shards (fakes, images, labels, state) -
+                to a gradient of the fakes' shape. Images are float in [-1, 1], [B, C, H, W], labels int64 [B]. Not
+                called when no record was drawn.
+
+        Returns:
+            The gradient clipped jointly to L2 norm `max_block_norm`, plus N(0, (2 max_block_norm z)^2) per
+            coordinate. Use it as `fakes.backward(...)`.
+
+        Raises:
+            RuntimeError: called twice, or a gradient of another shape.
+            UserError: the gradient is not finite.
+        """
+        self._begin()
+        try:
+            return self._loop.noised(fakes.detach(), gradient, self.index)
+        except UserError as error:
+            raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
+
+
+class BlockGradients(PrivateLoop[BlockStep]):
+    """Iterates over exactly `params.steps` private steps. Made by `PrivateData.block_gradients`.
+
+    With shards, what `prepare` made of a shard (a critic trained on it) stays in here, and every step gets a fresh
+    copy: nothing that a step does to it may reach a later one. For which shards were drawn before is secret, and only
+    when a step depends on the past through its releases alone do the steps compose as the accountant assumes.
+    """
+
+    step_type = BlockStep
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        images: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+        n: int,
+        params: PoissonBlocks | ShardBlocks,
+        prepare: Prepare | None,
+        ledger: Ledger,
+        event: int,
+        rng: Streams,
+        checkpoint: Checkpoint,
+        keep: Sequence[Stateful],
+    ):
+        super().__init__(name, params.steps, ledger, event, rng, checkpoint, keep)
+        self.params = params
+        self._images, self._n = images, n
+        self._prepare = prepare
+        self._prepared: dict[int, Any] = {}
+        if isinstance(params, ShardBlocks):
+            # Each record on its own, so that adding or removing one moves no other to another shard.
+            self._shard_of = rng.numpy("shards").integers(params.shards, size=n)
+
+    def noised(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
+        """What `BlockStep.release` says; the step was counted before."""
+        block = self._clipped(fakes, gradient, index)
+        noise = torch.randn(
+            block.shape, generator=self._rng.torch("noise", index, device=block.device), device=block.device
+        )
+        released = block + self.declared.noise_multiplier * self.declared.sensitivity * noise
+        self.released_grad_norm = float(released.norm())
+        return released
+
+    def _clipped(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
+        """The exact clipped block. Not a release."""
+        records, *state = self._draw(index)
+        block = gradient(fakes, *self._images(records), *state).detach() if len(records) else torch.zeros_like(fakes)
+        if block.shape != fakes.shape:
+            raise RuntimeError(f"{self.name}: a gradient {tuple(block.shape)} for a block {tuple(fakes.shape)}")
+        norm = torch.linalg.vector_norm(block)
+        if not torch.isfinite(norm):
+            raise UserError("a gradient is not finite; lower the learning rate or check the images")
+        return block * (self.params.max_block_norm / norm.clamp(min=self.params.max_block_norm))
+
+    def _draw(self, index: int) -> tuple[Any, ...]:
+        """The records of a step, and with shards their shard's state."""
+        if isinstance(self.params, PoissonBlocks):
+            return (np.flatnonzero(self._rng.numpy("poisson", index).random(self._n) < self.declared.sample_rate),)
+        shard = int(self._rng.numpy("shard", index).integers(self.params.shards))
+        records = np.flatnonzero(self._shard_of == shard)
+        if shard not in self._prepared and len(records) and self._prepare is not None:
+            self._prepared[shard] = self._prepare(*self._images(records), shard)
+        return records, copy.deepcopy(self._prepared.get(shard))

@@ -1,0 +1,113 @@
+"""A loop of private steps: handed out once each, counted in the ledger, and continued from a checkpoint."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from dpdm.checkpoint import Checkpoint
+from dpdm.errors import UserError
+from dpdm.privacy.ledger import Event, Ledger
+from dpdm.rng import Streams
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: a module, an optimizer, or a counter of a method's own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
+
+
+class Step:
+    """One private step; its release must be taken exactly once."""
+
+    def __init__(self, loop: "PrivateLoop", index: int):
+        self._loop, self.index, self.done = loop, index, False
+
+    def _begin(self) -> None:
+        if self.done:
+            raise RuntimeError("one private step can be updated only once")
+        self.done = True
+        self._loop.count_step()  # before anything is released; an empty batch counts as well
+
+
+StepType = TypeVar("StepType", bound=Step)
+
+
+class PrivateLoop(Generic[StepType]):
+    """Iterates over exactly `steps` private steps of one planned mechanism.
+
+    Args:
+        event: index of the mechanism's event in the ledger, which decides sampling and noise, so that what is done
+            and what is accounted cannot differ.
+        stateful: everything that the loop changes, for checkpoints.
+    """
+
+    step_type: type[StepType]
+
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        ledger: Ledger,
+        event: int,
+        rng: Streams,
+        checkpoint: Checkpoint,
+        stateful: Sequence[Stateful],
+    ):
+        self.name = name
+        self.declared = ledger.events[event]
+        self.released_grad_norm = 0.0
+        self._steps, self._ledger, self._event = steps, ledger, event
+        self._rng, self._checkpoint, self._stateful = rng, checkpoint, tuple(stateful)
+        self._next: int | None = None  # the first step not yet handed out; None before a checkpoint was looked for
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[StepType]:
+        """Yields the steps that are left: a second loop goes on where the first one was left, never from the start."""
+        if self._next is None:
+            self._next = self._resume()
+        with self._checkpoint.on_signal():
+            while self._next < self._steps:
+                step = self.step_type(self, self._next)
+                self._next += 1
+                yield step
+                if not step.done:
+                    raise RuntimeError(f"{self.name}: step {step.index} was not updated")
+                self._checkpoint.step_done(self.name, self._state)
+        self._checkpoint.finish(self.name, self._state)
+        self.close()
+
+    def count_step(self) -> None:
+        """Writes one more step into the ledger."""
+        self._ledger.count_step(self._event)
+
+    def close(self) -> None:
+        """Further private steps are impossible."""
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds: the event as spent so far, and every stateful object of the loop."""
+        return {
+            "next": self._next,
+            "event": asdict(self._ledger.events[self._event]),
+            "stateful": [item.state_dict() for item in self._stateful],
+        }
+
+    def _resume(self) -> int:
+        """Loads the checkpoint, if there is one of this mechanism; returns the first step to do."""
+        saved = self._checkpoint.restore(self.name)
+        if saved is None:
+            return 0
+        event = Event(**saved["event"])
+        if replace(event, steps=0) != self._ledger.events[self._event]:
+            raise UserError(f"{self._checkpoint.path} spent its budget otherwise than this run would; delete it")
+        for item, state in zip(self._stateful, saved["stateful"], strict=True):
+            item.load_state_dict(state)
+        self._ledger.events[self._event] = event
+        print(f"{self.name}: resumed at step {saved['next']} of {self._steps}", file=sys.stderr, flush=True)
+        return saved["next"]

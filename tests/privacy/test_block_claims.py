@@ -1,0 +1,220 @@
+"""What a noised gradient at generated images promises: sensitivity, sampling, noise, and no memory of secret draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dpdm.checkpoint import Checkpoint
+from dpdm.data import ImageSet
+from dpdm.errors import UserError
+from dpdm.privacy import Budget, Ledger, PoissonBlocks, PrivateData, ShardBlocks
+from dpdm.progress import Log
+from dpdm.rng import Streams
+
+FAKES = torch.zeros(3, 1, 2, 2)
+
+
+def random_images(n: int, seed: int = 0) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    return ImageSet(rng.integers(0, 256, (n, 1, 2, 2), np.uint8), np.arange(n) % 2, 2)
+
+
+def blocks(images: ImageSet, params, epsilon=math.inf, seed=0, prepare=None, checkpoint=None, keep=()):
+    ledger = Ledger(images.meta.n, 1e-3, epsilon, "rdp")
+    plan = [params.mechanism("g", images.meta.n)]
+    door = PrivateData(images, plan, Budget(epsilon, 1e-3), "rdp", Streams(seed), ledger, checkpoint=checkpoint)
+    return door.block_gradients("g", params, prepare, keep), ledger
+
+
+def spread(fakes, images, labels, state=None):
+    """A gradient that moves a lot with every record."""
+    return (100 * images.sum(0) + len(images) * torch.arange(12.0).view(3, 1, 2, 2)).expand(3, 1, 2, 2)
+
+
+KINDS = [
+    PoissonBlocks(steps=3, max_block_norm=0.5, expected_batch_size=5),
+    ShardBlocks(steps=3, max_block_norm=0.5, shards=4),
+]
+
+
+@pytest.mark.parametrize("params", KINDS)
+def test_one_record_moves_a_block_by_at_most_the_sensitivity(params):
+    whole = random_images(20)
+    less = ImageSet(whole.images[:-1], whole.labels[:-1], 2)
+    moved = 0.0
+    for seed in range(20):
+        (a, ledger), (b, _) = blocks(whole, params, seed=seed), blocks(less, params, seed=seed)
+        for x, y in zip(a, b, strict=True):
+            difference = x.release(FAKES, spread) - y.release(FAKES, lambda *args: -spread(*args))
+            moved = max(moved, float(difference.norm()))
+    assert moved <= ledger.events[0].sensitivity * (1 + 1e-6)
+    assert moved == pytest.approx(2 * params.max_block_norm)  # the bound is reached: a block and its opposite
+
+
+def test_the_block_is_clipped_as_a_whole_and_left_alone_below_the_bound():
+    params = PoissonBlocks(steps=2, max_block_norm=0.5, expected_batch_size=4)
+    loop, _ = blocks(random_images(4), params)
+    large, small = torch.full((3, 1, 2, 2), 7.0), torch.full((3, 1, 2, 2), 0.01)
+    steps = iter(loop)
+    out = next(steps).release(FAKES, lambda *_: large)
+    assert float(out.norm()) == pytest.approx(0.5)
+    torch.testing.assert_close(out / out.norm(), large / large.norm())
+    assert torch.equal(next(steps).release(FAKES, lambda *_: small), small)
+
+
+@pytest.mark.parametrize("params", KINDS)
+def test_the_noise_has_the_declared_standard_deviation(params):
+    params = params.model_copy(update={"steps": 2000})
+    loop, ledger = blocks(random_images(20), params, epsilon=1.0)
+    values = torch.stack([step.release(FAKES, lambda fakes, *_: torch.zeros_like(fakes)) for step in loop])
+    event = ledger.events[0]
+    assert event.sensitivity == 2 * params.max_block_norm
+    expected = event.noise_multiplier * event.sensitivity
+    assert float(values.std()) == pytest.approx(expected, rel=0.02)
+    assert float(values.mean()) == pytest.approx(0, abs=5 * expected / math.sqrt(values.numel()))
+    flat = values.flatten(1)
+    assert abs(float((flat[:-1] * flat[1:]).mean())) < 0.05 * expected**2  # every step has noise of its own
+
+
+def test_poisson_batches_draw_every_record_at_the_declared_rate():
+    params = PoissonBlocks(steps=2000, max_block_norm=1.0, expected_batch_size=2)
+    images = ImageSet(np.arange(8, dtype=np.uint8).repeat(4).reshape(8, 1, 2, 2), np.zeros(8, np.int64), 1)
+    seen = np.zeros(8)
+
+    def count(fakes, x, y):
+        seen[((x[:, 0, 0, 0] + 1) * 127.5).round().long().numpy()] += 1
+        return torch.zeros_like(fakes)
+
+    loop, ledger = blocks(images, params)
+    for step in loop:
+        step.release(FAKES, count)
+    assert seen / 2000 == pytest.approx(np.full(8, 0.25), abs=0.05)
+    assert ledger.events[0].sample_rate == 0.25
+
+
+def shards_of(images: ImageSet, shards: int, seed: int = 0) -> list[frozenset]:
+    """Which pixel values were seen together, over many steps."""
+    groups = set()
+
+    def look(fakes, x, y, state):
+        groups.add(frozenset(((x[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()))
+        return torch.zeros_like(fakes)
+
+    loop, _ = blocks(images, ShardBlocks(steps=300, max_block_norm=1.0, shards=shards), seed=seed)
+    for step in loop:
+        step.release(FAKES, look)
+    return sorted(groups, key=sorted)
+
+
+def test_shards_are_a_partition_that_one_record_less_changes_in_one_place():
+    values = np.arange(40, dtype=np.uint8)
+    images = ImageSet(values.repeat(4).reshape(40, 1, 2, 2), np.zeros(40, np.int64), 1)
+    groups = shards_of(images, 4)
+    assert sorted(v for group in groups for v in group) == values.tolist()
+    less = shards_of(ImageSet(images.images[:-1], images.labels[:-1], 1), 4)
+    assert less == sorted((group - {39} for group in groups), key=sorted)
+
+
+def test_shards_are_drawn_uniformly():
+    drawn = []
+    params = ShardBlocks(steps=2000, max_block_norm=1.0, shards=4)
+    loop, ledger = blocks(random_images(40), params, prepare=lambda x, y, shard: shard)
+
+    def look(fakes, x, y, shard):
+        drawn.append(shard)
+        return torch.zeros_like(fakes)
+
+    for step in loop:
+        step.release(FAKES, look)
+    assert np.bincount(drawn) / 2000 == pytest.approx(np.full(4, 0.25), abs=0.05)
+    assert ledger.events[0].mechanism == "categorical_subsampled_gaussian"
+    assert ledger.events[0].sample_rate == 0.25
+
+
+def test_a_step_leaves_no_trace_in_a_shards_state():
+    """Which shards were drawn before is secret: what a step does to a critic must not reach a later step."""
+    prepared = []
+
+    def prepare(x, y, shard):
+        prepared.append(shard)
+        return {"visits": torch.zeros(1)}
+
+    def visit(fakes, x, y, state):
+        assert float(state["visits"]) == 0
+        state["visits"] += 1
+        return torch.zeros_like(fakes)
+
+    loop, _ = blocks(random_images(20), ShardBlocks(steps=50, max_block_norm=1.0, shards=3), prepare=prepare)
+    for step in loop:
+        step.release(FAKES, visit)
+    assert sorted(prepared) == [0, 1, 2]  # each shard once
+
+
+@pytest.mark.parametrize("params", KINDS)
+def test_steps_are_counted_even_when_no_record_was_drawn(params):
+    rare = params.model_copy(update={"steps": 30})
+    loop, ledger = blocks(random_images(4), rare.model_copy(update={"shards": 4} if params is KINDS[1] else
+                                                             {"expected_batch_size": 1}), seed=3)  # fmt: skip
+    calls = []
+    for step in loop:
+        step.release(FAKES, lambda fakes, x, *_: calls.append(len(x)) or torch.ones_like(fakes))
+    assert ledger.events[0].steps == 30
+    assert len(calls) < 30  # some step drew nothing
+    assert 0 not in calls
+
+
+def test_the_fakes_are_shown_detached():
+    loop, _ = blocks(random_images(8), KINDS[0])
+    fakes = FAKES.clone().requires_grad_(True)
+    for step in loop:
+        step.release(fakes, lambda f, *_: torch.ones_like(f) * (not f.requires_grad))
+
+
+def test_misuse_is_refused():
+    images = random_images(8)
+    loop, _ = blocks(images, KINDS[0])
+    step = next(iter(loop))
+    step.release(FAKES, spread)
+    with pytest.raises(RuntimeError, match="only once"):
+        step.release(FAKES, spread)
+    loop, _ = blocks(images, PoissonBlocks(steps=3, max_block_norm=0.5, expected_batch_size=8))
+    with pytest.raises(RuntimeError, match=r"a gradient \(2,\) for a block"):
+        next(iter(loop)).release(FAKES, lambda *_: torch.ones(2))
+    loop, _ = blocks(images, PoissonBlocks(steps=3, max_block_norm=0.5, expected_batch_size=8))
+    with pytest.raises(UserError, match="g, step 0: a gradient is not finite"):
+        next(iter(loop)).release(FAKES, lambda f, *_: torch.full_like(f, math.nan))
+    with pytest.raises(UserError, match="larger than the 8 training images"):
+        PoissonBlocks(steps=1, max_block_norm=1.0, expected_batch_size=9).mechanism("g", 8)
+    with pytest.raises(UserError, match="shards = 9 is more than the 8"):
+        ShardBlocks(steps=1, max_block_norm=1.0, shards=9).mechanism("g", 8)
+    door = PrivateData(
+        images, [KINDS[0].mechanism("g", 8)], Budget(1.0, 1e-3), "rdp", Streams(0), Ledger(8, 1e-3, 1.0, "rdp")
+    )
+    with pytest.raises(UserError, match="planned as poisson_subsampled_gaussian"):
+        door.block_gradients("g", KINDS[1])
+    with pytest.raises(UserError, match="planned with another batch size"):
+        door.block_gradients("g", KINDS[0].model_copy(update={"steps": 4}))
+
+
+@pytest.mark.parametrize("params", KINDS)
+def test_cut_and_continued_equals_uninterrupted(params, tmp_path):
+    images, params = random_images(20), params.model_copy(update={"steps": 6})
+
+    def run(path, die_at=None):
+        torch_net = nn.Linear(1, 1)
+        nn.init.ones_(torch_net.weight)
+        checkpoint = Checkpoint(path, "print", Log("test"), 0.0)
+        loop, ledger = blocks(images, params, 2.0, prepare=lambda x, y, s: s, checkpoint=checkpoint, keep=[torch_net])
+        for step in loop:
+            if step.index == die_at:
+                return None
+            with torch.no_grad():
+                torch_net.weight += step.release(FAKES, spread).sum()
+        return float(torch_net.weight.detach()), ledger.to_json()
+
+    expected = run(None)
+    assert run(tmp_path / "c.pt", 4) is None
+    assert run(tmp_path / "c.pt") == expected
