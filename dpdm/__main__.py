@@ -92,15 +92,12 @@ def verb_sample(args: argparse.Namespace) -> None:
 
     spec = config.parse_spec(config.SampleSpec, args.spec)
     coordinates = spec.coordinates
-    saved = artifacts.read_tensors(args.model)
-    if saved.get("impl") != spec.impl:
-        raise UserError(f"{args.model} was made by {saved.get('impl')}, not by {spec.impl}; train the run again")
+    chosen = method.load_method(spec.impl, "generator")
+    model = chosen.Model.from_state(_saved_state(args.model, spec.impl))
     meta = artifacts.read_json(args.dataset, ("num_classes",))
-    chosen = method.load_method(spec.impl)
     where = f"methods.{coordinates.method}.samplers.{coordinates.sampler}"
     sampler = config.parse_params(chosen.SamplerParams, spec.sampler_params, where)
     labels = data.balanced_labels(spec.synthetic_images, meta["num_classes"])
-    model = chosen.Model.from_state(saved["state"])
     images = model.sample(labels, sampler, Streams(coordinates.seed, f"sample/{coordinates.sampler}"))
     data.write_images(args.out, data.ImageSet(images, labels, meta["num_classes"], f"samples of {coordinates.method}"))
 
@@ -133,6 +130,25 @@ def verb_score(args: argparse.Namespace) -> None:
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, coordinates.seed, evaluation.protocol)
     artifacts.write_json(args.fidelity, common | {"extractor": facts, "metrics": distances})
     artifacts.write_json(args.utility, common | {"protocol": evaluation.protocol, "metrics": accuracies})
+
+
+def verb_score_classifier(args: argparse.Namespace) -> None:
+    """score a classifier method: the accuracy of its model on real test images"""
+    from dpdm import data, method
+    from dpdm.evaluation import classifiers
+    from dpdm.provenance import provenance
+
+    spec = config.parse_spec(config.ClassifierScoreSpec, args.spec)
+    chosen = method.load_method(spec.impl, "classifier")
+    model = chosen.Model.from_state(_saved_state(args.model, spec.impl))
+    content = {
+        "coordinates": spec.coordinates.model_dump(mode="json"),
+        "provenance": provenance(),
+        "num_synthetic": 0,
+        "protocol": config.DIRECT,
+        "metrics": classifiers.measure_trained(model.predict, model.family, data.read_images(args.test)),
+    }
+    artifacts.write_json(args.utility, content)
 
 
 def verb_collect(args: argparse.Namespace) -> None:
@@ -172,6 +188,7 @@ def verb_figures(args: argparse.Namespace) -> None:
 def verb_report(args: argparse.Namespace) -> None:
     """write the self-contained report.html"""
     from dpdm.report import collect, html
+    from dpdm.report.published import read_published
 
     text = html.render_report(
         _study(args.study),
@@ -181,8 +198,16 @@ def verb_report(args: argparse.Namespace) -> None:
         dict(map(_named_path, args.curves)),
         dict(map(_named_path, args.grids)),
         args.command,
+        published=read_published(args.published, args.privacy_status),
     )
     artifacts.write_text(args.out, text)
+
+
+def _saved_state(path: Path, impl: str) -> dict:
+    saved = artifacts.read_tensors(path)
+    if saved.get("impl") != impl:
+        raise UserError(f"{path} was made by {saved.get('impl')}, not by {impl}; train the run again")
+    return saved["state"]
 
 
 def _study(path: Path) -> config.Study:
@@ -238,12 +263,13 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
     add(verb_score, "synthetic", "train", "test", "extractor", "fidelity", "utility", spec=True)
+    add(verb_score_classifier, "model", "test", "utility", spec=True)
     add(verb_collect, "study", "metrics", "audits").add_argument("folders", type=Path, nargs="+")
     add(verb_tables, "metrics", "audits", "results", "audit")
     figures = add(verb_figures, "metrics", "real", "curves", "grid")
     figures.add_argument("--dataset", required=True)
     figures.add_argument("samples", nargs="*", metavar="METHOD,EPSILON,SEED=NPZ")
-    report = add(verb_report, "study", "metrics", "audits", "benchmarks", "out")
+    report = add(verb_report, "study", "metrics", "audits", "benchmarks", "published", "privacy-status", "out")
     report.add_argument("--curves", nargs="*", default=[], metavar="DATASET=SVG")
     report.add_argument("--grids", nargs="*", default=[], metavar="DATASET=PNG")
     report.add_argument("--command", required=True, help="what made the results, to print in the report")

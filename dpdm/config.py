@@ -9,7 +9,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
     PlainSerializer,
     RootModel,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,6 +30,7 @@ from dpdm.errors import UserError
 
 NAME = r"^[a-z][a-z0-9_]*$"
 ANCHORS = ("real", "label_only")
+DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 RESERVED_STUDIES = ("data", "published", "examples")
 
 
@@ -85,23 +87,42 @@ DELTA_RULE = "1/(2n)"
 class SourceSpec(Strict):
     """Where the images of a dataset come from; its change, and nothing else, prepares the dataset again."""
 
-    source: Literal["digits", "mnist", "fashion_mnist", "npz"]
-    data_dir: str | None = None  # folder of the IDX files; else $DPDM_DATA_DIR/<source>, else data/<source>
+    # Of each source: the keys it needs, and those it may have.
+    KEYS: ClassVar[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+        "digits": ((), ()),
+        "mnist": ((), ("data_dir",)),
+        "fashion_mnist": ((), ("data_dir",)),
+        "cifar10": ((), ("data_dir",)),
+        "celeba": (("image_size",), ("data_dir", "label")),
+        "folder": (("data_dir", "image_size", "num_classes"), ("channels",)),
+        "npz": (("train", "test", "num_classes"), ()),
+    }
+
+    source: Literal["digits", "mnist", "fashion_mnist", "cifar10", "celeba", "folder", "npz"]
+    data_dir: str | None = None  # folder of the files; else $DPDM_DATA_DIR/<source>, else data/<source>
+    image_size: Annotated[int, Field(ge=8)] | None = None  # height and width to bring image files to
+    channels: Literal[1, 3] | None = None  # source folder: grey or RGB (the default)
+    label: str | None = None  # celeba: the attribute that makes two classes, 0 without and 1 with it; else one class
     train: str | None = None  # source npz: files with `images` (uint8 NCHW) and `labels`
     test: str | None = None
-    num_classes: Annotated[int, Field(ge=1)] | None = None  # source npz: public, never counted from the labels
+    num_classes: Annotated[int, Field(ge=1)] | None = None  # folder and npz: public, never counted from the labels
 
     def files(self) -> list[str]:
         """The user's own files that the images come from."""
         return [path for path in (self.train, self.test) if path is not None]
 
     @model_validator(mode="after")
-    def _npz_has_files(self) -> "SourceSpec":
-        needed = {"train": self.train, "test": self.test, "num_classes": self.num_classes}
-        if self.source == "npz" and None in needed.values():
-            raise ValueError("source npz needs the keys train, test and num_classes")
-        if self.source != "npz" and any(value is not None for value in needed.values()):
-            raise ValueError(f"the keys train, test and num_classes belong to source npz, not to {self.source}")
+    def _keys_belong_to_the_source(self) -> "SourceSpec":
+        needed, optional = self.KEYS[self.source]
+        given = [name for name in SourceSpec.model_fields if name != "source" and getattr(self, name) is not None]
+        for name in needed:
+            if name not in given:
+                raise ValueError(f"source {self.source} lacks the key {name}; it needs {', '.join(needed)}")
+        for name in given:
+            if name not in needed + optional:
+                raise ValueError(
+                    f"source {self.source} has no key {name}; its keys: {', '.join(needed + optional) or 'none'}"
+                )
         return self
 
 
@@ -135,13 +156,34 @@ class Override(Strict):
     samplers: dict[Name, Recipe] = {}
 
 
+class TuningSpec(Strict):
+    """What it took to find a recipe: printed in the report, and part of no run."""
+
+    settings: Annotated[int, Field(ge=0)]  # tried before this recipe was settled on; 0: fixed beforehand
+    data: Annotated[str, Field(pattern=r"\S")]  # on which they were tried
+
+
 class MethodSpec(Strict):
     """One method of a study: code, recipe, samplers."""
 
     impl: Impl
+    # A generator draws images, which are judged; a classifier is judged itself: it has no samplers and no images.
+    kind: Literal["generator", "classifier"] = "generator"
     params: Recipe = {}
-    samplers: Annotated[dict[Name, Recipe], Field(min_length=1)] = {"default": {}}
+    samplers: dict[Name, Recipe] = Field(
+        default_factory=lambda fields: {} if fields.get("kind") == "classifier" else {"default": {}}
+    )
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
+    tuning: TuningSpec | None = None  # None: not stated
+
+    @field_validator("samplers")
+    @classmethod
+    def _samplers(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if value and info.data.get("kind") == "classifier":
+            raise ValueError("a classifier draws no images; leave samplers out, or set kind: generator")
+        if not value and info.data.get("kind") == "generator":
+            raise ValueError("a generator needs a sampler; leave samplers out for one called default")
+        return value
 
 
 class EvaluationSpec(Strict):
@@ -205,6 +247,13 @@ class ScoreSpec(Strict):
     evaluation: EvaluationSpec
 
 
+class ClassifierScoreSpec(Strict):
+    """All that decides the accuracy of a classifier method, given the model."""
+
+    coordinates: Coordinates
+    impl: Impl
+
+
 class Study(Strict):
     """A whole study: one YAML file."""
 
@@ -246,9 +295,13 @@ class Study(Strict):
                 if unknown:
                     raise ValueError(
                         f"methods.{method}.overrides[{number}].samplers: no sampler {unknown.pop()!r}; "
-                        f"the method has {', '.join(spec.samplers)}"
+                        f"the method has {', '.join(spec.samplers) or 'none, being a classifier'}"
                     )
         return self
+
+    def is_classifier(self, method: str) -> bool:
+        """Whether `method` (or an anchor) has no images and is judged itself."""
+        return method in self.methods and self.methods[method].kind == "classifier"
 
     def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
         """The resolved spec of one run of the grid."""
@@ -288,6 +341,10 @@ class Study(Strict):
     def score(self, coordinates: Coordinates) -> ScoreSpec:
         """The resolved spec of one scoring job."""
         return ScoreSpec(coordinates=coordinates, evaluation=self.evaluation)
+
+    def score_classifier(self, run: RunSpec) -> ClassifierScoreSpec:
+        """The resolved spec of the one scoring job of a classifier's run."""
+        return ClassifierScoreSpec(coordinates=run.coordinates(), impl=run.impl)
 
     def anchor_coordinates(self) -> list[Coordinates]:
         """The anchor rows: real images and label-only noise, once per dataset and seed."""
@@ -471,8 +528,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> tuple:
-    """What chooses this model in a union by its key `kind`."""
-    return getattr(model.model_fields["kind"].annotation, "__args__", ()) if "kind" in model.model_fields else ()
+    """What chooses this model in a union by its key `kind`, which then has one possible value."""
+    tags = getattr(model.model_fields["kind"].annotation, "__args__", ()) if "kind" in model.model_fields else ()
+    return tags if len(tags) == 1 else ()
 
 
 def check_writable(folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The contract of a generative method, how one is found, and how the harness runs it."""
+"""The contracts of a generator and of a classifier, how one is found, and how the harness runs it."""
 
 import importlib
 from pathlib import Path
@@ -23,7 +23,7 @@ class NoParams(Strict):
 
 
 class Model(Protocol):
-    """What a method learnt: post-processing of its releases."""
+    """What a generator learnt: post-processing of its releases."""
 
     def sample(self, labels: np.ndarray, sampler: Any, rng: Streams) -> np.ndarray:
         """One image per label: uint8 [n, C, H, W]. Image i depends on label i and its own streams alone."""
@@ -36,12 +36,26 @@ class Model(Protocol):
         """The inverse of `state`."""
 
 
-class GenerativeMethod(Protocol):
-    """One generative method. A class with these members, named in a study as `impl: module:Class`, is all it takes."""
+class ClassifierModel(Protocol):
+    """What a classifier learnt: post-processing of its releases. Test labels never reach it."""
+
+    family: str  # the kind of classifier, one of the study's: its accuracy stands in the column `acc_<family>`
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The class (int64 [n]) of each image (uint8 [n, C, H, W]), whatever batch it comes in."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and JSON values only."""
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state`."""
+
+
+class Method(Protocol):
+    """What generators and classifiers share: a class with these members, named in a study as `impl: module:Class`."""
 
     Params: ClassVar[type[BaseModel]]  # the study's `params:`
-    SamplerParams: ClassVar[type[BaseModel]]  # one entry of the study's `samplers:`
-    Model: ClassVar[type[Model]]
 
     def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
         """Every mechanism that `fit` will ask for, from public facts alone.
@@ -50,18 +64,39 @@ class GenerativeMethod(Protocol):
             UserError: the method cannot serve such a data set with these parameters.
         """
 
-    def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Model:
+    def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Model | ClassifierModel:
         """Learns from the private images through the planned mechanisms."""
 
 
-MEMBERS = ("Params", "SamplerParams", "Model", "plan", "fit")
+class GenerativeMethod(Method, Protocol):
+    """One generative method: `kind: generator`, the default."""
+
+    SamplerParams: ClassVar[type[BaseModel]]  # one entry of the study's `samplers:`
+    Model: ClassVar[type[Model]]
 
 
-def load_method(impl: str) -> GenerativeMethod:
+class ClassifierMethod(Method, Protocol):
+    """One classifier, trained on the private images themselves: `kind: classifier`. It draws no images."""
+
+    Model: ClassVar[type[ClassifierModel]]
+
+
+MEMBERS = ("Params", "Model", "plan", "fit")
+MEMBERS_OF_KIND = {
+    "generator": ("SamplerParams", "Model.sample"),
+    "classifier": ("Model.predict",),
+}
+
+
+def load_method(impl: str, kind: str | None = None) -> Method:
     """The method named `module:Class`.
 
+    Args:
+        impl: where it is.
+        kind: "generator" or "classifier", checked if given: training is the same for both.
+
     Raises:
-        UserError: it cannot be imported, or is not a method.
+        UserError: it cannot be imported, is not a method, or is one of the other kind.
     """
     module_name, _, class_name = impl.partition(":")
     try:
@@ -75,21 +110,39 @@ def load_method(impl: str) -> GenerativeMethod:
     except Exception as error:  # not a class, or one that cannot be made without arguments: another name was meant
         reason = str(error).partition("\n")[0]
         raise UserError(f"impl {impl}: {class_name}() failed ({type(error).__name__}: {reason})") from error
-    missing = [member for member in MEMBERS if not hasattr(method, member)]
+    missing = _missing(method, MEMBERS)
+    if kind is not None:
+        (other,) = set(MEMBERS_OF_KIND) - {kind}
+        lacking = _missing(method, MEMBERS_OF_KIND[kind])
+        if lacking and not missing and not _missing(method, MEMBERS_OF_KIND[other]):
+            raise UserError(f"impl {impl}: lacks {', '.join(lacking)}, so it is no {kind}; set kind: {other}")
+        missing += lacking
     if missing:
         raise UserError(f"impl {impl}: lacks {', '.join(missing)}; see docs/adding_a_method.md")
     return method
 
 
-def prepare_run(spec: RunSpec, meta: ImageMeta) -> tuple[GenerativeMethod, Any, tuple[Mechanism, ...], Budget]:
+def _missing(method: Any, members: tuple[str, ...]) -> list[str]:
+    """The members that `method` lacks; `Model.sample` is one of its model."""
+
+    def has(member: str) -> bool:
+        owner, _, name = member.rpartition(".")
+        return hasattr(getattr(method, owner, None) if owner else method, name)
+
+    return [member for member in members if not has(member)]
+
+
+def prepare_run(
+    spec: RunSpec, meta: ImageMeta, kind: str | None = None
+) -> tuple[Method, Any, tuple[Mechanism, ...], Budget]:
     """Everything about a run that can be known, and refused, before it trains.
 
     Raises:
-        UserError: the method cannot be imported, its params break its schema, it cannot serve the data set,
-            or the budget is impossible.
+        UserError: the method cannot be imported or is not of `kind`, its params break its schema, it cannot serve
+            the data set, or the budget is impossible.
     """
     where = f"methods.{spec.method}"
-    method = load_method(spec.impl)
+    method = load_method(spec.impl, kind)
     params = parse_params(method.Params, spec.params, f"{where}.params")
     try:
         budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
@@ -105,7 +158,7 @@ def train(
     device: str = "cpu",
     checkpoint: Path | None = None,
     checkpoint_interval: float = 300.0,
-) -> tuple[Model, Ledger]:
+) -> tuple[Model | ClassifierModel, Ledger]:
     """Runs one method behind a fresh door, or continues where `checkpoint` says.
 
     The harness, not the method, makes the door and keeps the ledger.

@@ -36,8 +36,9 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         if spec.dataset not in metas:
             continue
         try:
-            method, params, plan, budget = prepare_run(spec, metas[spec.dataset])
-            for sampler in study.methods[spec.method].samplers:
+            entry = study.methods[spec.method]
+            method, params, plan, budget = prepare_run(spec, metas[spec.dataset], entry.kind)
+            for sampler in entry.samplers:
                 where = f"methods.{spec.method}.samplers.{sampler}"
                 chosen = parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
                 if hasattr(method, "check_sampler"):  # the one optional member of a method
@@ -63,10 +64,13 @@ def describe(study: Study) -> str:
     """The grid in words: numbers of runs and jobs; then per dataset, method and epsilon what it spends on what."""
     planned = planned_runs(study)
     synthetic = sum(len(study.methods[run.spec.method].samplers) for run in planned)
+    classifiers = sum(study.is_classifier(run.spec.method) for run in planned)
     anchors = len(study.anchor_coordinates())
     lines = [
         f"study {study.study}: {len(planned)} runs ({len(study.seeds)} seeds each), {synthetic} synthetic sets, "
-        f"{anchors} anchor rows; jobs: {len(planned)} train, {synthetic} sample, {synthetic + anchors} score"
+        + (f"{classifiers} trained classifiers, " if classifiers else "")
+        + f"{anchors} anchor rows; jobs: {len(planned)} train, {synthetic} sample, "
+        f"{synthetic + classifiers + anchors} score"
     ]
     shown = set()
     for run in planned:
@@ -89,4 +93,5 @@ def describe_event(event: Event) -> str:
     noise = f"noise multiplier {event.noise_multiplier:.4g}"
     if event.mechanism == "gaussian":
         return f"{event.name}: Gaussian, {noise}"
-    return f"{event.name}: {event.steps} x Poisson-subsampled Gaussian, q = {event.sample_rate:.4g}, {noise}"
+    kind = "Poisson-subsampled" if event.mechanism == "poisson_subsampled_gaussian" else "one-shard-of-many"
+    return f"{event.name}: {event.steps} x {kind} Gaussian, q = {event.sample_rate:.4g}, {noise}"

@@ -127,6 +127,10 @@ class Model:
     def __init__(self, network: UNet, shape: tuple[int, int, int], num_classes: int, params: "ModelParams"):
         self.network, self.shape, self.num_classes, self.params = network, shape, num_classes, params
 
+    def to(self, device: str | torch.device) -> None:
+        """Where `sample` computes from now on."""
+        self.network.to(device)
+
     @torch.no_grad()
     def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
         """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream.

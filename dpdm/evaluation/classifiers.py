@@ -61,8 +61,7 @@ def measure(
     Raises:
         UserError: unknown names, sets that do not match, an empty set, or synthetic images of one class only.
     """
-    if not len(test.labels):
-        raise UserError(f"{test.origin}: there are no test images; prepare the data set again")
+    _refuse_empty(test)
     if synthetic.meta.num_classes != test.meta.num_classes:
         raise UserError(
             f"{synthetic.origin} has {synthetic.meta.num_classes} classes but {test.origin} has "
@@ -74,6 +73,28 @@ def measure(
         value = accuracy_percent(predicted, test.labels)
         rows.append({"metric": f"acc_{name}", "reference": "test", "value": value})
     return rows
+
+
+def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, test: ImageSet) -> list[dict[str, Any]]:
+    """Accuracy of a classifier that somebody else trained, as the one row of its family, in the form of `measure`.
+
+    Args:
+        predict: maps uint8 images [n, C, H, W] to classes (int64 [n]).
+        family: a name of CLASSIFIERS: in which column it competes.
+        test: real images and labels; the labels are touched here alone.
+
+    Raises:
+        UserError: an unknown family, no test images, or predictions that are no classes.
+    """
+    _named(CLASSIFIERS, family, "family of classifiers")
+    _refuse_empty(test)
+    predicted = predict(test.images)
+    if predicted.dtype != np.int64 or predicted.shape != test.labels.shape:
+        raise UserError(
+            f"predict gave {predicted.dtype} {predicted.shape} for {len(test.labels)} images; "
+            "it must give one int64 class per image"
+        )
+    return [{"metric": f"acc_{family}", "reference": "test", "value": accuracy_percent(predicted, test.labels)}]
 
 
 def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, seed: int, protocol: str) -> np.ndarray:
@@ -94,6 +115,11 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
     if len(np.unique(synthetic.labels)) < 2:
         raise UserError(f"{synthetic.origin}: a classifier needs images of two classes at least; sample more classes")
     return fit(synthetic, constants, Streams(seed, "classifier"))(images)
+
+
+def _refuse_empty(test: ImageSet) -> None:
+    if not len(test.labels):
+        raise UserError(f"{test.origin}: there are no test images; prepare the data set again")
 
 
 def _named(registry: dict[str, Any], name: str, kind: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS, Coordinates, Epsilon, Strict, Study, epsilon_text, parse_params
+from dpdm.config import ANCHORS, DIRECT, Coordinates, Epsilon, Strict, Study, epsilon_text, parse_params
 from dpdm.errors import UserError
 
 # Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as it stands in paths.
@@ -177,22 +177,29 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
 
 
 def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str]:
-    """One line per run and sampler whose fidelity, utility or audit is missing, in the order of the grid."""
+    """One line per run and sampler whose fidelity, utility or audit is missing, in the order of the grid.
+
+    A classifier has one accuracy, of its own family, and no fidelity.
+    """
     found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
     fidelity = {
         (*_run_key(row), row["sampler"]) for row in metrics.to_dict("records") if not row["metric"].startswith("acc_")
     }
+    judged = {_run_key(row) for row in metrics[metrics["protocol"] == DIRECT].to_dict("records")}
     audited = {_run_key(row) for row in audits.to_dict("records")}
     lines = []
     for c in _score_coordinates(study):
         row = _coordinate_row(c)
         key, sampler = _run_key(row), row["sampler"]
-        missing = [] if (*key, sampler) in fidelity else ["fidelity"]
-        lacking = [n for n in study.evaluation.classifiers if (*key, sampler, f"acc_{n}") not in found]
-        if len(lacking) == len(study.evaluation.classifiers):
-            missing.append("utility")
+        if study.is_classifier(c.method):
+            missing = [] if key in judged else ["accuracy"]
         else:
-            missing += [f"accuracy of {name}" for name in lacking]
+            missing = [] if (*key, sampler) in fidelity else ["fidelity"]
+            lacking = [n for n in study.evaluation.classifiers if (*key, sampler, f"acc_{n}") not in found]
+            if len(lacking) == len(study.evaluation.classifiers):
+                missing.append("utility")
+            else:
+                missing += [f"accuracy of {name}" for name in lacking]
         if c.epsilon is not None and key not in audited:
             missing.append("audit")
         if missing:
@@ -207,8 +214,12 @@ def _place(c: Coordinates) -> str:
 
 
 def _score_coordinates(study: Study) -> list[Coordinates]:
-    sampled = [run.coordinates(sampler) for run in study.runs() for sampler in study.methods[run.method].samplers]
-    return sampled + study.anchor_coordinates()
+    scored = [
+        run.coordinates(sampler)
+        for run in study.runs()
+        for sampler in ([None] if study.is_classifier(run.method) else study.methods[run.method].samplers)
+    ]
+    return scored + study.anchor_coordinates()
 
 
 def _result_files(folders: Sequence[Path]) -> list[Path]:

@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS, epsilon_text
+from dpdm.config import ANCHORS, DIRECT, epsilon_text
 from dpdm.errors import UserError
 from dpdm.report.tables import (
     ANCHOR_LABELS,
     MetricColumn,
     epsilon_label,
+    method_labels,
     metric_columns,
     several_samplers,
     summarise,
@@ -89,14 +90,16 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     """One figure of a dataset: the distance (FD or FID) and each accuracy against epsilon.
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
-    The dashed line is the real ceiling, the dotted one the label-only floor. Colours and markers follow the order
-    of methods in the whole of `metrics`, so that all datasets of a study agree.
+    The dashed line is the real ceiling, the dotted one the label-only floor; a classifier trained on the private
+    images has hollow markers, and a curve in its own panel alone. Colours and markers follow the order of methods
+    in the whole of `metrics`, so that all datasets of a study agree.
     """
     chosen = metrics[metrics["dataset"] == dataset]
     columns = [c for c in metric_columns(chosen) if c.metric.startswith(("fid", "fd_", "acc_"))]
     runs = metrics[~metrics["method"].isin(ANCHORS)]
     series = list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
-    named = several_samplers(metrics)
+    named, labels = several_samplers(metrics), method_labels(metrics)
+    hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
     rows = max(math.ceil(len(columns) / 2), 1)
     with matplotlib.rc_context(STYLE):
@@ -105,11 +108,11 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
         for panel in panels[len(columns) :]:
             panel.set_axis_off()
         for panel, column in zip(panels, columns, strict=False):
-            _draw_panel(panel, chosen, column, series, epsilons)
+            _draw_panel(panel, chosen, column, series, epsilons, hollow)
         handles = []
         for i, (method, sampler) in enumerate(series):
-            label = f"{method}, {sampler}" if named else method
-            handles.append(Line2D([], [], color=PALETTE[i % 7], marker=MARKERS[i % 7], ms=5, lw=1.4, label=label))
+            label = f"{labels[method]}, {sampler}" if named and sampler else labels[method]
+            handles.append(Line2D([], [], label=label, **_look(i, method in hollow)))
         for anchor in ANCHORS:
             if (chosen["method"] == anchor).any():
                 line = {"color": ANCHOR_COLOUR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
@@ -119,8 +122,19 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     return figure
 
 
+def _look(i: int, hollow: bool) -> dict[str, Any]:
+    """Colour and marker of series i: no two of the first 49 are alike."""
+    look = {"color": PALETTE[i % 7], "marker": MARKERS[(i + i // 7) % 7], "ms": 5, "lw": 1.4}
+    return look | ({"mfc": "white", "ls": "-."} if hollow else {})
+
+
 def _draw_panel(
-    panel: Axes, metrics: pd.DataFrame, column: MetricColumn, series: list[tuple[str, str]], epsilons: list[str]
+    panel: Axes,
+    metrics: pd.DataFrame,
+    column: MetricColumn,
+    series: list[tuple[str, str]],
+    epsilons: list[str],
+    hollow: frozenset[str],
 ) -> None:
     panel.set_title(column.header)
     panel.set_xlabel("privacy budget ε")
@@ -133,10 +147,8 @@ def _draw_panel(
         std = np.nan_to_num(np.array([value[1] for value in found]))
         # bars of neighbouring methods would hide each other
         shift = (i - (len(series) - 1) / 2) * min(0.09, 0.5 / max(len(series), 1))
-        panel.errorbar(
-            np.arange(len(epsilons)) + shift, mean, std, color=PALETTE[i % 7], marker=MARKERS[i % 7],
-            ms=5, lw=1.4, elinewidth=1, capsize=2.5,
-        )  # fmt: skip
+        where = np.arange(len(epsilons)) + shift
+        panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **_look(i, method in hollow))
         drawn += mean[np.isfinite(mean)].tolist()
     anchors = {a: summarise(metrics, column, method=a)[0] for a in ANCHORS}
     anchors = {name: mean for name, mean in anchors.items() if math.isfinite(mean)}

@@ -17,6 +17,7 @@ from dpdm.config import Study, epsilon_text
 from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
+from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_name, published_table
 
 DISTRIBUTION = "dpdm-bench"
 HOLES_IN_SENTENCE = 3  # more are folded away below it
@@ -32,6 +33,7 @@ def render_report(
     grids: Mapping[str, Path],
     command: str,
     environment: Mapping[str, str] | None = None,
+    published: pd.DataFrame | None = None,
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
 
@@ -41,6 +43,7 @@ def render_report(
         curves, grids: per dataset, a figure as .svg or .png.
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
+        published: what `read_published` returned; if left out, so is the section.
 
     Raises:
         UserError: a figure cannot be read.
@@ -72,8 +75,11 @@ def render_report(
         has_fd="fd" in kinds,
         has_private=any(math.isfinite(e) for e in study.epsilons),
         has_inf=math.inf in study.epsilons,
+        classifiers=[method for method in study.methods if study.is_classifier(method)],
         anchors=study.anchors,
         sections=sections,
+        methods=tables.to_html(tables.method_table(study)),
+        published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
         resources=tables.to_html(tables.resource_table(jobs)) if len(jobs) else "",
@@ -127,11 +133,33 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
     return (
         f"{_count(study.methods, 'method')} ({_and(study.methods)}) on {_count(study.datasets, 'dataset')} "
         f"({_and(study.datasets)}) at ε = {_and(epsilons)}, each with {_count(study.seeds, 'seed')} "
-        f"({_and(map(str, study.seeds))}): {_count(study.runs(), 'training run')}. Each run was judged on "
-        f"{spec.synthetic_images:,} synthetic images, classifiers ({_and(spec.classifiers)}) under the protocol "
-        f"“{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
+        f"({_and(map(str, study.seeds))}): {_count(study.runs(), 'training run')}. Each generator was judged on "
+        f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({_and(spec.classifiers)}) under "
+        f"the protocol “{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
         + (f", {_and(deltas)}." if deltas else ".")
     )
+
+
+def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
+    """What was published on the study's datasets, and on which of them nothing was."""
+    names = {dataset: published_name(spec) for dataset, spec in study.datasets.items()}
+    known = set(published["dataset"])
+    shown = published[published["dataset"].isin(names.values())]
+    return {
+        "sections": [
+            {
+                "dataset": name,
+                "here": [dataset for dataset in names if names[dataset] == name],
+                "table": tables.to_html(published_table(published, name)),
+            }
+            for name in dict.fromkeys(names.values())
+            if name in known
+        ],
+        "without": [dataset for dataset, name in names.items() if name not in known],
+        "covered": list(dict.fromkeys(published["dataset"])),
+        "meanings": {s: meaning for s, meaning in PRIVACY_STATUS.items() if s in set(shown["privacy_status"])},
+        "privacy": tables.to_html(privacy_table(shown)),
+    }
 
 
 def _sources(metrics: pd.DataFrame, audits: pd.DataFrame) -> list[dict[str, Any]]:

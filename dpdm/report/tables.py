@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS
+from dpdm.config import ANCHORS, DIRECT, Study
 
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
@@ -24,6 +24,7 @@ _KINDS: dict[str, tuple[str, int, int | None]] = {
     "recall": ("Recall", 1, 3),
     "acc": ("accuracy %", 1, 1),
 }
+_METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 
 
@@ -120,6 +121,15 @@ def epsilon_label(epsilon: str) -> str:
     return {"inf": "∞", "": MISSING}.get(epsilon, epsilon)
 
 
+def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
+    """Each method as people read it: anchors and classifiers say what they are."""
+    classifiers = set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
+    return {
+        method: f"{method} (classifier)" if method in classifiers else ANCHOR_LABELS.get(method, method)
+        for method in dict.fromkeys(metrics["method"])
+    }
+
+
 def several_samplers(metrics: pd.DataFrame) -> bool:
     """Whether some method was sampled in more than one way, so that rows must name the sampler."""
     return bool((metrics.groupby("method")["sampler"].nunique() > 1).any())
@@ -129,12 +139,14 @@ def results_table(metrics: pd.DataFrame) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
     Cells read "mean ± std (n)" over n seeds, "mean (1)" for one; bold is the best method of each finite epsilon
-    where there are at least two to compare. The csv has `_mean`, `_std` and `_n` columns per metric.
+    where there are at least two to compare. A method that trained a classifier on the private images has but one
+    accuracy, that of its own kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric.
     """
     columns = metric_columns(metrics)
     keys = ["dataset", "epsilon", "method"] + (["sampler"] if several_samplers(metrics) else [])
     rows = _result_rows(metrics, keys)
     titles = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler"}
+    labels = method_labels(metrics)
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
     for row in rows:
@@ -144,7 +156,7 @@ def results_table(metrics: pd.DataFrame) -> Table:
             numbers |= {f"{c.metric}_{c.reference}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
         data.append({**row, **numbers})
         shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
-        shown["method"] = ANCHOR_LABELS.get(row["method"], row["method"])
+        shown["method"] = labels[row["method"]]
         texts = {c.header: _cell(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
         cells.append({titles[key]: shown[key] for key in keys} | texts)
     sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
@@ -195,6 +207,22 @@ def audit_table(audits: pd.DataFrame) -> Table:
     return Table(
         pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
         groups=_group_numbers([(row["dataset"], row["method"]) for row in data]),
+    )  # fmt: skip
+
+
+def method_table(study: Study) -> Table:
+    """Rows: the methods of a study; columns: how many settings were tried on which data, and the code."""
+    unstated = "not stated"
+    data, cells = [], []
+    for name, spec in study.methods.items():
+        tuning = spec.tuning.model_dump() if spec.tuning else {"settings": None, "data": None}
+        data.append({"method": name, "impl": spec.impl, **{f"tuning_{key}": value for key, value in tuning.items()}})
+        texts = [unstated if value is None else str(value) for value in tuning.values()]
+        cells.append(dict(zip(_METHOD_HEADERS, [name, *texts, spec.impl], strict=True)))
+    names = ["method", "impl", "tuning_settings", "tuning_data"]
+    return Table(
+        pd.DataFrame(data, columns=names, dtype=object), pd.DataFrame(cells, columns=_METHOD_HEADERS),
+        frozenset(["Settings tried"]),
     )  # fmt: skip
 
 
@@ -344,7 +372,10 @@ def _epsilon(value: float, decimals: int | None = None) -> str:
 def _mechanism(event: dict[str, Any]) -> str:
     if not event["mechanism"]:
         return "nothing released"
-    names = {"poisson_subsampled_gaussian": "Poisson-subsampled Gaussian", "gaussian": "Gaussian"}
+    names = {
+        "gaussian": "Gaussian", "poisson_subsampled_gaussian": "Poisson-subsampled Gaussian",
+        "categorical_subsampled_gaussian": "one-shard-of-many Gaussian",
+    }  # fmt: skip
     whole = math.isnan(event["sample_rate"]) or event["mechanism"] == "gaussian"
     rate = "" if whole else f", q = {event['sample_rate']:.3g}"
     label = f"{event['name']}: " if event["name"] else ""

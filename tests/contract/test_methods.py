@@ -1,4 +1,7 @@
-"""The contract, over every method of every shipped study: a new method is tested by being in a study."""
+"""The contract, over every method of every shipped study: a new method is tested by being in a study.
+
+`run` is a run of any method; `case` one of a generator, with its sampler; `classifier` one of a classifier.
+"""
 
 import io
 from pathlib import Path
@@ -12,8 +15,10 @@ from pydantic import BaseModel
 from dpdm.config import RunSpec, load_study, merge, parse_params
 from dpdm.data import ImageSet, balanced_labels, load_dataset
 from dpdm.errors import UserError
+from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIER_FAMILIES
 from dpdm.method import load_method, prepare_run, train
 from dpdm.privacy import PrivateData, epsilon_spent
+from dpdm.privacy.block import BlockGradients
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -21,19 +26,19 @@ STUDIES = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 N = 64
 
 
-def cases() -> dict[str, tuple[RunSpec, dict]]:
-    """One run per study and method, at the study's first epsilon."""
+def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
+    """One run per study and method of a kind, at the study's first epsilon, and the params of its first sampler."""
     out = {}
     for path in STUDIES:
         study = load_study(path)
-        for method in study.methods:
+        for method in (name for name, spec in study.methods.items() if spec.kind == kind):
             run = study.run(next(iter(study.datasets)), method, study.epsilons[0], 0)
-            sampler = study.sample(run, next(iter(study.methods[method].samplers))).sampler_params
-            out[f"{path.stem}-{method}"] = run, sampler
+            samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
+            out[f"{path.stem}-{method}"] = run, *samplers[:1]
     return out
 
 
-CASES = cases()
+GENERATORS, CLASSIFIERS = cases("generator"), cases("classifier")
 
 
 # What makes a recipe large, and a size that a test can wait for; all else of the recipe stays.
@@ -46,8 +51,14 @@ SMALL = {
 
 
 def small(recipe: dict) -> dict:
-    """The recipe with the sizes of SMALL, where it has them."""
-    return merge(recipe, {key: value for key, value in SMALL.items() if key in recipe})
+    """The recipe with the sizes of SMALL, where it has them; a network given by its name keeps its size."""
+    fits = {key: value for key, value in SMALL.items() if isinstance(recipe.get(key), type(value))}
+    return merge(recipe, fits)
+
+
+def small_run(run: RunSpec) -> RunSpec:
+    """The run at that size."""
+    return run.model_copy(update={"params": small(run.params), "delta": "1/(2n)"})
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +69,20 @@ def images() -> ImageSet:
     return ImageSet(digits.images[:N], digits.labels[:N], 10)
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
+@pytest.fixture(params=GENERATORS | CLASSIFIERS)
+def run(request):
+    return small_run((GENERATORS | CLASSIFIERS)[request.param][0])
+
+
+@pytest.fixture(params=GENERATORS)
 def case(request):
-    run, sampler = CASES[request.param]
-    return run.model_copy(update={"params": small(run.params), "delta": "1/(2n)"}), small(sampler)
+    run, sampler = GENERATORS[request.param]
+    return small_run(run), small(sampler)
+
+
+@pytest.fixture(params=CLASSIFIERS)
+def classifier(request):
+    return small_run(CLASSIFIERS[request.param][0])
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +111,8 @@ def saved(model) -> bytes:
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 10.0])
-def test_the_ledger_stays_within_the_budget(case, fitted, epsilon):
-    run = case[0].model_copy(update={"epsilon": epsilon})
+def test_the_ledger_stays_within_the_budget(run, fitted, epsilon):
+    run = run.model_copy(update={"epsilon": epsilon})
     _, ledger = fitted(run)
     spent = epsilon_spent(ledger.events, ledger.delta, run.accountant)
     assert ledger.target_epsilon == epsilon
@@ -100,8 +121,7 @@ def test_the_ledger_stays_within_the_budget(case, fitted, epsilon):
     assert spent > 0.9 * epsilon  # a method that leaves its budget unspent is compared unfairly
 
 
-def test_the_ledger_holds_exactly_the_plan(case, images, fitted):
-    run = case[0]
+def test_the_ledger_holds_exactly_the_plan(run, images, fitted):
     _, _, plan, _ = prepare_run(run, images.meta)
     _, ledger = fitted(run)
     assert sorted(m.name for m in plan) == sorted(e.name for e in ledger.events)
@@ -112,9 +132,9 @@ def test_the_ledger_holds_exactly_the_plan(case, images, fitted):
         )  # fmt: skip
 
 
-def test_infinite_epsilon_runs_the_same_mechanisms_without_noise(case, fitted):
-    _, private = fitted(case[0])
-    _, open_ = fitted(case[0].model_copy(update={"epsilon": float("inf")}))
+def test_infinite_epsilon_runs_the_same_mechanisms_without_noise(run, fitted):
+    _, private = fitted(run)
+    _, open_ = fitted(run.model_copy(update={"epsilon": float("inf")}))
     assert [(e.name, e.mechanism, e.steps) for e in open_.events] == [
         (e.name, e.mechanism, e.steps) for e in private.events
     ]
@@ -162,8 +182,7 @@ def test_sampling_in_batches_changes_nothing(case, fitted):
     assert np.abs(whole - parts).max() <= 1  # float summation order may move a pixel by one grey level
 
 
-def test_same_seed_same_bytes_other_seed_other_model(case, images, fitted):
-    run = case[0]
+def test_same_seed_same_bytes_other_seed_other_model(run, images, fitted):
     model, ledger = fitted(run)
     again, ledger_again = train(run, images, Log("test"))
     assert saved(again) == saved(model)
@@ -171,8 +190,7 @@ def test_same_seed_same_bytes_other_seed_other_model(case, images, fitted):
     assert saved(fitted(run.model_copy(update={"seed": 1}))[0]) != saved(model)
 
 
-def test_global_random_state_is_neither_used_nor_moved(case, images, fitted):
-    run = case[0]
+def test_global_random_state_is_neither_used_nor_moved(run, images, fitted):
     torch.manual_seed(1234)
     np.random.seed(1234)
     expected = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -182,22 +200,34 @@ def test_global_random_state_is_neither_used_nor_moved(case, images, fitted):
     assert saved(model) == saved(fitted(run)[0])
 
 
+def restored(run, model):
+    """What another process makes of the model's file."""
+    return load_method(run.impl).Model.from_state(torch.load(io.BytesIO(saved(model)), weights_only=True))
+
+
 def test_state_round_trip(case, fitted):
     run, sampler = case
     model = fitted(run)[0]
-    buffer = io.BytesIO(saved(model))
-    restored = load_method(run.impl).Model.from_state(torch.load(buffer, weights_only=True))
     labels = balanced_labels(6, 10)
-    assert np.array_equal(sample(restored, run, sampler, labels), sample(model, run, sampler, labels))
+    again = sample(restored(run, model), run, sampler, labels)
+    assert np.array_equal(again, sample(model, run, sampler, labels))
 
 
-def test_data_reach_the_model_through_mechanisms_alone(case, images, monkeypatch):
+def test_a_model_of_networks_can_be_moved(case, fitted):
+    run, _ = case
+    model = restored(run, fitted(run)[0])
+    networks = [value for value in vars(model).values() if isinstance(value, torch.nn.Module)]
+    if networks:
+        model.to("meta")
+    assert all(p.device.type == "meta" for network in networks for p in network.parameters())
+
+
+def test_data_reach_the_model_through_mechanisms_alone(run, images, monkeypatch):
     """With every mechanism's data part silenced, two different data sets must give the same model, byte by byte.
 
     Would catch private labels given to a generator, a statistic computed beside the door, validation on real
     images: anything that carries data past the noise.
     """
-    run = case[0]
     other = ImageSet(255 - images.images[::-1], (images.labels[::-1] + 3) % 10, 10)
     assert saved(train(run, images, Log("test"))[0]) != saved(train(run, other, Log("test"))[0])
 
@@ -211,25 +241,23 @@ def test_data_reach_the_model_through_mechanisms_alone(case, images, monkeypatch
 
     monkeypatch.setattr(PrivateData, "_clipped_total", silent_sum)
     monkeypatch.setattr(DPOptimizer, "clip_and_accumulate", silent_clip)
+    monkeypatch.setattr(BlockGradients, "_clipped", lambda self, fakes, gradient, index: torch.zeros_like(fakes))
     assert saved(train(run, images, Log("test"))[0]) == saved(train(run, other, Log("test"))[0])
 
 
-def test_every_declared_parameter_is_read(case, images, monkeypatch):
-    """A documented option that no code reads is worse than none."""
-    run, sampler = case
-    method = load_method(run.impl)
-    params = parse_params(method.Params, run.params, "params")
-    sampler_params = parse_params(method.SamplerParams, sampler, "samplers")
-    declared, read = set(), set()
+def unread(declared: list[BaseModel], act, monkeypatch) -> set[tuple[str, str]]:
+    """The fields of the declared models that `act` does not read; a documented option that no code reads is worse
+    than none."""
+    names, read = set(), set()
 
     def declare(model: BaseModel) -> None:
         for name in type(model).model_fields:
-            declared.add((type(model).__name__, name))
+            names.add((type(model).__name__, name))
             if isinstance(getattr(model, name), BaseModel):
                 declare(getattr(model, name))
 
-    declare(params)
-    declare(sampler_params)
+    for model in declared:
+        declare(model)
     original = BaseModel.__getattribute__
 
     def spy(self, name):
@@ -238,13 +266,76 @@ def test_every_declared_parameter_is_read(case, images, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(BaseModel, "__getattribute__", spy)
+        act()
+    return {(model, field) for model, field in names - read if field != "kind"}  # what chose the model
+
+
+def test_every_declared_parameter_is_read(case, images, monkeypatch):
+    run, sampler = case
+    method = load_method(run.impl)
+    params = parse_params(method.Params, run.params, "params")
+    sampler_params = parse_params(method.SamplerParams, sampler, "samplers")
+
+    def act():
         model, _ = train(run, images, Log("test"))
         model.sample(balanced_labels(3, 10), sampler_params, Streams(0, "sample"))
-    assert not {(model, field) for model, field in declared - read if field != "kind"}  # what chose the model
+
+    assert not unread([params, sampler_params], act, monkeypatch)
 
 
-def test_the_training_curve_holds_only_released_quantities(case, images):
+def test_the_training_curve_holds_only_released_quantities(run, images):
     log = Log("test")
-    train(case[0], images, log)
-    allowed = {"step", "released_grad_norm"}
+    train(run, images, log)
+    allowed = {"step", "released_grad_norm", "d_steps_per_g_step"}  # the last: of released weights and fakes alone
     assert all(set(row) <= allowed for row in log.rows)
+
+
+# --- classifiers ----------------------------------------------------------------------------------------------
+
+
+def test_the_kinds_have_methods_each():
+    """Else the tests below would pass over nothing."""
+    assert GENERATORS
+    assert CLASSIFIERS
+
+
+def test_a_classifier_gives_every_image_a_class(classifier, images, fitted):
+    model = fitted(classifier)[0]
+    out = model.predict(images.images)
+    assert out.dtype == np.int64
+    assert out.shape == (N,)
+    assert out.min() >= 0
+    assert out.max() < 10
+    assert model.predict(images.images[:0]).shape == (0,)
+    assert model.family in CLASSIFIER_FAMILIES
+
+
+def test_a_class_does_not_depend_on_the_batch_or_on_a_second_look(classifier, images, fitted):
+    model = fitted(classifier)[0]
+    whole = model.predict(images.images)
+    parts = [model.predict(images.images[start : start + 5]) for start in range(0, N, 5)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert np.array_equal(model.predict(images.images[::-1].copy())[::-1], whole)
+
+
+def test_a_classifiers_state_round_trip(classifier, images, fitted):
+    model = fitted(classifier)[0]
+    again = restored(classifier, model)
+    assert np.array_equal(again.predict(images.images), model.predict(images.images))
+    assert again.family == model.family
+    assert saved(again) == saved(model)
+
+
+def test_every_declared_parameter_of_a_classifier_is_read(classifier, images, monkeypatch):
+    params = parse_params(load_method(classifier.impl).Params, classifier.params, "params")
+    act = lambda: train(classifier, images, Log("test"))[0].predict(images.images)  # noqa: E731
+    assert not unread([params], act, monkeypatch)
+
+
+@pytest.mark.parametrize("name", GENERATORS | CLASSIFIERS)
+def test_a_method_is_of_its_kind_alone(name):
+    run = (GENERATORS | CLASSIFIERS)[name][0]
+    kind, other = ("generator", "classifier") if name in GENERATORS else ("classifier", "generator")
+    load_method(run.impl, kind)
+    with pytest.raises(UserError, match=f"set kind: {kind}"):
+        load_method(run.impl, other)

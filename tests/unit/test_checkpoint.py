@@ -230,7 +230,8 @@ class TwoLoops:
         with Streams(0).torch_default("net"):
             net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
         optimizer = torch.optim.Adam(net.parameters())
-        plan = tuple(self.params.mechanism(name, images.meta.n, ratio) for name, ratio in zip(self.names, (1, 2), strict=True))
+        ratios = zip(self.names, (1, 2), strict=True)
+        plan = tuple(self.params.mechanism(name, images.meta.n, ratio) for name, ratio in ratios)
         ledger = Ledger(n=images.meta.n, delta=1e-3, target_epsilon=5.0, accountant="rdp")
         private = PrivateData(
             images, plan, Budget(5.0, 1e-3), "rdp", Streams(0), ledger,

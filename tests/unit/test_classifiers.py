@@ -55,6 +55,39 @@ def test_a_separable_set_is_learned_whole(name, shape, short):
     assert values(classifiers.measure(train, test, [name], 0, "short")) == {f"acc_{name}": 100}
 
 
+def test_a_classifier_that_is_trained_already_is_measured_in_its_family():
+    test = halves(40)
+    asked = []
+
+    def predict(images):
+        asked.append(images)
+        return np.where(np.arange(40) < 30, test.labels, 1 - test.labels)
+
+    rows = classifiers.measure_trained(predict, "mlp", test)
+    assert rows == [{"metric": "acc_mlp", "reference": "test", "value": 75.0}]
+    assert [images is test.images for images in asked] == [True]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "family", "part"),
+    [
+        (np.zeros(40, np.int64), "forest", "unknown family of classifiers 'forest'; choose from logreg, mlp, cnn"),
+        (np.zeros(39, np.int64), "mlp", r"predict gave int64 \(39,\) for 40 images; it must give one int64 class"),
+        (np.zeros((40, 2), np.int64), "mlp", r"\(40, 2\)"),
+        (np.zeros(40), "mlp", "float64"),
+    ],
+)
+def test_predictions_that_cannot_be_counted(predicted, family, part):
+    with pytest.raises(UserError, match=part):
+        classifiers.measure_trained(lambda images: predicted, family, halves(40))
+
+
+def test_no_test_images_for_a_trained_classifier():
+    empty = ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), 2)
+    with pytest.raises(UserError, match="no test images"):
+        classifiers.measure_trained(lambda images: np.zeros(0, np.int64), "mlp", empty)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_swapped_training_labels_are_learned_swapped(name, short):
     """So the accuracy comes from the synthetic labels, and from nowhere else."""

@@ -12,12 +12,13 @@ import yaml
 
 from dpdm import artifacts, data
 from dpdm.config import SourceSpec, epsilon_text, load_study, parse_study, spec_json
+from dpdm.method import load_method
 from dpdm.privacy import Budget, Ledger, Mechanism, calibrate
 from dpdm.privacy.ledger import _seal
 
 VERBS = [
     "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "score",
-    "collect", "tables", "figures", "report",
+    "score_classifier", "collect", "tables", "figures", "report",
 ]  # fmt: skip
 
 
@@ -150,6 +151,62 @@ def test_without_noise_the_audit_says_infinity_and_passes(run_cli, prepared, tra
     code, stdout, _ = run_cli("audit", prepared / "run" / "ledger.json")
     assert code == 0
     assert stdout.startswith("passed  target epsilon inf, spent inf (RDP) inf (PRV)")
+
+
+# --- score_classifier -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classifier_study(tiny_study_dict):
+    """The tiny study with a classifier."""
+    dp = {"expected_batch_size": 16, "steps": 2, "max_grad_norm": 1.0}
+    tiny_study_dict["methods"]["net"] = {
+        "impl": "baselines.dpsgd_classifier:DPSGDClassifier", "kind": "classifier",
+        "params": {"network": "mlp", "lr": 1.0, "dp": dp},
+    }  # fmt: skip
+    return parse_study(tiny_study_dict, "tiny")
+
+
+@pytest.fixture
+def score_classifier(run_cli, prepared, classifier_study):
+    """`score_classifier(method, folder)` runs the verb; returns (code, stdout, stderr)."""
+
+    def run(method="net", folder="run"):
+        spec = classifier_study.score_classifier(classifier_study.run("digits", method, 10.0, 0))
+        return run_cli(
+            "score_classifier", "--spec", spec_json(spec), "--model", prepared / folder / "model.pt",
+            "--test", prepared / "train.npz", "--utility", prepared / folder / "utility.json",
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_classifier_is_trained_and_scored_without_images(
+    prepared, train, score_classifier, classifier_study, digits64
+):
+    spec = classifier_study.run("digits", "net", 10.0, 0)
+    for folder in ("run", "again"):
+        assert train(spec=spec, folder=folder)[0] == 0
+        assert score_classifier(folder=folder)[0] == 0
+    assert (prepared / "run" / "utility.json").read_bytes() == (prepared / "again" / "utility.json").read_bytes()
+    content = artifacts.read_json(prepared / "run" / "utility.json")
+    assert content["coordinates"] == spec.coordinates().model_dump(mode="json")
+    assert (content["num_synthetic"], content["protocol"]) == (0, "direct")
+    (row,) = content["metrics"]
+    assert (row["metric"], row["reference"]) == ("acc_mlp", "test")
+    state = artifacts.read_tensors(prepared / "run" / "model.pt")["state"]
+    predicted = load_method(spec.impl).Model.from_state(state).predict(digits64.images)
+    assert row["value"] == 100 * float((predicted == digits64.labels).mean())
+
+
+def test_a_generator_is_no_classifier_to_score(prepared, train, score_classifier):
+    train("class_mean")
+    message = only_error(score_classifier("class_mean"))
+    assert "baselines.class_mean:ClassMean: lacks Model.predict, so it is no classifier; set kind: generator" in message
+    assert "was made by baselines.class_mean:ClassMean, not by baselines.dpsgd_classifier" in only_error(
+        score_classifier()
+    )
+    assert not (prepared / "run" / "utility.json").exists()
 
 
 # --- refusals of train, sample, audit -------------------------------------------------------------------------

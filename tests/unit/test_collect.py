@@ -133,6 +133,52 @@ def test_nothing_collected_is_all_holes(tmp_path):
     assert len(holes(make_study(), metrics, audits)) == 4 + 4
 
 
+@pytest.fixture
+def with_classifier(results):
+    """A study with a classifier beside its generator, and the files of both."""
+    study = make_study(methods={"dpgan": {"impl": "a:B"}, "net": {"impl": "a:C", "kind": "classifier"}})
+    runs = [run for run in study.runs() if run.method == "net"]
+    for i, run in enumerate(runs):
+        row = {"metric": "acc_mlp", "reference": "test", "value": 90.0 + i}
+        content = {"coordinates": run.coordinates().model_dump(mode="json"), "provenance": ONE, "metrics": [row]}
+        artifacts.write_json(
+            results / f"runs/net{i}/utility.json", {**content, "num_synthetic": 0, "protocol": "direct"}
+        )
+    write_audit(results / "audits/digits_net.json", runs)
+    return study
+
+
+def test_a_classifier_has_one_accuracy_and_no_synthetic_images(results, with_classifier):
+    metrics, audits = collect(with_classifier, [results])
+    found = metrics[metrics["method"] == "net"]
+    assert found["metric"].tolist() == ["acc_mlp"] * 4
+    assert found["value"].tolist() == [90, 91, 92, 93]
+    assert found["epsilon"].tolist() == ["1", "1", "inf", "inf"]
+    assert set(zip(found["sampler"], found["num_synthetic"], found["protocol"], strict=True)) == {("", 0, "direct")}
+    assert set(found["accountant"]) == {"rdp"}  # its audit is found
+    assert list(metrics["method"].drop_duplicates()) == ["dpgan", "net", "real", "label_only"]
+    assert holes(with_classifier, metrics, audits) == []
+
+
+def test_holes_of_a_classifier(results, with_classifier):
+    (results / "runs/net2/utility.json").unlink()
+    (results / "audits/digits_net.json").unlink()
+    assert holes(with_classifier, *collect(with_classifier, [results])) == [
+        "digits, net, epsilon 1, seed 0: no audit",
+        "digits, net, epsilon 1, seed 1: no audit",
+        "digits, net, epsilon inf, seed 0: no accuracy, no audit",
+        "digits, net, epsilon inf, seed 1: no audit",
+    ]
+
+
+def test_scores_from_before_a_method_changed_its_kind_do_not_show(results, with_classifier):
+    """A classifier that became a generator: its own accuracy is no synthetic set's."""
+    study = make_study(methods={name: {"impl": "a:B"} for name in with_classifier.methods})
+    metrics, audits = collect(study, [results])
+    assert set(metrics["method"]) == {"dpgan", "real", "label_only"}
+    assert "digits, net, epsilon 1, seed 0, sampler default: no fidelity, no utility" in holes(study, metrics, audits)
+
+
 def test_stale_results_do_not_show_and_do_not_count_as_mixed_code(results):
     old = make_study(methods={"gone": {"impl": "a:B"}})
     write_scores(results / "runs/old", old.runs()[0].coordinates("default"), TWO)

@@ -163,7 +163,8 @@ def test_a_missing_key(tiny_study_dict, key):
         ("methods.real", {"impl": "a:B"}, "methods.real: this name belongs to an anchor row"),
         ("methods.label_only", {"impl": "a:B"}, "methods.label_only: this name belongs to an anchor row"),
         ("methods.dpdm.impl", "no_colon", "methods.dpdm.impl: String should match pattern"),
-        ("methods.dpdm.samplers", {}, "methods.dpdm.samplers: Dictionary should have at least 1 item"),
+        ("methods.dpdm.samplers", {}, "methods.dpdm.samplers: a generator needs a sampler; leave samplers out for one"),
+        ("methods.dpdm.kind", "gan", "methods.dpdm.kind: Input should be 'generator' or 'classifier', got 'gan'"),
         ("study", "data", "study: the name 'data' is a folder of its own"),
         ("study", "published", "'published'"),
         ("study", "examples", "'examples'"),
@@ -173,8 +174,20 @@ def test_a_missing_key(tiny_study_dict, key):
         ("results_dir", "r/{dataset}", "results_dir: String should match pattern"),
         ("accountant", "moments", "accountant: Input should be 'rdp' or 'prv', got 'moments'"),
         ("evaluation.classifiers", ["svm"], "evaluation.classifiers[0]: Input should be 'logreg', 'mlp' or 'cnn'"),
-        ("datasets.digits.num_classes", 10, "belong to source npz, not to digits"),
-        ("datasets.digits.source", "npz", "source npz needs the keys train, test and num_classes"),
+        ("methods.dpdm.tuning", {"settings": -1, "data": "a"}, "tuning.settings: Input should be greater than"),
+        ("methods.dpdm.tuning", {"settings": 2.0, "data": "a"}, "tuning.settings: Input should be a valid integer"),
+        ("methods.dpdm.tuning", {"settings": True, "data": "a"}, "tuning.settings: Input should be a valid integer"),
+        ("methods.dpdm.tuning", {"settings": 2, "data": " "}, "methods.dpdm.tuning.data: String should match pattern"),
+        ("methods.dpdm.tuning", {"settings": 2}, "methods.dpdm.tuning.data: missing key"),
+        ("methods.dpdm.tuning", {"setting": 2, "data": "a"}, "tuning.setting: unknown key; did you mean 'settings'?"),
+        ("methods.dpdm.tuning", 5, "methods.dpdm.tuning: Input should be"),
+        ("datasets.digits.num_classes", 10, "datasets.digits: source digits has no key num_classes; its keys: none"),
+        ("datasets.digits.source", "npz", "source npz lacks the key train; it needs train, test, num_classes"),
+        ("datasets.digits.source", "celeba", "source celeba lacks the key image_size; it needs image_size"),
+        ("datasets.digits.source", "folder", "lacks the key data_dir; it needs data_dir, image_size, num_classes"),
+        ("datasets.digits.source", "imagenet", "'celeba', 'folder' or 'npz', got 'imagenet'"),
+        ("datasets.digits.image_size", 7, "image_size: Input should be greater than or equal to 8, got 7"),
+        ("datasets.digits.channels", 4, "channels: Input should be 1 or 3, got 4"),
     ],
 )
 def test_refused_values(tiny_study_dict, path, value, part):
@@ -187,6 +200,86 @@ def test_a_recipe_that_json_would_change_is_refused(tiny_study_dict, path, value
     """.inf used to reach `train` as null, and a date as text."""
     message = refusal(put(tiny_study_dict, f"{path}.lr", value))
     assert "params: lr: " in message
+
+
+@pytest.mark.parametrize("source", SourceSpec.KEYS)
+def test_every_source_takes_exactly_its_own_keys(source):
+    values = {
+        "data_dir": "d", "image_size": 32, "channels": 1, "label": "Male", "train": "a", "test": "b", "num_classes": 2,
+    }  # fmt: skip
+    assert set(values) == set(SourceSpec.model_fields) - {"source"}
+    needed, optional = SourceSpec.KEYS[source]
+    for chosen in ({*needed}, {*needed, *optional}):
+        SourceSpec(source=source, **{name: values[name] for name in chosen})
+    for name in needed:
+        with pytest.raises(ValidationError, match=f"source {source} lacks the key {name}; "):
+            SourceSpec(source=source, **{other: values[other] for other in needed if other != name})
+    for name in set(values) - {*needed, *optional}:
+        with pytest.raises(ValidationError, match=f"source {source} has no key {name}; its keys: "):
+            SourceSpec(source=source, **{other: values[other] for other in (*needed, name)})
+
+
+def test_the_tuning_budget_is_no_part_of_a_run(tiny_study_dict):
+    """Or else writing it down would train again."""
+    before = parse_study(tiny_study_dict, "s")
+    after = parse_study(put(tiny_study_dict, "methods.dpdm.tuning", {"settings": 5, "data": "MNIST"}), "s")
+    assert (before.methods["dpdm"].tuning, after.methods["dpdm"].tuning.settings) == (None, 5)
+    assert list(map(spec_json, after.runs())) == list(map(spec_json, before.runs()))
+
+
+# --- classifiers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_classifier(tiny_study_dict):
+    """The tiny study with a classifier in it."""
+    tiny_study_dict["methods"]["net"] = {"impl": "a:B", "kind": "classifier", "params": {"lr": 1.0}}
+    return tiny_study_dict
+
+
+def test_a_method_is_a_generator_unless_it_says_otherwise(with_classifier):
+    study = parse_study(with_classifier, "s")
+    assert [study.is_classifier(name) for name in (*study.methods, "real")] == [False, False, True, False]
+    assert study.methods["net"].samplers == {}
+    assert study.methods["class_mean"].samplers == {"default": {}}
+
+
+def test_a_classifier_with_samplers_is_refused(with_classifier):
+    with_classifier["methods"]["net"]["samplers"] = {"default": {}}
+    assert refusal(with_classifier) == (
+        "study.yaml: methods.net.samplers: a classifier draws no images; leave samplers out, or set kind: generator"
+    )
+    del with_classifier["methods"]["net"]["samplers"]
+    with_classifier["methods"]["net"]["overrides"] = [{"when": {}, "samplers": {"default": {}}}]
+    assert "no sampler 'default'; the method has none, being a classifier" in refusal(with_classifier)
+
+
+def test_a_study_with_a_classifier_survives_json(with_classifier):
+    study = parse_study(with_classifier, "s")
+    assert parse_spec(Study, study.model_dump_json()) == study
+
+
+def test_a_classifiers_run_is_scored_by_itself(with_classifier):
+    study = parse_study(with_classifier, "s")
+    spec = study.score_classifier(study.run("digits", "net", math.inf, 1))
+    assert spec.impl == "a:B"
+    assert spec.coordinates.model_dump() == {
+        "study": "tiny", "dataset": "digits", "method": "net", "epsilon": math.inf, "seed": 1, "sampler": None,
+    }  # fmt: skip
+
+
+def test_the_kind_decides_no_training(with_classifier):
+    """A run's spec is its identity (noise, checkpoints, reruns); what is done with its model is no part of it."""
+    run = parse_study(with_classifier, "s").run("digits", "net", 10.0, 0)
+    with_classifier["methods"]["net"]["kind"] = "generator"
+    assert parse_study(with_classifier, "s").run("digits", "net", 10.0, 0) == run
+
+
+@pytest.mark.parametrize("name", ["classifier", "generator"])
+def test_a_method_may_be_called_by_the_name_of_a_kind(tiny_study_dict, name):
+    """Errors used to drop such a name from the path, as if it chose a branch of a union."""
+    tiny_study_dict["methods"][name] = {"impl": "a:B", "parms": {}}
+    assert f"study.yaml: methods.{name}.parms: unknown key; did you mean 'params'?" in refusal(tiny_study_dict)
 
 
 # --- overrides ------------------------------------------------------------------------------------------------

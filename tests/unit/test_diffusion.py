@@ -1,14 +1,15 @@
 """Network, preconditioning, loss, sampler and EMA of the DPDM, each against the paper's numbers or a closed form."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dpdm.config import parse_params
-from dpdm.data import ImageMeta
+from dpdm.config import load_study, parse_params
+from dpdm.data import ImageMeta, known_meta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import SIGMA_DATA, Denoiser, Edm, Ve, Vp, VPrediction
 from dpdm.diffusion.loss import row_losses
@@ -17,20 +18,28 @@ from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
 from dpdm.rng import Streams
 
+PAPER = load_study(Path(__file__).parents[2] / "config" / "paper.yaml")
+PAPER_COUNTS = {
+    "mnist": 1_753_345, "fashion_mnist": 1_753_345, "celeba_32": 1_804_451, "celeba_64": 1_999_907,
+    "cifar10": 1_754_499,
+}  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("shape", "classes", "mult", "attention", "count"),
-    [
-        ((1, 28, 28), 10, (1, 2, 2), (7,), 1_753_345),  # MNIST, Fashion-MNIST
-        ((3, 32, 32), 0, (1, 2, 2), (16, 8), 1_804_451),  # CelebA
-        ((3, 64, 64), 0, (1, 1, 2, 2), (16, 8), 1_999_907),  # CelebA
-        ((3, 32, 32), 10, (1, 2, 2), (16,), 1_754_499),  # CIFAR-10
-        ((3, 32, 32), 1000, (1, 2, 2), (16, 8), 1_836_483),  # ImageNet
-    ],
-)
-def test_parameter_counts_are_the_papers(shape, classes, mult, attention, count):
-    net = UNet(shape, classes, NetworkParams(channel_mult=mult, attention_resolutions=attention))
-    assert sum(p.numel() for p in net.parameters()) == count
+
+def parameter_count(shape: tuple[int, int, int], classes: int, params: NetworkParams) -> int:
+    return sum(p.numel() for p in UNet(shape, classes, params).parameters())
+
+
+@pytest.mark.parametrize("dataset", PAPER.datasets)
+def test_the_papers_study_builds_the_papers_networks(dataset):
+    meta = known_meta(PAPER.datasets[dataset])
+    recipes = {parse_params(Params, PAPER.run(dataset, "dpdm", e, 0).params, "params") for e in PAPER.epsilons}
+    ((network, conditional),) = {(recipe.network, recipe.conditional) for recipe in recipes}  # one at every epsilon
+    assert parameter_count(meta.shape, meta.num_classes if conditional else 0, network) == PAPER_COUNTS[dataset]
+
+
+def test_the_papers_imagenet_network():
+    params = NetworkParams(channel_mult=(1, 2, 2), attention_resolutions=(16, 8))
+    assert parameter_count((3, 32, 32), 1000, params) == 1_836_483
 
 
 def small_net(shape=(1, 8, 8), classes=10) -> UNet:

@@ -56,6 +56,37 @@ def test_methods_differ_in_colour_and_marker():
     assert len(figures.PALETTE) == len(figures.MARKERS)
 
 
+def test_no_two_of_many_series_look_alike():
+    looks = {(look["color"], look["marker"]) for look in (figures._look(i, False) for i in range(49))}
+    assert len(looks) == 49
+
+
+def test_a_classifier_has_a_hollow_curve_in_its_panel_alone():
+    metrics = make_metrics()
+    rows = metrics[(metrics["method"] == "dp_gan") & (metrics["metric"] == "acc_cnn")]
+    net = rows.assign(method="net", protocol="direct", value=rows["value"] + 10)
+    figure = epsilon_curves(pd.concat([metrics, net], ignore_index=True), "digits")
+    fd, cnn = figure.axes[:2]
+    lines = {panel: [container.lines[0] for container in panel.containers] for panel in (fd, cnn)}
+    assert lines[cnn][2].get_ydata().tolist() == [40.5, 70.5, 90.5]
+    assert np.isnan(lines[fd][2].get_ydata()).all()
+    assert [line.get_markerfacecolor() == "white" for line in lines[cnn]] == [False, False, True]
+    handles = dict(
+        zip([t.get_text() for t in figure.legends[0].get_texts()], figure.legends[0].legend_handles, strict=True)
+    )
+    assert list(handles) == ["dp_gan", "mean", "net (classifier)", "real (ceiling)", "label_only (floor)"]
+    assert handles["net (classifier)"].get_markerfacecolor() == "white"
+
+
+def test_a_classifier_has_no_sampler_to_name():
+    metrics = make_metrics()
+    other = metrics[metrics["method"] == "dp_gan"].assign(sampler="other")
+    net = metrics[metrics["method"] == "mean"].assign(method="net", protocol="direct")
+    figure = epsilon_curves(pd.concat([metrics.assign(sampler="one"), other, net], ignore_index=True), "digits")
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels[:4] == ["dp_gan, one", "mean, one", "dp_gan, other", "net (classifier)"]
+
+
 @pytest.fixture
 def sets(tmp_path):
     """Real and synthetic digits-like files; image i of a set is flat grey 10 * i."""

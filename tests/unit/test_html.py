@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from dpdm import artifacts
 from dpdm.config import parse_study
 from dpdm.errors import UserError
-from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
+from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
 from dpdm.report.html import environment_facts, render_report
+from dpdm.report.published import read_published
 
+PUBLISHED = [Path(__file__).parents[2] / "results" / "published" / n for n in ("published.csv", "privacy_status.csv")]
 ENVIRONMENT = {"python": "3.11", "commit": "abc"}
 COMMAND = "snakemake --cores 2 --configfile config/tiny.yaml"
 
@@ -128,6 +131,20 @@ def test_page_says_what_was_run(page):
     assert "<strong>10.0 (1)</strong>" in page
 
 
+def test_a_classifier_is_explained_and_claims_no_images(pictures, page):
+    methods = {"dpgan": {"impl": "a:B"}, "net": {"impl": "a:C", "kind": "classifier"}}
+    study = make_study(methods=methods)
+    metrics, audits, jobs = make_frames(study)
+    metrics = metrics[(metrics["method"] != "net") | (metrics["metric"] == "acc_cnn")]
+    metrics.loc[metrics["method"] == "net", ["protocol", "sampler"]] = ["direct", ""]
+    text = Tags(render_report(study, metrics, audits, jobs, *pictures, COMMAND)).text
+    assert "(net) makes no images" in text
+    assert "net (classifier)" in text
+    assert "No result of the grid is missing." in text
+    assert "Each generator was judged on 2,000 synthetic images a run" in text
+    assert "(classifier)" not in page  # where there is none
+
+
 def headline(page):
     """Value and label of each headline fact, in the order they are shown."""
     return [f"{value} {label}" for label, value in re.findall(r"<dt>(.*?)</dt><dd.*?>(.*?)</dd>", page)]
@@ -136,6 +153,87 @@ def headline(page):
 def test_time_of_methods_that_left_the_study_is_not_counted(page):
     assert "1 min 32 s in 2 jobs, summed" in headline(page)
     assert "gone" not in Tags(page).text
+
+
+def quoted(source):
+    """A study on `source`, called data, and its page with the shipped published numbers."""
+    study = make_study(datasets={"data": {"source": source, "delta": 1e-5}})
+    frames = [frame.replace({"dataset": {"digits": "data"}}) for frame in make_frames(study)]
+    return render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, published=read_published(*PUBLISHED))
+
+
+def part_of(page, start, end):
+    """The page from one heading's id to another's."""
+    return page[page.index(f'<h2 id="{start}">') : page.index(f'<h2 id="{end}">')]
+
+
+def test_published_numbers_stand_by_themselves_with_their_privacy_status():
+    page = quoted("mnist")
+    section = part_of(page, "published", "privacy")
+    text = Tags(section).text
+    assert "mnist (here: data)" in text
+    assert "Do not rank by FID" in text
+    assert text.index("Do not rank by FID") < text.index("Published FID ↓")
+    assert "5.01" in text
+    assert "not DP as released" in text
+    assert "true epsilon is about 330" in text
+    assert "label_only" not in text
+    assert "PEARL" not in part_of(page, "results", "published")
+    assert not re.search(r"<strong>\d", section)
+    assert "<strong>10.0 (1)</strong>" in part_of(page, "results", "published")
+    assert Tags(page).open == []
+
+
+def test_only_the_table_of_published_numbers_cannot_be_sorted():
+    section = part_of(quoted("mnist"), "published", "privacy")
+    assert re.findall(r'<div class="box (\w+)"[^>]*>\s*<table>', section) == ["numbers", "notes"]
+    assert 'table.closest(".numbers")) return;' in quoted("mnist")
+
+
+def test_a_dataset_without_published_numbers_says_so():
+    section = part_of(quoted("digits"), "published", "privacy")
+    text = Tags(section).text
+    assert "No number published on data is known to us; there are some on mnist, fashion_mnist, " in text
+    assert "<table>" not in section
+
+
+def test_two_datasets_of_one_source_share_a_table():
+    spec = {"source": "mnist", "delta": 1e-5}
+    study = make_study(datasets={"a": spec, "b": {**spec, "delta": 1e-6}})
+    frames = [frame.iloc[:0] for frame in make_frames(study)]
+    page = render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, published=read_published(*PUBLISHED))
+    assert page.count('<div class="box numbers"') == 1
+    assert "mnist (here: a, b)" in page
+
+
+def test_the_verb_takes_the_published_numbers_by_path_and_refuses_broken_ones(run_cli, tmp_path):
+    study = make_study()
+    metrics, audits, _ = make_frames(study)
+    artifacts.write_text(tmp_path / "study.json", study.model_dump_json())
+    write_csv(tmp_path / "metrics.csv", metrics)
+    write_csv(tmp_path / "audits.csv", audits)
+    files = [f"--{n}={tmp_path / n}.{kind}" for n, kind in (("study", "json"), ("metrics", "csv"), ("audits", "csv"))]
+    common = ["report", *files, "--benchmarks", tmp_path, "--command", COMMAND, "--privacy-status", PUBLISHED[1]]
+    assert run_cli(*common, "--published", PUBLISHED[0], "--out", tmp_path / "a.html")[0] == 0
+    assert "No number published on digits" in (tmp_path / "a.html").read_text()
+    artifacts.write_text(tmp_path / "p.csv", PUBLISHED[0].read_text().replace("epsilon", "eps", 1))
+    code, _, said = run_cli(*common, "--published", tmp_path / "p.csv", "--out", tmp_path / "b.html")
+    assert code == 2
+    assert said.startswith(f"error: {tmp_path}/p.csv: unknown column 'eps', missing column 'epsilon'; ")
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_without_the_file_there_is_no_section(page):
+    assert 'id="published"' not in page
+    assert 'href="#published"' not in page
+
+
+def test_methods_say_how_they_were_tuned(pictures):
+    tuned = {"impl": "a:B", "tuning": {"settings": 5, "data": "MNIST shrunk to 8x8"}}
+    study = make_study(methods={"dpgan": tuned, "mean": {"impl": "a:C"}})
+    page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", part_of(page, "methods", "privacy"))
+    assert cells == ["dpgan", "5", "MNIST shrunk to 8x8", "a:B", "mean", "not stated", "not stated", "a:C"]
 
 
 def test_holes_are_named(pictures):

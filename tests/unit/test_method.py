@@ -8,7 +8,7 @@ import pytest
 from dpdm.config import parse_study
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
-from dpdm.method import MEMBERS, load_method, prepare_run, train
+from dpdm.method import MEMBERS, MEMBERS_OF_KIND, load_method, prepare_run, train
 from dpdm.privacy import Mechanism
 from dpdm.progress import Log
 from dpdm.provenance import provenance
@@ -21,11 +21,17 @@ from dpdm.privacy import Mechanism
 
 class Good:
     Params = SamplerParams = NoParams
-    Model = object
+    class Model:
+        def sample(self, labels, sampler, rng): pass
     def plan(self, params, meta):
         return (Mechanism.gaussian("sums"),)
     def fit(self, private, params, rng, log):
         return private, rng, log
+
+class GoodClassifier(Good):
+    SamplerParams = property()
+    class Model:
+        def predict(self, images): pass
 
 class NeedsArgument:
     def __init__(self, size): pass
@@ -57,9 +63,9 @@ def run(tiny_study_dict):
     return make
 
 
-def refusal(impl: str) -> str:
+def refusal(impl: str, kind: str | None = None) -> str:
     with pytest.raises(UserError) as error:
-        load_method(impl)
+        load_method(impl, kind)
     message = str(error.value)
     assert message.startswith(f"impl {impl}: ")
     assert "\n" not in message
@@ -96,13 +102,37 @@ def test_a_class_that_needs_arguments(module):
     assert "NeedsArgument() failed (TypeError" in refusal(module(MODULE) + ":NeedsArgument")
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("member", [*MEMBERS, *MEMBERS_OF_KIND["generator"]])
 def test_a_missing_member_is_named(module, member):
-    text = MODULE + f"\nmissing = [c for c in (Good, type(Good())) if hasattr(c, '{member}')][0]\n"
-    name = module(text + f"delattr(Good, '{member}')\n")
-    message = refusal(name + ":Good")
-    assert f"lacks {member};" in message
+    name = module(MODULE + f"\ndel Good.{member}\n")
+    message = refusal(name + ":Good", "generator")
+    assert f"lacks {member}" in message
     assert "docs/adding_a_method.md" in message
+
+
+@pytest.mark.parametrize(
+    ("impl", "kind", "lacks"),
+    [("Good", "classifier", "Model.predict"), ("GoodClassifier", "generator", "SamplerParams, Model.sample")],
+)
+def test_a_method_of_the_other_kind_says_which_to_set(module, impl, kind, lacks):
+    name = module(MODULE)
+    other = "generator" if kind == "classifier" else "classifier"
+    message = refusal(f"{name}:{impl}", kind)
+    assert message == f"impl {name}:{impl}: lacks {lacks}, so it is no {kind}; set kind: {other}"
+    assert type(load_method(f"{name}:{impl}", other)).__name__ == impl
+    assert type(load_method(f"{name}:{impl}")).__name__ == impl  # training is the same
+
+
+def test_a_method_may_be_both(module):
+    both = "\nclass Both(Good):\n    class Model(Good.Model, GoodClassifier.Model): pass\n"
+    name = module(MODULE + both)
+    for kind in MEMBERS_OF_KIND:
+        load_method(f"{name}:Both", kind)
+
+
+def test_a_method_that_is_neither_lacks_what_its_kind_needs(module):
+    name = module(MODULE + "\ndel GoodClassifier.Model.predict\n")
+    assert "lacks Model.predict; see docs/adding_a_method.md" in refusal(name + ":GoodClassifier", "classifier")
 
 
 # --- prepare_run ----------------------------------------------------------------------------------------------
@@ -137,6 +167,12 @@ def test_what_depends_on_the_data_set_names_method_and_data_set(run):
     assert messages(run(), ImageMeta(0, (1, 8, 8), 10)) == [
         "methods.class_mean on digits: the training split holds no images"
     ]
+
+
+def test_a_run_of_the_other_kind_is_refused_before_training(run):
+    with pytest.raises(UserError, match="so it is no classifier; set kind: generator"):
+        prepare_run(run(), META, "classifier")
+    assert prepare_run(run(), META, "generator")[2] == prepare_run(run(), META)[2]
 
 
 def test_a_large_delta_with_permission(run):

@@ -109,6 +109,34 @@ def test_the_description_lists_every_cell_of_the_grid_once(tiny_study_dict, n64)
     ]
 
 
+@pytest.fixture
+def classifier():
+    """An entry of a study."""
+    dp = {"expected_batch_size": 16, "steps": 2, "max_grad_norm": 1.0}
+    params = {"network": "logreg", "lr": 1.0, "dp": dp}
+    return {"impl": "baselines.dpsgd_classifier:DPSGDClassifier", "kind": "classifier", "params": params}
+
+
+def test_a_classifier_is_counted_without_synthetic_sets(tiny_study_dict, n64, classifier):
+    tiny_study_dict["methods"]["net"] = classifier
+    first = describe(parse_study(tiny_study_dict, "s")).splitlines()[0]
+    for part in ("study tiny: 12 runs", "8 synthetic sets, 4 trained classifiers, 4 anchor rows"):
+        assert part in first
+    assert first.endswith("jobs: 12 train, 8 sample, 16 score")
+
+
+def test_an_impl_of_the_other_kind_is_refused(tiny_study_dict, n64, classifier):
+    tiny_study_dict["methods"]["net"] = {**classifier, "kind": "generator"}
+    tiny_study_dict["methods"]["class_mean"]["kind"] = "classifier"
+    with pytest.raises(UserError) as error:
+        planned_runs(parse_study(tiny_study_dict, "s"))
+    assert sorted(str(error.value).splitlines()) == [
+        "impl baselines.class_mean:ClassMean: lacks Model.predict, so it is no classifier; set kind: generator",
+        "impl baselines.dpsgd_classifier:DPSGDClassifier: lacks SamplerParams, Model.sample, so it is no generator; "
+        "set kind: classifier",
+    ]
+
+
 def test_events_in_words():
     assert describe_event(Event("gaussian", "sums", 2.5, 1.0)) == "sums: Gaussian, noise multiplier 2.5"
     event = Event("poisson_subsampled_gaussian", "net", 1.25, 1.0, 0.25, 30)

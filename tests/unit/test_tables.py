@@ -92,6 +92,28 @@ def test_sampler_column_only_where_it_tells_something(metrics):
     assert table.cells.loc[table.cells["Method"] == "dp_gan", "Sampler"].tolist()[:2] == ["ddim", "default"]
 
 
+@pytest.fixture
+def with_classifier(metrics):
+    """A classifier of its own beside the generators: one accuracy per run."""
+    rows = rows_of("net", "1", [95.0, 97.0], sampler="") + rows_of("net", "inf", [98.0, 98.0], sampler="")
+    return pd.concat([metrics, pd.DataFrame([{**row, "protocol": "direct"} for row in rows])], ignore_index=True)
+
+
+def test_a_classifier_says_so_and_fills_its_column_alone(with_classifier):
+    table = tables.results_table(with_classifier)
+    assert cell(table, "net (classifier)", "1", "CNN accuracy % ↑") == "96.0 ± 1.4 (2)"
+    assert cell(table, "net (classifier)", "1", "FD (train) ↓") == "–"  # noqa: RUF001
+    assert list(table.data["method"]).count("net") == 2  # programs read its plain name
+    assert "Sampler" not in table.cells.columns
+    assert table.cells["Method"].tolist().count("dp_gan") == 3
+
+
+def test_a_classifier_is_a_rival_where_it_competes(with_classifier):
+    table = tables.results_table(with_classifier)
+    bold = {(table.cells.iloc[i]["Method"], table.cells.columns[j]) for i, j in table.bold}
+    assert bold == {("dp_gan", "FD (train) ↓"), ("net (classifier)", "CNN accuracy % ↑")}
+
+
 def test_two_extractors_have_two_columns():
     metrics = pd.DataFrame([*rows_of("a", "1", [1.0], "fd_digits", "train"), *rows_of("a", "1", [2.0], "fid", "train")])
     headers = list(tables.results_table(metrics).cells.columns[3:])

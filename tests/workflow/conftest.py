@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-CODE = ("Snakefile", "workflow", "profiles", "config", "dpdm", "baselines")
+CODE = ("Snakefile", "workflow", "profiles", "config", "dpdm", "baselines", "results/published")
 
 
 @dataclass(frozen=True)

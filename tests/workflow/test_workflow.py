@@ -14,6 +14,7 @@ import pytest
 
 REPORTING = {"collect all scores and audits", "tables", "figures for digits", "report"}
 RUN = "results/tiny/runs/digits/{method}/eps{epsilon}/seed{seed}"
+CLASSIFIER = "dpsgd_logreg"
 DPDM = RUN.format(method="dpdm", epsilon="10", seed=0)
 
 
@@ -28,9 +29,10 @@ def run_jobs(verb: str, methods, epsilons=("10", "inf"), seeds=(0,), sampler: st
 
 
 def set_jobs(methods, **grid) -> set[str]:
-    """Sampling and scoring of a method's runs."""
-    both = (run_jobs(verb, methods, sampler=", sampler default", **grid) for verb in ("sample", "score"))
-    return set().union(*both)
+    """Sampling and scoring of a method's runs; a classifier is scored itself."""
+    generators = [method for method in methods if method != CLASSIFIER]
+    both = (run_jobs(verb, generators, sampler=", sampler default", **grid) for verb in ("sample", "score"))
+    return run_jobs("score classifier", set(methods) & {CLASSIFIER}, **grid).union(*both)
 
 
 def exactly(outcome) -> set[str]:
@@ -50,8 +52,8 @@ def test_the_dry_run_counts_what_the_study_implies(folder, tiny, edit):
     study["methods"]["dpdm"]["overrides"] = []
     folder.write(study)
     assert folder.dry().counts == {
-        "prepare": 1, "extractor": 1, "validate": 1, "label_only": 1, "train": 8, "audit": 2, "sample": 8, "score": 8,
-        "score_anchor": 4, "collect": 1, "tables": 1, "figure": 1, "report": 1, "all": 1,
+        "prepare": 1, "extractor": 1, "validate": 1, "label_only": 1, "train": 12, "audit": 3, "sample": 8, "score": 8,
+        "score_classifier": 4, "score_anchor": 4, "collect": 1, "tables": 1, "figure": 1, "report": 1, "all": 1,
     }  # fmt: skip
     assert not folder.made()
 
@@ -64,8 +66,8 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     folder.write(study)
     counts = folder.dry().counts
     per_rule = {rule: counts.get(rule, 0) for rule in ("prepare", "extractor", "train", "audit", "sample", "figure")}
-    assert per_rule == {"prepare": 2, "extractor": 2, "train": 12, "audit": 6, "sample": 16, "figure": 2}
-    assert counts["score"] == 16
+    assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 2}
+    assert (counts["score"], counts["score_classifier"]) == (16, 4)
     assert counts["score_anchor"] == 2
     assert "label_only" not in counts
 
@@ -84,7 +86,7 @@ def test_a_dry_run_is_quick_and_loads_no_numerical_library(folder, tiny, tmp_pat
     folder.write(tiny)
     poisoned = type(folder)(folder.path, folder.checkout, (poison,))
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    assert poisoned.dry().counts["train"] == 6
+    assert poisoned.dry().counts["train"] == 8
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 6  # 1 s on the machine that wrote this
 
 
@@ -112,8 +114,12 @@ def test_the_tiny_study_runs_to_its_end(finished, tiny):
     with (root / "metrics.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     methods = {(m, e) for m in tiny["methods"] for e in ("10", "inf")} | {("real", ""), ("label_only", "")}
-    for metric in ("fd_digits", *(f"acc_{name}" for name in tiny["evaluation"]["classifiers"])):
-        assert {(r["method"], r["epsilon"]) for r in rows if r["metric"] == metric} == methods
+    generators = {(method, epsilon) for method, epsilon in methods if method != CLASSIFIER}
+    for metric, expected in (("fd_digits", generators), ("acc_logreg", methods)):
+        assert {(r["method"], r["epsilon"]) for r in rows if r["metric"] == metric} == expected
+    (images,) = {r["num_synthetic"] for r in rows if r["method"] == CLASSIFIER}
+    assert images == "0"
+    assert not list((root / "runs" / "digits" / CLASSIFIER).rglob("*.npz"))
     page = (root / "report.html").read_text()
     assert [name for name in tiny["methods"] if name not in page] == []
 
@@ -164,7 +170,7 @@ def test_training_sees_no_test_image_and_no_score(finished):
     inputs = {row[0]: set(row[4].split(",")) - {""} for row in table[1:]}
     rule = {row[0]: row[2] for row in table[1:]}
     trained = [path for path in inputs if rule[path] == "train"]
-    assert len(trained) == 3 * 6
+    assert len(trained) == 3 * 8
     for path in trained:
         assert {Path(name).name for name in inputs[path]} == {"train.npz"}
         for source in inputs[path]:
@@ -215,10 +221,16 @@ def change_sampler(study):
     return set_jobs(["dpdm"])
 
 
+def change_classifier(study):
+    study["methods"][CLASSIFIER]["params"]["lr"] = 0.25
+    return run_jobs("train", [CLASSIFIER]) | set_jobs([CLASSIFIER]) | {f"audit {CLASSIFIER} on digits"}
+
+
 def change_evaluation(study):
     study["evaluation"]["classifiers"] = ["logreg", "mlp"]
     anchors = {f"score anchor {anchor} on digits, seed 0" for anchor in ("real", "label_only")}
-    return anchors | {job for job in set_jobs(study["methods"]) if job.startswith("score")}
+    generators = [method for method in study["methods"] if method != CLASSIFIER]  # it is no set to be judged
+    return anchors | {job for job in set_jobs(generators) if job.startswith("score")}
 
 
 def add_seed(study):
@@ -239,7 +251,13 @@ def drop_method(study):
     return set()
 
 
-EDITS = [change_recipe, change_override, change_sampler, change_evaluation, add_seed, add_method, drop_method]
+def state_tuning(study):
+    study["methods"]["dpdm"]["tuning"] = {"settings": 5, "data": "MNIST shrunk to 8x8"}
+    return set()
+
+
+EDITS = [change_recipe, change_override, change_sampler, change_evaluation, add_seed, add_method, drop_method,
+         state_tuning, change_classifier]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", EDITS)
@@ -250,6 +268,17 @@ def test_an_edit_runs_again_only_what_it_changes(again, tiny, edit, change):
     assert exactly(again.dry()) == expected | {"validate the study"} | REPORTING
 
 
+@pytest.mark.parametrize("name", ["published.csv", "privacy_status.csv"])
+def test_an_edit_of_the_published_numbers_makes_the_report_alone_again(again, name):
+    file = again.checkout / "results" / "published" / name
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole.replace(b"DPDM", b"DPXX"))
+        assert again.dry().counts == {"report": 1, "all": 1}
+    finally:
+        file.write_bytes(whole)
+
+
 def test_code_that_changed_trains_nothing_again(again):
     """The printed shell line and the code are no trigger: a docstring must not cost a week of training."""
     changed = again.path.parent / "changed"
@@ -257,7 +286,8 @@ def test_code_that_changed_trains_nothing_again(again):
     rules = changed / "workflow" / "rules" / "train.smk"
     rules.write_text(rules.read_text().replace(" --threads {threads}", " --threads 1"))
     (changed / "dpdm" / "method.py").open("a").write("\n# touched\n")
-    assert type(again)(again.path, changed).dry().counts == {}
+    # Only the report quotes a file of this checkout: the published numbers.
+    assert type(again)(again.path, changed).dry().counts == {"report": 1, "all": 1}
 
 
 # --- killed ---------------------------------------------------------------------------------------------------
@@ -368,6 +398,20 @@ def test_no_study_is_one_sentence(folder):
     assert outcome.code != 0
     assert "holds no study; name one with --configfile, e.g. config/digits.yaml" in outcome.text
     assert "Traceback" not in outcome.text
+    assert not folder.made()
+
+
+def test_a_method_of_the_other_kind_fails_before_any_training(folder, tiny, edit):
+    study = edit(tiny)
+    del study["methods"][CLASSIFIER]["kind"]
+    study["methods"]["class_mean"]["kind"] = "classifier"
+    folder.write(study)
+    outcome = folder.snakemake()
+    assert outcome.code != 0
+    assert "ClassMean: lacks Model.predict, so it is no classifier; set kind: generator" in outcome.text
+    assert "lacks SamplerParams, Model.sample, so it is no generator; set kind: classifier" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert not outcome.jobs
     assert not folder.made()
 
 

@@ -25,6 +25,7 @@ RUN = f"{ROOT}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}"
 SET = f"{RUN}/{{sampler}}"
 ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
 BENCHMARKS = f"{ROOT}/benchmarks"
+PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands beside the Snakefile
 STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 
@@ -52,7 +53,7 @@ def run_paths(pattern, runs):
 
 
 def set_paths(pattern, runs):
-    """One path per synthetic set: every sampler of every run."""
+    """One path per synthetic set: every sampler of every run; a classifier has none."""
     return [
         path.replace("SAMPLER", sampler)
         for r in runs
@@ -68,10 +69,16 @@ def anchor_paths(pattern):
     ]
 
 
+def classifier_runs():
+    """The runs that are scored themselves, having no images."""
+    return [run for run in STUDY.runs() if STUDY.is_classifier(run.method)]
+
+
 def shown_sets(wildcards):
-    """The synthetic sets on a dataset's sample page: the first seed and sampler of every method and epsilon."""
+    """The synthetic sets on a dataset's sample page: the first seed and sampler of every generator and epsilon."""
     return [
-        (run, set_paths(f"{SET}/synthetic.npz", [run])[0])
+        (run, path)
         for run in STUDY.runs()
         if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds)
+        for path in set_paths(f"{SET}/synthetic.npz", [run])[:1]
     ]

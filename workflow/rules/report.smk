@@ -3,6 +3,7 @@ rule collect:
     input:
         study=STUDY_JSON,
         scores=set_paths(f"{SET}/fidelity.json", STUDY.runs()) + set_paths(f"{SET}/utility.json", STUDY.runs()),
+        classifiers=run_paths(rules.score_classifier.output[0], classifier_runs()),
         anchors=anchor_paths(rules.score_anchor.output.fidelity) + anchor_paths(rules.score_anchor.output.utility),
         audits=rules.audits.input,
     output:
@@ -72,6 +73,8 @@ rule report:
         audits=rules.collect.output.audits,
         curves=expand(rules.figure.output.curves, dataset=STUDY.datasets),
         grids=expand(rules.figure.output.grid, dataset=STUDY.datasets),
+        published=f"{PUBLISHED}/published.csv",
+        privacy_status=f"{PUBLISHED}/privacy_status.csv",
     output: report(f"{ROOT}/report.html", caption="../report/report.rst", category="Report")
     params:
         curves=[f"{d}={p}" for d, p in zip(STUDY.datasets, expand(rules.figure.output.curves, dataset=STUDY.datasets))],
@@ -83,4 +86,5 @@ rule report:
     shell:
         "python -m dpdm report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
         " --benchmarks {params.benchmarks} --curves {params.curves} --grids {params.grids}"
+        " --published {input.published:q} --privacy-status {input.privacy_status:q}"
         " --command {params.command:q} --out {output} > {log} 2>&1"

@@ -36,3 +36,19 @@ use rule score as score_anchor with:
         ),
     log: f"{ANCHOR}/seed{{seed}}/score.log"
     benchmark: f"{BENCHMARKS}/score_anchor/{{dataset}}-{{anchor}}-{{seed}}.tsv"
+
+
+# A method of `kind: classifier` draws no images: its model itself meets the test images.
+rule score_classifier:
+    message: "score classifier {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}"
+    input:
+        model=rules.train.output.model,
+        test=rules.prepare.output.test,
+    output: f"{RUN}/utility.json"
+    params: spec=lambda w: schema.spec_json(STUDY.score_classifier(run_of(w)))
+    log: f"{RUN}/score.log"
+    benchmark: f"{BENCHMARKS}/score_classifier/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
+    resources: gpu=1, mem_mb=2000, runtime=30
+    shell:
+        "python -m dpdm score_classifier --spec {params.spec:q} --model {input.model} --test {input.test}"
+        " --utility {output} --threads {threads} > {log} 2>&1"

@@ -1,0 +1,215 @@
+"""What the two kernel methods share: random Fourier features, their private release, and the generator.
+
+Released, once, under adding or removing one record: the sum over records of phi(x) e_y^T (2 k numbers per class), where
+phi has norm exactly 1, so the sensitivity is 1; and the class counts (sensitivity 1). Two Gaussian mechanisms share
+the budget. Training a generator towards a released sum is post-processing: it costs minutes but no privacy, and has
+no checkpoint (a killed run starts again and spends the same).
+
+phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), x with pixels in [0, 1], approximates the
+Gaussian kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the run's public
+stream "frequencies", hence the same seed draws it again; s2 is a public constant, never a function of the data.
+
+Imbalance: a class's sum carries its share of the records while a generator makes every class equally often. So sums are
+divided by the released counts, which gives the mean embedding m_y of each class, and the distance of each class to
+its m_y is weighted by the class's released share. A rare class then cannot drown the others in its noise: the weight
+cancels the division. On balanced data this is the published objective up to a constant factor, to which Adam is
+blind.
+"""
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpdm.config import Finite, Strict
+from dpdm.data import ImageMeta, balanced_labels, to_uint8
+from dpdm.errors import UserError
+from dpdm.privacy import Mechanism, PrivateData
+from dpdm.rng import Streams
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[Finite, Field(gt=0)]
+
+EMBEDDINGS, COUNTS = "class_embeddings", "class_counts"
+
+
+class KernelParams(Strict):
+    """Public constants of both methods, which give the defaults."""
+
+    num_frequencies: Count  # k, rows of W; 2 k numbers are released per class
+    squared_length_scale: Positive  # s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size
+    count_share: Annotated[Finite, Field(gt=0, lt=1)] = 0.05  # of the budget; the embeddings get the rest
+    latent_dim: Count = 5  # z of the generator
+    hidden_units: Count = 200  # of its first layer
+    generated_batch_size: Count  # images per step, balanced over the classes
+    steps: Count  # of the generator
+    lr: Positive = 1e-2  # Adam, of the generator
+    lr_decay: Annotated[Finite, Field(gt=0, le=1)] = 0.9  # factor on lr ...
+    lr_decay_steps: Count  # ... every so many steps
+
+
+class SamplerParams(Strict):
+    """How images are drawn."""
+
+    max_batch_size: Count = 1000  # memory only
+
+
+class Generator(nn.Module):
+    """DP-MERF's convolutional generator: noise and one-hot label -> pixels in [0, 1].
+
+    FC `hidden_units`, batch norm, ReLU; FC 16 x H/4 x W/4, batch norm, ReLU; twice: bilinear x2 and a 5x5 convolution
+    (to 8 channels, then to the image's). 28 pixels start from 7x7 as published; 8 pixels (our small preset) from 2x2.
+    Batch norm is harmless here because a generator never sees a record.
+
+    Args:
+        shape: image shape (C, H, W), H and W divisible by 4.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, latent_dim: int, hidden_units: int):
+        super().__init__()
+        self.config = {
+            "shape": list(shape), "num_classes": num_classes, "latent_dim": latent_dim, "hidden_units": hidden_units,
+        }  # fmt: skip
+        channels, height, width = shape
+        base = (16, height // 4, width // 4)
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim + num_classes, hidden_units), nn.BatchNorm1d(hidden_units), nn.ReLU(),
+            nn.Linear(hidden_units, math.prod(base)), nn.BatchNorm1d(math.prod(base)), nn.ReLU(),
+            nn.Unflatten(1, base),
+            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(16, 8, 5, padding=2), nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, channels, 5, padding=2), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Noise [n, latent_dim] and labels [n] -> [n, C, H, W]."""
+        return self.layers(torch.cat([z, F.one_hot(labels, self.config["num_classes"]).to(z.dtype)], dim=1))
+
+
+class Model:
+    """A trained generator."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator.eval()  # running statistics: an image must not depend on its batch
+
+    def to(self, device: str | torch.device) -> None:
+        """Where `sample` computes from now on."""
+        self.generator.to(device)
+
+    @torch.no_grad()
+    def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
+        """One pass of the generator: uint8 [n, C, H, W]; image i draws from its own stream."""
+        config, device = self.generator.config, next(self.generator.parameters()).device
+        out = np.empty((len(labels), *config["shape"]), np.uint8)
+        for start in range(0, len(labels), sampler.max_batch_size):
+            y = torch.from_numpy(labels[start : start + sampler.max_batch_size]).to(device)
+            z = torch.from_numpy(rng.normal_per_image("image", start, len(y), (config["latent_dim"],))).to(device)
+            out[start : start + len(y)] = to_uint8(2 * self.generator(z, y) - 1)
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """Weights, and what rebuilds the network."""
+        weights = {name: value.cpu() for name, value in self.generator.state_dict().items()}
+        return {"generator": self.generator.config, "weights": weights}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Model":
+        """The inverse of `state`."""
+        generator = Generator(**state["generator"])
+        generator.load_state_dict(state["weights"])
+        return cls(generator)
+
+
+def plan_releases(params: KernelParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
+    """The two Gaussian releases.
+
+    Raises:
+        UserError: the generator cannot make images of this size, or a batch would miss a class.
+    """
+    height, width = meta.shape[1:]
+    if height % 4 or width % 4:
+        raise UserError(
+            f"the generator doubles its resolution twice: image sides must be multiples of 4, got {height}x{width}; "
+            "pad or crop the images"
+        )
+    if params.generated_batch_size < meta.num_classes:
+        raise UserError(
+            f"generated_batch_size = {params.generated_batch_size} misses some of {meta.num_classes} classes at every "
+            f"step; choose at least {meta.num_classes}"
+        )
+    return (Mechanism.gaussian(COUNTS, params.count_share), Mechanism.gaussian(EMBEDDINGS, 1 - params.count_share))
+
+
+def draw_frequencies(params: KernelParams, meta: ImageMeta, rng: Streams) -> Tensor:
+    """W [k, pixels] with entries from N(0, 1 / s2)."""
+    shape = (params.num_frequencies, math.prod(meta.shape))
+    return torch.randn(shape, generator=rng.torch("frequencies")) / math.sqrt(params.squared_length_scale)
+
+
+def features(pixels: Tensor, frequencies: Tensor) -> Tensor:
+    """phi: pixels in [0, 1] [n, C, H, W] and W [k, pixels] -> [n, 2 k] of norm 1, all cosines before all sines."""
+    angles = pixels.flatten(1) @ frequencies.T
+    return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(len(frequencies))
+
+
+def release_embeddings(private: PrivateData, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """The noised mean of phi in each class [classes, 2 k], and each class's noised share of the records [classes].
+
+    Args:
+        frequencies: W, on the device of `private`.
+    """
+    classes = private.meta.num_classes
+
+    def embedding(images: Tensor, labels: Tensor) -> Tensor:
+        phi = features((images + 1) / 2, frequencies)
+        return F.one_hot(labels, classes).to(phi.dtype)[:, :, None] * phi[:, None, :]
+
+    counts = private.release_sum(COUNTS, lambda _, labels: F.one_hot(labels, classes).float(), 1.0).clamp(min=1)
+    sums = private.release_sum(EMBEDDINGS, embedding, 1.0)
+    means, shares = sums / counts[:, None], counts / counts.sum()
+    return means.to(private.device, torch.float32), shares.to(private.device, torch.float32)
+
+
+class Generated:
+    """The generator in training: one balanced batch of fresh images per step, as class embeddings.
+
+    Args:
+        frequencies: W, on `device`.
+        rng: "init" draws the weights, ("latent", step) the noise.
+    """
+
+    def __init__(self, params: KernelParams, meta: ImageMeta, frequencies: Tensor, rng: Streams, device: torch.device):
+        with rng.torch_default("init"):
+            self.generator = Generator(meta.shape, meta.num_classes, params.latent_dim, params.hidden_units).to(device)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=params.lr)
+        self._decay = torch.optim.lr_scheduler.StepLR(self.optimizer, params.lr_decay_steps, params.lr_decay)
+        self._labels = torch.from_numpy(balanced_labels(params.generated_batch_size, meta.num_classes)).to(device)
+        one_hot = F.one_hot(self._labels, meta.num_classes).float()
+        self._averaging = (one_hot / one_hot.sum(0)).T
+        self._shape = (params.generated_batch_size, params.latent_dim)
+        self._frequencies, self._rng, self._device = frequencies, rng, device
+
+    def embeddings(self, step: int) -> Tensor:
+        """The mean of phi over this step's images of each class: [classes, 2 k]."""
+        z = torch.randn(self._shape, generator=self._rng.torch("latent", step)).to(self._device)
+        return self._averaging @ features(self.generator(z, self._labels), self._frequencies)
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the generator against `loss`."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self._decay.step()
+
+
+def gaps(released: Tensor, generated: Tensor, shares: Tensor) -> Tensor:
+    """Squared distance at each frequency [k]: cosine and sine parts added, classes weighted by `shares`.
+
+    Args:
+        released, generated: class embeddings [classes, 2 k]; shares: [classes], summing to 1.
+    """
+    squares = (released - generated).square() * shares[:, None]
+    return squares.sum(0).view(2, -1).sum(0)

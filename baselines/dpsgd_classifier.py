@@ -1,0 +1,203 @@
+"""A classifier trained by DP-SGD on the private images themselves: the rival that no generator is needed for.
+
+Abadi et al. 2016. `logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, table 2; how they were trained
+there could not be verified, so their recipes are a study's own. `tanh_cnn` is the small CNN of Papernot et al. 2020
+and Tramer and Boneh 2021 (26,010 parameters at 28x28). Released: the noised mean gradient of every step.
+Sensitivity: max_grad_norm. The last step is used: nothing is selected on real data.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpdm.config import Finite, Strict
+from dpdm.data import ImageMeta, to_network
+from dpdm.errors import UserError
+from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
+from dpdm.progress import Log
+from dpdm.rng import Streams
+
+MECHANISM = "classifier"
+CHUNK = 1000  # images per forward pass of `predict`: memory only
+LARGE_SIDE = 18  # from this side on the CNNs are the published ones; smaller images get smaller strides or padding
+
+Shape = tuple[int, int, int]
+
+
+class ModelParams(Strict):
+    """The part of the recipe that predicting needs as well."""
+
+    network: Literal["logreg", "mlp", "cnn", "tanh_cnn"]
+    # Inputs are (pixel - mean) / std for pixels in [0, 1]: public constants. The defaults give [-1, 1].
+    input_mean: Finite = 0.5
+    input_std: Annotated[Finite, Field(gt=0)] = 0.5
+
+
+class Params(ModelParams):
+    """The recipe: SGD at a constant rate, each network with a budget of its own."""
+
+    dp: DpSgdParams
+    lr: Annotated[Finite, Field(gt=0)]
+    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
+
+
+class Model:
+    """A network in evaluation mode.
+
+    Args:
+        network: maps standardised images to logits; shape: of an image (C, H, W); params: what it was built by.
+    """
+
+    def __init__(self, network: nn.Module, shape: Shape, num_classes: int, params: ModelParams):
+        self.network, self.shape, self.num_classes, self.params = network.eval(), shape, num_classes, params
+
+    @property
+    def family(self) -> str:
+        """The kind of classifier: the tables' column."""
+        return FAMILIES[self.params.network]
+
+    @torch.no_grad()
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The likeliest class (int64 [n]) of each image (uint8 [n, C, H, W])."""
+        device = next(self.network.parameters()).device
+        out = np.empty(len(images), np.int64)
+        for start in range(0, len(images), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            inputs = standardise(to_network(images[chunk]).to(device), self.params)
+            out[chunk] = self.network(inputs).argmax(1).cpu().numpy()
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """Weights and what rebuilds the network."""
+        return {
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
+            "params": self.params.model_dump(mode="json"),
+            "weights": {name: value.cpu() for name, value in self.network.state_dict().items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Model":
+        """The inverse of `state`."""
+        params, shape = ModelParams.model_validate(state["params"]), tuple(state["shape"])
+        network = NETWORKS[params.network](shape, state["num_classes"])
+        network.load_state_dict(state["weights"])
+        return cls(network, shape, state["num_classes"], params)
+
+
+class DPSGDClassifier:
+    """The method, by the contract of dpdm.method: a classifier, which draws no images."""
+
+    Params = Params
+    Model = Model
+
+    def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
+        """One DP-SGD run."""
+        if meta.num_classes < 2:
+            raise UserError("a classifier needs two classes at least; leave it out of a study of unlabelled images")
+        if params.network in SMALLEST_SIDE and min(meta.shape[1:]) < SMALLEST_SIDE[params.network]:
+            raise UserError(
+                f"network {params.network} needs sides of {SMALLEST_SIDE[params.network]} pixels, "
+                f"got {meta.shape[1:]}; choose logreg or mlp"
+            )
+        return (params.dp.mechanism(MECHANISM, meta.n),)
+
+    def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
+        """Trains by cross-entropy; returns the weights of the last step."""
+        meta = private.meta
+        with rng.torch_default("init"):
+            network = NETWORKS[params.network](meta.shape, meta.num_classes).to(private.device).train()
+        dropouts = [layer for layer in network.modules() if isinstance(layer, Dropout)]
+        optimizer = torch.optim.SGD(network.parameters(), lr=params.lr, momentum=params.momentum)
+        dp = private.dpsgd(MECHANISM, network, optimizer, params.dp)
+
+        def losses(images: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(dp.module(standardise(images, params)), labels, reduction="none")
+
+        for step in log.track(dp, len(dp)):
+            masks = rng.torch("dropout", step.index)
+            for layer in dropouts:
+                layer.generator = masks
+            step.update(losses)
+            log.record(step.index, released_grad_norm=dp.released_grad_norm)
+        kept = ModelParams(**{name: getattr(params, name) for name in ModelParams.model_fields})
+        return Model(network, meta.shape, meta.num_classes, kept)
+
+
+def standardise(images: Tensor, params: ModelParams) -> Tensor:
+    """Images in [-1, 1] -> network inputs."""
+    return ((images + 1) / 2 - params.input_mean) / params.input_std
+
+
+# --- networks: (image shape, number of classes) -> standardised images to logits -------------------------------
+
+
+class Dropout(nn.Module):
+    """Dropout with p = 0.5 whose masks come from `generator`, on the CPU: the same on every device."""
+
+    generator: torch.Generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeroes about half of x, doubles the rest; passes x on in evaluation mode."""
+        if not self.training:
+            return x
+        kept = torch.rand(x.shape, generator=self.generator) < 0.5
+        return x * kept.to(x.device) * 2
+
+
+def logreg(shape: Shape, num_classes: int) -> nn.Module:
+    """Multinomial logistic regression; 7,850 parameters at 28x28."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), num_classes))
+
+
+def mlp(shape: Shape, num_classes: int) -> nn.Module:
+    """One hidden layer of 100 ReLU; 79,510 parameters at 28x28."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(int(np.prod(shape)), 100), nn.ReLU(), nn.Linear(100, num_classes),
+    )  # fmt: skip
+
+
+def cnn(shape: Shape, num_classes: int) -> nn.Module:
+    """The paper's CNN with its dropout; 241,546 parameters at 28x28. Sides below 18 get padded convolutions."""
+    channels, *sides = shape
+    padding = 0 if min(sides) >= LARGE_SIDE else 1
+    height, width = (((side - 2 + 2 * padding) // 2 - 2 + 2 * padding) // 2 - 2 + 2 * padding for side in sides)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), Dropout(),
+        nn.Conv2d(32, 64, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), Dropout(),
+        nn.Conv2d(64, 128, 3, padding=padding), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128 * height * width, 128), nn.ReLU(), Dropout(),
+        nn.Linear(128, num_classes),
+    )  # fmt: skip
+
+
+def tanh_cnn(shape: Shape, num_classes: int) -> nn.Module:
+    """The tanh CNN; 26,010 parameters at 28x28. Sides below 18 get 3x3 kernels, the first of stride 1: 9,258 at 8x8."""
+    channels, *sides = shape
+    if min(sides) >= LARGE_SIDE:
+        first, second = {"kernel_size": 8, "stride": 2, "padding": 2}, {"kernel_size": 4, "stride": 2}
+        height, width = (((side - 4) // 2 - 4) // 2 for side in sides)
+    else:
+        first, second = {"kernel_size": 3, "padding": 1}, {"kernel_size": 3, "stride": 2}
+        height, width = ((side - 4) // 2 for side in sides)
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, **first), nn.Tanh(), nn.MaxPool2d(2, 1),
+        nn.Conv2d(16, 32, **second), nn.Tanh(), nn.MaxPool2d(2, 1), nn.Flatten(),
+        nn.Linear(32 * height * width, 32), nn.Tanh(),
+        nn.Linear(32, num_classes),
+    )  # fmt: skip
+
+
+NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "logreg": logreg,
+    "mlp": mlp,
+    "cnn": cnn,
+    "tanh_cnn": tanh_cnn,
+}
+FAMILIES = {"logreg": "logreg", "mlp": "mlp", "cnn": "cnn", "tanh_cnn": "cnn"}
+SMALLEST_SIDE = {"cnn": 4, "tanh_cnn": 6}

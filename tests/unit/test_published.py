@@ -1,0 +1,257 @@
+"""Numbers quoted from papers: what is shipped, what is refused, and how they are shown."""
+
+import csv
+import io
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dpdm.config import DatasetSpec
+from dpdm.errors import UserError
+from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_name, published_table, read_published
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "results" / "published" / "published.csv"
+SHIPPED_STATUS = ROOT / "results" / "published" / "privacy_status.csv"
+
+NUMBER = {
+    "source": "A et al., Table 1", "protocol": "paper", "table": "1", "dataset": "mnist", "resolution": "28",
+    "method": "GAN", "variant": "", "epsilon": "10", "delta": "1e-5", "metric": "fid", "value": "61.30",
+    "status": "first-hand",
+}  # fmt: skip
+STATUS = {"method": "GAN", "protocol": "paper", "privacy_status": "understated", "privacy_note": "Its sum is wrong."}
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return read_published(SHIPPED, SHIPPED_STATUS)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes both files, each row given by what differs from the one above, and returns their paths."""
+
+    def write(numbers=({},), statuses=({},)):
+        for name, base, changes in (("p.csv", NUMBER, numbers), ("s.csv", STATUS, statuses)):
+            text = io.StringIO(newline="")
+            rows = [base | change for change in changes]
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            (tmp_path / name).write_text(text.getvalue())
+        return tmp_path / "p.csv", tmp_path / "s.csv"
+
+    return write
+
+
+def refusal(paths) -> str:
+    with pytest.raises(UserError) as error:
+        read_published(*paths)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- what is shipped ------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_number_has_a_source_and_a_privacy_status(shipped):
+    assert len(shipped) == len(SHIPPED.read_text().splitlines()) - 1
+    assert set(shipped["privacy_status"]) == set(PRIVACY_STATUS)
+    assert all(shipped["source"])
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "status", "part"),
+    [
+        ("DPDM", "Dockhorn", "sound", ""),
+        ("PEARL", "Dockhorn", "sound", ""),
+        ("DP-MEPF", "Dockhorn", "sound", "public data"),
+        ("DP-CGAN", "Dockhorn", "understated", "about 70"),
+        ("GS-WGAN", "Dockhorn", "understated", "about 330"),
+        ("GS-WGAN", "DPImageBench", "understated", "32 times"),
+        ("G-PATE", "Dockhorn", "data-dependent", ""),
+        ("DataLens", "Dockhorn", "data-dependent", ""),
+        ("DP-Kernel", "DPImageBench", "not DP as released", "private labels"),
+        ("DPDM", "DPImageBench", "unknown", ""),
+    ],
+)
+def test_the_status_is_that_of_the_method_as_its_source_ran_it(shipped, method, source, status, part):
+    rows = shipped[(shipped["method"] == method) & shipped["source"].str.startswith(source)]
+    assert set(rows["privacy_status"]) == {status}
+    assert all(part in note for note in rows["privacy_note"])
+
+
+def test_what_is_not_sound_says_why(shipped):
+    assert all(shipped.loc[shipped["privacy_status"] != "sound", "privacy_note"])
+
+
+def test_table_1_of_the_paper_is_quoted_as_it_stands(shipped):
+    cells = published_table(shipped, "mnist").cells
+    row = cells[(cells["ε"] == "10") & (cells["Method"] == "DPDM") & (cells["Variant"] == "FID")].iloc[0]
+    assert row["Published FID ↓"] == "5.01"
+    assert [row[f"{name} accuracy % ↑"] for name in ("LogReg", "MLP", "CNN")] == ["90.5", "94.6", "97.3"]
+    assert row["Source"] == "Dockhorn et al., arXiv 2210.09929v1, Table 1"
+
+
+def test_no_shipped_number_is_lost_in_its_tables(shipped):
+    for dataset, rows in shipped.groupby("dataset"):
+        data = published_table(shipped, dataset).data
+        metrics = [name for name in data.columns if name in set(rows["metric"])]
+        assert sorted(data[metrics].stack().dropna()) == sorted(rows["value"])
+
+
+def test_git_keeps_the_shipped_files():
+    for path in (SHIPPED, SHIPPED_STATUS):
+        done = subprocess.run(["git", "check-ignore", "-q", str(path)], cwd=ROOT, check=False)
+        if done.returncode == 128:
+            pytest.skip("not a git checkout")
+        assert done.returncode == 1, f"{path} is ignored by git"
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_columns_must_be_exactly_those_known(files):
+    paths = files()
+    paths[0].write_text(paths[0].read_text().replace("epsilon", "eps").replace("value", "method", 1))
+    message = refusal(paths)
+    assert message.startswith(
+        f"{paths[0]}: unknown column 'eps', missing column 'epsilon', missing column 'value', column 'method' twice; "
+        "the columns are source, protocol, "
+    )
+
+
+def test_columns_of_the_status_file_too(files):
+    paths = files()
+    paths[1].write_text(paths[1].read_text().replace("privacy_note", "note"))
+    assert "s.csv: unknown column 'note', missing column 'privacy_note'; " in refusal(paths)
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "part"),
+    [
+        ("epsilon", "0", "epsilon must be a number above 0, written shortly (0.2, 10), or inf, got '0'"),
+        ("epsilon", "10.0", "epsilon must be a number above 0, written shortly"),
+        ("epsilon", "", "epsilon must be a finite number, got ''"),
+        ("epsilon", "nan", "epsilon must be a finite number, got 'nan'"),
+        ("delta", "2", "delta must lie between 0 and 1"),
+        ("delta", "1/n", "delta must be a finite number, got '1/n'"),
+        ("resolution", "28x28", "resolution must be a whole number above 0, got '28x28'"),
+        ("metric", "acc_svm", "metric must be one of: fid, acc_logreg, acc_mlp, acc_cnn, "),
+        ("metric", "FID", "got 'FID'"),
+        ("value", "61,3", "value must be a finite number, got '61,3'"),
+        ("value", "-1", "value must be 0 or above, got '-1'"),
+        ("value", "inf", "value must be a finite number"),
+        ("status", "third-hand", "status must be one of: first-hand, secondary, got 'third-hand'"),
+        ("source", " ", "source must be text without space around it, got ' '"),
+        ("variant", "a ", "variant must be text without space around it, got 'a '"),
+    ],
+)
+def test_a_malformed_field_is_named_with_its_line(files, column, text, part):
+    message = refusal(files([{"table": "2"}, {column: text}]))
+    assert "p.csv, line 3: " in message
+    assert part in message
+
+
+def test_an_accuracy_is_in_per_cent(files):
+    assert "line 2: an accuracy of 930 is above 100; write per cent" in refusal(
+        files([{"metric": "acc_cnn", "value": "930"}])
+    )
+    assert read_published(*files([{"value": "930"}]))["value"].tolist() == [930]
+
+
+def test_a_number_that_stands_twice(files):
+    assert "line 3: the same number stands in line 2; delete one" in refusal(files([{}, {"value": "7"}]))
+
+
+def test_a_method_without_privacy_status(files):
+    message = refusal(files([{}, {"protocol": "port"}]))
+    assert "p.csv, line 3: " in message
+    assert "s.csv lacks GAN of port; add a line with its privacy status (sound, understated, " in message
+
+
+def test_a_privacy_status_that_is_not_in_the_vocabulary(files):
+    assert "privacy_status must be one of: sound, understated, data-dependent, not DP as released, unknown" in refusal(
+        files(statuses=[{"privacy_status": "fine"}])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({}, "line 3: GAN of paper stands twice"), ({"method": "GAM"}, "holds no number of GAM of paper; write both")],
+)
+def test_a_status_is_given_once_and_for_a_method_that_is_there(files, change, part):
+    assert part in refusal(files(statuses=[{}, change]))
+
+
+def test_a_ragged_line_a_binary_file_and_a_missing_one(files, tmp_path):
+    paths = files()
+    paths[0].write_text(paths[0].read_text() + "a,b\n")
+    assert "p.csv, line 3: 2 fields instead of 12" in refusal(paths)
+    paths[0].write_bytes(b"\xff\xfe")
+    assert "is not a csv file in UTF-8" in refusal(paths)
+    assert "cannot read" in refusal((tmp_path / "absent.csv", paths[1]))
+
+
+# --- the tables -----------------------------------------------------------------------------------------------
+
+
+def test_rows_are_grouped_by_epsilon_in_the_order_of_the_file(files):
+    numbers = [{}, {"epsilon": "inf"}, {"epsilon": "0.2"}, {"metric": "acc_cnn", "value": "80"}, {"variant": "wide"}]
+    table = published_table(read_published(*files(numbers)), "mnist")
+    assert list(zip(table.cells["ε"], table.cells["Variant"], strict=True)) == [
+        ("0.2", "–"), ("10", "–"), ("10", "wide"), ("∞", "–"),  # noqa: RUF001
+    ]  # fmt: skip
+    assert table.groups == (0, 1, 1, 2)
+    assert table.bold == frozenset()
+
+
+def test_values_are_shown_as_they_were_printed_and_columns_without_any_are_left_out(files):
+    table = published_table(read_published(*files([{}, {"metric": "acc_cnn", "value": "79.0"}])), "mnist")
+    assert table.cells.columns.tolist() == [
+        "ε", "Method", "Protocol", "Variant", "Published FID ↓", "CNN accuracy % ↑", "Privacy status", "δ", "Status",
+        "Source",
+    ]  # fmt: skip
+    assert table.cells.iloc[0].tolist() == [
+        "10", "GAN", "paper", "–", "61.30", "79.0", "understated", "1e-5", "first-hand", "A et al., Table 1",  # noqa: RUF001
+    ]  # fmt: skip
+    assert table.data.iloc[0][["dataset", "fid", "acc_cnn"]].tolist() == ["mnist", 61.3, 79.0]
+
+
+def test_accuracies_of_other_kinds_stand_in_a_column_of_their_own(files):
+    numbers = [
+        {"metric": "acc_cnn (its own cnn)", "value": "94.4", "variant": "a"},
+        {"metric": "acc_mean", "value": "75.3", "variant": "best of 3 classifiers by test accuracy"},
+        {"metric": "fid", "value": "47.7"},
+    ]
+    cells = published_table(read_published(*files(numbers)), "mnist").cells
+    assert cells["Other accuracy % ↑"].tolist() == ["94.4 (own CNN)", "75.3 (best of 3)"]
+    assert cells["Published FID ↓"].tolist() == ["–", "47.7"]  # noqa: RUF001
+    assert "CNN accuracy % ↑" not in cells
+
+
+def test_without_a_finite_epsilon_no_privacy_claim_is_judged(files):
+    cells = published_table(read_published(*files([{"epsilon": "inf", "delta": ""}])), "mnist").cells
+    assert cells.iloc[0][["Privacy status", "δ"]].tolist() == ["–", "–"]  # noqa: RUF001
+
+
+def test_each_privacy_claim_has_one_row_with_its_reason(files):
+    table = privacy_table(read_published(*files([{}, {"epsilon": "1"}, {"dataset": "celeba"}])))
+    assert table.cells.to_numpy().tolist() == [["GAN", "paper", "understated", "Its sum is wrong."]]
+
+
+def test_datasets_are_found_by_what_they_are_and_not_by_their_name():
+    def name(**spec):
+        return published_name(DatasetSpec(delta=1e-5, **spec))
+
+    assert name(source="mnist") == "mnist"
+    assert name(source="cifar10") == "cifar_10"
+    assert name(source="celeba", image_size=32) == "celeba"
+    assert name(source="celeba", image_size=32, label="Male") == "celeba (male_conditional)"
+    assert name(source="celeba", image_size=32, label="Smiling") == ""
+    assert name(source="npz", train="a", test="b", num_classes=2) == ""
+
+
+def test_the_names_that_datasets_are_found_by_are_those_of_the_file(shipped):
+    assert {"mnist", "fashion_mnist", "cifar_10", "celeba", "celeba (male_conditional)"} == set(shipped["dataset"])
