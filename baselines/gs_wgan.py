@@ -14,7 +14,7 @@ What was wrong; both points are our derivation, not a published erratum.
 1. The count. The original clips and noises the gradient of each of B = 32 images on its own, and accounts steps x B
    independently subsampled Gaussians. But the B gradients of a step share one draw of a shard: once it is drawn, the
    record is in all of them. A step is one subsampled Gaussian of noise z / sqrt(B): at the published z = 1.07, K = 1000
-   and 20,000 steps an epsilon of 330 (PRV) to 370 (RDP), not 10. Here block and noise are joint and accounted so.
+   and 20,000 steps an epsilon of 347 (PRV) to 383 (RDP), not 10. Here block and noise are joint and accounted so.
 2. The memory. The original's critics go on training at every visit. A critic then remembers when it was drawn, which is
    secret, and later releases depend on earlier secret draws; a bound that amplifies each step by its own fresh draw
    does not cover that. Here every visit starts from the shard's critic as `prepare` left it, a function of the shard
@@ -32,7 +32,7 @@ estimates would be one more state, and the gradient penalty bounds D already. Fe
 `_gan.LEVELS`; at 8x8 one level is dropped from both.
 
 To compare with: the GS-WGAN rows of Table 1 of DPDM (epsilon 10; MNIST FID 61.3, CNN 80; Fashion-MNIST 131.3, 65).
-Their epsilon is understated: about 330. The DPImageBench rows of this name are, too.
+Their epsilon is understated: see 1. So is that of the DPImageBench rows of this name.
 
 Defaults are the original's. A small preset for 8x8 digits: width 8, 20 to 50 shards, some hundred steps; with so few,
 G needs a larger rate than 1e-4 (`g_lr`).

@@ -16,8 +16,10 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-# Jobs run the Python that runs Snakemake, whether or not its environment was activated.
-shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+# Jobs run the Python that runs Snakemake, whether or not its environment was activated. glibc is told to keep freed
+# memory: else the buffers of per-example gradients go back to the kernel, and are faulted in again, at every step.
+MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
+shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH {MALLOC}; ")
 
 DATA = f"{STUDY.results_dir}/data/{{dataset}}"
 ROOT = f"{STUDY.results_dir}/{STUDY.study}"

@@ -10,7 +10,7 @@ rule prepare:
         folder=subpath(output.facts, parent=True),
     log: f"{DATA}/prepare.log"
     benchmark: f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
-    resources: mem_mb=2000, runtime=30
+    resources: mem_mb=5000, runtime=60  # 162,770 images of 64x64x3, and the archive they go into
     shell: "python -m dpdm prepare --spec {params.spec:q} --out {params.folder} > {log} 2>&1"
 
 
