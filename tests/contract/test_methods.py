@@ -47,6 +47,11 @@ SMALL = {
     "network": {"channels": 8, "blocks_per_level": 1},
     "noise_multiplicity": 2,
     "num_sampling_steps": 3,
+    "steps": 3,
+    "num_frequencies": 50,
+    "d_steps_per_g_step": 1,
+    "blocks": {"steps": 3},
+    "warm_up_steps": 2,
 }
 
 
