@@ -180,7 +180,7 @@ Generator = ConvGenerator | FcGenerator
 # --- training -------------------------------------------------------------------------------------------------
 
 
-def _draw_inputs(generator: Generator, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_inputs(generator: nn.Module, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Normal latents and uniform labels, from public randomness alone."""
     latents = torch.randn(count, generator.latent_dim, generator=rng)
     labels = torch.randint(generator.num_classes, (count,), generator=rng)
@@ -191,7 +191,7 @@ def _draw_inputs(generator: Generator, count: int, rng: torch.Generator) -> tupl
 @torch.no_grad()
 def draw_fakes(generator: Generator, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Generated images [count, C, H, W] in [-1, 1] and their labels: the public rows of a private step."""
-    latents, labels = _draw_inputs(generator, count, rng)
+    latents, labels = draw_inputs(generator, count, rng)
     return generator(latents, labels), labels
 
 
@@ -220,12 +220,19 @@ def generator_step(
     Returns:
         What the discriminator said of them, [count], before the move.
     """
-    latents, labels = _draw_inputs(generator, count, rng)
+    latents, labels = draw_inputs(generator, count, rng)
     said = view(generator(latents, labels), labels)
     optimizer.zero_grad(set_to_none=True)
     loss(said).mean().backward()
     optimizer.step()
     return said.detach()
+
+
+@torch.no_grad()
+def clip_weights(module: nn.Module, bound: float) -> None:
+    """Cuts every parameter to [-bound, bound], in place."""
+    for p in module.parameters():
+        p.clamp_(-bound, bound)
 
 
 # --- the trained model ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Released, once, under adding or removing one record: the sum over records of phi(x) e_y^T (2 k numbers per class), where
 phi has norm exactly 1, so the sensitivity is 1; and the class counts (sensitivity 1). Two Gaussian mechanisms share
 the budget. Training a generator towards a released sum is post-processing: it costs minutes but no privacy, and has
-no checkpoint (a killed run starts again and spends the same).
+no checkpoint: a killed run starts again from the same release, since its noise is drawn from the same stream.
 
 phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), x with pixels in [0, 1], approximates the
 Gaussian kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the run's public

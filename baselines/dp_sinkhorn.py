@@ -162,14 +162,6 @@ class Generator(nn.Module):
         return self.layers(inputs[:, :, None, None])
 
 
-def draw_inputs(generator: Generator, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normal latents and uniform labels, from public randomness alone."""
-    device = generator.label.weight.device
-    latents = torch.randn(count, generator.latent_dim, generator=rng)
-    labels = torch.randint(generator.num_classes, (count,), generator=rng)
-    return latents.to(device), labels.to(device)
-
-
 class Model(_gan.Model):
     """A trained generator; sampling is that of the GANs, by running statistics."""
 
@@ -220,7 +212,7 @@ class DPSinkhorn:
         loss = Loss(params, classes)
         loop = private.block_gradients(MECHANISM, params.blocks, keep=[g, optimizer])
         for step in log.track(loop, len(loop)):
-            latents, y = draw_inputs(g, size + fresh, rng.torch("fakes", step.index))
+            latents, y = _gan.draw_inputs(g, size + fresh, rng.torch("fakes", step.index))
             fakes = g(latents, y)
             apart = loss.apart(fakes, y)
 

@@ -1,11 +1,13 @@
 """DP-WGAN, corrected: a weight-clipped Wasserstein critic trained by DP-SGD (Xie et al. 2018, arXiv 1802.06739).
 
-Mechanism. The critic f minimises -f(x) over records and f(G(z)) over fakes by RMSProp; after each of its steps every
-weight is cut to [-weight_clip, weight_clip]; the generator minimises -f(G(z)), also by RMSProp, once in
-`d_steps_per_g_step` critic steps.
+Mechanism. For every record (x, y) the critic f minimises (f(G(z, y), y) - f(x, y)) / 2 by RMSProp; after each of its
+steps every weight is cut to [-weight_clip, weight_clip]; the generator minimises -f(G(z), y), labels uniform, also by
+RMSProp, once in `d_steps_per_g_step` critic steps.
 
 Released: the critic's noised mean gradient of every step, sensitivity max_grad_norm under adding or removing one
-record. Cutting the weights is post-processing.
+record. A record and its fake are two rows of one example, clipped together as in the paper: the fake bears the record's
+label, but leaves in its gradient alone. Clipped apart, the two gradients, nearly opposite and each far larger than
+their difference, would lose most of it. Cutting the weights is post-processing.
 
 What was wrong. The paper takes the gradient bound that its noise needs from the cut weights; the released code
 computes no such bound, clips no example's gradient, adds noise of a fixed size to the batch gradient, has batch norm
@@ -29,12 +31,12 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor
 
 from baselines import _gan
 from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
-from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
+from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -77,20 +79,20 @@ class DPWGAN:
         view = _gan.frozen_view(f)
         g_optimizer = torch.optim.RMSprop(g.parameters(), lr=params.lr)
         f_optimizer = torch.optim.RMSprop(f.parameters(), lr=params.lr)
-        dp = private.dpsgd(MECHANISM, f, f_optimizer, params.dp, keep=[g, g_optimizer])
+        dp = private.dpsgd(MECHANISM, f, f_optimizer, params.dp, rows_per_example=2, keep=[g, g_optimizer])
         for step in log.track(dp, len(dp)):
-            fakes, labels = _gan.draw_fakes(g, count, rng.torch("fakes", step.index))
-            step.update(lambda x, y: -dp.module(x, y), PublicRows(dp.module, fakes, labels))
-            clip_weights(f, params.weight_clip)
+            latents = rng.torch("latents", step.index)
+
+            def losses(x: Tensor, y: Tensor, latents: torch.Generator = latents) -> Tensor:
+                with torch.no_grad():
+                    fakes = g(torch.randn(len(y), params.latent_dim, generator=latents).to(x.device), y)
+                values = dp.module(torch.cat([x, fakes]), torch.cat([y, y]))
+                return torch.cat([-values[: len(y)], values[len(y) :]])
+
+            step.update(losses)
+            _gan.clip_weights(f, params.weight_clip)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
             if (step.index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", step.index)
                 _gan.generator_step(g, g_optimizer, view, torch.neg, count, stream)
         return _gan.Model(g)
-
-
-@torch.no_grad()
-def clip_weights(module: nn.Module, bound: float) -> None:
-    """Cuts every parameter to [-bound, bound], in place."""
-    for p in module.parameters():
-        p.clamp_(-bound, bound)

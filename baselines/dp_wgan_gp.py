@@ -175,16 +175,9 @@ class DPWGANGP:
         for index, dp, step in log.track(private_steps(), params.dp.steps):
             step.update(functools.partial(loss, dp.module))
             if params.weight_clip is not None:
-                clip_weights(f, params.weight_clip)
+                _gan.clip_weights(f, params.weight_clip)
             log.record(index, released_grad_norm=dp.released_grad_norm)
             if (index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", index)
                 _gan.generator_step(g, g_optimizer, view, torch.neg, count, stream)
         return _gan.Model(g)
-
-
-@torch.no_grad()
-def clip_weights(module: nn.Module, bound: float) -> None:
-    """Cuts every parameter to [-bound, bound], in place."""
-    for p in module.parameters():
-        p.clamp_(-bound, bound)

@@ -200,7 +200,7 @@ class Shards:
         for step in range(self.params.warm_up_steps):
             stream = self._rng.torch("warm_up", shard, step)
             train_critic(critic, optimizer, generator, images, labels, self.params, stream)
-            latents, y = draw_inputs(generator, self.params.generated_batch_size, stream)
+            latents, y = _gan.draw_inputs(generator, self.params.generated_batch_size, stream)
             g_optimizer.zero_grad(set_to_none=True)
             generator_loss(critic, generator(latents, y), y).backward()
             g_optimizer.step()
@@ -229,14 +229,6 @@ def generator_loss(critic: Critic, fakes: Tensor, labels: Tensor) -> Tensor:
 
 
 # --- the method -----------------------------------------------------------------------------------------------
-
-
-def draw_inputs(generator: Generator, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normal latents and uniform labels, from public randomness alone."""
-    device = generator.linear.weight.device
-    latents = torch.randn(count, generator.latent_dim, generator=rng)
-    labels = torch.randint(generator.num_classes, (count,), generator=rng)
-    return latents.to(device), labels.to(device)
 
 
 class Model(_gan.Model):
@@ -278,7 +270,7 @@ class GSWGAN:
         optimizer = torch.optim.Adam(g.parameters(), lr=params.g_lr, betas=BETAS)
         loop = private.block_gradients(MECHANISM, params.blocks, shards.prepare, keep=[g, optimizer, averaged])
         for step in log.track(loop, len(loop)):
-            latents, labels = draw_inputs(g, params.generated_batch_size, rng.torch("fakes", step.index))
+            latents, labels = _gan.draw_inputs(g, params.generated_batch_size, rng.torch("fakes", step.index))
             fakes = g(latents, labels)
             of_step = {"generator": g, "fake_labels": labels, "index": step.index}
             noised = step.release(fakes, lambda *drawn, of_step=of_step: shards.gradient(*drawn, **of_step))

@@ -46,7 +46,8 @@ class Checkpoint:
         except UserError as error:
             print(f"not resumed, starting at step 0: {error}", file=sys.stderr, flush=True)
             return None
-        self.log.rows[:] = saved["rows"]
+        if not self._states:  # the run's first mechanism: a later one must not lose the rows since the last save
+            self.log.rows[:] = saved["rows"]
         for other, state in saved["states"].items():
             self._states.setdefault(other, lambda state=state: state)
         return saved["states"].get(name)

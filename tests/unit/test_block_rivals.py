@@ -307,7 +307,7 @@ def test_a_visit_trains_the_critic_against_the_present_generator_then_asks_it():
 def test_the_networks_of_gs_wgan_serve_every_size(side, channels, classes):
     shape = (channels, side, side)
     g, critic = gs_wgan.Generator(shape, classes, 2, 10), gs_wgan.Critic(shape, classes, 4)
-    latents, labels = gs_wgan.draw_inputs(g, 5, Streams(0).torch("fakes"))
+    latents, labels = _gan.draw_inputs(g, 5, Streams(0).torch("fakes"))
     images = g(latents, labels)
     assert images.shape == (5, *shape)
     assert float(images.detach().abs().max()) <= 1
@@ -318,13 +318,13 @@ def test_the_networks_of_gs_wgan_serve_every_size(side, channels, classes):
 
 def test_the_latents_are_bits_and_uniform_numbers():
     g = gs_wgan.Generator((1, 8, 8), 10, 2, 10)
-    latents, labels = gs_wgan.draw_inputs(g, 500, Streams(0).torch("fakes"))
+    latents, labels = _gan.draw_inputs(g, 500, Streams(0).torch("fakes"))
     assert torch.equal(g(latents, labels), g(7 * latents, labels))  # signs alone
     assert not torch.equal(g(-latents, labels), g(latents, labels))
     s = dp_sinkhorn.Generator((1, 8, 8), 10, 2, 16, 8)
     seen = []
     s.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    s(*dp_sinkhorn.draw_inputs(s, 500, Streams(0).torch("fakes")))
+    s(*_gan.draw_inputs(s, 500, Streams(0).torch("fakes")))
     uniform = np.sort(seen[0][:, :16].detach().flatten().numpy())
     assert uniform == pytest.approx(np.linspace(-1, 1, len(uniform)), abs=0.03)
 
@@ -361,7 +361,7 @@ def test_dp_sinkhorn_without_noise_and_clipping_is_the_plain_method(images):
         return sinkhorn(a, b, params.l1_weight, params.blur, params.sinkhorn_iterations)
 
     for step in range(3):
-        latents, labels = dp_sinkhorn.draw_inputs(g, 8, rng.torch("fakes", step))  # 6, and 0.3 of 6 rounded up
+        latents, labels = _gan.draw_inputs(g, 8, rng.torch("fakes", step))  # 6, and 0.3 of 6 rounded up
         fakes = points(g(latents, labels), labels)
         loss = 2 * cost(fakes[:6], points(x, y)) - cost(fakes[:6], fakes[2:])
         optimizer.zero_grad()
@@ -383,7 +383,7 @@ def test_gs_wgan_of_one_shard_without_noise_and_clipping_is_the_plain_method(ima
     optimizer = torch.optim.Adam(g.parameters(), lr=1e-2, betas=(0.5, 0.9))
     averaged = copy.deepcopy(g)
     for step in range(3):
-        latents, labels = gs_wgan.draw_inputs(g, 4, rng.torch("fakes", step))
+        latents, labels = _gan.draw_inputs(g, 4, rng.torch("fakes", step))
         present, d_optimizer = copy.deepcopy(warm)
         train_critic(present, d_optimizer, g, x, y, params, rng.torch("visit", step))
         optimizer.zero_grad()
@@ -438,8 +438,8 @@ def test_the_generator_learns_from_released_blocks_alone(method, images, monkeyp
 @pytest.mark.parametrize("method", METHODS)
 def test_latents_and_labels_of_fakes_are_fresh_at_every_step(method, images, monkeypatch):
     module, seen = {"dp_sinkhorn": dp_sinkhorn, "gs_wgan": gs_wgan}[method], []
-    draw = module.draw_inputs
-    monkeypatch.setattr(module, "draw_inputs", lambda *a: seen.append(draw(*a)) or seen[-1])
+    draw = _gan.draw_inputs
+    monkeypatch.setattr(_gan, "draw_inputs", lambda *a: seen.append(draw(*a)) or seen[-1])
     train(spec(method), images, Log("test"))
     assert len({latents.numpy().tobytes() for latents, _ in seen}) == len(seen) >= 6
 
@@ -505,7 +505,7 @@ def test_dp_sinkhorn_serves_oblong_images():
     params = dp_sinkhorn.Params(width=2)
     assert DPSinkhorn().plan(params, ImageMeta(60_000, (3, 12, 20), 10))
     g = dp_sinkhorn.Generator((3, 12, 20), 10, 2, 16, 8)
-    assert g(*dp_sinkhorn.draw_inputs(g, 2, Streams(0).torch("fakes"))).shape == (2, 3, 12, 20)
+    assert g(*_gan.draw_inputs(g, 2, Streams(0).torch("fakes"))).shape == (2, 3, 12, 20)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from baselines import _gan, dp_wgan, dpcgan, dpgan_r
-from baselines.dp_wgan import DPWGAN, clip_weights
+from baselines._gan import clip_weights
+from baselines.dp_wgan import DPWGAN
 from baselines.dpcgan import DPCGAN
 from baselines.dpgan_r import Adaptive, DPGANr, Schedule
 from dpdm.artifacts import canonical_json
@@ -122,18 +123,19 @@ def test_both_networks_look_at_their_label(make):
 def test_the_generators_labels_come_from_public_streams(method, images, monkeypatch):
     """Other records, other labels: the same fakes' labels, at every step, in the same numbers."""
     seen = []
-    draw = _gan._draw_inputs
+    draw = _gan.draw_inputs
 
     def spy(generator, count, rng):
         latents, labels = draw(generator, count, rng)
         seen.append((latents, labels))
         return latents, labels
 
-    monkeypatch.setattr(_gan, "_draw_inputs", spy)
+    monkeypatch.setattr(_gan, "draw_inputs", spy)
     train(spec(method), images, Log("test"))
     first, seen[:] = list(seen), []
     train(spec(method), ImageSet(255 - images.images, images.labels[::-1] // 2, 10), Log("test"))
-    assert len(first) == len(seen) == 8 + 4  # one draw per D step, one per G step
+    # One draw per D step, one per G step; a critic of pairs draws no labels, its fakes bear their records'.
+    assert len(first) == len(seen) == (4 if method == "dp_wgan" else 8 + 4)
     for (a, b), (c, d) in zip(first, seen, strict=True):
         assert len(b) == 8  # the expected batch size, never the drawn one
         assert torch.equal(a, c)
@@ -204,7 +206,12 @@ def plain_gan(method: str, params, images: ImageSet):
         optimizers = [torch.optim.RMSprop(net.parameters(), lr=params.lr) for net in (g, d)]
     bce = F.binary_cross_entropy_with_logits
     for step in range(params.dp.steps):
-        fakes, labels = _gan.draw_fakes(g, len(x), rng.torch("fakes", step))
+        if method == "dp_wgan":  # a fake of each record's label, drawn as chunks of the batch come
+            stream, labels = rng.torch("latents", step), y
+            chunks = [torch.randn(len(part), params.latent_dim, generator=stream) for part in y.split(16)]
+            fakes = g(torch.cat(chunks), y).detach()
+        else:
+            fakes, labels = _gan.draw_fakes(g, len(x), rng.torch("fakes", step))
         real, fake = d(x, y), d(fakes, labels)
         if method == "dp_wgan":
             loss = (fake.mean() - real.mean()) / 2
@@ -221,7 +228,7 @@ def plain_gan(method: str, params, images: ImageSet):
                 for p in d.parameters():
                     p.copy_(p.clip(-params.weight_clip, params.weight_clip))
         if step % params.d_steps_per_g_step == params.d_steps_per_g_step - 1:
-            latents, labels = _gan._draw_inputs(g, len(x), rng.torch("generator", step))
+            latents, labels = _gan.draw_inputs(g, len(x), rng.torch("generator", step))
             said = d(g(latents, labels), labels)
             loss = -said.mean() if method == "dp_wgan" else bce(said, torch.ones_like(said))
             optimizers[0].zero_grad()
