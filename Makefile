@@ -6,11 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: report test lint clean
+.PHONY: report rivals test lint clean
 
 report: $(INSTALLED)
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "open results/digits/report.html"
+
+# The methods that are too slow or too weak at 8x8 for the report above, in a report of their own.
+rivals: report
+	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
+	@echo "open results/rivals/report.html"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
@@ -21,7 +26,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/workflow/test_lint.py
 
 clean:
-	rm -rf $(VENV) .snakemake results/data results/digits results/tiny
+	rm -rf $(VENV) .snakemake results/data results/digits results/rivals results/tiny
 
 # Installs again only when the requirements change: the package itself is editable.
 $(INSTALLED): pyproject.toml constraints.txt

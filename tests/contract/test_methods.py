@@ -51,7 +51,10 @@ SMALL = {
     "num_frequencies": 50,
     "d_steps_per_g_step": 1,
     "blocks": {"steps": 3},
+    "generated_batch_size": 10,
     "warm_up_steps": 2,
+    "critic_steps": 2,
+    "sinkhorn_iterations": 5,
 }
 
 
