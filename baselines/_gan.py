@@ -9,7 +9,7 @@ batch norm); and the generator's step reads the discriminator through a `frozen_
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -277,5 +277,23 @@ class Model:
     def from_state(cls, state: dict[str, Any]) -> "Model":
         """The inverse of `state`."""
         generator = GENERATORS[state["generator"]](**state["arguments"])
+        generator.load_state_dict(state["weights"])
+        return cls(generator)
+
+
+class RebuiltModel(Model):
+    """A trained generator of a class of its own, `generator_type`, that is rebuilt from its `arguments`."""
+
+    generator_type: type[nn.Module]
+
+    def state(self) -> dict[str, Any]:
+        """Weights and what rebuilds the generator."""
+        weights = {name: value.cpu() for name, value in self.generator.state_dict().items()}
+        return {"arguments": self.generator.arguments, "weights": weights}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state`."""
+        generator = cls.generator_type(**state["arguments"])
         generator.load_state_dict(state["weights"])
         return cls(generator)

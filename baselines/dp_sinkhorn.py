@@ -35,7 +35,7 @@ cost. A small preset for 8x8 images: width 8, 6,000 steps of expected batch 10, 
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -163,23 +163,13 @@ class Generator(nn.Module):
         return self.layers(inputs[:, :, None, None])
 
 
-class Model(_gan.Model):
+class Model(_gan.RebuiltModel):
     """A trained generator; sampling is that of the GANs, by running statistics."""
+
+    generator_type = Generator
 
     def __init__(self, generator: Generator):
         super().__init__(generator.eval())
-
-    def state(self) -> dict[str, Any]:
-        """Weights and what rebuilds the generator."""
-        weights = {name: value.cpu() for name, value in self.generator.state_dict().items()}
-        return {"arguments": self.generator.arguments, "weights": weights}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
-        generator = Generator(**state["arguments"])
-        generator.load_state_dict(state["weights"])
-        return cls(generator)
 
 
 # --- the method -----------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ MNIST shrunk to 8x8, and without noise 400 steps came to 30 % only.
 import copy
 import itertools
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -232,20 +232,10 @@ def generator_loss(critic: Critic, fakes: Tensor, labels: Tensor) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Model(_gan.Model):
+class Model(_gan.RebuiltModel):
     """A trained generator; sampling is that of the other GANs."""
 
-    def state(self) -> dict[str, Any]:
-        """Weights and what rebuilds the generator."""
-        weights = {name: value.cpu() for name, value in self.generator.state_dict().items()}
-        return {"arguments": self.generator.arguments, "weights": weights}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
-        generator = Generator(**state["arguments"])
-        generator.load_state_dict(state["weights"])
-        return cls(generator)
+    generator_type = Generator
 
 
 class GSWGAN:

@@ -466,6 +466,8 @@ def explain(error: ValueError, model: type[BaseModel], origin: str) -> str:
     for item in items:
         if item["type"] == "too_short" and any(len(i["loc"]) > len(item["loc"]) for i in items):
             continue  # pydantic counts only the valid entries; the invalid ones are named already
+        if item["type"] == "default_factory_not_called":
+            continue  # a default that depends on another key, whose own mistake is named already
         path = _yaml_path(item["loc"], model)
         value = item["input"]
         if item["type"] == "extra_forbidden":

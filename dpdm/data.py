@@ -208,6 +208,10 @@ def _load_npz(spec: SourceSpec, split: str) -> ImageSet:
     if labels.dtype.kind in "iu":
         labels = labels.astype(np.int64)
     images = ImageSet(arrays["images"], labels, spec.num_classes, path)
+    if images.meta.shape[0] not in (1, 3):
+        raise UserError(
+            f"{path}: images must be [n, C, H, W] with 1 or 3 channels, got {images.images.shape}; move the channels"
+        )
     if not images.meta.n:
         raise UserError(f"{path} holds no images")
     return images
@@ -290,6 +294,7 @@ def _published_files(spec: SourceSpec) -> dict[str, bytes]:
 
 
 def _fetch(known: _Published, folder: Path, name: str, source: str) -> None:
+    answer = "no mirror could be reached"
     for mirror in known.mirrors:
         try:
             with urllib.request.urlopen(mirror + name, timeout=20) as response:
@@ -299,8 +304,9 @@ def _fetch(known: _Published, folder: Path, name: str, source: str) -> None:
         if hashlib.sha256(content).hexdigest() == known.sha256[name]:
             artifacts.write_bytes(folder / name, content)
             return
+        answer = f"{mirror} gave another file under that name"
     raise UserError(
-        f"{source}: {folder / name} is missing and no mirror could be reached; put {', '.join(known.sha256)} "
+        f"{source}: {folder / name} is missing and {answer}; put {', '.join(known.sha256)} "
         f"into {folder}, or set {DATA_DIR_VARIABLE} to the folder that holds {source}/{known.note}"
     )
 
@@ -485,7 +491,10 @@ def _class_files(spec: SourceSpec) -> dict[str, list[list[Path]]]:
         classes[split] = [path.name for path in folders]
         if len(folders) != spec.num_classes:
             raise UserError(f"{root} holds {len(folders)} class folders but num_classes is {spec.num_classes}")
-        strange = next((p for of_class in files[split] for p in of_class if p.suffix.lower() not in _SUFFIXES), None)
+        strange = next(
+            (p for of_class in files[split] for p in of_class if p.suffix.lower() not in _SUFFIXES or not p.is_file()),
+            None,
+        )
         if strange:
             raise UserError(f"{strange} is no {', '.join(_SUFFIXES)} file; convert it or move it away")
         if not any(files[split]):

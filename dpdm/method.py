@@ -1,6 +1,7 @@
 """The contracts of a generator and of a classifier, how one is found, and how the harness runs it."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -81,7 +82,7 @@ class ClassifierMethod(Method, Protocol):
     Model: ClassVar[type[ClassifierModel]]
 
 
-MEMBERS = ("Params", "Model", "plan", "fit")
+MEMBERS = ("Params", "Model", "Model.state", "Model.from_state", "plan", "fit")
 MEMBERS_OF_KIND = {
     "generator": ("SamplerParams", "Model.sample"),
     "classifier": ("Model.predict",),
@@ -116,7 +117,7 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         lacking = _missing(method, MEMBERS_OF_KIND[kind])
         if lacking and not missing and not _missing(method, MEMBERS_OF_KIND[other]):
             raise UserError(f"impl {impl}: lacks {', '.join(lacking)}, so it is no {kind}; set kind: {other}")
-        missing += lacking
+        missing += lacking + (_missing(method, ("Model.family",)) if kind == "classifier" else [])
     if missing:
         raise UserError(f"impl {impl}: lacks {', '.join(missing)}; see docs/adding_a_method.md")
     return method
@@ -192,9 +193,14 @@ def train(
 
 
 def _method_code(impl: str) -> str:
-    """Digest of the method's own module and of the shared modules (`_*.py`) beside it."""
+    """Digest of the method's own module and of the shared modules (`_*.py`) beside it that it names."""
     path = importlib.import_module(impl.partition(":")[0]).__file__
     if path is None:
         return "unknown"
-    sources = sorted({Path(path), *Path(path).parent.glob("_[!_]*.py")})
-    return sha256_of(*(part for p in sources for part in (p.name.encode(), p.read_bytes())))[:16]
+    sources, found = set(), {Path(path)}
+    while found - sources:
+        source = (found - sources).pop()
+        sources.add(source)
+        text = source.read_text()
+        found |= {p for p in source.parent.glob("_[!_]*.py") if re.search(rf"\b{p.stem}\b", text)}
+    return sha256_of(*(part for p in sorted(sources) for part in (p.name.encode(), p.read_bytes())))[:16]

@@ -51,6 +51,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "reference": "test", "value": percent 0..100}`.
 
+    The value is None where the data set has one class.
+
     Args:
         synthetic: what the classifiers learn from.
         test: real images and labels, touched once per classifier.
@@ -67,6 +69,8 @@ def measure(
             f"{synthetic.origin} has {synthetic.meta.num_classes} classes but {test.origin} has "
             f"{test.meta.num_classes}; score against the data set it was made for"
         )
+    if test.meta.num_classes == 1:  # nothing to tell apart: an unlabelled data set has distances alone
+        return [{"metric": f"acc_{name}", "reference": "test", "value": None} for name in classifiers]
     rows = []
     for name in classifiers:
         predicted = train_and_predict(name, synthetic, test.images, seed, protocol)
@@ -88,7 +92,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
     """
     _named(CLASSIFIERS, family, "family of classifiers")
     _refuse_empty(test)
-    predicted = predict(test.images)
+    predicted = np.asarray(predict(test.images))
     if predicted.dtype != np.int64 or predicted.shape != test.labels.shape:
         raise UserError(
             f"predict gave {predicted.dtype} {predicted.shape} for {len(test.labels)} images; "

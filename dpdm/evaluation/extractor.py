@@ -7,6 +7,7 @@ ever enter the training of a generator. Features of another network give another
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -65,6 +66,8 @@ class SmallCnn(nn.Module):
 def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> dict[str, Any]:
     """Trains an extractor on real images; the test images only fill in one fact, after the last step.
 
+    It learns to tell the classes apart; where there is but one, how an image was turned.
+
     Returns:
         A state for `artifacts.write_tensors`: `facts` (JSON), `weights`, `shape` [C, H, W], `num_classes`.
 
@@ -72,13 +75,17 @@ def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> d
         UserError: no training or test images, sets of different shapes or numbers of classes, or images in which
             nothing can be found.
     """
-    meta = train_set.meta
     _check_sets(train_set, test_set)
+    task, trained_on = "classes", train_set.digest()
+    if train_set.meta.num_classes == 1:
+        task, train_set, test_set = "rotations", _turned(train_set), _turned(test_set)
+    meta = train_set.meta
     network = train(lambda: SmallCnn(meta.shape, meta.num_classes), train_set, RECIPE, Streams(seed, "extractor"))
     network.scale.copy_(_scale(network, train_set))
     facts = {
         "architecture": "SmallCnn conv16-conv32-conv64-fc64",
-        "trained_on": train_set.digest(),
+        "task": task,
+        "trained_on": trained_on,
         "n": meta.n,
         "seed": seed,
         "optimizer": "adam, linear decay to 0",
@@ -92,6 +99,16 @@ def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> d
     }
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
     return {"facts": facts, "weights": weights, "shape": list(meta.shape), "num_classes": meta.num_classes}
+
+
+def _turned(images: ImageSet) -> ImageSet:
+    """Image i turned by i mod 4 quarter turns, which is its label; by half turns where images are not square."""
+    height, width = images.meta.shape[1:]
+    turns = 4 if height == width else 2
+    pixels = images.images.copy()
+    for label in range(1, turns):
+        pixels[label::turns] = np.rot90(pixels[label::turns], label * 4 // turns, axes=(2, 3))
+    return ImageSet(pixels, np.arange(len(pixels), dtype=np.int64) % turns, turns, images.origin)
 
 
 @torch.no_grad()

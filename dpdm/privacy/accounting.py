@@ -13,6 +13,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 from opacus.accountants.analysis.prv import (
     DiscretePRV,
+    Domain,
     PoissonSubsampledGaussianPRV,
     TruncatedPrivacyRandomVariable,
     compose_heterogeneous,
@@ -217,6 +218,14 @@ class _CategoricalPrv(PoissonSubsampledGaussianPRV):
 
 class _Prv(PRVAccountant):
     """Opacus' accountant, for categorical sampling as well."""
+
+    def _get_domain(self, prvs: list, num_self_compositions: list[int], eps_error: float, delta_error: float) -> Domain:
+        """As Opacus', whose bound of the tails (Gopi et al. 2021, remark 5.6) knows Poisson sampling alone."""
+        domain = super()._get_domain(prvs, num_self_compositions, eps_error, delta_error)
+        each = delta_error / (8 * sum(num_self_compositions))
+        tails = [_epsilon_rdp([part._replace(steps=1)], each) for part in self.history]
+        largest = max(_epsilon_rdp(self.history, delta_error / 4), *tails, eps_error) + 3
+        return domain if largest <= domain.t_max else Domain.create_aligned(-largest, largest, domain.dt)
 
     def _get_dprv(self, eps_error: float, delta_error: float) -> DiscretePRV:
         counts = [part.steps for part in self.history]

@@ -113,13 +113,13 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
             {
                 "ε": epsilon_label(row["epsilon"]), "Method": row["method"],
                 "Protocol": row["protocol"].partition(" (")[0],  # in full in `privacy_table`
-                "Variant": row["variant"] or MISSING, **text,
+                "Variant": row["variant"] or MISSING, "Size": str(row["resolution"]), **text,
                 # without a finite epsilon there is no claim to judge
                 "Privacy status": MISSING if row["epsilon"] == "inf" else row["privacy_status"],
                 "δ": row["delta"] or MISSING, "Status": row["status"], "Source": row["source"],
             }
         )  # fmt: skip
-    headers = ["ε", "Method", "Protocol", "Variant", *titles.values(), *([other_title] if others else []),
+    headers = ["ε", "Method", "Protocol", "Variant", "Size", *titles.values(), *([other_title] if others else []),
                "Privacy status", "δ", "Status", "Source"]  # fmt: skip
     return Table(
         pd.DataFrame(data, columns=["dataset", *keys, *metrics]),

@@ -348,7 +348,7 @@ def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: i
         for j, column in enumerate(columns):
             name = f"{column.metric}_{column.reference}_mean"
             scores = {i: column.sign * data[i][name] for i in rows if not math.isnan(data[i][name])}
-            if len(scores) > 1:
+            if len({data[i]["method"] for i in scores}) > 1:
                 best |= {(i, offset + j) for i, score in scores.items() if score == max(scores.values())}
     return frozenset(best)
 

@@ -168,9 +168,11 @@ def test_steps_are_counted_even_when_no_record_was_drawn(params):
 
 def test_the_fakes_are_shown_detached():
     loop, _ = blocks(random_images(8), KINDS[0])
-    fakes = FAKES.clone().requires_grad_(True)
+    fakes, shown = FAKES.clone().requires_grad_(True), []
     for step in loop:
-        step.release(fakes, lambda f, *_: torch.ones_like(f) * (not f.requires_grad))
+        step.release(fakes, lambda f, *_: shown.append(f.requires_grad) or torch.ones_like(f))
+    assert shown == [False] * len(shown)
+    assert shown
 
 
 def test_misuse_is_refused():

@@ -203,3 +203,9 @@ def test_the_steps_of_a_recipe_grow_only_where_epochs_are_asked_for():
     assert [recipe.steps_for(count) for count in (1, 1000, 100_000)] == [100, 100, 100]
     passes = Recipe(steps=100, batch_size=10, lr=1.0, least_epochs=2)
     assert [passes.steps_for(count) for count in (1, 500, 501, 5000)] == [100, 100, 101, 1000]
+
+
+def test_an_unlabelled_data_set_has_no_accuracy_and_no_error():
+    images = ImageSet(np.zeros((20, 1, 8, 8), np.uint8), np.zeros(20, np.int64), 1)
+    rows = classifiers.measure(images, images, ("logreg", "cnn"), 0, "quick")
+    assert [(row["metric"], row["value"]) for row in rows] == [("acc_logreg", None), ("acc_cnn", None)]

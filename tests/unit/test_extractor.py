@@ -136,3 +136,22 @@ def test_another_kind_of_file_is_named(damage, few_steps, tmp_path):
     artifacts.write_tensors(tmp_path / "broken.pt", state)
     with pytest.raises(UserError, match=r"broken\.pt is not a feature extractor"):
         extractor.load_extractor(tmp_path / "broken.pt")
+
+
+def test_with_one_class_it_learns_how_an_image_was_turned():
+    """Cross-entropy over one class is 0 whatever the weights: they would stay as they were drawn."""
+    rng = np.random.default_rng(0)
+    shade = np.linspace(0, 200, 8, dtype=np.uint8)[:, None] + rng.integers(0, 50, (300, 1, 8, 8), np.uint8)
+    one = ImageSet(shade, np.zeros(300, np.int64), 1)
+    facts = extractor.train_extractor(one, ImageSet(shade[:40], np.zeros(40, np.int64), 1))["facts"]
+    assert facts["task"] == "rotations"
+    assert facts["test_accuracy"] > 90
+    assert facts["trained_on"] == one.digest()
+
+
+def test_images_that_are_not_square_are_turned_upside_down():
+    images = ImageSet(np.arange(24, dtype=np.uint8).reshape(4, 1, 2, 3), np.zeros(4, np.int64), 1)
+    turned = extractor._turned(images)
+    assert turned.labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(turned.images[0], images.images[0])
+    assert np.array_equal(turned.images[1, 0], images.images[1, 0, ::-1, ::-1])

@@ -176,7 +176,7 @@ def test_published_numbers_stand_by_themselves_with_their_privacy_status():
     assert text.index("Do not rank by FID") < text.index("Published FID ↓")
     assert "5.01" in text
     assert "not DP as released" in text
-    assert "true epsilon is about 330" in text
+    assert "true epsilon is about 350" in text
     assert "label_only" not in text
     assert "PEARL" not in part_of(page, "results", "published")
     assert not re.search(r"<strong>\d", section)

@@ -23,6 +23,8 @@ class Good:
     Params = SamplerParams = NoParams
     class Model:
         def sample(self, labels, sampler, rng): pass
+        def state(self): pass
+        def from_state(state): pass
     def plan(self, params, meta):
         return (Mechanism.gaussian("sums"),)
     def fit(self, private, params, rng, log):
@@ -31,7 +33,10 @@ class Good:
 class GoodClassifier(Good):
     SamplerParams = property()
     class Model:
+        family = "cnn"
         def predict(self, images): pass
+        def state(self): pass
+        def from_state(state): pass
 
 class NeedsArgument:
     def __init__(self, size): pass
@@ -230,9 +235,13 @@ def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, 
     def code() -> str:
         return train(spec, digits64, Log())[1].provenance["method_code"]
 
-    first = code()
+    seen = [code()]
     path = Path(sys.modules[spec.impl.partition(":")[0]].__file__)
-    (path.parent / "_shared.py").write_text("x = 1")
-    second = code()
-    path.write_text(path.read_text() + "# mended")
-    assert len({first, second, code()}) == 3
+    (path.parent / "_other.py").write_text("x = 1")
+    assert code() == seen[0]  # a module that other methods share
+    path.write_text(path.read_text() + "# mended, with _shared")
+    seen.append(code())
+    for name, text in (("_shared.py", "import _deeper"), ("_deeper.py", "x = 1"), ("_deeper.py", "x = 2")):
+        (path.parent / name).write_text(text)
+        seen.append(code())
+    assert len(set(seen)) == 5

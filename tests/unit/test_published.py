@@ -68,7 +68,7 @@ def test_every_shipped_number_has_a_source_and_a_privacy_status(shipped):
         ("PEARL", "Dockhorn", "sound", ""),
         ("DP-MEPF", "Dockhorn", "sound", "public data"),
         ("DP-CGAN", "Dockhorn", "understated", "about 70"),
-        ("GS-WGAN", "Dockhorn", "understated", "about 330"),
+        ("GS-WGAN", "Dockhorn", "understated", "about 350"),
         ("GS-WGAN", "DPImageBench", "understated", "32 times"),
         ("G-PATE", "Dockhorn", "data-dependent", ""),
         ("DataLens", "Dockhorn", "data-dependent", ""),
@@ -210,11 +210,11 @@ def test_rows_are_grouped_by_epsilon_in_the_order_of_the_file(files):
 def test_values_are_shown_as_they_were_printed_and_columns_without_any_are_left_out(files):
     table = published_table(read_published(*files([{}, {"metric": "acc_cnn", "value": "79.0"}])), "mnist")
     assert table.cells.columns.tolist() == [
-        "ε", "Method", "Protocol", "Variant", "Published FID ↓", "CNN accuracy % ↑", "Privacy status", "δ", "Status",
-        "Source",
+        "ε", "Method", "Protocol", "Variant", "Size", "Published FID ↓", "CNN accuracy % ↑", "Privacy status", "δ",
+        "Status", "Source",
     ]  # fmt: skip
     assert table.cells.iloc[0].tolist() == [
-        "10", "GAN", "paper", "–", "61.30", "79.0", "understated", "1e-5", "first-hand", "A et al., Table 1",  # noqa: RUF001
+        "10", "GAN", "paper", "–", "28", "61.30", "79.0", "understated", "1e-5", "first-hand", "A et al., Table 1",  # noqa: RUF001
     ]  # fmt: skip
     assert table.data.iloc[0][["dataset", "fid", "acc_cnn"]].tolist() == ["mnist", 61.3, 79.0]
 
