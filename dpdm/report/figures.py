@@ -21,8 +21,8 @@ from dpdm.report.tables import (
     MetricColumn,
     epsilon_label,
     method_labels,
+    methods_of_several_samplers,
     metric_columns,
-    several_samplers,
     summarise,
 )
 
@@ -98,7 +98,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     columns = [c for c in metric_columns(chosen) if c.metric.startswith(("fid", "fd_", "acc_"))]
     runs = metrics[~metrics["method"].isin(ANCHORS)]
     series = list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
-    named, labels = several_samplers(metrics), method_labels(metrics)
+    several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
     rows = max(math.ceil(len(columns) / 2), 1)
@@ -111,14 +111,14 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
             _draw_panel(panel, chosen, column, series, epsilons, hollow)
         handles = []
         for i, (method, sampler) in enumerate(series):
-            label = f"{labels[method]}, {sampler}" if named and sampler else labels[method]
+            label = f"{labels[method]}, {sampler}" if method in several else labels[method]
             handles.append(Line2D([], [], label=label, **_look(i, method in hollow)))
         for anchor in ANCHORS:
             if (chosen["method"] == anchor).any():
                 line = {"color": ANCHOR_COLOUR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
                 handles.append(Line2D([], [], label=ANCHOR_LABELS[anchor], **line))
         if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
     return figure
 
 

@@ -130,9 +130,10 @@ def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def several_samplers(metrics: pd.DataFrame) -> bool:
-    """Whether some method was sampled in more than one way, so that rows must name the sampler."""
-    return bool((metrics.groupby("method")["sampler"].nunique() > 1).any())
+def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
+    """The methods that were sampled in more than one way, whose rows must name the sampler."""
+    counts = metrics.groupby("method")["sampler"].nunique()
+    return set(counts.index[counts > 1])
 
 
 def results_table(metrics: pd.DataFrame) -> Table:
@@ -143,7 +144,8 @@ def results_table(metrics: pd.DataFrame) -> Table:
     accuracy, that of its own kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric.
     """
     columns = metric_columns(metrics)
-    keys = ["dataset", "epsilon", "method"] + (["sampler"] if several_samplers(metrics) else [])
+    several = methods_of_several_samplers(metrics)
+    keys = ["dataset", "epsilon", "method"] + (["sampler"] if several else [])
     rows = _result_rows(metrics, keys)
     titles = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler"}
     labels = method_labels(metrics)
@@ -156,6 +158,8 @@ def results_table(metrics: pd.DataFrame) -> Table:
             numbers |= {f"{c.metric}_{c.reference}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
         data.append({**row, **numbers})
         shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
+        if several and row["method"] not in several:
+            shown["sampler"] = ""
         shown["method"] = labels[row["method"]]
         texts = {c.header: _cell(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
         cells.append({titles[key]: shown[key] for key in keys} | texts)
