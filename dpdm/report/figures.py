@@ -189,11 +189,12 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
         shown.setdefault((s.method, s.epsilon), s)
     methods = list(dict.fromkeys(s.method for s in samples))
     epsilons = sorted({s.epsilon for s in samples})
+    label_width = max(LABEL_WIDTH, 16 + 9 * max(map(len, methods), default=0))  # bold letters are that wide at most
     arrays = artifacts.read_npz(real, ("images", "labels"))
     classes = [int(c) for c in np.unique(arrays["labels"])[:MAX_CLASSES]]
     top = _block(real, classes)
     height, width = top.shape[:2]
-    total_width = LABEL_WIDTH + max(len(epsilons), 1) * (width + GAP)
+    total_width = label_width + max(len(epsilons), 1) * (width + GAP)
     total_height = HEAD + (height + GAP) + (HEAD if methods else 0) + len(methods) * (height + GAP)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(total_width / UNITS, total_height / UNITS), dpi=UNITS)
@@ -207,19 +208,19 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
             axes.imshow(block, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
 
-        write(LABEL_WIDTH, HEAD / 2, f"{dataset}: first training images of each class", va="center")
-        write(LABEL_WIDTH - 8, HEAD + height / 2, "real", ha="right", va="center", weight="bold")
-        place(LABEL_WIDTH, HEAD, top)
+        write(label_width, HEAD / 2, f"{dataset}: first training images of each class", va="center")
+        write(label_width - 8, HEAD + height / 2, "real", ha="right", va="center", weight="bold")
+        place(label_width, HEAD, top)
         y = HEAD + height + GAP
         for k, epsilon in enumerate(epsilons):
             text = f"ε = {epsilon_label(epsilon_text(epsilon))}"
-            write(LABEL_WIDTH + k * (width + GAP) + width / 2, y + HEAD / 2, text, ha="center", va="center")
+            write(label_width + k * (width + GAP) + width / 2, y + HEAD / 2, text, ha="center", va="center")
         y += HEAD
         for method in methods:
-            write(LABEL_WIDTH - 8, y + height / 2, method, ha="right", va="center", weight="bold")
+            write(label_width - 8, y + height / 2, method, ha="right", va="center", weight="bold")
             for k, epsilon in enumerate(epsilons):
                 if (method, epsilon) in shown:
-                    place(LABEL_WIDTH + k * (width + GAP), y, _block(shown[method, epsilon].path, classes, top.shape))
+                    place(label_width + k * (width + GAP), y, _block(shown[method, epsilon].path, classes, top.shape))
             y += height + GAP
     return figure
 
