@@ -64,6 +64,20 @@ class Mechanism:
         """A one-shot Gaussian release that gets `share` (in (0, 1]) of the plan's Gaussian budget."""
         return cls(name, noise_ratio=1 / math.sqrt(share))
 
+    @classmethod
+    def poisson(cls, name: str, expected_batch_size: int, n: int, steps: int, noise_ratio: float = 1.0) -> "Mechanism":
+        """`steps` Poisson batches of `expected_batch_size` of n records on average.
+
+        Raises:
+            UserError: the expected batch is larger than the data set.
+        """
+        if expected_batch_size > n:
+            raise UserError(
+                f"expected_batch_size = {expected_batch_size} is larger than the {n} training images; "
+                f"choose at most {n}"
+            )
+        return cls(name, "poisson_subsampled_gaussian", expected_batch_size / n, steps, noise_ratio)
+
     def event(self, noise_scale: float, sensitivity: float = 1.0, steps: int | None = None) -> Event:
         """The event that this mechanism causes at a noise scale."""
         return Event(

@@ -55,12 +55,7 @@ class DpSgdParams(Strict):
         Raises:
             UserError: the expected batch is larger than the data set.
         """
-        if self.expected_batch_size > n:
-            raise UserError(
-                f"expected_batch_size = {self.expected_batch_size} is larger than the {n} training images; "
-                f"choose at most {n}"
-            )
-        return Mechanism(name, "poisson_subsampled_gaussian", self.expected_batch_size / n, self.steps, noise_ratio)
+        return Mechanism.poisson(name, self.expected_batch_size, n, self.steps, noise_ratio)
 
 
 class DpSgdStep(Step):
