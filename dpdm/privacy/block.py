@@ -150,7 +150,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
     def _draw(self, index: int) -> tuple[Any, ...]:
         """The records of a step, and with shards their shard's state."""
         if isinstance(self.params, PoissonBlocks):
-            return (np.flatnonzero(self._rng.numpy("poisson", index).random(self._n) < self.declared.sample_rate),)
+            return (self._poisson_batch(index, self._n),)
         shard = int(self._rng.numpy("shard", index).integers(self.params.shards))
         records = np.flatnonzero(self._shard_of == shard)
         if shard not in self._prepared and len(records) and self._prepare is not None:

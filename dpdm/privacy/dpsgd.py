@@ -186,5 +186,5 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         self._public_count = len(public.images)
 
     def _draw(self, index: int) -> np.ndarray:
-        """Poisson sampling: every record independently with probability `sample_rate`."""
-        return np.flatnonzero(self._rng.numpy("poisson", index).random(self._n) < self.declared.sample_rate)
+        """The records of a step."""
+        return self._poisson_batch(index, self._n)

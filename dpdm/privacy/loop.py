@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+
 from dpdm.checkpoint import Checkpoint
 from dpdm.errors import UserError
 from dpdm.privacy.ledger import Event, Ledger
@@ -90,6 +92,10 @@ class PrivateLoop(Generic[StepType]):
     def count_step(self) -> None:
         """Writes one more step into the ledger."""
         self._ledger.count_step(self._event)
+
+    def _poisson_batch(self, index: int, n: int) -> np.ndarray:
+        """Poisson sampling: every one of n records independently with the declared `sample_rate`."""
+        return np.flatnonzero(self._rng.numpy("poisson", index).random(n) < self.declared.sample_rate)
 
     def close(self) -> None:
         """Further private steps are impossible."""
