@@ -57,6 +57,7 @@ def verb_label_only(args: argparse.Namespace) -> None:
 def verb_train(args: argparse.Namespace) -> None:
     """train one run; writes the model, its ledger and the training curve"""
     from dpdm import data, method
+    from dpdm.checkpoint import Checkpoint
     from dpdm.progress import Log
 
     spec = config.parse_spec(config.RunSpec, args.spec)
@@ -68,7 +69,8 @@ def verb_train(args: argparse.Namespace) -> None:
     artifacts.write_jsonl(args.curve, log.rows)
     artifacts.write_json(args.ledger, ledger.to_json())
     if args.checkpoint:
-        args.checkpoint.unlink(missing_ok=True)  # only now: the results are safe
+        for path in (args.checkpoint, Checkpoint.aside(args.checkpoint)):
+            path.unlink(missing_ok=True)  # only now: the results are safe
 
 
 def verb_audit(args: argparse.Namespace) -> None:

@@ -35,6 +35,11 @@ class Checkpoint:
         self._stop: int | None = None  # the signal that asked for it
         self._states: dict[str, Callable[[], dict[str, Any]]] = {}  # of every mechanism so far
 
+    @staticmethod
+    def aside(path: Path) -> Path:
+        """Where a checkpoint that could not be used is kept until the run is done."""
+        return path.with_name(f"{path.name}.unused")
+
     def restore(self, name: str) -> dict[str, Any] | None:
         """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why."""
         if self.path is None or not self.path.exists():
@@ -44,7 +49,9 @@ class Checkpoint:
             if saved.get("fingerprint") != self.fingerprint:
                 raise UserError(f"{self.path} belongs to another recipe, other data or other code")
         except UserError as error:
-            print(f"not resumed, starting at step 0: {error}", file=sys.stderr, flush=True)
+            aside = self.aside(self.path)
+            self.path.replace(aside)  # hours of work, it may be, which a slip in the recipe must not cost
+            print(f"not resumed, starting at step 0: {error} (kept as {aside})", file=sys.stderr, flush=True)
             return None
         if not self._states:  # the run's first mechanism: a later one must not lose the rows since the last save
             self.log.rows[:] = saved["rows"]

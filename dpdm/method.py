@@ -184,7 +184,9 @@ def train(
     )
     recipe = spec_json(spec)
     # The digest of private data stays in the checkpoint, which is not for publication; the ledger is.
-    fingerprint = sha256_of(recipe.encode(), images.digest().encode(), repr(sorted(ledger.provenance.items())).encode())
+    # Of the provenance the digests of the sources alone: a commit that changed neither must not lose a day of training.
+    sources = [ledger.provenance[name].encode() for name in ("code", "method_code")]
+    fingerprint = sha256_of(recipe.encode(), images.digest().encode(), *sources)
     saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval)
     # Every run has noise of its own: two releases with the same noise at two epsilons would cancel it.
     rng = Streams(spec.seed, f"privacy/{recipe}")

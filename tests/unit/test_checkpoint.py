@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpdm import artifacts
+from dpdm import artifacts, method
 from dpdm.checkpoint import Checkpoint
 from dpdm.config import RunSpec, spec_json
 from dpdm.data import ImageSet, write_images
@@ -22,6 +22,7 @@ from dpdm.method import train
 from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.progress import Log
+from dpdm.provenance import provenance
 from dpdm.rng import Streams
 
 STEPS = 8
@@ -122,8 +123,22 @@ def test_a_checkpoint_of_another_run_is_not_used(images, uninterrupted, tmp_path
         other_images = ImageSet(images.images[::-1].copy(), images.labels, 10)
     cut(other_images, path, 5, 0.0, monkeypatch, other_spec)
     capsys.readouterr()
+    unused = path.read_bytes()
     assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
     assert "belongs to another recipe, other data or other code" in capsys.readouterr().err
+    assert Checkpoint.aside(path).read_bytes() == unused  # a slip in the recipe costs nothing
+
+
+@pytest.mark.parametrize(("changed", "resumed"), [("commit", True), ("version", True), ("code", False)])
+def test_other_sources_start_again_but_another_commit_of_the_same_goes_on(
+    images, tmp_path, monkeypatch, capsys, changed, resumed
+):
+    path = tmp_path / "checkpoint.pt"
+    cut(images, path, 5, 0.0, monkeypatch)
+    monkeypatch.setattr(method, "provenance", lambda: provenance() | {changed: "another"})
+    capsys.readouterr()
+    train(spec(), images, Log("test"), checkpoint=path)
+    assert ("not resumed" in capsys.readouterr().err) is not resumed
 
 
 def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatch):
