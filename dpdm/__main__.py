@@ -56,14 +56,21 @@ def verb_label_only(args: argparse.Namespace) -> None:
 
 def verb_train(args: argparse.Namespace) -> None:
     """train one run; writes the model, its ledger and the training curve"""
-    from dpdm import data, method
+    if args.processes > 1 and "WORLD_SIZE" not in os.environ:  # this one becomes torchrun, which starts them all
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
+        os.execv(sys.executable, [sys.executable, *command, "-m", "dpdm", *sys.argv[1:]])
+    from dpdm import data, method, processes
     from dpdm.checkpoint import Checkpoint
     from dpdm.progress import Log
 
     spec = config.parse_spec(config.RunSpec, args.spec)
-    log = Log(f"train {spec.method} on {spec.dataset}, epsilon {config.epsilon_text(spec.epsilon)}, seed {spec.seed}")
+    title = f"train {spec.method} on {spec.dataset}, epsilon {config.epsilon_text(spec.epsilon)}, seed {spec.seed}"
     images = data.read_images(args.data)
-    model, ledger = method.train(spec, images, log, _device(), args.checkpoint, args.checkpoint_interval)
+    with processes.joined() as group:
+        log = Log(title, quiet=not group.is_first)
+        model, ledger = method.train(spec, images, log, group, args.checkpoint, args.checkpoint_interval)
+        if not group.is_first:
+            return
     state = {"impl": spec.impl, "state": model.state()}
     artifacts.write_tensors(args.model, state)
     artifacts.write_jsonl(args.curve, log.rows)
@@ -221,12 +228,6 @@ def _named_path(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _limit_threads(count: int) -> None:
     """Keeps torch, OpenMP and BLAS to `count` threads, those loaded already and those to come.
 
@@ -259,6 +260,9 @@ def _parser() -> argparse.ArgumentParser:
     train = add(verb_train, "data", "model", "ledger", "curve", spec=True)
     train.add_argument("--checkpoint", type=Path, help="file to continue from, and to save to now and then")
     train.add_argument("--checkpoint-interval", type=float, default=300.0, metavar="SECONDS")
+    train.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="GPUs of this machine to train on together"
+    )
     audit = add(verb_audit)
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")

@@ -16,6 +16,7 @@ from typing import Any
 
 from dpdm import artifacts
 from dpdm.errors import UserError
+from dpdm.processes import Processes
 from dpdm.progress import Log
 
 
@@ -27,10 +28,19 @@ class Checkpoint:
         fingerprint: of all that decides the run (spec and data); a checkpoint of another one is not used.
         log: whose rows are saved and restored along.
         interval: seconds between two saves.
+        processes: all of them read it, and stop after the same step; the first one alone writes it.
     """
 
-    def __init__(self, path: Path | None, fingerprint: str, log: Log, interval: float = 300.0):
+    def __init__(
+        self,
+        path: Path | None,
+        fingerprint: str,
+        log: Log,
+        interval: float = 300.0,
+        processes: Processes | None = None,
+    ):
         self.path, self.fingerprint, self.log, self.interval = path, fingerprint, log, interval
+        self._processes = processes or Processes()
         self._last = time.monotonic()
         self._stop: int | None = None  # the signal that asked for it
         self._states: dict[str, Callable[[], dict[str, Any]]] = {}  # of every mechanism so far
@@ -39,6 +49,11 @@ class Checkpoint:
     def aside(path: Path) -> Path:
         """Where a checkpoint that could not be used is kept until the run is done."""
         return path.with_name(f"{path.name}.unused")
+
+    def say(self, text: str) -> None:
+        """A line on stderr, once however many processes there are."""
+        if self._processes.is_first:
+            print(text, file=sys.stderr, flush=True)
 
     def restore(self, name: str) -> dict[str, Any] | None:
         """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why."""
@@ -50,8 +65,9 @@ class Checkpoint:
                 raise UserError(f"{self.path} belongs to another recipe, other data or other code")
         except UserError as error:
             aside = self.aside(self.path)
-            self.path.replace(aside)  # hours of work, it may be, which a slip in the recipe must not cost
-            print(f"not resumed, starting at step 0: {error} (kept as {aside})", file=sys.stderr, flush=True)
+            if self._processes.is_first:
+                self.path.replace(aside)  # hours of work, it may be, which a slip in the recipe must not cost
+            self.say(f"not resumed, starting at step 0: {error} (kept as {aside})")
             return None
         if not self._states:  # the run's first mechanism: a later one must not lose the rows since the last save
             self.log.rows[:] = saved["rows"]
@@ -68,16 +84,18 @@ class Checkpoint:
         if self.path is None:
             return
         self._states[name] = state
-        if self._stop is None and time.monotonic() - self._last < self.interval:
+        stop = self._processes.any(self._stop is not None)
+        if not stop and time.monotonic() - self._last < self.interval:
             return
-        states = {name: state() for name, state in self._states.items()}
-        content = {"fingerprint": self.fingerprint, "rows": self.log.rows, "states": states}
-        artifacts.write_tensors(self.path, content)
+        if self._processes.is_first:
+            states = {name: state() for name, state in self._states.items()}
+            content = {"fingerprint": self.fingerprint, "rows": self.log.rows, "states": states}
+            artifacts.write_tensors(self.path, content)
         self._last = time.monotonic()
-        if self._stop is not None:
-            number, self._stop = self._stop, None
+        if stop:
+            number, self._stop = self._stop or signal.SIGTERM, None  # the signal may have reached another process alone
             by = signal.Signals(number).name
-            print(f"stopped by {by}: {self.path} saved, from which the same command continues", file=sys.stderr)
+            self.say(f"stopped by {by}: {self.path} saved, from which the same command continues")
             raise SystemExit(128 + number)
 
     def finish(self, name: str, state: Callable[[], dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from dpdm.config import RunSpec, Strict, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData
+from dpdm.processes import Processes
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
@@ -156,7 +157,7 @@ def train(
     spec: RunSpec,
     images: ImageSet,
     log: Log,
-    device: str = "cpu",
+    processes: Processes | None = None,
     checkpoint: Path | None = None,
     checkpoint_interval: float = 300.0,
 ) -> tuple[Model | ClassifierModel, Ledger]:
@@ -187,10 +188,10 @@ def train(
     # Of the provenance the digests of the sources alone: a commit that changed neither must not lose a day of training.
     sources = [ledger.provenance[name].encode() for name in ("code", "method_code")]
     fingerprint = sha256_of(recipe.encode(), images.digest().encode(), *sources)
-    saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval)
+    saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval, processes)
     # Every run has noise of its own: two releases with the same noise at two epsilons would cancel it.
     rng = Streams(spec.seed, f"privacy/{recipe}")
-    private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, device, saves)
+    private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, processes, saves)
     return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
 
 

@@ -16,13 +16,16 @@ class Log:
     Only released quantities belong in a row: a training loss is private and would be an unaccounted release.
     """
 
-    def __init__(self, title: str = ""):
-        self.title = title
+    def __init__(self, title: str = "", quiet: bool = False):
+        self.title, self.quiet = title, quiet  # quiet: of several processes of one run, all but the first
         self.rows: list[dict[str, Any]] = []
         self._start = time.monotonic()
 
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
         """Passes the items on, showing how many of `total` are done."""
+        if self.quiet:
+            yield from items
+            return
         if sys.stderr.isatty():
             yield from tqdm(items, desc=self.title, total=total)
             return

@@ -32,7 +32,7 @@ class _Parametrisation(Strict, ABC):
     def sigma(self, u: Tensor) -> Tensor:
         """Training noise levels: the quantile function of p(sigma) at u in (0, 1)."""
 
-    def sample_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample_sigma(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Training noise levels [count], drawn from p(sigma)."""
         u = torch.rand(count, generator=generator, dtype=torch.float64)
         return self.sigma(u.clamp(1e-12, 1 - 1e-12)).float()

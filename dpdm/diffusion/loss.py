@@ -15,7 +15,7 @@ def row_losses(
     noise_multiplicity: int,
     label_dropout: float,
     null_label: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Denoising losses lambda(sigma) * mean((D(x + n, sigma) - x)^2), draw-major.
 
@@ -23,6 +23,7 @@ def row_losses(
         images: [B, C, H, W] in [-1, 1].
         labels: [B]; dropped to `null_label` with probability `label_dropout`, once per image.
         noise_multiplicity: K, independent (sigma, n) draws per image.
+        generator: on the CPU; None is torch's default, which a private step seeds for every chunk.
 
     Returns:
         [K * B]; row k * B + b is draw k of image b. Their mean over k is the image's loss l_b.

@@ -202,21 +202,19 @@ class DPDM:
         denoiser = Denoiser(network, params.parametrisation)
         optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
         dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
+
+        def losses(images: Tensor, labels: Tensor) -> Tensor:
+            return row_losses(
+                dp.module,
+                params.parametrisation,
+                images,
+                labels,
+                noise_multiplicity=params.noise_multiplicity,
+                label_dropout=params.label_dropout,
+                null_label=classes,
+            )
+
         for step in log.track(dp, len(dp)):
-            generator = rng.torch("diffusion", step.index)
-
-            def losses(images: Tensor, labels: Tensor, generator: torch.Generator = generator) -> Tensor:
-                return row_losses(
-                    dp.module,
-                    params.parametrisation,
-                    images,
-                    labels,
-                    noise_multiplicity=params.noise_multiplicity,
-                    label_dropout=params.label_dropout,
-                    null_label=classes,
-                    generator=generator,
-                )
-
             step.update(losses)
             update_ema(averaged, network, params.ema_decay, step.index)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)

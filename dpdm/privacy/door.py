@@ -14,6 +14,7 @@ from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBloc
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Stateful
+from dpdm.processes import Processes
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -34,7 +35,8 @@ class PrivateData:
         accountant: "rdp" or "prv", for the calibration.
         rng: the streams of sampling and DP noise.
         ledger: where releases are written; must be empty.
-        device: where mechanisms compute.
+        processes: among whom DP-SGD parts its batches, and where this one computes; the other mechanisms do all
+            their work in each of them.
         checkpoint: where long mechanisms save their state, and continue from.
     """
 
@@ -46,7 +48,7 @@ class PrivateData:
         accountant: str,
         rng: Streams,
         ledger: Ledger,
-        device: str | torch.device = "cpu",
+        processes: Processes | None = None,
         checkpoint: Checkpoint | None = None,
     ):
         if ledger.events:
@@ -56,7 +58,8 @@ class PrivateData:
         self.meta = images.meta
         self.budget = budget
         self.ledger = ledger
-        self.device = torch.device(device)
+        self._processes = processes or Processes()
+        self.device = torch.device(self._processes.device)
         self._images = images
         self._rng = rng
         self._checkpoint = checkpoint or Checkpoint(None, "", Log())
@@ -120,8 +123,8 @@ class PrivateData:
             name: a planned Poisson-subsampled Gaussian mechanism.
             rows_per_example: rows of the forward batch that belong to one example.
             second_order: the loss itself differentiates through the module (`torch.func.grad` of `DpSgd.module`, as
-                a gradient penalty does). It is then shown one example at a time, vectorised, may call the module
-                often, and draws randomness on the CPU from torch's default generator, which is seeded for it.
+                a gradient penalty does). It is then shown one example at a time, vectorised, and may call the module
+                often.
             keep: whatever else the loop changes (an average, a generator, its optimizer): saved in checkpoints
                 with module and optimizer, so that a killed run continues as if it had not been.
 
@@ -145,6 +148,7 @@ class PrivateData:
             rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
             checkpoint=self._checkpoint,
             keep=keep,
+            processes=self._processes,
         )
 
     def block_gradients(

@@ -4,7 +4,6 @@ Abadi et al. 2016; with several rows per example, Dockhorn et al. 2022, algorith
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import PrivateLoop, Stateful, Step
 from dpdm.privacy.per_example import PerExampleGradients
+from dpdm.processes import Processes
 from dpdm.rng import Streams
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +67,9 @@ class DpSgdStep(Step):
         Args:
             row_losses: maps images (float in [-1, 1], [B, C, H, W]) and labels (int64, [B]) to one loss per row,
                 [rows_per_example * B], in draw-major order, with one call of `DpSgd.module`. Not called when the
-                batch is empty; called once per chunk when it exceeds `max_physical_batch_size`.
+                batch is empty; called once per chunk when it exceeds `max_physical_batch_size`. It draws on the CPU,
+                from torch's default generator, which is seeded for each chunk: whichever process computes it, a chunk
+                draws the same.
             public: rows that are added to the mean: the gradient is (clipped sum over records + noise + clipped
                 sum over public rows) / (expected_batch_size + number of public rows).
 
@@ -108,6 +110,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         rng: Streams,
         checkpoint: Checkpoint,
         keep: Sequence[Stateful],
+        processes: Processes,
     ):
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if owned != {id(p) for p in module.parameters() if p.requires_grad}:
@@ -115,7 +118,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         super().__init__(name, params.steps, ledger, event, rng, checkpoint, (module, optimizer, *keep))
         self.params = params
         self._images, self._n = images, n
-        self._second_order = second_order
+        self._processes = processes
         self._public_count: int | None = None
         self._closed = False
         self._gradients = PerExampleGradients(module, rows_per_example, "vmap" if second_order else "auto")
@@ -141,15 +144,19 @@ class DpSgd(PrivateLoop[DpSgdStep]):
             self._check_public(public)
         batch, chunk = self._draw(index), self.params.max_physical_batch_size
         optimizer.zero_grad(set_to_none=True)
-        private_chunks = (self._images(batch[i : i + chunk]) for i in range(0, len(batch), chunk))
+        mine = self._processes.mine
+        starts = [(number, i) for number, i in enumerate(range(0, len(batch), chunk)) if mine(number)]
+        private_chunks = ((number, self._images(batch[i : i + chunk])) for number, i in starts)
         private_sums = self._clipped_sums(row_losses, private_chunks, f"private/{index}")
         rows = self.params.expected_batch_size
         if public is not None:
             rows += len(public.images)
-            chunks = zip(public.images.split(chunk), public.labels.split(chunk), strict=True)
-            public_sums = self._clipped_sums(public.losses, chunks, f"public/{index}")
+            chunks = enumerate(zip(public.images.split(chunk), public.labels.split(chunk), strict=True))
+            public_chunks = ((number, rows) for number, rows in chunks if mine(number))
+            public_sums = self._clipped_sums(public.losses, public_chunks, f"public/{index}")
         for p, private_sum in zip(parameters, private_sums, strict=True):
             p.summed_grad = private_sum
+        # Every process draws the same noise and adds it to the same sum: once, wherever the weights are looked at.
         optimizer.generator = self._rng.torch("noise", index, device=parameters[0].device)
         optimizer.add_noise()
         # Constant numbers of rows, never the number drawn: that is secret.
@@ -159,19 +166,20 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         optimizer.original_optimizer.step()
 
     def _clipped_sums(
-        self, row_losses: RowLosses, chunks: Iterable[tuple[Tensor, Tensor]], stream: str
+        self, row_losses: RowLosses, chunks: Iterable[tuple[int, tuple[Tensor, Tensor]]], stream: str
     ) -> list[Tensor]:
-        """The exact sum of clipped per-example gradients, for each parameter. Not a release."""
+        """The exact sum of clipped per-example gradients over all processes, for each parameter. Not a release."""
         parameters = self._optimizer.params
         for p in parameters:
             p.summed_grad = torch.zeros_like(p)
-        for number, (images, labels) in enumerate(chunks):
-            # Under vmap a loss cannot be given a generator, so that the default one is lent to it.
-            with self._rng.torch_default(f"{stream}/{number}") if self._second_order else nullcontext():
+        for number, (images, labels) in chunks:
+            # The default generator, since under vmap a loss cannot be given one.
+            with self._rng.torch_default(f"{stream}/{number}"):
                 self._gradients.backward(row_losses, images, labels)
             self._optimizer.clip_and_accumulate()
             for p in parameters:
                 p.grad_sample = None
+        self._processes.add_up([p.summed_grad for p in parameters])
         if not all(torch.isfinite(p.summed_grad).all() for p in parameters):
             raise UserError("a gradient is not finite; lower the learning rate or check the images")
         return [p.summed_grad for p in parameters]

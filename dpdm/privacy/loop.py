@@ -1,6 +1,5 @@
 """A loop of private steps: handed out once each, counted in the ledger, and continued from a checkpoint."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -119,5 +118,5 @@ class PrivateLoop(Generic[StepType]):
         for item, state in zip(self._stateful, saved["stateful"], strict=True):
             item.load_state_dict(state)
         self._ledger.events[self._event] = event
-        print(f"{self.name}: resumed at step {saved['next']} of {self._steps}", file=sys.stderr, flush=True)
+        self._checkpoint.say(f"{self.name}: resumed at step {saved['next']} of {self._steps}")
         return saved["next"]

@@ -1,0 +1,78 @@
+"""The processes of one training run: one, or several under torchrun, each with a device of its own.
+
+Every process runs the same code on the same random streams and holds the same weights; they part the chunks of a
+private batch among themselves and add up what they got. Nothing else is divided, so nothing else can differ.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dpdm.errors import UserError
+
+
+class Processes:
+    """This process among those of its run.
+
+    Args:
+        rank: 0 .. size - 1; the first one alone writes files.
+        size: how many there are; above 1 torch.distributed's default group must be open.
+        device: where this one computes.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu"):
+        self.rank, self.size, self.device = rank, size, device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one process that writes."""
+        return self.rank == 0
+
+    def mine(self, number: int) -> bool:
+        """Whether chunk `number` of a batch is this process's to compute."""
+        return number % self.size == self.rank
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor, in place, by its sum over all processes; the result is bit-equal in all of them."""
+        if self.size == 1:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        torch.distributed.all_reduce(flat)
+        for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(part.view_as(t))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in one process at least; a point at which all wait for each other."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(count)
+        return bool(count > 0)
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that torchrun started (it says so in the environment); this one alone otherwise.
+
+    Raises:
+        UserError: fewer GPUs than processes on a machine that has some.
+    """
+    cuda = torch.cuda.is_available()
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Processes(device="cuda" if cuda else "cpu")
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    if cuda and local >= torch.cuda.device_count():
+        raise UserError(f"{local + 1} processes or more on {torch.cuda.device_count()} GPUs; ask for fewer processes")
+    device = f"cuda:{local}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Processes(torch.distributed.get_rank(), size, device)
+    finally:
+        torch.distributed.destroy_process_group()
