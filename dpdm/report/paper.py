@@ -334,28 +334,28 @@ def _notes(
     for method, told in by_method.items():
         yield f"{MARK} {method}: {'; '.join(told)}."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])
-    if "fid" in shown:
-        others = sorted(name for name in measured if name.startswith("fd_"))
-        if "fid" not in measured and others:
-            yield f"FID is not run: the distances {', '.join(others)} are by other features than Inception's."
-        yield "FID: the paper's reference images and how many it drew could not be verified; ours is against " + (
-            "the training images." if "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])
-            else "the images that the results table names."
-        )  # fmt: skip
-    yield from _holes(study, metrics, shown, rows, measured)
+    if "fid" in measured and "fid" in shown:
+        train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])
+        yield (
+            f"FID: ours is against the {'training' if train else 'test'} images; the paper's reference images and how "
+            "many it drew could not be verified."
+        )
+    elif "fid" in shown and (others := sorted(name for name in measured if name.startswith("fd_"))):
+        yield f"FID is not run: the distances {', '.join(others)} are by other features than Inception's."
+    yield from _holes(number, study, metrics, rows)
+    absent = [_METRICS[name].removesuffix(" %") for name in shown if name not in {"fid", *measured}]
+    if absent and measured:
+        yield f"No run of the study has the accuracy of: {', '.join(absent)}."
     doubtful = chosen.loc[~chosen["privacy_status"].isin(["sound", "unknown"]), ["method", "privacy_status"]]
     if not doubtful.empty:
         named = (f"{method} ({status})" for method, status in doubtful.drop_duplicates().to_numpy().tolist())
         yield f"The published ε of these cannot be taken as it stands: {', '.join(named)}."
 
 
-def _holes(
-    study: Study, metrics: pd.DataFrame, shown: Sequence[str], rows: Sequence[_Row], measured: set[str]
-) -> Iterable[str]:
-    """What is missing, by name: rows without a run, cells outside the grid, runs without results, metrics."""
-    entries = {(runs.method, runs.sampler) for row in rows for runs in row.runs}
+def _holes(number: int, study: Study, metrics: pd.DataFrame, rows: Sequence[_Row]) -> Iterable[str]:
+    """What is missing, by name: rows that nothing is mapped to, cells outside the grid, seeds without results."""
+    named = {(entry.published, entry.variant) for entry in study.tables.get(f"table_{number}", ())}
     theirs = [row for row in rows if row.method]
-    named = {(row.method, row.variant) for row in theirs if row.runs}
     free = dict.fromkeys(_name(row) for row in theirs if (row.method, row.variant) not in named)
     if free:
         yield f"Not run, as no run of the study stands beside them: {'; '.join(free)}."
@@ -374,9 +374,6 @@ def _holes(
             lacking.append(f"{name} on {runs.dataset} at ε = {runs.epsilon} ({seeds} of {len(study.seeds)} seeds)")
     if lacking:
         yield f"Not run yet: {'; '.join(lacking)}."
-    absent = [_METRICS[name].removesuffix(" %") for name in shown if name not in measured]
-    if absent and entries and len(absent) < len(shown):
-        yield f"No run of the study has these metrics: {', '.join(absent)}."
 
 
 def _name(row: _Row) -> str:
