@@ -72,7 +72,7 @@ SMALL = {
 
 
 def small(recipe: dict) -> dict:
-    """The recipe with the sizes of SMALL, where it has them, at any depth; a network given by its name keeps its size."""
+    """The recipe with the sizes of SMALL wherever it has them; a network given by its name keeps its size."""
     inner = {key: small(value) if isinstance(value, dict) else value for key, value in recipe.items()}
     fits = {key: value for key, value in SMALL.items() if isinstance(recipe.get(key), type(value))}
     return merge(inner, fits)

@@ -304,17 +304,17 @@ def test_a_study_maps_its_runs_to_published_rows(with_classifier):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"method": "dpmd"}, "tables.table_1[0].method: no method 'dpmd'; did you mean 'dpdm'?"),
-        ({"method": "xyz"}, "tables.table_1[0].method: no method 'xyz'; there are class_mean, dpdm, net"),
-        ({"method": "dpdm", "sampler": "defalt"}, "tables.table_1[0].sampler: no sampler 'defalt'; did you mean 'default'?"),
-        ({"method": "net", "sampler": "x"}, "tables.table_1[0].sampler: no sampler 'x'; a classifier has none: leave the key out"),
-        ({"method": "dpdm", "variants": "FID"}, "tables.table_1[0].variants: unknown key; did you mean 'variant'?"),
-        ({"method": "dpdm", "published": " "}, "tables.table_1[0].published: String should match pattern"),
+        ({"method": "dpmd"}, "method: no method 'dpmd'; did you mean 'dpdm'?"),
+        ({"method": "xyz"}, "method: no method 'xyz'; there are class_mean, dpdm, net"),
+        ({"method": "dpdm", "sampler": "defalt"}, "sampler: no sampler 'defalt'; did you mean 'default'?"),
+        ({"method": "net", "sampler": "x"}, "sampler: no sampler 'x'; a classifier has none: leave the key out"),
+        ({"method": "dpdm", "variants": "FID"}, "variants: unknown key; did you mean 'variant'?"),
+        ({"method": "dpdm", "published": " "}, "published: String should match pattern"),
     ],
 )  # fmt: skip
 def test_a_wrong_entry_of_a_table(with_classifier, entry, message):
     found = refusal(mapped(with_classifier, {"published": "DPDM"} | entry))
-    assert found.startswith(f"study.yaml: {message}")
+    assert found.startswith(f"study.yaml: tables.table_1[0].{message}")
     assert "\n" not in found
 
 

@@ -312,13 +312,13 @@ def test_a_table_of_the_paper_is_made_and_a_wrong_mapping_refused_before_anythin
     study = edit(tiny)
     study["tables"] = {"table_1": [{"method": "dpdm", "published": "DPDM", "variant": "Fid"}]}
     again.write(study)
-    refused = again.snakemake("table_1")
+    refused = again.snakemake("--", "table_1")
     assert refused.code != 0
     assert "tables.table_1[0].variant: DPDM has no variant 'Fid' in table_1; did you mean 'FID'?" in refused.text
     assert refused.jobs == []
     study["tables"]["table_1"][0]["variant"] = "FID"
     again.write(study)
-    outcome = again.snakemake("table_1")
+    outcome = again.snakemake("--", "table_1")
     assert outcome.code == 0, outcome.text
     assert "train" not in outcome.counts
     page = (again.path / "results" / "tiny" / "tables" / "table_1.md").read_text()
