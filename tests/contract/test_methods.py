@@ -25,17 +25,17 @@ STUDIES = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 N = 64
 
 
-def shape(recipe: object) -> str:
-    """A recipe without its numbers: its keys, and the words among its values."""
+def words(recipe: object) -> list[str]:
+    """What a recipe chooses by name, in order: a network, a kind of sampler."""
     if isinstance(recipe, dict):
-        return str(sorted((key, shape(value)) for key, value in recipe.items()))
-    return recipe if isinstance(recipe, str) else type(recipe).__name__
+        return [word for _, value in sorted(recipe.items()) for word in words(value)]
+    return [recipe] if isinstance(recipe, str) else []
 
 
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     """One run per study and method of a kind, at the study's first epsilon, and the params of its first sampler.
 
-    Entries that differ in numbers alone, as those of an ablation do, are one case: the first one.
+    Entries of one code that differ in no word of their recipes, as those of many an ablation, are one case: the first.
     """
     out, known = {}, set()
     for path in STUDIES:
@@ -43,7 +43,7 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
         for method in (name for name, spec in study.methods.items() if spec.kind == kind):
             run = study.run(study.datasets_of(method)[0], method, study.epsilons[0], 0)
             samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
-            if (key := (run.impl, shape(run.params), *map(shape, samplers[:1]))) not in known:
+            if (key := repr((run.impl, words(run.params), [words(s) for s in samplers[:1]]))) not in known:
                 known.add(key)
                 out[f"{path.stem}-{method}"] = run, *samplers[:1]
     return out
@@ -61,6 +61,7 @@ SMALL = {
     "steps": 3,
     "num_frequencies": 50,
     "d_steps_per_g_step": 1,
+    "lr": 1.0e-2,  # three steps must move something
     "generated_batch_size": 10,
     "warm_up_steps": 2,
     "critic_steps": 2,
