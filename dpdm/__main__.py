@@ -25,10 +25,14 @@ def verb_check(args: argparse.Namespace) -> None:
 
 
 def verb_validate(args: argparse.Namespace) -> None:
-    """import every method of a study and build every params; with --out, write the resolved study"""
+    """import every method of a study, build every params, check its tables; with --out, write the resolved study"""
     from dpdm.plan import planned_runs
 
     study = config.parse_spec(config.Study, args.spec)
+    if args.published:
+        from dpdm.report.published import check_tables
+
+        check_tables(study, args.published)
     planned_runs(study)
     if args.out:
         artifacts.write_text(args.out, study.model_dump_json(indent=2) + "\n")  # in the order of the file
@@ -180,6 +184,24 @@ def verb_tables(args: argparse.Namespace) -> None:
     tables.write_table(tables.audit_table(collect.read_csv(args.audits, collect.AUDITS)), args.audit)
 
 
+def verb_paper_table(args: argparse.Namespace) -> None:
+    """write one of the paper's tables, our runs beside its numbers, as csv, md, tex and html"""
+    from dpdm.report import collect, tables
+    from dpdm.report.paper import paper_table
+    from dpdm.report.published import read_published
+
+    table = paper_table(
+        args.table,
+        _study(args.study),
+        collect.read_csv(args.metrics, collect.METRICS),
+        collect.read_csv(args.audits, collect.AUDITS),
+        read_published(args.published, args.privacy_status),
+    )
+    for note in table.notes:
+        print(note, file=sys.stderr)
+    tables.write_table(table, args.out)
+
+
 def verb_figures(args: argparse.Namespace) -> None:
     """draw epsilon curves and sample grids of one dataset"""
     from dpdm.report import collect, figures
@@ -254,7 +276,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add(verb_schema)
     add(verb_check).add_argument("study", help="a study file, e.g. config/digits.yaml")
-    add(verb_validate, spec=True).add_argument("--out", type=Path, help="where to write the resolved study")
+    validate = add(verb_validate, spec=True)
+    validate.add_argument("--out", type=Path, help="where to write the resolved study")
+    validate.add_argument("--published", type=Path, help="published numbers, against which `tables` is checked")
     add(verb_prepare, "out", spec=True)
     add(verb_label_only, "dataset", "out").add_argument("--images", type=int, required=True, help="how many")
     train = add(verb_train, "data", "model", "ledger", "curve", spec=True)
@@ -272,6 +296,8 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_score_classifier, "model", "test", "utility", spec=True)
     add(verb_collect, "study", "metrics", "audits").add_argument("folders", type=Path, nargs="+")
     add(verb_tables, "metrics", "audits", "results", "audit")
+    paper_table = add(verb_paper_table, "study", "metrics", "audits", "published", "privacy-status", "out")
+    paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")
     figures = add(verb_figures, "metrics", "real", "curves", "grid")
     figures.add_argument("--dataset", required=True)
     figures.add_argument("samples", nargs="*", metavar="METHOD,EPSILON,SEED=NPZ")

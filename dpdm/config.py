@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -82,6 +83,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
 DELTA_RULE = "1/(2n)"
+PAPER_SCALE = "paper"
+TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 
 
 class SourceSpec(Strict):
@@ -163,6 +166,15 @@ class TuningSpec(Strict):
     data: Annotated[str, Field(pattern=r"\S")]  # on which they were tried
 
 
+class TableEntry(Strict):
+    """Which runs of a study stand beside which row of a published table."""
+
+    method: Name
+    sampler: Name | None = None  # may be left out where the method has one, or none
+    published: Annotated[str, Field(pattern=r"\S")]  # columns `method` and `variant` of results/published/published.csv
+    variant: str = ""
+
+
 class MethodSpec(Strict):
     """One method of a study: code, recipe, samplers."""
 
@@ -174,7 +186,10 @@ class MethodSpec(Strict):
         default_factory=lambda fields: {} if fields.get("kind") == "classifier" else {"default": {}}
     )
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
-    tuning: TuningSpec | None = None  # None: not stated
+    datasets: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = None  # it serves; None: all
+    # What the reader is told, and part of no run; None: not stated.
+    tuning: TuningSpec | None = None
+    scale: Annotated[str, Field(pattern=r"\S")] | None = None  # PAPER_SCALE, or how the runs differ from the paper's
 
     @field_validator("samplers")
     @classmethod
@@ -267,6 +282,8 @@ class Study(Strict):
     evaluation: EvaluationSpec
     results_dir: Annotated[str, Field(pattern=r"^[\w./@=+-]+$")] = "results"  # goes into commands and patterns bare
     allow_mixed_code: bool = False  # let one table mix runs made by different versions of the code
+    tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = {}
+    allow_mixed_protocols: bool = False  # let a column of the paper's tables mix ways of training classifiers
 
     @field_validator("epsilons")
     @classmethod
@@ -284,11 +301,18 @@ class Study(Strict):
         if taken:
             raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
         for method, spec in self.methods.items():
+            for number, dataset in enumerate(spec.datasets or ()):
+                if dataset not in self.datasets:
+                    place = f"methods.{method}.datasets[{number}]"
+                    raise ValueError(f"{place}: no dataset {dataset!r}; {nearest(dataset, self.datasets)}")
+            served = self.datasets_of(method)
+            if len(set(served)) != len(served):
+                raise ValueError(f"methods.{method}.datasets holds a value twice")
             for number, override in enumerate(spec.overrides):
-                if not any(override.when.matches(d, e) for d in self.datasets for e in self.epsilons):
+                if not any(override.when.matches(d, e) for d in served for e in self.epsilons):
                     raise ValueError(
                         f"methods.{method}.overrides[{number}].when matches no run of this study: "
-                        f"datasets are {', '.join(self.datasets)}, "
+                        f"datasets are {', '.join(served)}, "
                         f"epsilons {', '.join(map(epsilon_text, self.epsilons))}"
                     )
                 unknown = set(override.samplers) - set(spec.samplers)
@@ -297,15 +321,46 @@ class Study(Strict):
                         f"methods.{method}.overrides[{number}].samplers: no sampler {unknown.pop()!r}; "
                         f"the method has {', '.join(spec.samplers) or 'none, being a classifier'}"
                     )
+        for table, entries in self.tables.items():
+            for number, entry in enumerate(entries):
+                self._check_entry(f"tables.{table}[{number}]", entry, entries[:number])
         return self
+
+    def _check_entry(self, place: str, entry: TableEntry, earlier: tuple[TableEntry, ...]) -> None:
+        if entry.method not in self.methods:
+            raise ValueError(f"{place}.method: no method {entry.method!r}; {nearest(entry.method, self.methods)}")
+        samplers = self.methods[entry.method].samplers
+        if entry.sampler is None and len(samplers) > 1:
+            raise ValueError(f"{place} lacks the key sampler: {entry.method} has {', '.join(samplers)}")
+        if entry.sampler is not None and entry.sampler not in samplers:
+            hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
+            raise ValueError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
+        for other in earlier:  # classifiers may share a row: each has one of its accuracies
+            same_row = (other.published, other.variant) == (entry.published, entry.variant)
+            if same_row and (samplers or self.methods[other.method].samplers or other.method == entry.method):
+                raise ValueError(f"{place}: {other.method} stands beside this published row already; delete one")
+
+    def sampler_of(self, entry: TableEntry) -> str | None:
+        """The sampler that an entry of `tables` means; None for a classifier."""
+        return entry.sampler or next(iter(self.methods[entry.method].samplers), None)
+
+    def datasets_of(self, method: str) -> tuple[str, ...]:
+        """The datasets that a method serves."""
+        return tuple(self.datasets) if (chosen := self.methods[method].datasets) is None else chosen
 
     def is_classifier(self, method: str) -> bool:
         """Whether `method` (or an anchor) has no images and is judged itself."""
         return method in self.methods and self.methods[method].kind == "classifier"
 
     def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
-        """The resolved spec of one run of the grid."""
+        """The resolved spec of one run of the grid.
+
+        Raises:
+            UserError: the method does not serve the dataset.
+        """
         spec = self.methods[method]
+        if dataset not in self.datasets_of(method):
+            raise UserError(f"{method} does not serve {dataset}; add it to methods.{method}.datasets of the study")
         params = spec.params
         for override in spec.overrides:
             if override.when.matches(dataset, epsilon):
@@ -317,11 +372,12 @@ class Study(Strict):
         )  # fmt: skip
 
     def runs(self) -> list[RunSpec]:
-        """Every training run of the grid: datasets x methods x epsilons x seeds."""
+        """Every training run of the grid: datasets x the methods that serve them x epsilons x seeds."""
         return [
             self.run(dataset, method, epsilon, seed)
             for dataset in self.datasets
             for method in self.methods
+            if dataset in self.datasets_of(method)
             for epsilon in self.epsilons
             for seed in self.seeds
         ]
@@ -354,6 +410,12 @@ class Study(Strict):
             for anchor in self.anchors
             for seed in self.seeds
         ]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The mend of a misspelt name, for the end of an error."""
+    close = difflib.get_close_matches(name, known := list(known), 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

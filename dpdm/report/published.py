@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import DatasetSpec, epsilon_text
+from dpdm.config import DatasetSpec, Study, epsilon_text, nearest
 from dpdm.errors import UserError
 from dpdm.report.tables import MISSING, Table, epsilon_label
 
@@ -28,6 +28,7 @@ _COLUMNS = {"fid": "Published FID", "acc_logreg": "LogReg accuracy %", "acc_mlp"
             "acc_cnn": "CNN accuracy %"}  # fmt: skip
 _OTHER = {"acc_cnn (its own cnn)": "own CNN", "acc_mean": "best of 3"}
 _OTHER_TITLE = "Other accuracy %"
+PAPER = "paper"  # the protocol of the DPDM paper's own tables
 # The variant of this metric's rows says how a classifier was chosen, not what was run.
 _VARIANT_IS_PROTOCOL = "acc_mean"
 
@@ -135,6 +136,36 @@ def published_name(dataset: DatasetSpec) -> str:
         return "celeba (male_conditional)" if dataset.label == "Male" else ""
     own_names = {"cifar10": "cifar_10", "npz": "", "folder": ""}
     return own_names.get(dataset.source, dataset.source)
+
+
+def published_resolution(dataset: DatasetSpec) -> int | None:
+    """The side of a dataset's images as in the column `resolution`; None where nothing can be published."""
+    return {"mnist": 28, "fashion_mnist": 28, "cifar10": 32}.get(dataset.source, dataset.image_size)
+
+
+def check_tables(study: Study, path: str | Path) -> None:
+    """Holds the `tables` of a study against the numbers that are quoted from the paper.
+
+    Raises:
+        UserError: an entry names a row that its table does not have, or the file is malformed.
+    """
+    rows = [row for _, row in _read(path, _NUMBER_COLUMNS) if row["protocol"] == PAPER]
+    for table, entries in study.tables.items():
+        known: dict[str, list[str]] = {}
+        for row in rows:
+            if f"table_{row['table']}" == table:
+                known.setdefault(row["method"], []).append(row["variant"])
+        for number, entry in enumerate(entries):
+            place, variants = f"tables.{table}[{number}]", known.get(entry.published)
+            if variants is None:
+                hint = nearest(entry.published, known)
+                raise UserError(f"{place}.published: {table} has no row {entry.published!r}; {hint}")
+            if entry.variant not in variants:
+                named = [variant for variant in dict.fromkeys(variants) if variant]
+                hint = nearest(entry.variant, named) if named else "leave the key out"
+                raise UserError(
+                    f"{place}.variant: {entry.published} has no variant {entry.variant!r} in {table}; {hint}"
+                )
 
 
 def privacy_table(published: pd.DataFrame) -> Table:

@@ -38,6 +38,7 @@ class Table:
         flush_right: headers of columns that hold numbers.
         bold: (row, column) positions in `cells` of the best private values.
         groups: one number per row; a rule is drawn where it changes.
+        notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
     """
 
     data: pd.DataFrame
@@ -45,6 +46,7 @@ class Table:
     flush_right: frozenset[str] = frozenset()
     bold: frozenset[tuple[int, int]] = frozenset()
     groups: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def without(self, header: str) -> "Table":
         """The same table printed without one column, as where a heading names the dataset already."""
@@ -161,7 +163,7 @@ def results_table(metrics: pd.DataFrame) -> Table:
         if several and row["method"] not in several:
             shown["sampler"] = ""
         shown["method"] = labels[row["method"]]
-        texts = {c.header: _cell(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
+        texts = {c.header: cell_text(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
         cells.append({titles[key]: shown[key] for key in keys} | texts)
     sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
     stats = [f"{c.metric}_{c.reference}_{s}" for c in columns for s in ("mean", "std", "n")]
@@ -254,7 +256,7 @@ def write_table(table: Table, stem: str | Path) -> None:
     """Writes `stem` + .csv, .md, .tex and .html: the same rows in each."""
     stem = Path(stem)
     texts = {
-        "csv": table.data.to_csv(index=False, lineterminator="\n"),
+        "csv": table.data.to_csv(index=False, lineterminator="\n") + "".join(f"# {note}\n" for note in table.notes),
         "md": to_markdown(table),
         "tex": to_tex(table),
         "html": f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(stem.name)}</title>\n{to_html(table)}',
@@ -272,14 +274,15 @@ def to_markdown(table: Table) -> str:
     ]
     align = ["right" if name in table.flush_right else "left" for name in table.cells.columns]
     frame = pd.DataFrame(rows, columns=table.cells.columns)
-    return frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True) + "\n"
+    text = frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
+    return "\n".join([text, *([""] if table.notes else []), *(f"- {note}" for note in table.notes), ""])
 
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",  # noqa: RUF001
-    "δ": r"$\delta$", "×": r"$\times$",  # noqa: RUF001
+    "δ": r"$\delta$", "×": r"$\times$", "†": r"$^\dagger$",  # noqa: RUF001
 }  # fmt: skip
 
 
@@ -290,7 +293,7 @@ def escape_tex(text: str) -> str:
 
 
 def to_tex(table: Table) -> str:
-    """The cells as one `tabular`, to be `\\input`; needs the package booktabs and nothing else."""
+    """The cells as one `tabular`, notes below, to be `\\input`; needs the package booktabs and nothing else."""
     spec = "".join("r" if name in table.flush_right else "l" for name in table.cells.columns)
     lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines.append(" & ".join(escape_tex(name) for name in table.cells.columns) + r" \\")
@@ -300,7 +303,8 @@ def to_tex(table: Table) -> str:
             texts = [escape_tex(cell) for cell in row]
             texts = [rf"\textbf{{{text}}}" if (i, j) in table.bold else text for j, text in enumerate(texts)]
             lines.append(" & ".join(texts) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    notes = [rf"\par\noindent{{\footnotesize {escape_tex(note)}\par}}" for note in table.notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
 def to_html(table: Table) -> str:
@@ -315,7 +319,8 @@ def to_html(table: Table) -> str:
             texts = [f"<strong>{text}</strong>" if (i, j) in table.bold else text for j, text in enumerate(texts)]
             lines.append("<tr>" + "".join(f"<td{k}>{t}</td>" for k, t in zip(kinds, texts, strict=True)) + "</tr>")
         lines.append("</tbody>")
-    return "\n".join([*lines, "</table>", ""])
+    notes = [f"<li>{html.escape(note)}</li>" for note in table.notes]
+    return "\n".join([*lines, "</table>", *(['<ul class="notes">', *notes, "</ul>"] if notes else []), ""])
 
 
 # --- rows and cells -------------------------------------------------------------------------------------------
@@ -357,7 +362,8 @@ def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: i
     return frozenset(best)
 
 
-def _cell(mean: float, std: float, n: int, decimals: int | None) -> str:
+def cell_text(mean: float, std: float, n: int, decimals: int | None) -> str:
+    """ "mean ± std (n)", "mean (1)" of one value, a dash of none; `decimals` None means about three digits."""
     if n == 0:
         return MISSING
     if decimals is None:

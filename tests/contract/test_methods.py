@@ -25,15 +25,27 @@ STUDIES = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 N = 64
 
 
+def words(recipe: object) -> list[str]:
+    """What a recipe chooses by name, in order: a network, a kind of sampler."""
+    if isinstance(recipe, dict):
+        return [word for _, value in sorted(recipe.items()) for word in words(value)]
+    return [recipe] if isinstance(recipe, str) else []
+
+
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
-    """One run per study and method of a kind, at the study's first epsilon, and the params of its first sampler."""
-    out = {}
+    """One run per study and method of a kind, at the study's first epsilon, and the params of its first sampler.
+
+    Entries of one code that differ in no word of their recipes, as those of many an ablation, are one case: the first.
+    """
+    out, known = {}, set()
     for path in STUDIES:
         study = load_study(path)
         for method in (name for name, spec in study.methods.items() if spec.kind == kind):
-            run = study.run(next(iter(study.datasets)), method, study.epsilons[0], 0)
+            run = study.run(study.datasets_of(method)[0], method, study.epsilons[0], 0)
             samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
-            out[f"{path.stem}-{method}"] = run, *samplers[:1]
+            if (key := repr((run.impl, words(run.params), [words(s) for s in samplers[:1]]))) not in known:
+                known.add(key)
+                out[f"{path.stem}-{method}"] = run, *samplers[:1]
     return out
 
 
@@ -49,18 +61,22 @@ SMALL = {
     "steps": 3,
     "num_frequencies": 50,
     "d_steps_per_g_step": 1,
-    "blocks": {"steps": 3},
+    "lr": 1.0e-2,  # three steps must move something
     "generated_batch_size": 10,
     "warm_up_steps": 2,
     "critic_steps": 2,
     "sinkhorn_iterations": 5,
+    "shards": 20,
+    "width": 8,
+    "hidden": 16,
 }
 
 
 def small(recipe: dict) -> dict:
-    """The recipe with the sizes of SMALL, where it has them; a network given by its name keeps its size."""
+    """The recipe with the sizes of SMALL wherever it has them; a network given by its name keeps its size."""
+    inner = {key: small(value) if isinstance(value, dict) else value for key, value in recipe.items()}
     fits = {key: value for key, value in SMALL.items() if isinstance(recipe.get(key), type(value))}
-    return merge(recipe, fits)
+    return merge(inner, fits)
 
 
 def small_run(run: RunSpec) -> RunSpec:

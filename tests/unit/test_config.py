@@ -282,6 +282,96 @@ def test_a_method_may_be_called_by_the_name_of_a_kind(tiny_study_dict, name):
     assert f"study.yaml: methods.{name}.parms: unknown key; did you mean 'params'?" in refusal(tiny_study_dict)
 
 
+# --- the paper's tables, scale, and datasets of a method ----------------------------------------------------------
+
+
+def mapped(study: dict, *entries: dict) -> dict:
+    return study | {"tables": {"table_1": list(entries)}}
+
+
+def test_a_study_maps_its_runs_to_published_rows(with_classifier):
+    entries = [
+        {"method": "dpdm", "sampler": "default", "published": "DPDM", "variant": "FID"},
+        {"method": "class_mean", "published": "PEARL"},
+        {"method": "net", "published": "DP-SGD classifier"},
+    ]
+    study = parse_study(mapped(with_classifier, *entries), "s")
+    assert [study.sampler_of(entry) for entry in study.tables["table_1"]] == ["default", "default", None]
+    assert parse_study(with_classifier, "s").tables == {}
+    assert parse_spec(Study, study.model_dump_json()) == study
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"method": "dpmd"}, "method: no method 'dpmd'; did you mean 'dpdm'?"),
+        ({"method": "xyz"}, "method: no method 'xyz'; there are class_mean, dpdm, net"),
+        ({"method": "dpdm", "sampler": "defalt"}, "sampler: no sampler 'defalt'; did you mean 'default'?"),
+        ({"method": "net", "sampler": "x"}, "sampler: no sampler 'x'; a classifier has none: leave the key out"),
+        ({"method": "dpdm", "variants": "FID"}, "variants: unknown key; did you mean 'variant'?"),
+        ({"method": "dpdm", "published": " "}, "published: String should match pattern"),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_of_a_table(with_classifier, entry, message):
+    found = refusal(mapped(with_classifier, {"published": "DPDM"} | entry))
+    assert found.startswith(f"study.yaml: tables.table_1[0].{message}")
+    assert "\n" not in found
+
+
+def test_an_entry_must_choose_among_samplers(tiny_study_dict):
+    put(tiny_study_dict, "methods.dpdm.samplers.fast", {})
+    message = refusal(mapped(tiny_study_dict, {"method": "dpdm", "published": "DPDM"}))
+    assert message == "study.yaml: tables.table_1[0] lacks the key sampler: dpdm has default, fast"
+
+
+def test_a_published_row_has_one_generator_but_several_classifiers(with_classifier):
+    with_classifier["methods"]["other"] = {"impl": "a:B", "kind": "classifier"}
+    entries = [{"method": name, "published": "A"} for name in ("net", "other")]
+    parse_study(mapped(with_classifier, *entries), "s")
+    for first, second in (("dpdm", "class_mean"), ("net", "dpdm"), ("dpdm", "net"), ("net", "net")):
+        both = [{"method": name, "published": "A"} for name in (first, second)]
+        message = refusal(mapped(with_classifier, *both))
+        assert message == f"study.yaml: tables.table_1[1]: {first} stands beside this published row already; delete one"
+
+
+def test_a_table_that_the_paper_does_not_have(tiny_study_dict):
+    message = refusal(tiny_study_dict | {"tables": {"table_7": []}})
+    assert "study.yaml: tables.table_7: Input should be 'table_1', " in message
+
+
+def test_tables_and_scale_are_no_part_of_a_run(tiny_study_dict):
+    before = parse_study(tiny_study_dict, "s")
+    put(tiny_study_dict, "methods.dpdm.scale", "width 16")
+    after = parse_study(mapped(tiny_study_dict, {"method": "dpdm", "published": "DPDM"}), "s")
+    assert (before.methods["dpdm"].scale, after.methods["dpdm"].scale) == (None, "width 16")
+    assert list(map(spec_json, after.runs())) == list(map(spec_json, before.runs()))
+    assert "methods.dpdm.scale" in refusal(put(tiny_study_dict, "methods.dpdm.scale", ""))
+
+
+def test_a_method_may_serve_some_datasets(tiny_study_dict):
+    put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5})
+    put(tiny_study_dict, "methods.class_mean.datasets", ["mnist"])
+    study = parse_study(tiny_study_dict, "s")
+    assert (study.datasets_of("class_mean"), study.datasets_of("dpdm")) == (("mnist",), ("digits", "mnist"))
+    served = {(run.dataset, run.method) for run in study.runs()}
+    assert served == {("digits", "dpdm"), ("mnist", "dpdm"), ("mnist", "class_mean")}
+    with pytest.raises(UserError, match="class_mean does not serve digits; add it"):
+        study.run("digits", "class_mean", 10.0, 0)
+
+
+def test_datasets_of_a_method_that_are_wrong(tiny_study_dict):
+    put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5})
+    for value, part in (
+        (["mnits"], "study.yaml: methods.dpdm.datasets[0]: no dataset 'mnits'; did you mean 'mnist'?"),
+        (["mnist", "mnist"], "study.yaml: methods.dpdm.datasets holds a value twice"),
+        ([], "study.yaml: methods.dpdm.datasets"),
+    ):
+        assert refusal(put(tiny_study_dict, "methods.dpdm.datasets", value)).startswith(part)
+    put(tiny_study_dict, "methods.dpdm.datasets", ["mnist"])
+    put(tiny_study_dict, "methods.dpdm.overrides.0.when", {"dataset": "digits"})
+    assert "matches no run of this study: datasets are mnist, " in refusal(tiny_study_dict)
+
+
 # --- overrides ------------------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,24 @@ def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
     assert {"figure", "report"}.isdisjoint(folder.dry("tables").counts)
 
 
+def test_a_table_of_the_paper_is_a_target_of_any_study(folder, tiny):
+    folder.write(tiny)
+    plan = folder.dry("table_3")
+    assert plan.counts["table_3"] == plan.counts["collect"] == 1
+    assert {"tables", "figure", "report", "table_1"}.isdisjoint(plan.counts)
+    assert all(f"results/tiny/tables/table_3.{kind}" in plan.text for kind in ("csv", "md", "tex", "html"))
+
+
+def test_a_method_trains_and_is_audited_on_its_own_datasets_alone(folder, tiny, edit):
+    study = edit(tiny)
+    study["datasets"]["other"] = {"source": "digits", "delta": 1.0e-5}
+    study["methods"]["class_mean"]["datasets"] = ["other"]
+    folder.write(study)
+    jobs = folder.dry().jobs
+    assert "audit class_mean on other" in jobs
+    assert not [job for job in jobs if "class_mean on digits" in job]
+
+
 def test_a_dry_run_is_quick_and_loads_no_numerical_library(folder, tiny, tmp_path):
     poison = tmp_path / "poison"
     poison.mkdir()
@@ -288,6 +306,24 @@ def test_code_that_changed_trains_nothing_again(again):
     (changed / "dpdm" / "method.py").open("a").write("\n# touched\n")
     # Only the report quotes a file of this checkout: the published numbers.
     assert type(again)(again.path, changed).dry().counts == {"report": 1, "all": 1}
+
+
+def test_a_table_of_the_paper_is_made_and_a_wrong_mapping_refused_before_anything_runs(again, tiny, edit):
+    study = edit(tiny)
+    study["tables"] = {"table_1": [{"method": "dpdm", "published": "DPDM", "variant": "Fid"}]}
+    again.write(study)
+    refused = again.snakemake("--", "table_1")
+    assert refused.code != 0
+    assert "tables.table_1[0].variant: DPDM has no variant 'Fid' in table_1; did you mean 'FID'?" in refused.text
+    assert refused.jobs == []
+    study["tables"]["table_1"][0]["variant"] = "FID"
+    again.write(study)
+    outcome = again.snakemake("--", "table_1")
+    assert outcome.code == 0, outcome.text
+    assert "train" not in outcome.counts
+    page = (again.path / "results" / "tiny" / "tables" / "table_1.md").read_text()
+    assert "DP-Sinkhorn" in page
+    assert "† class_mean: scale not stated; protocol quick; 200 synthetic images instead of 60,000." in page
 
 
 # --- killed ---------------------------------------------------------------------------------------------------

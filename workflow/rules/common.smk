@@ -54,6 +54,11 @@ def run_paths(pattern, runs):
     ]
 
 
+def method_paths(pattern):
+    """One path per dataset and method that serves it."""
+    return list(dict.fromkeys(pattern.format(dataset=r.dataset, method=r.method) for r in STUDY.runs()))
+
+
 def set_paths(pattern, runs):
     """One path per synthetic set: every sampler of every run; a classifier has none."""
     return [

@@ -44,6 +44,6 @@ rule validate:
 # so an edited recipe would be validated, not trained, and its old scores be reported.
 onstart:
     try:
-        shell("python -m dpdm validate --spec {STUDY_SPEC:q}")
+        shell("python -m dpdm validate --spec {STUDY_SPEC:q} --published {PUBLISHED:q}/published.csv")
     except subprocess.CalledProcessError:
         raise WorkflowError("the study was refused for the reason above; nothing was run") from None

@@ -31,5 +31,5 @@ rule audit:
 
 
 rule audits:
-    input: expand(rules.audit.output, dataset=STUDY.datasets, method=STUDY.methods)
+    input: method_paths(rules.audit.output[0])
     localrule: True

@@ -1,0 +1,380 @@
+"""The DPDM paper's tables again: each of its numbers, ours beside it, and what keeps the two from being comparable."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from dpdm.config import DIRECT, PAPER_SCALE, Study, TableEntry, epsilon_text
+from dpdm.errors import UserError
+from dpdm.report.published import PAPER, published_name, published_resolution
+from dpdm.report.tables import MISSING, MetricColumn, Table, cell_text, epsilon_label, metric_columns, summarise
+
+TITLES = {
+    1: "main results",
+    2: "classifiers trained on synthetic data, and by DP-SGD on the real ones",
+    3: "noise multiplicity K",
+    4: "CelebA",
+    5: "DM config",
+    6: "samplers",
+}
+NOT_RUN = "not run"
+MARK = "†"
+
+# What a like-for-like run has; the paper's accountant, synthetic images and, in its code, training images.
+_ACCOUNTANT = "rdp"
+_SYNTHETIC_IMAGES = 60_000
+_TRAINING_IMAGES = {"mnist": 60_000, "fashion_mnist": 60_000, "celeba": 162_770}
+
+# `fid` means Inception features: a distance by another extractor is called fd_NAME and has no column here.
+_METRICS = {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}
+
+
+class _Runs(NamedTuple):
+    """One method of the study in one cell of its grid: as many runs as there are seeds."""
+
+    dataset: str  # as in the study
+    epsilon: str
+    method: str
+    sampler: str  # "" for a classifier
+
+
+class _Ours(NamedTuple):
+    """What we have for one cell; `told`: in what it differs from the paper's, in words."""
+
+    mean: float = math.nan
+    std: float = math.nan
+    n: int = 0
+    method: str = ""
+    told: tuple[str, ...] = ()
+
+
+@dataclass
+class _Row:
+    """One published row, or one of ours that the paper does not have."""
+
+    dataset: str
+    resolution: int | None
+    epsilon: str
+    method: str = ""
+    variant: str = ""
+    delta: str = ""
+    lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by metric, of published.csv
+    runs: list[_Runs] = field(default_factory=list)
+    ours: dict[str, _Ours] = field(default_factory=dict)  # by metric
+
+    @property
+    def status(self) -> str:
+        return ", ".join(dict.fromkeys(line["status"] for line in self.lines.values()))
+
+    @property
+    def told(self) -> list[str]:
+        return list(dict.fromkeys(fact for ours in self.ours.values() for fact in ours.told))
+
+
+def paper_table(
+    number: int, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame
+) -> Table:
+    """Table `number` of the paper (arXiv v1) with the study's runs beside it, as the study's key `tables` maps them.
+
+    Rows: per data set and epsilon all published rows in the order of the file, then runs that stand beside none: those
+    mapped to this table, in table 1 all generators, in table 2 all classifiers. Columns per metric of the table: ours,
+    the paper's, the difference. What is missing is "not run" and named in a note; what was run otherwise than in the
+    paper is marked, and a note says how.
+
+    Args:
+        number: 1 to 6.
+        metrics, audits: of the study, columns METRICS and AUDITS of dpdm.report.collect.
+        published: what `read_published` returned.
+
+    Raises:
+        UserError: no such table; accuracies of several protocols; two runs for one cell; two data sets for one row.
+    """
+    chosen = published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
+    if number not in TITLES or chosen.empty:
+        raise UserError(
+            f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
+        )
+    _refuse_mixed_protocols(study, metrics)
+    shown = [name for name in _METRICS if name in set(chosen["metric"])]
+    columns = {column.metric: column for column in metric_columns(metrics)}
+    rows = _rows(number, study, chosen)
+    for row in rows:
+        for name in shown:
+            row.ours[name] = _ours(number, row, columns.get(name), study, metrics, audits)
+    sizes = _names_of_several_sizes(rows)
+    headers = [header for name in shown for header in _headers(name)]
+    groups = pd.factorize(pd.Series([f"{row.dataset} {row.resolution} {row.epsilon}" for row in rows]))[0]
+    return Table(
+        pd.DataFrame([_data(row) for row in rows]).astype({"resolution": "Int64"}),
+        pd.DataFrame(
+            [_cells(row, study, sizes) for row in rows],
+            columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"],
+        ),
+        frozenset(["ε", *headers]),
+        groups=tuple(groups.tolist()),
+        notes=tuple(_notes(number, study, metrics, chosen, shown, rows)),
+    )
+
+
+# --- rows -----------------------------------------------------------------------------------------------------
+
+
+def _rows(number: int, study: Study, chosen: pd.DataFrame) -> list[_Row]:
+    """Published rows with the runs that stand beside them, then ours alone, grouped by data set and epsilon."""
+    entries = study.tables.get(f"table_{number}", ())
+    own = _datasets(study)
+    keys = ["dataset", "resolution", "epsilon", "method", "variant", "delta"]
+    found: dict[tuple[Any, ...], _Row] = {}
+    for line in chosen.to_dict("records"):
+        row = found.setdefault(tuple(line[key] for key in keys), _Row(**{key: line[key] for key in keys}))
+        row.lines[line["metric"]] = line
+    rows = list(found.values())
+    grid = {epsilon_text(epsilon) for epsilon in study.epsilons}
+    for row in rows:
+        dataset = own.get((row.dataset, row.resolution))
+        for entry in entries:
+            if (entry.published, entry.variant) != (row.method, row.variant) or row.epsilon not in grid:
+                continue
+            if dataset in study.datasets_of(entry.method):
+                row.runs.append(_Runs(dataset, row.epsilon, entry.method, study.sampler_of(entry) or ""))
+    used = {runs for row in rows for runs in row.runs}
+    places = {dataset: place for place, dataset in own.items()}
+    for runs in _candidates(number, study, entries):
+        if runs not in used:
+            dataset, resolution = places.get(runs.dataset, (runs.dataset, None))
+            rows.append(_Row(dataset, resolution, runs.epsilon, runs=[runs]))
+    order = list(dict.fromkeys((row.dataset, row.resolution) for row in rows))
+    return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
+
+
+def _candidates(number: int, study: Study, entries: Sequence[TableEntry]) -> Iterable[_Runs]:
+    mapped = {(entry.method, study.sampler_of(entry) or "") for entry in entries}
+    for dataset in study.datasets:
+        for method, spec in study.methods.items():
+            kind = {1: "generator", 2: "classifier"}.get(number)
+            for sampler in spec.samplers or ("",):
+                if dataset in study.datasets_of(method) and (spec.kind == kind or (method, sampler) in mapped):
+                    for epsilon in study.epsilons:
+                        yield _Runs(dataset, epsilon_text(epsilon), method, sampler)
+
+
+def _datasets(study: Study) -> dict[tuple[str, int | None], str]:
+    """The study's data sets by their published names and sizes; those that nobody published under are left out."""
+    found: dict[tuple[str, int | None], str] = {}
+    for name, spec in study.datasets.items():
+        key = (published_name(spec), published_resolution(spec))
+        if not key[0] or key[1] is None:
+            continue
+        if key in found:
+            raise UserError(
+                f"datasets.{found[key]} and datasets.{name} are both {key[0]} of side {key[1]}, so one row of the "
+                "paper would have two runs; give each a study of its own"
+            )
+        found[key] = name
+    return found
+
+
+def _names_of_several_sizes(rows: Sequence[_Row]) -> set[str]:
+    sizes: dict[str, set[int | None]] = {}
+    for row in rows:
+        sizes.setdefault(row.dataset, set()).add(row.resolution)
+    return {name for name, found in sizes.items() if len(found) > 1}
+
+
+# --- cells ----------------------------------------------------------------------------------------------------
+
+
+def _ours(
+    number: int, row: _Row, column: MetricColumn | None, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame
+) -> _Ours:
+    """The runs of a row that have this metric: of classifiers, which share a row, at most one."""
+    found: list[tuple[_Runs, _Ours]] = []
+    for runs in row.runs if column else ():
+        mean, std, n = summarise(metrics, column, **runs._asdict())
+        if n:
+            mine = _of(metrics[metrics["metric"] == column.metric], runs)
+            told = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
+            found.append((runs, _Ours(mean, std, n, runs.method, tuple(told))))
+    if len(found) > 1:
+        one, two = (runs.method for runs, _ in found[:2])
+        raise UserError(
+            f"tables.table_{number}: {one} and {two} both have {column.metric} beside the published row "
+            f"{row.method} on {row.dataset}; map one of them"
+        )
+    return found[0][1] if found else _Ours()
+
+
+def _data(row: _Row) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for metric, ours in row.ours.items():
+        line = row.lines.get(metric, {"value": math.nan, "status": ""})
+        numbers |= {
+            f"{metric}_mean": ours.mean, f"{metric}_std": ours.std, f"{metric}_n": ours.n,
+            f"{metric}_published": line["value"], f"{metric}_difference": ours.mean - line["value"],
+            f"{metric}_status": line["status"] if ours.n else NOT_RUN,
+        }  # fmt: skip
+    return {
+        "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
+        "variant": row.variant, "published_delta": row.delta, "published_status": row.status,
+        "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
+        "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
+        **numbers, "departures": "; ".join(row.told),
+    }  # fmt: skip
+
+
+def _cells(row: _Row, study: Study, sizes: set[str]) -> dict[str, str]:
+    names = [
+        f"{runs.method}, {runs.sampler}" if len(study.methods[runs.method].samplers) > 1 else runs.method
+        for runs in row.runs
+    ]
+    # a classifier has one accuracy and no other number; beside a published row it shares the row with others
+    alone = not row.method and study.is_classifier(row.runs[0].method) and any(ours.n for ours in row.ours.values())
+    numbers: dict[str, str] = {}
+    for metric, ours in row.ours.items():
+        numbers |= dict(zip(_headers(metric), _texts(ours, row.lines.get(metric), metric), strict=True))
+        if alone and not ours.n:
+            numbers[_headers(metric)[0]] = MISSING
+    return {
+        "Dataset": f"{row.dataset} {row.resolution}x{row.resolution}" if row.dataset in sizes else row.dataset,
+        "ε": epsilon_label(row.epsilon), "Method": row.method or MISSING, "Variant": row.variant or MISSING,
+        "Ours": "; ".join(names) or MISSING, **numbers, "Status": row.status or MISSING,
+    }  # fmt: skip
+
+
+def _headers(metric: str) -> tuple[str, str, str]:
+    arrow = "↓" if metric == "fid" else "↑"
+    return f"{_METRICS[metric]} {arrow}", f"{_METRICS[metric]}, paper", f"{_METRICS[metric]}, difference"
+
+
+def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, str, str]:
+    shown = NOT_RUN
+    if ours.n:
+        decimals = None if metric == "fid" else 1
+        shown = cell_text(ours.mean, ours.std, ours.n, decimals) + (f" {MARK}" if ours.told else "")
+    if line is None:
+        return shown, MISSING, MISSING
+    places = len(line["quoted"].partition(".")[2])
+    return shown, line["quoted"], f"{ours.mean - line['value']:+.{places}f}" if ours.n else MISSING
+
+
+# --- what differs ---------------------------------------------------------------------------------------------
+
+
+def _refuse_mixed_protocols(study: Study, metrics: pd.DataFrame) -> None:
+    protocols = list(dict.fromkeys(p for p in metrics["protocol"] if p not in ("", DIRECT)))
+    if len(protocols) > 1 and not study.allow_mixed_protocols:
+        raise UserError(
+            f"accuracies of the protocols {' and '.join(protocols)} would stand in one column; score the older runs "
+            "again with `snakemake --forcerun score score_anchor`, or set `allow_mixed_protocols: true` in the study"
+        )
+
+
+def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | None) -> list[str]:
+    """In what runs differ from the paper's, in words; empty where nothing is known to.
+
+    Args:
+        mine: their rows of one metric.
+        sizes: their numbers of training images, from the audits.
+    """
+    told = [] if scale == PAPER_SCALE else [scale or "scale not stated"]
+    told += [f"protocol {name}" for name in mine["protocol"].unique() if name not in ("", DIRECT, PAPER)]
+    told += [
+        f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}"
+        for n in mine["num_synthetic"].unique()
+        if n not in (0, _SYNTHETIC_IMAGES)
+    ]
+    told += [f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)]
+    for delta in mine["delta"].unique():
+        if math.isnan(delta):
+            told.append("not audited")
+        elif row.delta and not math.isclose(delta, _delta(row.delta), rel_tol=1e-6):
+            told.append(f"delta {delta:.2g} instead of {row.delta}")
+    expected = _TRAINING_IMAGES.get(row.dataset)
+    told += [f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected]
+    return told
+
+
+def _delta(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # a formula
+        return math.nan
+
+
+def _of(frame: pd.DataFrame, runs: _Runs, sampler: bool = True) -> pd.DataFrame:
+    chosen = pd.Series(True, index=frame.index)
+    for name, value in runs._asdict().items():
+        if name != "sampler" or sampler:
+            chosen &= frame[name] == value
+    return frame[chosen]
+
+
+# --- notes ----------------------------------------------------------------------------------------------------
+
+
+def _notes(
+    number: int, study: Study, metrics: pd.DataFrame, chosen: pd.DataFrame, shown: Sequence[str], rows: Sequence[_Row]
+) -> Iterable[str]:
+    yield (
+        f"{', '.join(dict.fromkeys(chosen['source']))}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
+        "deviation over n seeds (n). Difference: ours minus the paper's, which is one seed."
+    )
+    if not study.tables.get(f"table_{number}"):
+        yield (
+            f"The study maps no run to this table; list them under `tables: table_{number}:` in its file, each as "
+            "{method: NAME, sampler: NAME, published: NAME, variant: TEXT} with a row of "
+            "results/published/published.csv."
+        )
+    by_method: dict[str, dict[str, None]] = {}
+    for ours in (ours for row in rows for ours in row.ours.values() if ours.told):
+        by_method.setdefault(ours.method, {}).update(dict.fromkeys(ours.told))
+    for method, told in by_method.items():
+        yield f"{MARK} {method}: {'; '.join(told)}."
+    measured = set(metrics.loc[metrics["value"].notna(), "metric"])
+    if "fid" in measured and "fid" in shown:
+        train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])
+        yield (
+            f"FID: ours is against the {'training' if train else 'test'} images; the paper's reference images and how "
+            "many it drew could not be verified."
+        )
+    elif "fid" in shown and (others := sorted(name for name in measured if name.startswith("fd_"))):
+        yield f"FID is not run: the distances {', '.join(others)} are by other features than Inception's."
+    yield from _holes(number, study, metrics, rows)
+    absent = [_METRICS[name].removesuffix(" %") for name in shown if name not in {"fid", *measured}]
+    if absent and measured:
+        yield f"No run of the study has the accuracy of: {', '.join(absent)}."
+    doubtful = chosen.loc[~chosen["privacy_status"].isin(["sound", "unknown"]), ["method", "privacy_status"]]
+    if not doubtful.empty:
+        named = (f"{method} ({status})" for method, status in doubtful.drop_duplicates().to_numpy().tolist())
+        yield f"The published ε of these cannot be taken as it stands: {', '.join(named)}."
+
+
+def _holes(number: int, study: Study, metrics: pd.DataFrame, rows: Sequence[_Row]) -> Iterable[str]:
+    """What is missing, by name: rows that nothing is mapped to, cells outside the grid, seeds without results."""
+    named = {(entry.published, entry.variant) for entry in study.tables.get(f"table_{number}", ())}
+    theirs = [row for row in rows if row.method]
+    free = dict.fromkeys(_name(row) for row in theirs if (row.method, row.variant) not in named)
+    if free:
+        yield f"Not run, as no run of the study stands beside them: {'; '.join(free)}."
+    outside = dict.fromkeys(
+        f"{_name(row)} on {row.dataset} at ε = {row.epsilon}"
+        for row in theirs
+        if not row.runs and (row.method, row.variant) in named
+    )
+    if outside:
+        yield f"Not run, as the study has no such cell: {'; '.join(outside)}."
+    lacking = []
+    for runs in dict.fromkeys(runs for row in rows for runs in row.runs):
+        seeds = _of(metrics, runs)["seed"].nunique()
+        if seeds < len(study.seeds):
+            name = f"{runs.method}, {runs.sampler}" if runs.sampler else runs.method
+            lacking.append(f"{name} on {runs.dataset} at ε = {runs.epsilon} ({seeds} of {len(study.seeds)} seeds)")
+    if lacking:
+        yield f"Not run yet: {'; '.join(lacking)}."
+
+
+def _name(row: _Row) -> str:
+    return f"{row.method}, {row.variant}" if row.variant else row.method

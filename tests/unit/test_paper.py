@@ -1,0 +1,329 @@
+"""The paper's tables from a study: which rows, which cells, what is missing and what is marked."""
+
+import copy
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dpdm import artifacts
+from dpdm.config import load_study, parse_study
+from dpdm.errors import UserError
+from dpdm.report import tables
+from dpdm.report.collect import AUDITS, METRICS
+from dpdm.report.paper import MARK, NOT_RUN, TITLES, paper_table
+from dpdm.report.published import check_tables, read_published
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "results" / "published" / "published.csv"
+
+CLASSIFIER = {"impl": "a:C", "kind": "classifier", "scale": "paper"}
+REAL_DATA = {"published": "DP-SGD classifier", "variant": "trained on real data with DP-SGD"}
+STUDY = {
+    "study": "s",
+    "datasets": {"numbers": {"source": "mnist", "delta": 1e-5}, "own": {"source": "digits", "delta": 1e-3}},
+    "epsilons": [1, 10],
+    "seeds": [0, 1],
+    "methods": {
+        "dpdm": {"impl": "a:B", "samplers": {"fid": {}, "accuracy": {}}, "scale": "paper"},
+        "pearl": {"impl": "a:B", "scale": "width 16, 100 steps", "datasets": ["numbers"]},
+        "mean": {"impl": "a:B", "datasets": ["numbers"]},
+        "net": {**CLASSIFIER, "datasets": ["numbers"]},
+        "tuned": {**CLASSIFIER, "datasets": ["numbers"]},
+    },
+    "evaluation": {"synthetic_images": 60000},
+    "tables": {
+        "table_1": [
+            {"method": "dpdm", "sampler": "fid", "published": "DPDM", "variant": "FID"},
+            {"method": "pearl", "published": "PEARL"},
+        ],
+        "table_2": [{"method": "net", **REAL_DATA}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    return read_published(PUBLISHED, ROOT / "results" / "published" / "privacy_status.csv")
+
+
+@pytest.fixture
+def study():
+    return copy.deepcopy(STUDY)
+
+
+def scored(method, values, metric="acc_cnn", sampler="default", epsilon="1", dataset="numbers", **changes):
+    like_the_paper = {
+        "delta": 1e-5, "accountant": "rdp", "num_synthetic": 60000, "reference": "test",
+        "protocol": "paper" if metric.startswith("acc") else "",
+    }  # fmt: skip
+    place = {"dataset": dataset, "method": method, "epsilon": epsilon, "sampler": sampler, "metric": metric}
+    blank = {name: kind() for name, kind in METRICS.items()}
+    return [
+        {**blank, **like_the_paper, **place, "seed": seed, "value": value, **changes}
+        for seed, value in enumerate(values)
+    ]
+
+
+def made(number, study, published, *rows, audits=()):
+    metrics = pd.DataFrame([row for part in rows for row in part], columns=list(METRICS))
+    return paper_table(number, parse_study(study, "s"), metrics, pd.DataFrame(audits, columns=list(AUDITS)), published)
+
+
+def row_of(table, **where):
+    chosen = table.cells
+    for header, value in where.items():
+        chosen = chosen[chosen[{"epsilon": "ε"}.get(header, header)] == value]
+    assert len(chosen) == 1, chosen
+    return chosen.iloc[0]
+
+
+def note(table, part):
+    (found,) = [line for line in table.notes if part in line]
+    return found
+
+
+# --- rows and cells -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", TITLES)
+def test_every_published_row_stands_in_its_table_whatever_was_run(number, study, published):
+    table = made(number, study, published)
+    theirs = published[(published["protocol"] == "paper") & (published["table"] == str(number))]
+    keys = ["dataset", "resolution", "epsilon", "method", "variant"]
+    assert len(table.cells[table.cells["Method"] != "–"]) == len(theirs.drop_duplicates(keys))  # noqa: RUF001
+    for metric in theirs["metric"].unique():
+        numbers = table.data.set_index([*keys[:3], "published_method", "variant"])[f"{metric}_published"].dropna()
+        assert sorted(numbers) == sorted(theirs.loc[theirs["metric"] == metric, "value"])
+        assert set(table.data[f"{metric}_status"]) == {NOT_RUN}
+    assert set(table.cells.filter(regex="[↓↑]$").to_numpy().ravel()) == {NOT_RUN}
+
+
+def test_ours_stands_beside_the_paper_s_with_the_difference(study, published):
+    table = made(1, study, published, scored("dpdm", [93.0, 95.0], sampler="fid"), scored("dpdm", [25.0], "fid", "fid"))
+    row = row_of(table, Dataset="mnist", epsilon="1", Method="DPDM", Variant="FID")
+    assert row["Ours"] == "dpdm, fid"
+    assert list(row[["CNN % ↑", "CNN %, paper", "CNN %, difference"]]) == ["94.0 ± 1.4 (2)", "93.4", "+0.6"]
+    assert list(row[["FID ↓", "FID, paper", "FID, difference"]]) == ["25.0 (1)", "23.4", "+1.6"]
+    assert list(row[["MLP % ↑", "MLP %, paper", "MLP %, difference"]]) == [NOT_RUN, "87.0", "–"]  # noqa: RUF001
+    data = table.data[
+        (table.data["variant"] == "FID") & (table.data["method"] == "dpdm") & (table.data["epsilon"] == "1")
+    ]
+    (numbers,) = data.to_dict("records")
+    assert numbers["acc_cnn_mean"] == 94
+    assert numbers["acc_cnn_std"] == pytest.approx(math.sqrt(2))
+    assert numbers["acc_cnn_difference"] == pytest.approx(0.6)
+    assert (numbers["acc_cnn_n"], numbers["acc_cnn_status"], numbers["acc_mlp_status"]) == (2, "first-hand", NOT_RUN)
+    assert MARK not in " ".join(table.cells.to_numpy().ravel())
+    assert not [line for line in table.notes if line.startswith(MARK)]
+
+
+def test_what_the_paper_does_not_have_follows_in_its_place(study, published):
+    table = made(1, study, published, scored("mean", [70.0, 71.0]))
+    group = table.cells[(table.cells["Dataset"] == "mnist") & (table.cells["ε"] == "1")]
+    assert group["Ours"].tolist()[-2:] == ["dpdm, accuracy", "mean"]
+    assert group["Method"].tolist()[-2:] == ["–", "–"]  # noqa: RUF001
+    assert row_of(table, Ours="mean", epsilon="1")["CNN % ↑"].startswith("70.5 ± 0.7 (2)")
+    own = table.cells[table.cells["Dataset"] == "own"]  # a data set that the paper does not have
+    assert list(zip(own["ε"], own["Ours"], strict=True)) == [
+        ("1", "dpdm, fid"), ("1", "dpdm, accuracy"), ("10", "dpdm, fid"), ("10", "dpdm, accuracy"),
+    ]  # fmt: skip
+    assert "net" not in " ".join(table.cells["Ours"])
+
+
+def test_classifiers_stand_in_table_2_the_unmapped_by_themselves(study, published):
+    direct = {"sampler": "", "protocol": "direct", "num_synthetic": 0}
+    rows = scored("net", [89.0, 89.0], **direct) + scored("tuned", [97.0, 97.0], **direct)
+    table = made(2, study, published, rows)
+    beside = row_of(table, Dataset="mnist", epsilon="1", Method="DP-SGD classifier")
+    assert list(beside[["Ours", "CNN % ↑", "CNN %, difference", "MLP % ↑"]]) == [
+        "net",
+        "89.0 ± 0.0 (2)",
+        "+0.8",
+        NOT_RUN,
+    ]
+    alone = row_of(table, Dataset="mnist", epsilon="1", Ours="tuned")
+    assert list(alone[["CNN % ↑", "CNN %, paper", "MLP % ↑"]]) == ["97.0 ± 0.0 (2)", "–", "–"]  # noqa: RUF001
+    assert not [line for line in table.notes if line.startswith(MARK)]  # no synthetic images, and rightly so
+
+
+def test_two_classifiers_for_one_cell_are_refused(study, published):
+    study["tables"]["table_2"].append({"method": "tuned", **REAL_DATA})
+    rows = [scored(name, [89.0], sampler="", protocol="direct") for name in ("net", "tuned")]
+    with pytest.raises(UserError, match="table_2: net and tuned both have acc_cnn beside"):
+        made(2, study, published, *rows)
+    rows[1] = scored("tuned", [80.0], "acc_mlp", sampler="", protocol="direct")
+    assert row_of(made(2, study, published, *rows), epsilon="1", Ours="net; tuned")["MLP % ↑"] == "80.0 (1)"
+
+
+def test_two_sizes_of_one_data_set_are_two(study, published):
+    for size in (32, 64):
+        study["datasets"][f"faces_{size}"] = {"source": "celeba", "image_size": size, "delta": 1e-6}
+    study["tables"]["table_4"] = [{"method": "dpdm", "sampler": "fid", "published": "DPDM"}]
+    rows = [scored("dpdm", [v], "fid", "fid", "10", f"faces_{s}", delta=1e-6) for s, v in ((32, 21.5), (64, 90.0))]
+    table = made(4, study, published, *rows)
+    assert row_of(table, Dataset="celeba 32x32", epsilon="10", Method="DPDM")["FID, difference"] == "+0.4"
+    assert row_of(table, Dataset="celeba 64x64", epsilon="10", Ours="dpdm, fid")["FID ↓"] == "90.0 (1)"
+    study["datasets"]["again"] = study["datasets"]["faces_32"]
+    with pytest.raises(UserError, match="are both celeba of side 32, so one row"):
+        made(4, study, published)
+
+
+# --- what is marked, refused and named ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"protocol": "quick"}, "protocol quick"),
+        ({"num_synthetic": 5000}, "5,000 synthetic images instead of 60,000"),
+        ({"delta": 1e-4}, "delta 0.0001 instead of 1e-5"),
+        ({"delta": math.nan}, "not audited"),
+        ({"accountant": "prv"}, "accountant prv"),
+    ],
+)
+def test_a_departure_marks_the_cell_and_is_told(study, published, change, told):
+    table = made(1, study, published, scored("dpdm", [93.0], sampler="fid", **change))
+    assert row_of(table, Ours="dpdm, fid", epsilon="1", Dataset="mnist")["CNN % ↑"] == f"93.0 (1) {MARK}"
+    assert note(table, f"{MARK} dpdm") == f"{MARK} dpdm: {told}."
+    assert told in set(table.data["departures"])
+
+
+def test_the_size_of_the_data_set_is_that_of_the_audit(study, published):
+    audit = {"dataset": "numbers", "method": "dpdm", "epsilon": "1", "seed": 0, "n": 50000}
+    table = made(1, study, published, scored("dpdm", [93.0], sampler="fid"), audits=[audit])
+    assert note(table, f"{MARK} dpdm") == f"{MARK} dpdm: 50,000 training images instead of 60,000."
+
+
+def test_another_scale_is_marked_and_told_per_method(study, published):
+    table = made(
+        1, study, published, scored("pearl", [75.0]), scored("mean", [70.0]), scored("dpdm", [93.0], sampler="fid")
+    )
+    assert note(table, f"{MARK} pearl") == f"{MARK} pearl: width 16, 100 steps."
+    assert note(table, f"{MARK} mean") == f"{MARK} mean: scale not stated."
+    assert row_of(table, Ours="pearl", epsilon="1")["CNN % ↑"] == f"75.0 (1) {MARK}"
+    assert MARK not in row_of(table, Ours="dpdm, fid", epsilon="1", Dataset="mnist")["CNN % ↑"]
+
+
+def test_a_distance_by_other_features_is_not_the_fid(study, published):
+    table = made(1, study, published, scored("dpdm", [3.21987], "fd_mnist", "fid", reference="train"))
+    assert set(table.cells["FID ↓"]) == {NOT_RUN}
+    assert "fd_mnist" in note(table, "FID is not run")
+
+
+def test_protocols_are_not_mixed_in_a_column(study, published):
+    rows = [scored("dpdm", [93.0], sampler="fid"), scored("pearl", [75.0], protocol="quick")]
+    direct = scored("net", [89.0], sampler="", protocol="direct")
+    with pytest.raises(UserError, match="protocols paper and quick would stand in one column") as error:
+        made(1, study, published, *rows, direct)
+    assert "\n" not in str(error.value)
+    made(2, study, published, rows[0], direct)  # of its own kind
+    made(1, study | {"allow_mixed_protocols": True}, published, *rows)
+
+
+def test_what_is_missing_is_named(study, published):
+    table = made(1, study, published, scored("dpdm", [93.0], sampler="fid"), scored("pearl", [75.0, 76.0]))
+    lacking = note(table, "Not run yet")
+    assert "dpdm, fid on numbers at ε = 1 (1 of 2 seeds)" in lacking
+    assert "dpdm, fid on numbers at ε = 10 (0 of 2 seeds)" in lacking
+    assert "pearl, default on numbers at ε = 1 " not in lacking
+    assert "G-PATE" in note(table, "no run of the study stands beside them")
+    outside = note(table, "has no such cell")
+    assert "PEARL on mnist at ε = 0.2" in outside
+    assert "PEARL on fashion_mnist at ε = 1" in outside
+    assert note(table, "accuracy of") == "No run of the study has the accuracy of: LogReg, MLP."
+    assert "GS-WGAN (understated)" in note(table, "cannot be taken")
+
+
+def test_a_table_without_a_mapping_says_how_to_map(study, published):
+    assert "tables: table_3:" in note(made(3, study, published), "maps no run")
+    assert not [line for line in made(1, study, published).notes if "maps no run" in line]
+
+
+def test_there_are_six_tables(study, published):
+    with pytest.raises(UserError, match="no table 7"):
+        made(7, study, published)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(study, published):
+    return made(1, study, published, scored("pearl", [75.0, 76.0]), scored("dpdm", [23.0], "fid", "fid"))
+
+
+def test_every_format_has_the_cells_and_the_notes(table, tmp_path):
+    tables.write_table(table, tmp_path / "table_1")
+    read = {s: artifacts.read_bytes(tmp_path / f"table_1.{s}").decode() for s in ("csv", "md", "tex", "html")}
+    for suffix in ("md", "html"):
+        assert "75.5 ± 0.7 (2) †" in read[suffix]
+        assert "† pearl: width 16, 100 steps." in read[suffix]
+    assert r"75.5 $\pm$ 0.7 (2) $^\dagger$" in read["tex"]
+    assert r"$^\dagger$ pearl: width 16, 100 steps." in read["tex"]
+    assert read["tex"].isascii()
+    assert "# † pearl: width 16, 100 steps." in read["csv"].splitlines()
+    back = pd.read_csv(tmp_path / "table_1.csv", comment="#", dtype=str, keep_default_na=False)
+    assert len(back) == len(table.cells)
+    assert list(back.columns) == list(table.data.columns)
+    assert back["acc_cnn_n"].tolist().count("2") == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_the_tex_compiles(table, tmp_path):
+    head = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    body = tables.to_tex(table).replace("% \\usepackage{booktabs}\n", "")
+    (tmp_path / "x.tex").write_text(head + body + r"\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-600:]
+
+
+def test_the_command_writes_the_table(run_cli, tmp_path, study):
+    paths = {name: tmp_path / name for name in ("study.json", "metrics.csv", "audits.csv")}
+    paths["study.json"].write_text(parse_study(study, "s").model_dump_json())
+    pd.DataFrame(scored("pearl", [75.0]), columns=list(METRICS)).to_csv(paths["metrics.csv"], index=False)
+    pd.DataFrame(columns=list(AUDITS)).to_csv(paths["audits.csv"], index=False)
+    code, _, told = run_cli(
+        "paper_table", "--table", 1, "--study", paths["study.json"], "--metrics", paths["metrics.csv"],
+        "--audits", paths["audits.csv"], "--published", PUBLISHED,
+        "--privacy-status", PUBLISHED.with_name("privacy_status.csv"), "--out", tmp_path / "t",
+    )  # fmt: skip
+    assert code == 0
+    assert "Not run yet" in told
+    assert "75.0 (1) †" in (tmp_path / "t.md").read_text()
+
+
+# --- mappings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_mapping_names_published_rows(path):
+    check_tables(load_study(path), PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"published": "PERL"}, "tables.table_1[0].published: table_1 has no row 'PERL'; did you mean 'PEARL'?"),
+        (
+            {"published": "DPDM", "variant": "Accuracy"},
+            "tables.table_1[0].variant: DPDM has no variant 'Accuracy' in table_1; did you mean 'Acc'?",
+        ),
+        ({"published": "DPDM"}, "tables.table_1[0].variant: DPDM has no variant '' in table_1; there are FID, Acc"),
+        (
+            {"published": "PEARL", "variant": "x"},
+            "tables.table_1[0].variant: PEARL has no variant 'x' in table_1; leave the key out",
+        ),
+    ],
+)
+def test_a_row_that_is_not_published_is_refused(study, entry, message, run_cli):
+    study["tables"] = {"table_1": [{"method": "pearl", **entry}]}
+    with pytest.raises(UserError) as error:
+        check_tables(parse_study(study, "s"), PUBLISHED)
+    assert str(error.value) == message
+    code, _, told = run_cli("validate", "--spec", parse_study(study, "s").model_dump_json(), "--published", PUBLISHED)
+    assert (code, told) == (2, f"error: {message}\n")

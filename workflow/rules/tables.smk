@@ -1,0 +1,26 @@
+# The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`.
+for number in range(1, 7):
+
+    rule:
+        name: f"table_{number}"
+        message: f"table {number} of the paper"
+        input:
+            study=STUDY_JSON,
+            metrics=rules.collect.output.metrics,
+            audits=rules.collect.output.audits,
+            published=f"{PUBLISHED}/published.csv",
+            privacy_status=f"{PUBLISHED}/privacy_status.csv",
+        output:
+            multiext(f"{ROOT}/tables/table_{number}", ".csv", ".md", ".tex"),
+            html=report(
+                f"{ROOT}/tables/table_{number}.html", caption="../report/paper_table.rst", category="The paper's tables"
+            ),
+        params:
+            number=number,
+            out=subpath(output.html, strip_suffix=".html"),
+        log: f"{ROOT}/tables/table_{number}.log"
+        resources: mem_mb=2000, runtime=10
+        shell:
+            "python -m dpdm paper_table --table {params.number} --study {input.study} --metrics {input.metrics}"
+            " --audits {input.audits} --published {input.published:q} --privacy-status {input.privacy_status:q}"
+            " --out {params.out} > {log} 2>&1"
