@@ -187,6 +187,7 @@ class MethodSpec(Strict):
     )
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
     datasets: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = None  # it serves; None: all
+    gpus_per_run: Annotated[int, Field(ge=1)] = 1  # of one machine, which part each batch among them; no run's result
     # What the reader is told, and part of no run; None: not stated.
     tuning: TuningSpec | None = None
     scale: Annotated[str, Field(pattern=r"\S")] | None = None  # PAPER_SCALE, or how the runs differ from the paper's

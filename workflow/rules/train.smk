@@ -13,11 +13,12 @@ rule train:
         checkpoint=lambda w: f"{RUN}/checkpoint.pt".format(**w),
     log: f"{RUN}/train.log"
     benchmark: f"{BENCHMARKS}/train/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
-    resources: gpu=1, mem_mb=2000, runtime=240
+    # The number of GPUs is a resource, not a parameter: changing it trains nothing again.
+    resources: gpu=lambda w: STUDY.methods[w.method].gpus_per_run, mem_mb=2000, runtime=240
     shell:
         "python -m dpdm train --spec {params.spec:q} --data {input.data} --model {output.model}"
         " --ledger {output.ledger} --curve {output.curve} --checkpoint {params.checkpoint}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --processes {resources.gpu} > {log} 2>&1"
 
 
 rule audit:
