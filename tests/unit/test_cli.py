@@ -18,7 +18,7 @@ from dpdm.privacy.ledger import _seal
 
 VERBS = [
     "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "score",
-    "score_classifier", "collect", "tables", "figures", "report",
+    "score_classifier", "collect", "tables", "paper_table", "figures", "report",
 ]  # fmt: skip
 
 

@@ -314,7 +314,7 @@ def test_a_table_of_the_paper_is_made_and_a_wrong_mapping_refused_before_anythin
     again.write(study)
     refused = again.snakemake("--", "table_1")
     assert refused.code != 0
-    assert "tables.table_1[0].variant: DPDM has no variant 'Fid' in table_1; did you mean 'FID'?" in refused.text
+    assert "tables.table_1[0].variant: DPDM has no variant 'Fid' in table_1; there are FID, Acc" in refused.text
     assert refused.jobs == []
     study["tables"]["table_1"][0]["variant"] = "FID"
     again.write(study)
