@@ -211,7 +211,7 @@ class EvaluationSpec(Strict):
         "mlp",
         "cnn",
     )
-    protocol: Literal["quick"] = "quick"  # how the classifiers are trained; a column of metrics.csv
+    protocol: Literal["quick", "paper"] = "quick"  # how the classifiers are trained; a column of metrics.csv
 
 
 class Coordinates(Strict):

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     | {"dpdm.checkpoint", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
     "dpdm.diffusion": METHOD_MAY,
-    "dpdm.evaluation": FOUNDATIONS,
+    "dpdm.evaluation": FOUNDATIONS | {"dpdm.progress"},
     "dpdm.report": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.provenance"},
     "dpdm.__main__": {"dpdm"},  # everything: the only composition root
     "baselines": METHOD_MAY,

@@ -3,6 +3,7 @@
 Always on the CPU: the networks are small, and equal seeds must give equal numbers on every machine of one kind.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from dpdm.data import ImageSet, to_network
+from dpdm.progress import Log
 from dpdm.rng import Streams
 
 _CHUNK = 500  # images per forward pass when applying a network: bounds memory, changes no result
@@ -60,6 +62,63 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
             optimizer.step()
             decay.step()
     return network.eval()
+
+
+@dataclass(frozen=True)
+class EpochRecipe:
+    """How a network is trained and one of its epochs chosen: Adam at a constant rate, shuffled anew every epoch."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    held_out: float = 0.1  # share of every class that judges the epochs, and is not trained on
+
+
+def train_and_select(
+    build: Callable[[], nn.Module], data: ImageSet, recipe: EpochRecipe, streams: Streams, log: Log
+) -> nn.Module:
+    """A network as of the epoch that was best on held-out images of `data` itself, the first one of equals.
+
+    Args:
+        build: makes the untrained network, images in [-1, 1] to class logits.
+        data: images and labels; no other image plays a part. Where no class has enough to hold one out, the last
+            epoch is taken.
+        recipe: epochs, batch size, learning rate, share held out.
+        streams: all randomness; torch's global generators are left as they were.
+        log: shows the epochs.
+    """
+    train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)
+    best, best_weights = -1.0, None
+    with streams.torch_default("network"):  # initialisation and dropout draw from it
+        network = build()
+        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        for epoch in log.track(range(recipe.epochs), recipe.epochs):
+            network.train()
+            order = torch.randperm(len(train_rows), generator=streams.torch("epoch", epoch)).numpy()
+            for start in range(0, len(order), recipe.batch_size):
+                rows = train_rows[order[start : start + recipe.batch_size]]
+                logits = network(to_network(data.images[rows]))
+                loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            network.eval()
+            if len(held_out):
+                accuracy = accuracy_percent(predict(network, data.images[held_out]), data.labels[held_out])
+                if accuracy > best:
+                    best, best_weights = accuracy, copy.deepcopy(network.state_dict())
+    if best_weights is not None:
+        network.load_state_dict(best_weights)
+    return network
+
+
+def _hold_out(labels: np.ndarray, share: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to train on, and the `share` of every class, rounded down, that is held out."""
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = streams.numpy("held_out", int(label)).permutation(np.flatnonzero(labels == label))
+        held_out[rows[: int(share * len(rows))]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 @torch.no_grad()
