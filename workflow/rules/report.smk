@@ -80,7 +80,7 @@ rule report:
         curves=[f"{d}={p}" for d, p in zip(STUDY.datasets, expand(rules.figure.output.curves, dataset=STUDY.datasets))],
         grids=[f"{d}={p}" for d, p in zip(STUDY.datasets, expand(rules.figure.output.grid, dataset=STUDY.datasets))],
         benchmarks=BENCHMARKS,
-        command=f"snakemake --cores 2 --configfile {' '.join(map(os.path.relpath, workflow.configfiles))} report",
+        command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
     log: f"{ROOT}/report.log"
     resources: mem_mb=2000, runtime=10
     shell:
