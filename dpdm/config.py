@@ -413,10 +413,10 @@ class Study(Strict):
         ]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The mend of a misspelt name, for the end of an error."""
+def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
+    """The mend of a misspelt name, for the end of an error: the name meant, or `otherwise` and all of them."""
     close = difflib.get_close_matches(name, known := list(known), 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -535,9 +535,7 @@ def explain(error: ValueError, model: type[BaseModel], origin: str) -> str:
         value = item["input"]
         if item["type"] == "extra_forbidden":
             valid = sorted(_valid_keys(model, item["loc"][:-1]))
-            close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, 0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
-            message = f"unknown key; {hint}"
+            message = f"unknown key; {nearest(str(item['loc'][-1]), valid, 'valid keys:')}"
         elif item["type"] == "missing":
             message = "missing key"
         else:

@@ -54,14 +54,18 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for step in range(steps):
-            rows = order[step * size : (step + 1) * size]
-            logits = network(to_network(data.images[rows]))
-            loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            _learn(network, optimizer, data, order[step * size : (step + 1) * size])
             decay.step()
     return network.eval()
+
+
+def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet, rows: np.ndarray) -> None:
+    """One step along the cross-entropy of some rows of `data`."""
+    logits = network(to_network(data.images[rows]))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,9 @@ def train_and_select(
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         for epoch in log.track(range(recipe.epochs), recipe.epochs):
             network.train()
-            order = torch.randperm(len(train_rows), generator=streams.torch("epoch", epoch)).numpy()
+            order = train_rows[torch.randperm(len(train_rows), generator=streams.torch("epoch", epoch)).numpy()]
             for start in range(0, len(order), recipe.batch_size):
-                rows = train_rows[order[start : start + recipe.batch_size]]
-                logits = network(to_network(data.images[rows]))
-                loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                _learn(network, optimizer, data, order[start : start + recipe.batch_size])
             network.eval()
             if len(held_out):
                 accuracy = accuracy_percent(predict(network, data.images[held_out]), data.labels[held_out])

@@ -3,7 +3,7 @@
 Abadi et al. 2016; with several rows per example, Dockhorn et al. 2022, algorithm 1.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -142,18 +142,20 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         optimizer, parameters = self._optimizer, self._optimizer.params
         if public is not None:
             self._check_public(public)
-        batch, chunk = self._draw(index), self.params.max_physical_batch_size
+        batch = self._draw(index)
         optimizer.zero_grad(set_to_none=True)
-        mine = self._processes.mine
-        starts = [(number, i) for number, i in enumerate(range(0, len(batch), chunk)) if mine(number)]
-        private_chunks = ((number, self._images(batch[i : i + chunk])) for number, i in starts)
-        private_sums = self._clipped_sums(row_losses, private_chunks, f"private/{index}")
+        private_sums = self._clipped_sums(
+            row_losses, len(batch), lambda chunk: self._images(batch[chunk]), f"private/{index}"
+        )
         rows = self.params.expected_batch_size
         if public is not None:
             rows += len(public.images)
-            chunks = enumerate(zip(public.images.split(chunk), public.labels.split(chunk), strict=True))
-            public_chunks = ((number, rows) for number, rows in chunks if mine(number))
-            public_sums = self._clipped_sums(public.losses, public_chunks, f"public/{index}")
+            public_sums = self._clipped_sums(
+                public.losses,
+                len(public.images),
+                lambda chunk: (public.images[chunk], public.labels[chunk]),
+                f"public/{index}",
+            )
         for p, private_sum in zip(parameters, private_sums, strict=True):
             p.summed_grad = private_sum
         # Every process draws the same noise and adds it to the same sum: once, wherever the weights are looked at.
@@ -166,13 +168,20 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         optimizer.original_optimizer.step()
 
     def _clipped_sums(
-        self, row_losses: RowLosses, chunks: Iterable[tuple[int, tuple[Tensor, Tensor]]], stream: str
+        self, row_losses: RowLosses, count: int, load: Callable[[slice], tuple[Tensor, Tensor]], stream: str
     ) -> list[Tensor]:
-        """The exact sum of clipped per-example gradients over all processes, for each parameter. Not a release."""
-        parameters = self._optimizer.params
+        """The exact sum of clipped per-example gradients over all processes, for each parameter. Not a release.
+
+        Args:
+            load: images and labels of a chunk of the `count` examples.
+        """
+        parameters, size = self._optimizer.params, self.params.max_physical_batch_size
         for p in parameters:
             p.summed_grad = torch.zeros_like(p)
-        for number, (images, labels) in chunks:
+        for number, start in enumerate(range(0, count, size)):
+            if not self._processes.mine(number):
+                continue
+            images, labels = load(slice(start, start + size))
             # The default generator, since under vmap a loss cannot be given one.
             with self._rng.torch_default(f"{stream}/{number}"):
                 self._gradients.backward(row_losses, images, labels)

@@ -265,8 +265,8 @@ def test_data_reach_the_model_through_mechanisms_alone(run, images, monkeypatch)
     def silent_block(self, *arguments):
         return torch.zeros_like(clipped(self, *arguments))
 
-    def silent_sums(self, losses, chunks, stream):
-        found = sums(self, losses, chunks, stream)
+    def silent_sums(self, losses, count, load, stream):
+        found = sums(self, losses, count, load, stream)
         return [torch.zeros_like(s) for s in found] if stream.startswith("private/") else found
 
     monkeypatch.setattr(PrivateData, "_clipped_total", silent_sum)

@@ -12,7 +12,7 @@ from baselines.dpsgd_classifier import FAMILIES, NETWORKS, SMALLEST_SIDE, Dropou
 from dpdm.config import RunSpec, SourceSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, load_dataset, to_network
 from dpdm.errors import UserError
-from dpdm.evaluation.classifiers import CLASSIFIERS, MLP_HIDDEN, paper_cnn
+from dpdm.evaluation.classifiers import CLASSIFIERS, MLP_HIDDEN, paper_network
 from dpdm.method import load_method, prepare_run, train
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -56,10 +56,11 @@ def test_the_small_tanh_cnn():
     assert sum(p.numel() for p in NETWORKS["tanh_cnn"](DIGITS, 10).parameters()) == 9_258
 
 
+@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("shape", [MNIST, DIGITS, (3, 32, 32), (1, 18, 30), (1, 17, 17)])
-def test_the_cnn_is_the_one_that_judges_the_generators(shape):
+def test_the_networks_are_those_that_judge_the_generators(name, shape):
     """Layer for layer, dropout included: else the table's column would compare two networks."""
-    ours, theirs = NETWORKS["cnn"](shape, 10), paper_cnn(shape, 10)
+    ours, theirs = NETWORKS[name](shape, 10), paper_network(name, shape, 10)
     assert sizes(ours) == sizes(theirs)
     kinds = [[type(layer).__name__ for layer in network] for network in (ours, theirs)]
     assert kinds[0] == kinds[1]
