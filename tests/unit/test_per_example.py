@@ -63,6 +63,8 @@ LAYERS = {
     "conv groups": lambda: Sequential(nn.Conv2d(2, 4, 3, groups=2, padding=1)),
     "conv 1x1": lambda: Sequential(nn.Conv2d(2, 3, 1)),
     "conv 1x1 stride 2": lambda: Sequential(nn.Conv2d(2, 3, 1, stride=2)),
+    "conv 1x1 no bias": lambda: Sequential(nn.Conv2d(2, 3, 1, bias=False)),
+    "conv 1x1 groups": lambda: Sequential(nn.Conv2d(2, 4, 1, groups=2)),
     "conv 1x1 padded": lambda: Sequential(nn.Conv2d(2, 3, 1, padding=1)),
     "conv uneven kernel": lambda: Sequential(nn.Conv2d(2, 3, (1, 3), padding=(0, 2))),
     "two convs": lambda: Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 2, 3)),
