@@ -17,8 +17,9 @@ rivals: report
 	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
 	@echo "open results/rivals/report.html"
 
+# One process per core; a file's tests stay together, since they share what its fixtures made.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses $(CORES) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
