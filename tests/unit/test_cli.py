@@ -17,8 +17,8 @@ from dpdm.privacy import Budget, Ledger, Mechanism, calibrate
 from dpdm.privacy.ledger import _seal
 
 VERBS = [
-    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "score",
-    "score_classifier", "collect", "tables", "paper_table", "figures", "report",
+    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "reference",
+    "score", "score_classifier", "collect", "tables", "paper_table", "figures", "report",
 ]  # fmt: skip
 
 
