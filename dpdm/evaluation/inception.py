@@ -9,7 +9,8 @@ which resizes uint8 RGB itself; grey images are given three equal channels.
                          as in `fidelity`, of at most SUBSET_SIZE images on either side, a fixed random choice.
 
 The real side is computed once per data set (`reference`) and kept: of all images mean and covariance, of the chosen
-ones the features themselves, since 60,000 x 2048 float32 of MNIST would be 490 MB and 5,000 are 41 MB.
+ones the features themselves, since 60,000 x 2048 float32 of MNIST would be 490 MB and 5,000 are 41 MB. It was computed
+from private images without any noise: for evaluation only, and not to be published.
 """
 
 import hashlib

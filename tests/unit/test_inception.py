@@ -154,8 +154,9 @@ def test_kept_statistics_give_what_torch_fidelity_calculates(synthetic, sides, k
         assert found[side, "fid"] == pytest.approx(expected["fid"], rel=1e-5)
         assert found[side, "kid_inception"] == pytest.approx(expected["kid_inception"], abs=3e-7)
         assert [found[side, metric] for metric in METRICS[2:]] == [expected[metric] for metric in METRICS[2:]]
-    assert 0 < found["train", "precision_inception"] < 1
-    assert 0 < found["train", "recall_inception"] < 1
+    shares = {found["train", metric] for metric in METRICS[2:]}
+    assert len(shares) == 2  # else the sides could be swapped unseen
+    assert all(0 < share < 1 for share in shares)
 
 
 def test_fid_is_that_of_all_images_in_float64(synthetic, sides, kept, quick):
@@ -199,7 +200,6 @@ def test_equal_seeds_give_equal_numbers(synthetic, kept, quick, monkeypatch):
     monkeypatch.setattr(inception, "KID_SUBSET_SIZE", 5)
     first, again, other = (measured(synthetic, kept, quick, seed) for seed in (0, 0, 1))
     assert first == again
-    assert {metric for (_, metric), value in first.items() if value != other["train", metric]} >= {"kid_inception"}
     assert {key[1] for key in first if first[key] != other[key]} == {"kid_inception"}
 
 

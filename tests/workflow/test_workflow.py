@@ -80,9 +80,8 @@ def test_the_real_images_meet_inception_once_per_dataset_and_only_where_asked(fo
     study["evaluation"]["fid"] = {"weights_path": "not/there/yet.pth"}
     folder.write(study)
     assert folder.dry().counts["reference"] == 2
-    for anchor in ("real", "label_only"):  # the anchors need it as the methods do
-        plan = folder.dry(f"results/tiny/anchors/digits/{anchor}/seed0/fidelity.json")
-        assert plan.counts["reference"] == 1
+    for scored in ("anchors/digits/real/seed0", "anchors/digits/label_only/seed0", "runs/digits/dpdm/eps10/seed0/default"):
+        assert folder.dry(f"results/tiny/{scored}/fidelity.json").counts["reference"] == 1
 
 
 def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
