@@ -25,7 +25,7 @@ def verb_check(args: argparse.Namespace) -> None:
 
 
 def verb_validate(args: argparse.Namespace) -> None:
-    """import every method of a study, build every params, check its tables; with --out, write the resolved study"""
+    """import every method of a study, build every params, check its tables and FID weights; with --out, write it"""
     from dpdm.plan import planned_runs
 
     study = config.parse_spec(config.Study, args.spec)
@@ -34,6 +34,16 @@ def verb_validate(args: argparse.Namespace) -> None:
 
         check_tables(study, args.published)
     planned_runs(study)
+    if study.evaluation.fid:
+        from dpdm.evaluation.inception import WEIGHTS_SHA256
+
+        inception = _inception(study.evaluation.fid)
+        if inception.weights_sha256 != WEIGHTS_SHA256:
+            print(
+                f"warning: {inception.path} is not the file that torch-fidelity publishes, so what is called FID here "
+                "may be no FID; its SHA-256 is recorded beside every value",
+                file=sys.stderr,
+            )
     if args.out:
         artifacts.write_text(args.out, study.model_dump_json(indent=2) + "\n")  # in the order of the file
 
@@ -123,6 +133,16 @@ def verb_extractor(args: argparse.Namespace) -> None:
     artifacts.write_tensors(args.out, train_extractor(data.read_images(args.train), data.read_images(args.test)))
 
 
+def verb_reference(args: argparse.Namespace) -> None:
+    """compute Inception's statistics of a dataset's real images, once for all scores"""
+    from dpdm import data
+    from dpdm.evaluation.inception import reference
+
+    inception = _inception(config.parse_spec(config.FidSpec, args.spec))
+    real = {"train": data.read_images(args.train), "test": data.read_images(args.test)}
+    artifacts.write_npz(args.out, reference(real, inception))
+
+
 def verb_score(args: argparse.Namespace) -> None:
     """score a synthetic set: distances to the real images, and classifiers trained on it"""
     from dpdm import data
@@ -139,9 +159,16 @@ def verb_score(args: argparse.Namespace) -> None:
     }
     references = {"train": data.read_images(args.train), "test": test}
     distances = fidelity.measure(synthetic, references, args.extractor, coordinates.dataset, coordinates.seed)
-    facts = extractor.load_extractor(args.extractor)[1]
+    facts = {"extractor": extractor.load_extractor(args.extractor)[1]}
+    if evaluation.fid:
+        from dpdm.evaluation.inception import measure
+
+        if args.inception is None:
+            raise UserError("the spec asks for the FID; name what `python -m dpdm reference` wrote by --inception")
+        rows, facts["inception"] = measure(synthetic, args.inception, _inception(evaluation.fid), coordinates.seed)
+        distances += rows
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, coordinates.seed, evaluation.protocol)
-    artifacts.write_json(args.fidelity, common | {"extractor": facts, "metrics": distances})
+    artifacts.write_json(args.fidelity, common | facts | {"metrics": distances})
     artifacts.write_json(args.utility, common | {"protocol": evaluation.protocol, "metrics": accuracies})
 
 
@@ -241,6 +268,12 @@ def _saved_state(path: Path, impl: str) -> dict:
     return saved["state"]
 
 
+def _inception(spec: config.FidSpec):
+    from dpdm.evaluation.inception import find_weights, load_inception
+
+    return load_inception(find_weights(spec.weights_path))
+
+
 def _study(path: Path) -> config.Study:
     return config.parse_study(artifacts.read_json(path), str(path))
 
@@ -292,7 +325,10 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", type=Path, help="where to write the audit")
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
-    add(verb_score, "synthetic", "train", "test", "extractor", "fidelity", "utility", spec=True)
+    add(verb_reference, "train", "test", "out", spec=True)
+    score = add(verb_score, "synthetic", "train", "test", "extractor", "fidelity", "utility", spec=True)
+    # without a value: what the workflow writes where the study asks for no FID
+    score.add_argument("--inception", type=Path, nargs="?", help="file written by `reference`, for the FID")
     add(verb_score_classifier, "model", "test", "utility", spec=True)
     add(verb_collect, "study", "metrics", "audits").add_argument("folders", type=Path, nargs="+")
     add(verb_tables, "metrics", "audits", "results", "audit")

@@ -21,9 +21,11 @@ from pydantic import (
     Field,
     PlainSerializer,
     RootModel,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -202,6 +204,12 @@ class MethodSpec(Strict):
         return value
 
 
+class FidSpec(Strict):
+    """Asks for the FID and its like by Inception; present but empty is enough."""
+
+    weights_path: Annotated[str, Field(pattern=r"\S")] | None = None  # else torch-fidelity's own copy
+
+
 class EvaluationSpec(Strict):
     """How synthetic images are judged; the same for every run of a study."""
 
@@ -212,6 +220,19 @@ class EvaluationSpec(Strict):
         "cnn",
     )
     protocol: Literal["quick", "paper"] = "quick"  # how the classifiers are trained; a column of metrics.csv
+    fid: FidSpec | None = None  # None: no metric by Inception
+
+    @field_validator("fid", mode="before")
+    @classmethod
+    def _asked_for_in_full(cls, value: Any) -> Any:
+        if value is None:  # YAML's `fid:` with nothing after it
+            raise ValueError("write `fid: {}` to ask for the FID, or leave the key out")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_without_fid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study without `fid` has the spec it had before there was such a key: nothing is scored again."""
+        return {key: value for key, value in handler(self).items() if key != "fid" or value is not None}
 
 
 class Coordinates(Strict):

@@ -11,9 +11,11 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from dpdm import artifacts
 from dpdm.__main__ import main
 from dpdm.config import SourceSpec
 from dpdm.data import ImageSet, load_dataset
+from dpdm.evaluation.fidelity import import_torch_fidelity
 
 ROOT = Path(__file__).parents[1]
 THREAD_VARIABLES = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")]
@@ -58,6 +60,27 @@ def digits_train() -> ImageSet:
 def digits64(digits_train) -> ImageSet:
     """64 digits, 8x8: a copy, so that a test may write into it."""
     return ImageSet(digits_train.images[:64].copy(), digits_train.labels[:64].copy(), 10, "digits64")
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory) -> Path:
+    """A file that fits torch-fidelity's Inception: random weights, of a size that keeps features near 1 throughout."""
+    import_torch_fidelity()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):
+            pass
+
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    artifacts.write_tensors(path, {})  # something to read
+    state = Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for value in state.values():
+        if value.dim() == 4:  # of a convolution; batch norm's are 1 and 0
+            value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
+    artifacts.write_tensors(path, dict(state))
+    return path
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from dpdm.rng import Streams
 EXTRACTOR = "dpdm-small-cnn"  # our name in torch-fidelity's registry
 NEIGHBOURS = 3
 KID_SUBSET_SIZE = 1000
+KID_SUBSETS = 20
 _RESULT_KEYS = {  # our metric -> torch-fidelity's constant that names it
     "fd": "KEY_METRIC_FID",
     "kid": "KEY_METRIC_KID_MEAN",
@@ -50,7 +51,7 @@ class Options:
     fid: bool = True
     kid: bool = True
     prc: bool = True
-    kid_subsets: int = 20
+    kid_subsets: int = KID_SUBSETS
     prc_neighborhood: int = NEIGHBOURS
     prc_batch_size: int = 1000  # memory only: rows of the distance matrix at a time
     batch_size: int = 500
@@ -77,7 +78,7 @@ def measure(
     network, _ = load_extractor(extractor)
     for images in (synthetic, *references.values()):
         _check_images(images, network.shape)
-    torch_fidelity = _import_torch_fidelity()
+    torch_fidelity = import_torch_fidelity()
     rows = []
     for reference, real in references.items():
         options = Options(
@@ -104,7 +105,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it does not know one (a misspelling, or another version).
     """
-    _import_torch_fidelity()
+    import_torch_fidelity()
     from torch_fidelity.defaults import DEFAULTS
 
     unknown = sorted(set(options) - set(DEFAULTS))
@@ -119,6 +120,15 @@ def _check_images(images: ImageSet, shape: tuple[int, int, int]) -> None:
             f"{images.origin}: images have shape {images.meta.shape} but the extractor reads {shape}; "
             "compare images of one data set"
         )
+    check_count(images)
+
+
+def check_count(images: ImageSet) -> None:
+    """Refuses a set in which not every image has NEIGHBOURS others.
+
+    Raises:
+        UserError: there are fewer.
+    """
     if len(images.images) <= NEIGHBOURS:
         raise UserError(
             f"{images.origin}: {len(images.images)} images are too few to judge; give {NEIGHBOURS + 1} or more"
@@ -138,7 +148,7 @@ class _Images(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def _import_torch_fidelity() -> ModuleType:
+def import_torch_fidelity() -> ModuleType:
     """torch-fidelity, importable beside CPU torch and with our extractor registered: the one place that imports it."""
     _torchvision_cpu.ensure()
     import torch_fidelity

@@ -179,7 +179,8 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
 def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str]:
     """One line per run and sampler whose fidelity, utility or audit is missing, in the order of the grid.
 
-    A classifier has one accuracy, of its own family, and no fidelity.
+    A classifier has one accuracy, of its own family, and no fidelity. Where the study asks for the FID, a fidelity
+    without it is a hole.
     """
     found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
     fidelity = {
@@ -195,6 +196,8 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
             missing = [] if key in judged else ["accuracy"]
         else:
             missing = [] if (*key, sampler) in fidelity else ["fidelity"]
+            if study.evaluation.fid and not missing and (*key, sampler, "fid") not in found:
+                missing.append("FID")
             lacking = [n for n in study.evaluation.classifiers if (*key, sampler, f"acc_{n}") not in found]
             if len(lacking) == len(study.evaluation.classifiers):
                 missing.append("utility")

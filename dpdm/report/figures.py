@@ -87,7 +87,7 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
 
 
 def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
-    """One figure of a dataset: the distance (FD or FID) and each accuracy against epsilon.
+    """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
     The dashed line is the real ceiling, the dotted one the label-only floor; a classifier trained on the private
@@ -95,7 +95,9 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     in the whole of `metrics`, so that all datasets of a study agree.
     """
     chosen = metrics[metrics["dataset"] == dataset]
-    columns = [c for c in metric_columns(chosen) if c.metric.startswith(("fid", "fd_", "acc_"))]
+    columns = metric_columns(chosen)
+    distances = [c for c in columns if c.metric == "fid"][:1] or [c for c in columns if c.metric.startswith("fd_")]
+    columns = distances + [c for c in columns if c.metric.startswith("acc_")]
     runs = metrics[~metrics["method"].isin(ANCHORS)]
     series = list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)

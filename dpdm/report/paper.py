@@ -99,7 +99,9 @@ def paper_table(
         )
     _refuse_mixed_protocols(study, metrics)
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
-    columns = {column.metric: column for column in metric_columns(metrics)}
+    columns: dict[str, MetricColumn] = {}
+    for column in metric_columns(metrics):
+        columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
     rows = _rows(number, study, chosen)
     for row in rows:
         for name in shown:
@@ -336,9 +338,10 @@ def _notes(
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])
     if "fid" in measured and "fid" in shown:
         train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])
+        side = "training images, as the configurations of the paper's code have it" if train else "test images"
         yield (
-            f"FID: ours is against the {'training' if train else 'test'} images; the paper's reference images and how "
-            "many it drew could not be verified."
+            f"FID: ours is against the {side}; which side the paper reports, and how many images it drew, could not be "
+            "verified."
         )
     elif "fid" in shown and (others := sorted(name for name in measured if name.startswith("fd_"))):
         yield f"FID is not run: the distances {', '.join(others)} are by other features than Inception's."

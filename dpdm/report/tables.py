@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[str, int, int | None]] = {
     "acc": ("accuracy %", 1, 1),
 }
 _METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
+_EXTRACTORS = {"inception": "Inception"}
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 
 
@@ -85,25 +86,33 @@ class MetricColumn:
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """The metrics present, in reading order; of several reference sets the training set is shown.
 
-    A metric of an unknown kind follows at the end under its own name, more counted as better.
+    FID alone has a column for each, the training set's first: papers report either. A metric of an unknown kind
+    follows at the end under its own name, more counted as better.
     """
     pairs = list(dict.fromkeys(zip(metrics["metric"], metrics["reference"], strict=True)))
     names = list(dict.fromkeys(name for name, _ in pairs))
     order = list(_KINDS)
     rank = {name: order.index(_kind(name)) if _kind(name) in order else len(order) for name in names}
-    extractors = {_rest(name) for name in names if _kind(name) in ("fid", "fd", "kid", "precision", "recall")}
+    extractors = {_rest(name) for name in names if _kind(name) in ("fd", "kid", "precision", "recall")}
     columns = []
-    for name in sorted(names, key=rank.__getitem__):
-        references = [reference for n, reference in pairs if n == name]
-        reference = "train" if "train" in references else references[0]
+    for name, reference in sorted(_shown(pairs), key=lambda pair: rank[pair[0]]):
         title, sign, decimals = _KINDS.get(_kind(name), (name, 1, None))
         if _kind(name) == "acc":
             title = f"{_CLASSIFIERS.get(_rest(name), _rest(name))} {title}"
         elif _kind(name) in _KINDS:
-            # the reader needs the extractor's name only where two stand side by side
-            title = " ".join([title, *([_rest(name)] if len(extractors) > 1 else []), f"({reference})"])
+            # the reader needs the extractor's name only where two stand side by side; FID is Inception's by its name
+            extractor = _EXTRACTORS.get(_rest(name), _rest(name)) if len(extractors) > 1 else ""
+            title = " ".join(filter(None, [title, extractor, f"({reference})"]))
         columns.append(MetricColumn(name, reference, title, sign, decimals))
     return columns
+
+
+def _shown(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of the pairs (metric, reference) those that have a column, the training set's first."""
+    found: dict[str, list[str]] = {}
+    for name, reference in sorted(pairs, key=lambda pair: pair[1] != "train"):
+        found.setdefault(name, []).append(reference)
+    return [(n, r) for n in dict(pairs) for r in (found[n] if n == "fid" else found[n][:1])]
 
 
 def summarise(metrics: pd.DataFrame, column: MetricColumn, **where: str) -> tuple[float, float, int]:

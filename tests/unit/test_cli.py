@@ -12,13 +12,14 @@ import yaml
 
 from dpdm import artifacts, data
 from dpdm.config import SourceSpec, epsilon_text, load_study, parse_study, spec_json
+from dpdm.evaluation import inception
 from dpdm.method import load_method
 from dpdm.privacy import Budget, Ledger, Mechanism, calibrate
 from dpdm.privacy.ledger import _seal
 
 VERBS = [
-    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "score",
-    "score_classifier", "collect", "tables", "paper_table", "figures", "report",
+    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "reference",
+    "score", "score_classifier", "collect", "tables", "paper_table", "figures", "report",
 ]  # fmt: skip
 
 
@@ -92,6 +93,82 @@ def write_sealed(path: Path, ledger: dict) -> Path:
     facts = {key: value for key, value in ledger.items() if key != "seal"}
     artifacts.write_json(path, facts | {"seal": _seal(facts)})
     return path
+
+
+# --- FID ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fid_study(tiny_study_dict, inception_weights):
+    """The tiny study, which asks for the FID with random weights."""
+    tiny_study_dict["evaluation"]["fid"] = {"weights_path": str(inception_weights)}
+    return parse_study(tiny_study_dict, "tiny")
+
+
+def test_validate_finds_missing_weights_before_any_run(run_cli, tmp_path, tiny_study_dict, monkeypatch):
+    def urlopen(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    for asked, part in (
+        ({}, "put weights-inception-2015-12-05-6726825d.pth into "),
+        ({"weights_path": "x"}, "file x;"),
+    ):
+        tiny_study_dict["evaluation"]["fid"] = asked
+        spec = spec_json(parse_study(tiny_study_dict, "tiny"))
+        message = only_error(run_cli("validate", "--spec", spec, "--out", tmp_path / "study.json"))
+        assert part in message
+        assert message.count("\n") == 1
+        assert not (tmp_path / "study.json").exists()
+
+
+def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(run_cli, fid_study, inception_weights, monkeypatch):
+    code, _, stderr = run_cli("validate", "--spec", spec_json(fid_study))
+    assert code == 0
+    assert stderr.startswith(f"warning: {inception_weights} is not the file that torch-fidelity publishes")
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", inception.load_inception(inception_weights).weights_sha256)
+    assert run_cli("validate", "--spec", spec_json(fid_study)) == (0, "", "")
+
+
+def test_validate_reads_the_weights(run_cli, tmp_path, tiny_study_dict):
+    (tmp_path / "page.pth").write_text("<html>")
+    tiny_study_dict["evaluation"]["fid"] = {"weights_path": str(tmp_path / "page.pth")}
+    message = only_error(run_cli("validate", "--spec", spec_json(parse_study(tiny_study_dict, "tiny"))))
+    assert "page.pth does not hold the weights of torch-fidelity's Inception" in message
+
+
+@pytest.mark.slow
+def test_reference_and_score_add_the_fid_where_the_spec_asks(run_cli, tmp_path, digits64, fid_study, monkeypatch):
+    monkeypatch.setattr(inception, "LAYER", "64")  # the whole network takes minutes
+    few = data.ImageSet(digits64.images[:20], digits64.labels[:20], 10, "few")
+    data.write_images(tmp_path / "images.npz", few)
+    sides = ["--train", tmp_path / "images.npz", "--test", tmp_path / "images.npz"]
+    assert run_cli("extractor", *sides, "--out", tmp_path / "extractor.pt")[0] == 0
+    spec = spec_json(fid_study.evaluation.fid)
+    assert run_cli("reference", "--spec", spec, *sides, "--out", tmp_path / "inception.npz")[0] == 0
+
+    def score(study, *more):
+        return run_cli(
+            "score", "--spec", spec_json(study.score(study.anchor_coordinates()[0])), *sides,
+            "--synthetic", tmp_path / "images.npz", "--extractor", tmp_path / "extractor.pt",
+            "--fidelity", tmp_path / "fidelity.json", "--utility", tmp_path / "utility.json", *more,
+        )  # fmt: skip
+
+    assert "--inception" in only_error(score(fid_study, "--inception"))
+    assert not (tmp_path / "fidelity.json").exists()
+    assert score(fid_study, "--inception", tmp_path / "inception.npz")[0] == 0
+    with_fid = artifacts.read_json(tmp_path / "fidelity.json")
+    plain = parse_study(fid_study.model_dump(mode="json") | {"evaluation": {"synthetic_images": 20}}, "plain")
+    assert score(plain, "--inception")[0] == 0
+    without = artifacts.read_json(tmp_path / "fidelity.json")
+    assert (with_fid["extractor"], with_fid["metrics"][:8]) == (without["extractor"], without["metrics"])
+    added = [(row["metric"], row["reference"]) for row in with_fid["metrics"][8:]]
+    names = ["fid", "kid_inception", "precision_inception", "recall_inception"]
+    assert added == [(name, side) for side in ("train", "test") for name in names]
+    assert with_fid["metrics"][8]["value"] == pytest.approx(0, abs=1e-5)
+    assert with_fid["inception"]["n"] == {"train": 20, "test": 20}
+    assert "inception" not in without
 
 
 # --- train, audit, sample -------------------------------------------------------------------------------------

@@ -127,6 +127,17 @@ def test_holes_name_run_and_what_is_missing(results):
     assert metrics[metrics["epsilon"] == "inf"]["accountant"].tolist() == ["rdp"] * 4 + [""] * 4
 
 
+def test_a_fid_that_the_study_asks_for_and_nobody_measured_is_a_hole(results):
+    study = make_study(evaluation={"synthetic_images": 20, "classifiers": ["logreg", "mlp"], "fid": {}})
+    path = results / "runs/0/fidelity.json"
+    content = artifacts.read_json(path)
+    content["metrics"].append({"metric": "fid", "reference": "train", "value": 3.0})
+    artifacts.write_json(path, content)
+    lines = holes(study, *collect(study, [results]))
+    assert len(lines) == 3 + 4
+    assert lines[0] == "digits, dpgan, epsilon 1, seed 1, sampler default: no FID"
+
+
 def test_nothing_collected_is_all_holes(tmp_path):
     metrics, audits = collect(make_study(), [tmp_path])
     assert len(metrics) == len(audits) == 0

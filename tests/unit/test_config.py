@@ -71,7 +71,9 @@ def test_a_misspelt_key_is_named_with_its_path_and_the_nearest_key(tiny_study_di
 
 def test_a_key_near_to_none_gets_the_list(tiny_study_dict):
     message = refusal(put(tiny_study_dict, "evaluation.xyz", 1))
-    assert message == "study.yaml: evaluation.xyz: unknown key; valid keys: classifiers, protocol, synthetic_images"
+    assert (
+        message == "study.yaml: evaluation.xyz: unknown key; valid keys: classifiers, fid, protocol, synthetic_images"
+    )
 
 
 def test_every_mistake_has_its_line(tiny_study_dict):
@@ -173,6 +175,13 @@ def test_a_missing_key(tiny_study_dict, key):
         ("results_dir", "my results", "results_dir: String should match pattern"),
         ("results_dir", "r/{dataset}", "results_dir: String should match pattern"),
         ("accountant", "moments", "accountant: Input should be 'rdp' or 'prv', got 'moments'"),
+        ("evaluation.fid", None, "evaluation.fid: write `fid: {}` to ask for the FID, or leave the key out"),
+        ("evaluation.fid", {"weights_path": " "}, "evaluation.fid.weights_path: "),
+        (
+            "evaluation.fid",
+            {"weights_pth": "a"},
+            "evaluation.fid.weights_pth: unknown key; did you mean 'weights_path'?",
+        ),
         ("evaluation.classifiers", ["svm"], "evaluation.classifiers[0]: Input should be 'logreg', 'mlp' or 'cnn'"),
         ("methods.dpdm.tuning", {"settings": -1, "data": "a"}, "tuning.settings: Input should be greater than"),
         ("methods.dpdm.tuning", {"settings": 2.0, "data": "a"}, "tuning.settings: Input should be a valid integer"),
@@ -192,6 +201,25 @@ def test_a_missing_key(tiny_study_dict, key):
 )
 def test_refused_values(tiny_study_dict, path, value, part):
     assert part in refusal(put(tiny_study_dict, path, value))
+
+
+def test_a_study_without_fid_has_the_specs_it_had_before_there_was_such_a_key(tiny_study_dict):
+    """Snakemake compares specs as text: a null in them would score every finished study again."""
+    study = parse_study(tiny_study_dict, "t")
+    spec = study.score(study.anchor_coordinates()[0])
+    assert "fid" not in spec_json(study)
+    assert json.loads(spec_json(spec))["evaluation"] == {
+        "synthetic_images": 20, "classifiers": ["logreg"], "protocol": "quick"
+    }  # fmt: skip
+    assert parse_spec(ScoreSpec, spec_json(spec)).evaluation.fid is None
+
+
+@pytest.mark.parametrize(("value", "path"), [({}, None), ({"weights_path": "a/b.pth"}, "a/b.pth")])
+def test_fid_travels_to_the_score(tiny_study_dict, value, path):
+    study = parse_study(put(tiny_study_dict, "evaluation.fid", value), "t")
+    back = parse_spec(ScoreSpec, spec_json(study.score(study.anchor_coordinates()[0])))
+    assert back.evaluation.fid.weights_path == path
+    assert parse_spec(Study, study.model_dump_json()) == study
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, b"\xff", yaml.safe_load("2020-01-01"), [1, math.inf], {1: 2}])

@@ -142,7 +142,7 @@ def test_a_missing_extractor_is_named(digits, tmp_path):
 
 
 def test_a_value_that_is_not_finite_is_an_error_not_a_row(digits, weights, monkeypatch):
-    torch_fidelity = fidelity._import_torch_fidelity()
+    torch_fidelity = fidelity.import_torch_fidelity()
     real = torch_fidelity.calculate_metrics
     broken = {torch_fidelity.KEY_METRIC_KID_MEAN: float("nan")}
     monkeypatch.setattr(torch_fidelity, "calculate_metrics", lambda **given: real(**given) | broken)

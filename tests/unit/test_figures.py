@@ -42,6 +42,15 @@ def test_curves_show_means_in_order_of_epsilon_and_both_anchors():
     assert labels == ["dp_gan", "mean", "real (ceiling)", "label_only (floor)"]
 
 
+def test_the_distance_is_the_fid_to_the_training_images_where_there_is_one():
+    metrics = make_metrics()
+    fid = metrics[metrics["metric"] == "fd_digits"].assign(metric="fid")
+    both = pd.concat([metrics, fid.assign(reference="test", value=fid["value"] + 1), fid], ignore_index=True)
+    figure = epsilon_curves(both, "digits")
+    assert [axes.get_title("left") for axes in figure.axes] == ["FID (train) ↓", "CNN accuracy % ↑"]
+    assert figure.axes[0].containers[0].lines[0].get_ydata().tolist() == [100.0, 80.0, 60.0]
+
+
 def test_wide_distances_get_a_log_axis_and_a_note_for_real():
     figure = epsilon_curves(make_metrics(fd=(900.0, 90.0, 9.0)), "digits")
     fd, cnn = figure.axes[:2]

@@ -214,6 +214,18 @@ def test_a_distance_by_other_features_is_not_the_fid(study, published):
     assert "fd_mnist" in note(table, "FID is not run")
 
 
+def test_of_two_fids_the_one_to_the_training_images_stands_in_the_column_and_a_note_says_so(study, published):
+    both = [scored("dpdm", [v], "fid", "fid", reference=side) for side, v in (("test", 9.0), ("train", 23.0))]
+    other = scored("dpdm", [0.5], "kid_inception", "fid", reference="train")
+    table = made(1, study, published, *both, other)
+    assert row_of(table, Ours="dpdm, fid", epsilon="1", Dataset="mnist")["FID ↓"] == "23.0 (1)"
+    told = note(table, "FID: ours is against")
+    assert told.startswith("FID: ours is against the training images, as the configurations of the paper's code")
+    assert "could not be verified" in told
+    alone = note(made(1, study, published, both[0]), "FID: ours is against")
+    assert alone.startswith("FID: ours is against the test images; which side")
+
+
 def test_protocols_are_not_mixed_in_a_column(study, published):
     rows = [scored("dpdm", [93.0], sampler="fid"), scored("pearl", [75.0], protocol="quick")]
     direct = scored("net", [89.0], sampler="", protocol="direct")

@@ -115,10 +115,34 @@ def test_a_classifier_is_a_rival_where_it_competes(with_classifier):
 
 
 def test_two_extractors_have_two_columns():
-    metrics = pd.DataFrame([*rows_of("a", "1", [1.0], "fd_digits", "train"), *rows_of("a", "1", [2.0], "fid", "train")])
-    headers = list(tables.results_table(metrics).cells.columns[3:])
-    assert len(set(headers)) == 2
-    assert any("digits" in header for header in headers)
+    rows = [*rows_of("a", "1", [1.0], "fd_digits", "train"), *rows_of("a", "1", [2.0], "fd_mnist", "train")]
+    headers = list(tables.results_table(pd.DataFrame(rows)).cells.columns[3:])
+    assert headers == ["FD digits (train) ↓", "FD mnist (train) ↓"]
+
+
+def test_fid_has_a_column_for_each_side_and_inception_s_others_stay_apart():
+    names = ["fid", "fd_digits", "kid_digits", "kid_inception", "recall_inception"]
+    pairs = [(name, side) for name in names for side in ("test", "train")]
+    values = {pair: float(number) for number, pair in enumerate(pairs, 1)}
+    metrics = pd.DataFrame([row for (name, side), v in values.items() for row in rows_of("a", "1", [v], name, side)])
+    table = tables.results_table(metrics)
+    shown = {header: table.cells[header].item() for header in table.cells.columns[3:]}
+    assert shown == {
+        "FID (train) ↓": "2.00 (1)",
+        "FID (test) ↓": "1.00 (1)",
+        "FD digits (train) ↓": "4.00 (1)",
+        "KID digits (train) ↓": "6.00 (1)",
+        "KID Inception (train) ↓": "8.00 (1)",
+        "Recall Inception (train) ↑": "10.000 (1)",
+    }
+    assert list(shown)[:2] == ["FID (train) ↓", "FID (test) ↓"]
+    assert {"fid_train_mean", "fid_test_mean"} <= set(table.data.columns)
+
+
+def test_fid_needs_no_extractor_s_name():
+    rows = [*rows_of("a", "1", [1.0], "fid", "train"), *rows_of("a", "1", [2.0], "fd_digits", "train")]
+    headers = list(tables.results_table(pd.DataFrame(rows)).cells.columns[3:])
+    assert headers == ["FID (train) ↓", "FD (train) ↓"]
 
 
 def test_every_format_holds_the_same_cells(metrics, tmp_path):

@@ -72,6 +72,18 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     assert "label_only" not in counts
 
 
+def test_the_real_images_meet_inception_once_per_dataset_and_only_where_asked(folder, tiny, edit):
+    study = edit(tiny)
+    study["datasets"]["other"] = {"source": "digits", "delta": 1.0e-5}
+    folder.write(study)
+    assert "reference" not in folder.dry().counts
+    study["evaluation"]["fid"] = {"weights_path": "not/there/yet.pth"}
+    folder.write(study)
+    assert folder.dry().counts["reference"] == 2
+    for scored in ("anchors/digits/real/seed0", "anchors/digits/label_only/seed0", "runs/digits/dpdm/eps10/seed0/default"):
+        assert folder.dry(f"results/tiny/{scored}/fidelity.json").counts["reference"] == 1
+
+
 def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
     folder.write(tiny)
     assert set(folder.dry("audits").counts) == {"prepare", "train", "audit", "audits"}
@@ -101,10 +113,11 @@ def test_a_dry_run_is_quick_and_loads_no_numerical_library(folder, tiny, tmp_pat
     poison.mkdir()
     for name in ("torch", "opacus", "torch_fidelity", "torchvision", "sklearn", "matplotlib"):
         (poison / f"{name}.py").write_text(f"raise RuntimeError('a dry run imported {name}')")
-    folder.write(tiny)
+    folder.write(tiny | {"evaluation": tiny["evaluation"] | {"fid": {}}})
     poisoned = type(folder)(folder.path, folder.checkout, (poison,))
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    assert poisoned.dry().counts["train"] == 8
+    counts = poisoned.dry().counts
+    assert (counts["train"], counts["reference"]) == (8, 1)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 6  # 1 s on the machine that wrote this
 
 
@@ -421,6 +434,13 @@ def test_a_misspelt_key_is_named_with_its_path(folder, tiny, edit):
         "study.yaml: methods.dpdm.parms: unknown key; did you mean 'params'?",
         "study.yaml: evaluation.synthetic_image: unknown key; did you mean 'synthetic_images'?",
     )
+
+
+def test_missing_weights_of_the_fid_are_named_before_any_job(folder, tiny, edit):
+    study = edit(tiny)
+    study["evaluation"]["fid"] = {"weights_path": "nowhere/inception.pth"}
+    folder.write(study)
+    refused(folder, "error: evaluation.fid.weights_path: there is no file nowhere/inception.pth; put ", "nothing was run")
 
 
 def test_a_results_folder_that_is_a_file_is_refused(folder, tiny):

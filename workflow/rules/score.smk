@@ -1,3 +1,19 @@
+# What Inception says of the real images, once per data set; scores need it where the study asks for `evaluation.fid`.
+rule reference:
+    message: "Inception statistics of {wildcards.dataset}"
+    input:
+        train=rules.prepare.output.train,
+        test=rules.prepare.output.test,
+    output: f"{DATA}/inception.npz"
+    params: spec=schema.spec_json(STUDY.evaluation.fid or schema.FidSpec())
+    log: f"{DATA}/inception.log"
+    benchmark: f"{BENCHMARKS}/reference/{{dataset}}.tsv"
+    resources: gpu=1, mem_mb=16000, runtime=240  # 162,770 x 2048 features, and copies of them in float64
+    shell:
+        "python -m dpdm reference --spec {params.spec:q} --train {input.train} --test {input.test} --out {output}"
+        " --threads {threads} > {log} 2>&1"
+
+
 # One job per synthetic set computes distances and accuracies: each job pays the import of torch.
 rule score:
     message: "score {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}, sampler {wildcards.sampler}"
@@ -6,17 +22,18 @@ rule score:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         extractor=rules.extractor.output,
+        inception=rules.reference.output if STUDY.evaluation.fid else [],
     output:
         fidelity=f"{SET}/fidelity.json",
         utility=f"{SET}/utility.json",
     params: spec=lambda w: schema.spec_json(STUDY.score(run_of(w).coordinates(w.sampler)))
     log: f"{SET}/score.log"
     benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
-    resources: gpu=1, mem_mb=2000, runtime=120
+    resources: gpu=1, mem_mb=16000 if STUDY.evaluation.fid else 2000, runtime=240 if STUDY.evaluation.fid else 120
     shell:
         "python -m dpdm score --spec {params.spec:q} --synthetic {input.synthetic} --train {input.train}"
         " --test {input.test} --extractor {input.extractor} --fidelity {output.fidelity}"
-        " --utility {output.utility} --threads {threads} > {log} 2>&1"
+        " --utility {output.utility} --inception {input.inception} --threads {threads} > {log} 2>&1"
 
 
 # The ceiling (real images as if they were synthetic) and the floor (noise), judged like any method.
@@ -27,6 +44,7 @@ use rule score as score_anchor with:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         extractor=rules.extractor.output,
+        inception=rules.reference.output if STUDY.evaluation.fid else [],
     output:
         fidelity=f"{ANCHOR}/seed{{seed}}/fidelity.json",
         utility=f"{ANCHOR}/seed{{seed}}/utility.json",

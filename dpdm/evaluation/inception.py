@@ -1,0 +1,297 @@
+"""FID as papers mean it: distances of Inception features, computed by torch-fidelity's own functions.
+
+Beside `dpdm.evaluation.fidelity`, never mixed with it. Features are the 2048 of torch-fidelity's `inception-v3-compat`,
+which resizes uint8 RGB itself; grey images are given three equal channels.
+
+    fid                  Frechet distance of Gaussians fitted to the features of all images; 0 is best. Biased upwards
+                         for few images: compare only values from equally many.
+    kid_inception, precision_inception, recall_inception
+                         as in `fidelity`, of at most SUBSET_SIZE images on either side, a fixed random choice.
+
+The real side is computed once per data set (`reference`) and kept: of all images mean and covariance, of the chosen
+ones the features themselves, since 60,000 x 2048 float32 of MNIST would be 490 MB and 5,000 are 41 MB. It was computed
+from private images without any noise: for evaluation only, and not to be published.
+"""
+
+import hashlib
+import math
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpdm import artifacts
+from dpdm.data import ImageSet
+from dpdm.errors import UserError
+from dpdm.evaluation.fidelity import (
+    KID_SUBSET_SIZE,
+    KID_SUBSETS,
+    NEIGHBOURS,
+    check_count,
+    import_torch_fidelity,
+    known_options,
+)
+from dpdm.rng import Streams
+
+EXTRACTOR = "inception-v3-compat"  # its name in torch-fidelity's registry
+LAYER = "2048"
+SIDES = ("train", "test")
+SUBSET_SIZE = 5000
+# Of the file that torch-fidelity publishes; torch.hub's file names end in its first eight digits. The same bytes are
+# pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_BATCH_SIZE = 64  # memory only: an image is 299x299 inside, and its first layers take 30 MB
+_ARRAYS = ("extractor", "weights_sha256", *(f"{side}_{x}" for side in SIDES for x in ("n", "mu", "sigma", "features")))
+
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def find_weights(weights_path: str | Path | None) -> Path:
+    """The weights file: `weights_path`, else torch-fidelity's own copy in torch hub's folder, fetched if need be.
+
+    Raises:
+        UserError: there is none and it cannot be fetched; the sentence says which file to put where.
+    """
+    url = _weights_url()
+    name = url.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if weights_path is not None:
+        if not Path(weights_path).is_file():
+            raise UserError(
+                f"evaluation.fid.weights_path: there is no file {weights_path}; put {name} there, or write `fid: {{}}` "
+                f"to have it looked for in {cached.parent}"
+            )
+        return Path(weights_path)
+    if not cached.is_file():
+        _fetch(url, cached)
+    elif _sha256(artifacts.read_bytes(cached)) != WEIGHTS_SHA256:
+        raise UserError(
+            f"{cached} is not the file that torch-fidelity publishes under that name (another SHA-256); delete it, or "
+            "name a file of your own by evaluation.fid.weights_path"
+        )
+    return cached
+
+
+def _fetch(url: str, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            content = response.read()
+        if (found := _sha256(content)) == WEIGHTS_SHA256:
+            artifacts.write_bytes(path, content)
+            return
+        reason = f"its SHA-256 begins with {found[:8]}"
+    except (OSError, HTTPException) as error:  # the latter: a transfer that broke off
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError(
+        f"evaluation.fid needs Inception's weights, and {url} could not be fetched ({reason}): put {path.name} into "
+        f"{path.parent}, or name a copy of it by evaluation.fid.weights_path"
+    )
+
+
+def _weights_url() -> str:
+    import_torch_fidelity()
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return URL_INCEPTION_V3
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- features -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inception:
+    """The network, on the GPU where there is one, and which weights it has."""
+
+    network: Any  # torch-fidelity's feature extractor
+    path: Path
+    weights_sha256: str
+
+    def features(self, images: ImageSet) -> torch.Tensor:
+        """Features float32 [n, 2048] of uint8 images [n, 1 or 3, H, W], on the CPU.
+
+        Raises:
+            UserError: too few images, neither grey nor RGB, or features that are not finite.
+        """
+        channels = images.meta.shape[0]
+        if channels not in (1, 3):
+            raise UserError(
+                f"{images.origin}: images have {channels} channels but Inception reads grey or RGB; "
+                "leave evaluation.fid out of the study"
+            )
+        check_count(images)
+        from torch_fidelity.utils import get_featuresdict_from_dataset
+
+        cuda = next(self.network.parameters()).is_cuda
+        # float32 throughout: a GPU would else multiply in TF32, and its FID differ from a CPU's
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            found = get_featuresdict_from_dataset(
+                _Rgb(images), self.network, _BATCH_SIZE, cuda, save_cpu_ram=True, verbose=False
+            )[LAYER]
+        if not found.isfinite().all():
+            raise UserError(f"{images.origin}: Inception's features are not finite; check the weights in {self.path}")
+        return found
+
+
+class _Rgb(torch.utils.data.Dataset):
+    """An image set as torch-fidelity's Inception reads it: uint8 RGB without labels."""
+
+    def __init__(self, images: ImageSet):
+        self.images = torch.from_numpy(images.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index].expand(3, -1, -1)  # grey becomes three equal channels, RGB stays
+
+
+def load_inception(weights: Path) -> Inception:
+    """torch-fidelity's Inception with the weights of a file.
+
+    Raises:
+        UserError: the file is missing or does not hold Inception's weights.
+    """
+    sha256 = _sha256(artifacts.read_bytes(weights))
+    import_torch_fidelity()
+    from torch_fidelity.utils import create_feature_extractor
+
+    try:
+        artifacts.read_tensors(weights)  # refuses code, which torch-fidelity would run
+        network = create_feature_extractor(
+            EXTRACTOR, [LAYER], cuda=False, **known_options(_weights_option(weights) | {"verbose": False})
+        )
+        if not all(value.isfinite().all() for value in network.state_dict().values()):
+            raise RuntimeError("they are not finite")
+    except (UserError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{weights} does not hold the weights of torch-fidelity's Inception ({reason}); put "
+            f"{_weights_url().rpartition('/')[2]} there"
+        ) from error
+    return Inception(network.cuda() if torch.cuda.is_available() else network, weights, sha256)
+
+
+def _weights_option(weights: Path) -> dict[str, Any]:
+    return {"feature_extractor_weights_path": str(weights)}
+
+
+# --- the real side, and the distances to it -------------------------------------------------------------------
+
+
+def reference(real: Mapping[str, ImageSet], inception: Inception) -> dict[str, np.ndarray]:
+    """What is kept of the real images, as arrays for `artifacts.write_npz`.
+
+    Args:
+        real: the sides "train" and "test".
+
+    Returns:
+        `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [2048] and `SIDE_sigma` [2048, 2048] of all
+        images in float64, `SIDE_features` float32 [min(n, SUBSET_SIZE), 2048].
+
+    Raises:
+        UserError: as `Inception.features`.
+    """
+    arrays = {"extractor": np.array(EXTRACTOR), "weights_sha256": np.array(inception.weights_sha256)}
+    for side in SIDES:
+        features = inception.features(real[side])
+        statistics = _statistics(features)
+        arrays |= {f"{side}_n": np.int64(len(features)), f"{side}_features": _subset(features).numpy()}
+        arrays |= {f"{side}_{name}": statistics[name] for name in ("mu", "sigma")}
+    return arrays
+
+
+def measure(
+    synthetic: ImageSet, kept: str | Path, inception: Inception, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows `{"metric": "fid", "reference": "train", "value": ...}`, each metric against each side, and facts (JSON).
+
+    Args:
+        synthetic: the images to judge; labels play no role.
+        kept: file written from what `reference` returned.
+        seed: of the subsets that kid draws.
+
+    Raises:
+        UserError: as `Inception.features`; `kept` is unusable or was made with other weights; a value is not finite.
+    """
+    arrays = artifacts.read_npz(kept, _ARRAYS)
+    if (str(arrays["extractor"]), str(arrays["weights_sha256"])) != (EXTRACTOR, inception.weights_sha256):
+        raise UserError(
+            f"{kept} was made with other Inception weights than {inception.path}; delete it and run snakemake again"
+        )
+    features = inception.features(synthetic)
+    statistics, chosen = _statistics(features), _subset(features)
+    rows = []
+    for side in SIDES:
+        real = {name: arrays[f"{side}_{name}"] for name in ("mu", "sigma", "features")}
+        for metric, value in _distances(statistics, chosen, real, Streams(seed, "inception").integer("kid")).items():
+            if not math.isfinite(value):
+                raise UserError(f"{metric} of {synthetic.origin} is {value}; delete {kept} and make it again")
+            rows.append({"metric": metric, "reference": side, "value": value})
+    facts = {
+        "extractor": EXTRACTOR,
+        "layer": LAYER,
+        "weights_sha256": inception.weights_sha256,
+        "n": {side: int(arrays[f"{side}_n"]) for side in SIDES},
+        "subset_size": SUBSET_SIZE,
+    }
+    return rows, facts
+
+
+def _distances(
+    statistics: dict[str, np.ndarray], chosen: torch.Tensor, real: dict[str, np.ndarray], rng_seed: int
+) -> dict[str, float]:
+    """The four metrics of one side, by name.
+
+    Args:
+        statistics: `mu` and `sigma` of all synthetic features.
+        chosen: features of some of them [k, d].
+        real: `mu` and `sigma` of all real features, `features` [l, d] of some.
+    """
+    torch_fidelity = import_torch_fidelity()
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    # float64: distances of equal images are then about 0
+    generated, others = chosen.double(), torch.from_numpy(real["features"]).double()
+    options = {
+        "kid_subsets": KID_SUBSETS,
+        "kid_subset_size": min(KID_SUBSET_SIZE, len(generated), len(others)),
+        "rng_seed": rng_seed,
+        "prc_neighborhood": NEIGHBOURS,
+        "prc_batch_size": 1000,
+        "save_cpu_ram": True,
+        "verbose": False,
+    }
+    found = fid_statistics_to_metric(statistics, real, verbose=False)
+    for metric in (kid_features_to_metric, prc_features_to_metric):
+        found |= metric(generated, others, **known_options(options))  # precision and recall are not symmetric
+    return {
+        "fid": float(found[torch_fidelity.KEY_METRIC_FID]),
+        "kid_inception": float(found[torch_fidelity.KEY_METRIC_KID_MEAN]),
+        "precision_inception": float(found[torch_fidelity.KEY_METRIC_PRECISION]),
+        "recall_inception": float(found[torch_fidelity.KEY_METRIC_RECALL]),
+    }
+
+
+def _statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
+    """`mu` [d] and `sigma` [d, d], in float64: a float32 mean over many rows loses digits."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    return fid_features_to_statistics(features.double())
+
+
+def _subset(features: torch.Tensor) -> torch.Tensor:
+    """At most SUBSET_SIZE rows, in their order: a random choice, as images may be sorted, which is always the same."""
+    order = Streams(0, "inception").numpy("subset").permutation(len(features))
+    return features[np.sort(order[:SUBSET_SIZE])]
