@@ -96,9 +96,10 @@ def verb_train(args: argparse.Namespace) -> None:
 
 def verb_audit(args: argparse.Namespace) -> None:
     """re-derive epsilon from ledgers alone, under both accountants; fails if one is above its target"""
-    from dpdm.privacy.audit import audit, describe_audit
+    from dpdm.privacy.audit import audit, describe_audit, spending
 
-    audits = [audit(artifacts.read_json(path), str(path)) for path in args.ledgers]
+    ledgers = [artifacts.read_json(path) for path in args.ledgers]
+    audits = [audit(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
     for row, path in zip(audits, args.ledgers, strict=True):
         print(describe_audit(row, str(path)))
     failed = [str(p) for row, p in zip(audits, args.ledgers, strict=True) if not row["passed"]]
@@ -106,6 +107,9 @@ def verb_audit(args: argparse.Namespace) -> None:
         raise UserError(f"epsilon is above its target in {', '.join(failed)}: do not publish; train the run again")
     if args.out:
         artifacts.write_json(args.out, {"runs": audits})
+    if args.spending:
+        rows = [spending(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
+        artifacts.write_jsonl(args.spending, rows)
 
 
 def verb_sample(args: argparse.Namespace) -> None:
@@ -323,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     audit = add(verb_audit)
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")
+    audit.add_argument("--spending", type=Path, help="where to write how epsilon grew over the steps")
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
     add(verb_reference, "train", "test", "out", spec=True)
