@@ -23,7 +23,7 @@ rule train:
 
 rule audit:
     message: "audit {wildcards.method} on {wildcards.dataset}"
-    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in STUDY.runs() if (r.dataset, r.method) == (w.dataset, w.method)])
+    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in RUNS if (r.dataset, r.method) == (w.dataset, w.method)])
     output:
         audit=f"{ROOT}/audits/{{dataset}}/{{method}}.json",
         spending=f"{ROOT}/audits/{{dataset}}/{{method}}.spending.jsonl",
