@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import markupsafe
 import pandas as pd
 
 from dpdm import artifacts
@@ -78,7 +77,7 @@ def render_report(
     template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # Text between tags: quotes may stand, and thousands of recipes and commands are full of them.
-    page.filters["text"] = lambda value: markupsafe.Markup(html.escape(value, quote=False))
+    page.filters["text"] = lambda value: html.escape(value, quote=False)
     return page.from_string(template).render(
         study=study.study,
         facts=_facts(study, runs, missing, failed, len(jobs), seconds),
