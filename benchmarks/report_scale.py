@@ -165,13 +165,13 @@ def main() -> None:
         print(f"all but the figures of the other datasets: {total + each:.1f} s")
         print(f"report.html: {Path('report.html').stat().st_size / 2**20:.1f} MiB")
         paper = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()) | {"seeds": list(range(10))}
-        Path("paper.json").write_text(json.dumps(paper))
-        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", folder]
+        artifacts.write_text("dry/paper.json", json.dumps(paper))  # JSON is YAML
+        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", "."]
         measure(
             f"dry run, {len(parse_study(paper, 'paper').runs()):,} runs",
             [*snakemake, "-n", "--quiet", "all", "--configfile", "paper.json"],
-            env=environment,
-        )
+            env=environment, cwd="dry",
+        )  # fmt: skip
         os.chdir(ROOT)
 
 

@@ -123,7 +123,7 @@ def _readable(recipe: Mapping[str, Any]) -> str:
 
 def _command(run: RunSpec, recipe: Mapping[str, Any], folder: Path, data: str, processes: int) -> str:
     """Trains by the ledger's own recipe, beside the results, and compares: no output of `cmp` means equal bytes."""
-    spec = json.dumps(recipe, sort_keys=True, allow_nan=False)
+    spec = json.dumps(recipe)
     several = f" --processes {processes}" if processes > 1 else ""
     train = (
         f"python -m dpdm train --spec {shlex.quote(spec)} --data {shlex.quote(data.format(dataset=run.dataset))}"
