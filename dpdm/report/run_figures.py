@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from dpdm import artifacts
 from dpdm.config import Coordinates, Strict, epsilon_text, parse_params
@@ -99,6 +100,7 @@ def training_curves(dataset: str, curves: Sequence[Curve]) -> Figure:
         for panel, (method, name) in zip(axes, keys, strict=True):
             panel.set_title(method)
             panel.set_xlabel("step")
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             panel.set_ylabel(name.replace("_", " "))
             lines = panels[method, name]
             for epsilon in sorted(lines):
