@@ -96,9 +96,10 @@ def verb_train(args: argparse.Namespace) -> None:
 
 def verb_audit(args: argparse.Namespace) -> None:
     """re-derive epsilon from ledgers alone, under both accountants; fails if one is above its target"""
-    from dpdm.privacy.audit import audit, describe_audit
+    from dpdm.privacy.audit import audit, describe_audit, spending
 
-    audits = [audit(artifacts.read_json(path), str(path)) for path in args.ledgers]
+    ledgers = [artifacts.read_json(path) for path in args.ledgers]
+    audits = [audit(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
     for row, path in zip(audits, args.ledgers, strict=True):
         print(describe_audit(row, str(path)))
     failed = [str(p) for row, p in zip(audits, args.ledgers, strict=True) if not row["passed"]]
@@ -106,6 +107,9 @@ def verb_audit(args: argparse.Namespace) -> None:
         raise UserError(f"epsilon is above its target in {', '.join(failed)}: do not publish; train the run again")
     if args.out:
         artifacts.write_json(args.out, {"runs": audits})
+    if args.spending:
+        rows = [spending(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
+        artifacts.write_jsonl(args.spending, rows)
 
 
 def verb_sample(args: argparse.Namespace) -> None:
@@ -230,23 +234,41 @@ def verb_paper_table(args: argparse.Namespace) -> None:
 
 
 def verb_figures(args: argparse.Namespace) -> None:
-    """draw epsilon curves and sample grids of one dataset"""
-    from dpdm.report import collect, figures
+    """draw what one dataset's runs scored, how they trained, what privacy they spent and what they made"""
+    from dpdm.report import collect, figures, run_figures
 
+    study = _study(args.study)
     metrics = collect.read_csv(args.metrics, collect.METRICS)
     figures.save_figure(figures.epsilon_curves(metrics, args.dataset), args.curves)
+    runs = [run for run in study.runs() if run.dataset == args.dataset]
+    curves = [run_figures.Curve(r.method, r.epsilon, r.seed, Path(r.path(args.train_curves))) for r in runs]
+    figures.save_figure(run_figures.training_curves(args.dataset, curves), args.training)
+    spending = run_figures.read_spending(args.spending)
+    looks = figures.method_looks(metrics)
+    figures.save_figure(run_figures.privacy_spent(args.dataset, spending, looks), args.spent)
     samples = []
     for text in args.samples:
         text, _, path = text.partition("=")
         method, epsilon, seed = text.split(",")
         samples.append(figures.SampleSet(method, float(epsilon), int(seed), Path(path)))
-    figures.save_figure(figures.sample_grid(args.dataset, args.real, samples), args.grid, ("png", "pdf"))
+    figures.save_figure(figures.sample_grid(args.dataset, args.real, samples), args.grid)
+
+
+def verb_comparison(args: argparse.Namespace) -> None:
+    """draw the rank of each method over a study, or the parameter that it varies against the scores"""
+    from dpdm.report import collect, comparisons, figures
+
+    study = _study(args.study)
+    metrics = collect.read_csv(args.metrics, collect.METRICS)
+    draw = {"ranks": comparisons.rank_figure, "parameter": comparisons.parameter_figure}[args.kind]
+    figures.save_figure(draw(metrics, study), args.out)
 
 
 def verb_report(args: argparse.Namespace) -> None:
     """write the self-contained report.html"""
     from dpdm.report import collect, html
     from dpdm.report.published import read_published
+    from dpdm.report.runs import Places
 
     text = html.render_report(
         _study(args.study),
@@ -257,6 +279,10 @@ def verb_report(args: argparse.Namespace) -> None:
         dict(map(_named_path, args.grids)),
         args.command,
         published=read_published(args.published, args.privacy_status),
+        training=dict(map(_named_path, args.training)),
+        spent=dict(map(_named_path, args.spent)),
+        comparisons=dict(map(_named_path, args.comparisons)),
+        places=Places(args.run_folder, args.anchors, args.data, args.out),
     )
     artifacts.write_text(args.out, text)
 
@@ -323,6 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     audit = add(verb_audit)
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")
+    audit.add_argument("--spending", type=Path, help="where to write how epsilon grew over the steps")
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
     add(verb_reference, "train", "test", "out", spec=True)
@@ -334,12 +361,20 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_tables, "metrics", "audits", "results", "audit")
     paper_table = add(verb_paper_table, "study", "metrics", "audits", "published", "privacy-status", "out")
     paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")
-    figures = add(verb_figures, "metrics", "real", "curves", "grid")
+    figures = add(verb_figures, "study", "metrics", "real", "curves", "training", "spent", "grid")
     figures.add_argument("--dataset", required=True)
+    figures.add_argument("--train-curves", required=True, metavar="PATTERN", help="path of a run's train.jsonl")
+    figures.add_argument("--spending", type=Path, nargs="*", default=[], help="what `audit` wrote of this dataset")
     figures.add_argument("samples", nargs="*", metavar="METHOD,EPSILON,SEED=NPZ")
+    comparison = add(verb_comparison, "study", "metrics", "out")
+    comparison.add_argument("--kind", required=True, choices=config.COMPARISONS)
     report = add(verb_report, "study", "metrics", "audits", "benchmarks", "published", "privacy-status", "out")
-    report.add_argument("--curves", nargs="*", default=[], metavar="DATASET=SVG")
-    report.add_argument("--grids", nargs="*", default=[], metavar="DATASET=PNG")
+    for name in ("curves", "training", "spent", "grids"):
+        report.add_argument(f"--{name}", nargs="*", default=[], metavar="DATASET=PICTURE")
+    report.add_argument("--comparisons", nargs="*", default=[], metavar="NAME=PICTURE")
+    report.add_argument("--runs", dest="run_folder", required=True, metavar="PATTERN", help="folder of a run")
+    report.add_argument("--anchors", required=True, metavar="PATTERN", help="folder of an anchor's scores")
+    report.add_argument("--data", required=True, metavar="PATTERN", help="a dataset's training images")
     report.add_argument("--command", required=True, help="what made the results, to print in the report")
     return parser
 

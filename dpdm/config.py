@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import yaml
 from pydantic import (
@@ -34,6 +34,7 @@ from dpdm.errors import UserError
 NAME = r"^[a-z][a-z0-9_]*$"
 ANCHORS = ("real", "label_only")
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
+COMPARISONS = ("ranks", "parameter")  # figures over a whole study
 RESERVED_STUDIES = ("data", "published", "examples")
 
 
@@ -267,6 +268,24 @@ class RunSpec(Strict):
             epsilon=self.epsilon, seed=self.seed, sampler=sampler,
         )  # fmt: skip
 
+    def path(self, pattern: str) -> str:
+        """`pattern` with this run's {dataset}, {method}, {epsilon} and {seed}."""
+        return pattern.format(
+            dataset=self.dataset, method=self.method, epsilon=epsilon_text(self.epsilon), seed=self.seed
+        )
+
+
+class Sweep(NamedTuple):
+    """Methods of one study that differ in the value of one parameter and in nothing else.
+
+    `values` has it by (dataset, epsilon, method); `key` is dotted, e.g. dp.steps.
+    """
+
+    impl: str
+    key: str
+    methods: tuple[str, ...]
+    values: dict[tuple[str, float, str], float]
+
 
 class SampleSpec(Strict):
     """All that decides one synthetic set, given the model."""
@@ -404,6 +423,41 @@ class Study(Strict):
             for seed in self.seeds
         ]
 
+    def sweeps(self) -> list[Sweep]:
+        """The parameters that this study varies: where all methods of one impl differ in one number alone."""
+        impls: dict[str, list[str]] = {}
+        for method, spec in self.methods.items():
+            impls.setdefault(spec.impl, []).append(method)
+        found = []
+        for impl, methods in impls.items():
+            keys, values = set(), {}
+            for dataset in self.datasets:
+                for epsilon in self.epsilons:
+                    recipes = {}
+                    for method in methods:
+                        if dataset in self.datasets_of(method):
+                            run = self.run(dataset, method, epsilon, self.seeds[0])
+                            samplers = {
+                                name: self.sample(run, name).sampler_params for name in self.methods[method].samplers
+                            }
+                            recipes[method] = _flat({"params": run.params, "samplers": samplers})
+                    every = {key for recipe in recipes.values() for key in recipe}
+                    for key in every:
+                        # repr, for 1 == True and 1 == 1.0
+                        if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1:
+                            keys.add(key)
+                            values |= {(dataset, epsilon, m): recipe.get(key) for m, recipe in recipes.items()}
+            numbers = all(type(value) in (int, float) for value in values.values())
+            if len(keys) == 1 and numbers and (key := keys.pop()).startswith("params."):
+                found.append(Sweep(impl, key.removeprefix("params."), tuple(methods), values))
+        return found
+
+    def comparisons(self) -> list[str]:
+        """The figures over the whole study that it has material for, of COMPARISONS."""
+        generators = [method for method in self.methods if not self.is_classifier(method)]
+        ranked = len(generators) > 1 and any(math.isfinite(epsilon) for epsilon in self.epsilons)
+        return ["ranks"] * ranked + ["parameter"] * bool(self.sweeps())
+
     def sample(self, run: RunSpec, sampler: str) -> SampleSpec:
         """The resolved spec of one synthetic set of a run."""
         spec = self.methods[run.method]
@@ -432,6 +486,15 @@ class Study(Strict):
             for anchor in self.anchors
             for seed in self.seeds
         ]
+
+
+def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping is a value."""
+    out = {}
+    for key, value in recipe.items():
+        nested = isinstance(value, dict) and value
+        out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:

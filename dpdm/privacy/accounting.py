@@ -108,6 +108,35 @@ def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant)
         return _ACCOUNTANTS[accountant](history, delta)
 
 
+def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> list[tuple[int, float]]:
+    """How epsilon at `delta` grew while `events` were released one after the other, under RDP.
+
+    Args:
+        points: about how many; the steps of a mechanism are spread evenly over them.
+
+    Returns:
+        (steps, epsilon): from (0, 0) to all steps and `epsilon_spent(events, delta, "rdp")`. A one-shot release
+        counts no step: two pairs of equal steps are its jump. Empty where a release has no noise: there
+        is no epsilon to speak of.
+    """
+    happened = [event for event in events if event.steps]
+    if any(event.noise_multiplier == 0 for event in happened):
+        return []
+    counts = [0 if event.mechanism == "gaussian" else event.steps for event in happened]
+    marks = np.unique(np.linspace(0, sum(counts), points + 1).round().astype(int)).tolist()
+    out, done, total = [(0, 0.0)], 0, np.zeros(len(RDP_ORDERS))
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.simplefilter("ignore")  # as in epsilon_spent
+        for event, count in zip(happened, counts, strict=True):
+            categorical = event.mechanism == "categorical_subsampled_gaussian"
+            one = _rdp_of_step(event.noise_multiplier, event.sample_rate, categorical)
+            for mark in [m for m in marks if done < m < done + count]:
+                out.append((mark, _epsilon_of_rdp(total + (mark - done) * one, delta)))
+            total, done = total + event.steps * one, done + count
+            out.append((done, _epsilon_of_rdp(total, delta)))
+    return out
+
+
 class _Part(NamedTuple):
     """`steps` equal compositions."""
 
@@ -140,10 +169,22 @@ def _history(events: Iterable[Event]) -> list[_Part]:
 def _epsilon_rdp(history: list[_Part], delta: float) -> float:
     total = np.zeros(len(RDP_ORDERS))
     for z, q, steps, categorical in history:
-        if categorical:
-            total += steps * categorical_rdp(q, z, RDP_ORDERS)
-        else:
-            total += rdp.compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=RDP_ORDERS)
+        total += steps * _rdp_of_step(z, q, categorical)
+    return _epsilon_of_rdp(total, delta)
+
+
+@functools.lru_cache(maxsize=1024)  # an audit meets the same mechanism at every seed, and twice in one run
+def _rdp_of_step(noise_multiplier: float, sample_rate: float, categorical: bool) -> np.ndarray:
+    """Renyi divergence of one step at each of RDP_ORDERS."""
+    if categorical:
+        one = categorical_rdp(sample_rate, noise_multiplier, RDP_ORDERS)
+    else:
+        one = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
+    one.flags.writeable = False  # shared by all callers
+    return one
+
+
+def _epsilon_of_rdp(total: np.ndarray, delta: float) -> float:
     return float(rdp.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)[0])
 
 

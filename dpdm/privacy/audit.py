@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from dpdm.privacy.accounting import epsilon_spent
+from dpdm.privacy.accounting import epsilon_along, epsilon_spent
 from dpdm.privacy.ledger import NEIGHBOURING_RELATION, Ledger
 
 
@@ -36,6 +36,24 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
         "epsilon_prv": _json(spent["prv"]),
         "events": facts["events"],
         "passed": passed,
+    }
+
+
+def spending(value: dict[str, Any], origin: str) -> dict[str, Any]:
+    """How epsilon grew over a run, from the JSON of its ledger; by the RDP accountant, whichever the run declared.
+
+    Returns:
+        The run's coordinates, and two lists of equal length, `steps` and `epsilon`: see `epsilon_along`.
+
+    Raises:
+        UserError: the ledger is not one, or was changed after it was written.
+    """
+    ledger = Ledger.from_json(value, origin)
+    along = epsilon_along(ledger.events, ledger.delta)
+    return {
+        "coordinates": dict(ledger.coordinates),
+        "steps": [steps for steps, _ in along],
+        "epsilon": [epsilon for _, epsilon in along],
     }
 
 

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ from dpdm.config import ANCHORS, DIRECT, epsilon_text
 from dpdm.errors import UserError
 from dpdm.report.tables import (
     ANCHOR_LABELS,
+    NO_SUMMARY,
     MetricColumn,
+    Summary,
     epsilon_label,
     method_labels,
     methods_of_several_samplers,
     metric_columns,
-    summarise,
+    summaries,
 )
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; its yellow is too pale for lines on white.
@@ -95,14 +97,12 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     in the whole of `metrics`, so that all datasets of a study agree.
     """
     chosen = metrics[metrics["dataset"] == dataset]
-    columns = metric_columns(chosen)
-    distances = [c for c in columns if c.metric == "fid"][:1] or [c for c in columns if c.metric.startswith("fd_")]
-    columns = distances + [c for c in columns if c.metric.startswith("acc_")]
-    runs = metrics[~metrics["method"].isin(ANCHORS)]
-    series = list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
+    columns = score_columns(chosen)
+    series = series_of(metrics)
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
+    known = summaries(chosen, "method", "sampler", "epsilon")
     rows = max(math.ceil(len(columns) / 2), 1)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 0.7 + 2.55 * rows), layout="constrained")
@@ -110,11 +110,11 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
         for panel in panels[len(columns) :]:
             panel.set_axis_off()
         for panel, column in zip(panels, columns, strict=False):
-            _draw_panel(panel, chosen, column, series, epsilons, hollow)
+            _draw_panel(panel, known, column, series, epsilons, hollow)
         handles = []
         for i, (method, sampler) in enumerate(series):
             label = f"{labels[method]}, {sampler}" if method in several else labels[method]
-            handles.append(Line2D([], [], label=label, **_look(i, method in hollow)))
+            handles.append(Line2D([], [], label=label, **series_look(i, method in hollow)))
         for anchor in ANCHORS:
             if (chosen["method"] == anchor).any():
                 line = {"color": ANCHOR_COLOUR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
@@ -124,7 +124,29 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     return figure
 
 
-def _look(i: int, hollow: bool) -> dict[str, Any]:
+def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
+    """What is drawn: the image distance (FID if there is one, else FD), then the accuracies."""
+    columns = metric_columns(metrics)
+    distances = [c for c in columns if c.metric == "fid"][:1] or [c for c in columns if c.metric.startswith("fd_")]
+    return distances + [c for c in columns if c.metric.startswith("acc_")]
+
+
+def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
+    """(method, sampler) of every curve, in the order that decides colours and markers."""
+    runs = metrics[~metrics["method"].isin(ANCHORS)]
+    return list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
+
+
+def method_looks(metrics: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The line of each method: that of its first curve."""
+    hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
+    looks: dict[str, dict[str, Any]] = {}
+    for i, (method, _) in enumerate(series_of(metrics)):
+        looks.setdefault(method, series_look(i, method in hollow))
+    return looks
+
+
+def series_look(i: int, hollow: bool = False) -> dict[str, Any]:
     """Colour and marker of series i: no two of the first 49 are alike."""
     look = {"color": PALETTE[i % 7], "marker": MARKERS[(i + i // 7) % 7], "ms": 5, "lw": 1.4}
     return look | ({"mfc": "white", "ls": "-."} if hollow else {})
@@ -132,7 +154,7 @@ def _look(i: int, hollow: bool) -> dict[str, Any]:
 
 def _draw_panel(
     panel: Axes,
-    metrics: pd.DataFrame,
+    known: Mapping[tuple[str, ...], Summary],
     column: MetricColumn,
     series: list[tuple[str, str]],
     epsilons: list[str],
@@ -144,16 +166,16 @@ def _draw_panel(
     panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
     drawn = []
     for i, (method, sampler) in enumerate(series):
-        found = [summarise(metrics, column, method=method, sampler=sampler, epsilon=e) for e in epsilons]
+        key = (column.metric, column.reference, method, sampler)
+        found = [known.get((*key, e), NO_SUMMARY) for e in epsilons]
         mean = np.array([value[0] for value in found])
         std = np.nan_to_num(np.array([value[1] for value in found]))
         # bars of neighbouring methods would hide each other
         shift = (i - (len(series) - 1) / 2) * min(0.09, 0.5 / max(len(series), 1))
         where = np.arange(len(epsilons)) + shift
-        panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **_look(i, method in hollow))
+        panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **series_look(i, method in hollow))
         drawn += mean[np.isfinite(mean)].tolist()
-    anchors = {a: summarise(metrics, column, method=a)[0] for a in ANCHORS}
-    anchors = {name: mean for name, mean in anchors.items() if math.isfinite(mean)}
+    anchors = {a: known[key][0] for a in ANCHORS if (key := (column.metric, column.reference, a, "", "")) in known}
     positive = [v for v in drawn if v > 0]
     if column.sign < 0 and drawn and len(positive) == len(drawn):
         reach = positive + [v for v in anchors.values() if v > min(positive) / LOG_RATIO]

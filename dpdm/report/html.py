@@ -1,6 +1,7 @@
 """One self-contained report page: nothing is fetched, and no number in it is typed by hand."""
 
 import base64
+import html
 import importlib.metadata
 import math
 import platform
@@ -18,6 +19,7 @@ from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
 from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_name, published_table
+from dpdm.report.runs import Places, run_anchor, runs_by_dataset
 
 DISTRIBUTION = "dpdm-bench"
 HOLES_IN_SENTENCE = 3  # more are folded away below it
@@ -34,16 +36,22 @@ def render_report(
     command: str,
     environment: Mapping[str, str] | None = None,
     published: pd.DataFrame | None = None,
+    training: Mapping[str, Path] | None = None,
+    spent: Mapping[str, Path] | None = None,
+    comparisons: Mapping[str, Path] | None = None,
+    places: Places | None = None,
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
 
     Args:
         metrics, audits: what `collect` returned (or `read_csv` of it).
         benchmarks: what `read_benchmarks` returned; jobs of methods no longer in the study are left out.
-        curves, grids: per dataset, a figure as .svg or .png.
+        curves, grids, training, spent: per dataset, a figure as .svg or .png.
+        comparisons: figures over the whole study, by name in COMPARISONS.
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
         published: what `read_published` returned; if left out, so is the section.
+        places: where the runs lie; if left out, so is the list of runs, and rows have no links to it.
 
     Raises:
         UserError: a figure cannot be read.
@@ -56,9 +64,11 @@ def render_report(
     sections = [
         {
             "dataset": dataset,
-            "table": tables.to_html(tables.results_table(metrics[metrics["dataset"] == dataset]).without("Dataset")),
+            "table": _results(metrics[metrics["dataset"] == dataset], linked=places is not None),
             "curve": _picture(curves.get(dataset)),
             "grid": _picture(grids.get(dataset)),
+            "training": _picture((training or {}).get(dataset)),
+            "spent": _picture((spent or {}).get(dataset)),
         }
         for dataset in study.datasets
     ]
@@ -66,6 +76,8 @@ def render_report(
     kinds = {name.partition("_")[0] for name in metrics["metric"]}
     template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # Text between tags: quotes may stand, and thousands of recipes and commands are full of them.
+    page.filters["text"] = lambda value: html.escape(value, quote=False)
     return page.from_string(template).render(
         study=study.study,
         facts=_facts(study, runs, missing, failed, len(jobs), seconds),
@@ -78,6 +90,9 @@ def render_report(
         classifiers=[method for method in study.methods if study.is_classifier(method)],
         anchors=study.anchors,
         sections=sections,
+        training=any(section["training"] for section in sections),
+        comparisons={name: _picture(path) for name, path in (comparisons or {}).items()},
+        run_sections=[] if places is None else runs_by_dataset(study, audits, places),
         methods=tables.to_html(tables.method_table(study)),
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
@@ -87,6 +102,14 @@ def render_report(
         environment=environment_facts() if environment is None else environment,
         command=command,
     )
+
+
+def _results(metrics: pd.DataFrame, linked: bool) -> str:
+    """The table of one dataset, each row's method a link to the runs behind its numbers."""
+    table = tables.results_table(metrics)
+    rows = table.data[["dataset", "method", "epsilon"]].itertuples(index=False, name=None)
+    links = {(i, "Method"): f"#{run_anchor(*row)}" for i, row in enumerate(rows)} if linked else {}
+    return tables.to_html(table.without("Dataset"), links)
 
 
 def environment_facts() -> dict[str, str]:

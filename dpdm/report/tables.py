@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ _KINDS: dict[str, tuple[str, int, int | None]] = {
 _METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
 _EXTRACTORS = {"inception": "Inception"}
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
+
+Summary = tuple[float, float, int]  # mean, sample standard deviation (n - 1), n
+NO_SUMMARY: Summary = (math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,17 @@ def _shown(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(n, r) for n in dict(pairs) for r in (found[n] if n == "fid" else found[n][:1])]
 
 
-def summarise(metrics: pd.DataFrame, column: MetricColumn, **where: str) -> tuple[float, float, int]:
+def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summary]:
+    """`summarise` of all groups in one pass: (metric, reference, *keys) -> mean, deviation and number of values.
+
+    A group without any value is left out: take NO_SUMMARY for it.
+    """
+    names = ["metric", "reference", *keys]
+    found = metrics.dropna(subset=["value"]).groupby(names, sort=False)["value"].agg(["mean", "std", "count"])
+    return {key: (mean, std, int(n)) for key, mean, std, n in found.itertuples()}
+
+
+def summarise(metrics: pd.DataFrame, column: MetricColumn, **where: str) -> Summary:
     """Mean, sample standard deviation (n - 1) and number of the seeds' values; NaN values do not count.
 
     The mean of no value and the deviation of one value are NaN.
@@ -162,17 +175,18 @@ def results_table(metrics: pd.DataFrame) -> Table:
     labels = method_labels(metrics)
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
+    known = summaries(metrics, *keys)
     for row in rows:
-        summaries = [summarise(metrics, column, **row) for column in columns]
+        found = [known.get((c.metric, c.reference, *row.values()), NO_SUMMARY) for c in columns]
         numbers: dict[str, Any] = {}
-        for c, values in zip(columns, summaries, strict=True):
+        for c, values in zip(columns, found, strict=True):
             numbers |= {f"{c.metric}_{c.reference}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
         data.append({**row, **numbers})
         shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
         if several and row["method"] not in several:
             shown["sampler"] = ""
         shown["method"] = labels[row["method"]]
-        texts = {c.header: cell_text(*v, c.decimals) for c, v in zip(columns, summaries, strict=True)}
+        texts = {c.header: cell_text(*v, c.decimals) for c, v in zip(columns, found, strict=True)}
         cells.append({titles[key]: shown[key] for key in keys} | texts)
     sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
     stats = [f"{c.metric}_{c.reference}_{s}" for c in columns for s in ("mean", "std", "n")]
@@ -192,9 +206,12 @@ def audit_table(audits: pd.DataFrame) -> Table:
     Seeds stand in one row when their budget, delta and mechanism agree; a row passes only if all its runs do.
     """
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for _, events in audits.groupby(["dataset", "method", "epsilon", "seed"], sort=False):
-        run = events.iloc[0].to_dict()
-        mechanism = "; ".join(_mechanism(event) for event in events.to_dict("records"))
+    runs_of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for event in audits.to_dict("records"):
+        runs_of.setdefault((event["dataset"], event["method"], event["epsilon"], event["seed"]), []).append(event)
+    for events in runs_of.values():
+        run = events[0]
+        mechanism = "; ".join(_mechanism(event) for event in events)
         key = (run["dataset"], run["method"], run["target_epsilon"], run["delta"], run["accountant"], mechanism)
         found.setdefault(key, []).append(run)
     data = [
@@ -316,8 +333,12 @@ def to_tex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
-def to_html(table: Table) -> str:
-    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers."""
+def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) -> str:
+    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers.
+
+    Args:
+        links: where the cell of a row and column (its header) leads.
+    """
     kinds = [' class="n"' if name in table.flush_right else "" for name in table.cells.columns]
     heads = (f'<th scope="col"{k}>{html.escape(n)}</th>' for k, n in zip(kinds, table.cells.columns, strict=True))
     lines = ["<table>", f"<thead><tr>{''.join(heads)}</tr></thead>"]
@@ -326,6 +347,9 @@ def to_html(table: Table) -> str:
         for i, row in body:
             texts = [html.escape(cell) for cell in row]
             texts = [f"<strong>{text}</strong>" if (i, j) in table.bold else text for j, text in enumerate(texts)]
+            for j, name in enumerate(table.cells.columns if links else ()):
+                if target := links.get((i, name)):
+                    texts[j] = f'<a href="{html.escape(target)}">{texts[j]}</a>'
             lines.append("<tr>" + "".join(f"<td{k}>{t}</td>" for k, t in zip(kinds, texts, strict=True)) + "</tr>")
         lines.append("</tbody>")
     notes = [f"<li>{html.escape(note)}</li>" for note in table.notes]

@@ -643,6 +643,77 @@ def test_an_unwritable_folder_as_the_system_reports_it(tmp_path, monkeypatch):
         check_writable(tmp_path / "results")
 
 
+# --- what a study compares ------------------------------------------------------------------------------------
+
+
+def swept(study: dict, *recipes: dict) -> list:
+    """The sweeps of a study whose methods of one impl have these params (or whole entries)."""
+    entries = [r if "params" in r else {"params": r} for r in recipes]
+    methods = {f"m{i}": {"impl": "a:B"} | entry for i, entry in enumerate(entries)}
+    return parse_study({**study, "methods": methods}, "x").sweeps()
+
+
+def test_one_number_that_differs_is_a_sweep(tiny_study_dict):
+    (sweep,) = swept(tiny_study_dict, {"k": 1, "net": {"width": 2}}, {"k": 4, "net": {"width": 2}})
+    assert (sweep.impl, sweep.key, sweep.methods) == ("a:B", "k", ("m0", "m1"))
+    assert sweep.values[("digits", 10.0, "m1")] == 4
+    assert len(sweep.values) == 4
+    (deep,) = swept(tiny_study_dict, {"net": {"width": 2}}, {"net": {"width": 0.5}}, {"net": {"width": 3}})
+    assert deep.key == "net.width"
+
+
+@pytest.mark.parametrize(
+    "recipes",
+    [
+        [{"k": 1}],
+        [{"k": 1}, {"k": 1}],
+        [{"k": 1, "lr": 1}, {"k": 2, "lr": 2}],
+        [{"k": 1, "lr": 1}, {"k": 2, "lr": 1}, {"k": 2, "lr": 2}],
+        [{"k": 1}, {"k": "two"}],
+        [{"k": False}, {"k": True}],
+        [{"k": 1}, {}],
+        [{"k": [1]}, {"k": [2]}],
+        [{"params": {"k": 1}, "samplers": {"s": {"n": 1}}}, {"params": {"k": 2}, "samplers": {"s": {"n": 2}}}],
+        [{"params": {"k": 1}, "samplers": {"s": {"n": 1}}}, {"params": {"k": 1}, "samplers": {"s": {"n": 2}}}],
+        [{"params": {"k": 1}}, {"params": {"k": 2}, "overrides": [{"when": {"epsilon": 10}, "params": {"lr": 2}}]}],
+    ],
+)
+def test_anything_else_is_no_sweep(tiny_study_dict, recipes):
+    assert swept(tiny_study_dict, *recipes) == []
+
+
+def test_a_sweep_takes_each_cells_own_value(tiny_study_dict):
+    override = {"when": {"epsilon": 10}, "params": {"k": 8}}
+    (sweep,) = swept(tiny_study_dict, {"k": 1}, {"params": {"k": 4}, "overrides": [override]})
+    assert [sweep.values[("digits", epsilon, "m1")] for epsilon in (10.0, math.inf)] == [8, 4]
+
+
+def test_which_comparisons_a_study_has_material_for(tiny_study_dict):
+    def comparisons(**changes):
+        return parse_study(tiny_study_dict | changes, "x").comparisons()
+
+    methods = tiny_study_dict["methods"]
+    assert comparisons() == ["ranks"]
+    one = {"class_mean": methods["class_mean"]}
+    assert comparisons(methods=one) == []
+    assert comparisons(methods=one | {"net": {"impl": "a:B", "kind": "classifier"}}) == []
+    varied = {f"k{k}": {"impl": "a:B", "params": {"k": k}} for k in (1, 2)}
+    assert comparisons(methods=varied) == ["ranks", "parameter"]
+    assert comparisons(methods=varied, epsilons=[math.inf]) == ["parameter"]
+
+
+def test_the_shipped_ablation_of_the_multiplicity_is_a_sweep():
+    root = Path(__file__).parents[2] / "config"
+    (sweep,) = config.load_study(root / "ablation_multiplicity.yaml").sweeps()
+    assert sweep.key == "noise_multiplicity"
+    assert [sweep.values[("mnist", 1.0, method)] for method in sweep.methods] == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_run_fills_a_pattern(tiny_study_dict):
+    run = parse_study(tiny_study_dict, "x").run("digits", "dpdm", math.inf, 1)
+    assert run.path("r/{dataset}/{method}/eps{epsilon}/seed{seed}/x") == "r/digits/dpdm/epsinf/seed1/x"
+
+
 # --- imports --------------------------------------------------------------------------------------------------
 
 NUMERICAL = "torch numpy pandas scipy sklearn matplotlib opacus torchvision torch_fidelity"

@@ -66,7 +66,7 @@ def test_methods_differ_in_colour_and_marker():
 
 
 def test_no_two_of_many_series_look_alike():
-    looks = {(look["color"], look["marker"]) for look in (figures._look(i, False) for i in range(49))}
+    looks = {(look["color"], look["marker"]) for look in (figures.series_look(i) for i in range(49))}
     assert len(looks) == 49
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from dpdm.errors import UserError
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
 from dpdm.report.html import environment_facts, render_report
 from dpdm.report.published import read_published
+from dpdm.report.runs import Places
 
 PUBLISHED = [Path(__file__).parents[2] / "results" / "published" / n for n in ("published.csv", "privacy_status.csv")]
 ENVIRONMENT = {"python": "3.11", "commit": "abc"}
@@ -97,14 +99,19 @@ class Tags(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def test_nothing_is_fetched(page):
+@pytest.mark.parametrize(("fixture", "pictures_shown"), [("page", 2), ("full_page", 6)])
+def test_nothing_is_fetched(fixture, pictures_shown, request):
+    page = request.getfixturevalue(fixture)
     tags = Tags(page).seen
-    for _, attributes in tags:
+    for tag, attributes in tags:
         for name in ("src", "href", "srcset", "data", "action"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")) or (tag == "a" and not urlsplit(value).netloc)
     assert "link" not in {tag for tag, _ in tags}
     assert not re.search(r"url\(|@import|https?:", page)
-    assert [a["src"].partition(";")[0] for tag, a in tags if tag == "img"] == ["data:image/svg+xml", "data:image/png"]
+    kinds = [a["src"].partition(";")[0] for tag, a in tags if tag == "img"]
+    assert kinds[:2] == ["data:image/svg+xml", "data:image/png"]
+    assert len(kinds) == pictures_shown
 
 
 def test_page_is_well_formed_with_unique_anchors(page):
@@ -214,6 +221,7 @@ def test_the_verb_takes_the_published_numbers_by_path_and_refuses_broken_ones(ru
     write_csv(tmp_path / "audits.csv", audits)
     files = [f"--{n}={tmp_path / n}.{kind}" for n, kind in (("study", "json"), ("metrics", "csv"), ("audits", "csv"))]
     common = ["report", *files, "--benchmarks", tmp_path, "--command", COMMAND, "--privacy-status", PUBLISHED[1]]
+    common += [f"--{name}={tmp_path}/absent" for name in ("runs", "anchors", "data")]
     assert run_cli(*common, "--published", PUBLISHED[0], "--out", tmp_path / "a.html")[0] == 0
     assert "No number published on digits" in (tmp_path / "a.html").read_text()
     artifacts.write_text(tmp_path / "p.csv", PUBLISHED[0].read_text().replace("epsilon", "eps", 1))
@@ -234,6 +242,85 @@ def test_methods_say_how_they_were_tuned(pictures):
     page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", part_of(page, "methods", "privacy"))
     assert cells == ["dpgan", "5", "MNIST shrunk to 8x8", "a:B", "mean", "not stated", "not stated", "a:C"]
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(
+        f"{tmp_path}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}",
+        f"{tmp_path}/anchors/{{dataset}}/{{anchor}}/seed{{seed}}", "data/{dataset}.npz", tmp_path / "report.html",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def full_page(pictures, places):
+    """Every section and figure, and a ledger for every run."""
+    study = make_study()
+    for run in study.runs():
+        recipe = run.model_dump(mode="json") | {"params": {"note": "<b>"}}
+        artifacts.write_json(run.path(places.run) + "/ledger.json", {"recipe": recipe})
+    for c in study.anchor_coordinates():
+        artifacts.write_text(places.anchor.format(dataset=c.dataset, anchor=c.method, seed=c.seed) + "/score.log", "")
+    picture = pictures[0]["digits"]
+    return render_report(
+        study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT, training={"digits": picture},
+        spent={"digits": picture}, comparisons={"ranks": picture, "parameter": picture}, places=places,
+    )  # fmt: skip
+
+
+def test_every_row_of_results_leads_to_its_runs(full_page):
+    rows = re.findall(r'<td><a href="#(runs-[\w-]+)">(.*?)</a></td>', part_of(full_page, "results", "methods"))
+    assert rows == [
+        ("runs-digits-real", "real (ceiling)"), ("runs-digits-dpgan-1", "dpgan"), ("runs-digits-mean-1", "mean"),
+        ("runs-digits-dpgan-inf", "dpgan"), ("runs-digits-mean-inf", "mean"),
+        ("runs-digits-label_only", "label_only (floor)"),
+    ]  # fmt: skip
+    section = part_of(full_page, "runs", "cost")
+    for anchor, _ in rows:
+        assert section.count(f'id="{anchor}"') == 1
+    tags = Tags(full_page)
+    assert tags.open == []
+    ids = [a["id"] for _, a in tags.seen if "id" in a]
+    assert len(set(ids)) == len(ids)
+    assert {a["href"][1:] for tag, a in tags.seen if tag == "a" and a["href"].startswith("#")} <= set(ids)
+    assert "missing" not in Tags(section).text
+    assert section.count("audit passed, spent ε") == 4
+
+
+def test_links_to_files_are_relative_and_lead_somewhere(full_page, places):
+    links = [a["href"] for tag, a in Tags(full_page).seen if tag == "a" and not a["href"].startswith("#")]
+    assert len(links) == 4 * 2 + 2 * 2
+    for link in links:
+        assert not link.startswith("/")
+        assert (places.page.parent / link).exists()
+
+
+def test_runs_are_folded_per_method_and_recipes_are_escaped(full_page):
+    section = part_of(full_page, "runs", "cost")
+    names = re.findall(r'<details class="runs"><summary>(\w+): (\d) runs?', section)
+    assert names == [("dpgan", "2"), ("mean", "2"), ("real", "1"), ("label_only", "1")]
+    assert "&lt;b&gt;" in section
+    assert "<b>" not in section
+    assert section.count("python -m dpdm train --spec") == 4
+
+
+def test_runs_that_are_missing_say_so(pictures, places):
+    study = make_study()
+    page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT, places=places)
+    text = Tags(part_of(page, "runs", "cost")).text
+    assert "dpgan: 2 runs 2 missing" in text
+    assert "seed 0: missing" in text
+
+
+def test_figures_stand_in_their_sections_with_words_for_who_cannot_see_them(full_page, page):
+    def images(start, end):
+        return [a["alt"] for tag, a in Tags(part_of(full_page, start, end)).seen if tag == "img"]
+
+    assert [alt.split()[0] for alt in images("results", "methods")] == ["Distance", "Real", "Mean", "Scores"]
+    assert len(images("training", "privacy")) == len(images("privacy", "runs")) == 1
+    assert 'id="training"' not in page
+    assert 'id="runs"' not in page
+    assert 'href="#runs' not in page
 
 
 def test_holes_are_named(pictures):

@@ -56,6 +56,24 @@ def test_mean_std_and_n_by_hand(metrics):
     assert numbers["acc_cnn_test_n"] == 2
 
 
+def test_all_summaries_at_once_are_those_one_by_one(metrics):
+    metrics.loc[(metrics["epsilon"] == "10") & (metrics["seed"] == 1), "value"] = math.nan
+    known = tables.summaries(metrics, "method", "epsilon")
+    assert ("acc_cnn", "test", "dp_gan", "10") in known
+    for column in tables.metric_columns(metrics):
+        for method, epsilon in metrics[["method", "epsilon"]].drop_duplicates().itertuples(index=False, name=None):
+            one = tables.summarise(metrics, column, method=method, epsilon=epsilon)
+            found = known.get((column.metric, column.reference, method, epsilon), tables.NO_SUMMARY)
+            assert found == pytest.approx(one, nan_ok=True)
+
+
+def test_a_link_wraps_its_cell_alone(metrics):
+    table = tables.results_table(metrics)
+    page = tables.to_html(table, {(0, "Method"): "#a&b"})
+    assert page.count("<a ") == 1
+    assert '<td><a href="#a&amp;b">real (ceiling)</a></td>' in page
+
+
 def test_nan_is_not_a_seed(metrics):
     metrics.loc[(metrics["epsilon"] == "10") & (metrics["seed"] == 1), "value"] = math.nan
     assert cell(tables.results_table(metrics), "dp_gan", "10", "CNN accuracy % ↑") == "60.0 (1)"

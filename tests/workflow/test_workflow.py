@@ -1,6 +1,7 @@
 """The workflow as its user meets it: what runs, what runs again, what is left after a kill, what a mistake says."""
 
 import csv
+import html
 import os
 import re
 import resource
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-REPORTING = {"collect all scores and audits", "tables", "figures for digits", "report"}
+REPORTING = {
+    "collect all scores and audits", "tables", "figures for digits", "figure of the whole study: ranks", "report"
+}  # fmt: skip
 RUN = "results/tiny/runs/digits/{method}/eps{epsilon}/seed{seed}"
 CLASSIFIER = "dpsgd_logreg"
 DPDM = RUN.format(method="dpdm", epsilon="10", seed=0)
@@ -53,7 +56,8 @@ def test_the_dry_run_counts_what_the_study_implies(folder, tiny, edit):
     folder.write(study)
     assert folder.dry().counts == {
         "prepare": 1, "extractor": 1, "validate": 1, "label_only": 1, "train": 12, "audit": 3, "sample": 8, "score": 8,
-        "score_classifier": 4, "score_anchor": 4, "collect": 1, "tables": 1, "figure": 1, "report": 1, "all": 1,
+        "score_classifier": 4, "score_anchor": 4, "collect": 1, "tables": 1, "figure": 1, "comparison": 1, "report": 1,
+        "all": 1,
     }  # fmt: skip
     assert not folder.made()
 
@@ -139,8 +143,8 @@ def test_the_tiny_study_runs_to_its_end(finished, tiny):
     root = finished.folder.path / "results" / "tiny"
     expected = ["report.html", "metrics.csv", "audits.csv", "study.json"]
     expected += [f"tables/{table}.{kind}" for table in ("results", "audit") for kind in ("csv", "md", "tex", "html")]
-    expected += [f"figures/digits_curves.{kind}" for kind in ("svg", "pdf", "png")]
-    expected += [f"figures/digits_samples.{kind}" for kind in ("pdf", "png")]
+    figures = ("digits_curves", "digits_training", "digits_spent", "digits_samples", "ranks")
+    expected += [f"figures/{figure}.{kind}" for figure in figures for kind in ("svg", "pdf", "png")]
     assert [name for name in expected if not (root / name).is_file() or not (root / name).stat().st_size] == []
     with (root / "metrics.csv").open() as lines:
         rows = list(csv.DictReader(lines))
@@ -163,6 +167,8 @@ def test_every_run_is_audited_and_passed(finished, tiny):
     assert {r["passed"] for r in rows} == {"True"}
     assert all(float(r["epsilon_rdp"]) <= 10 and float(r["epsilon_prv"]) <= 10 for r in rows if r["epsilon"] == "10")
     assert {p.stem for p in (root / "audits" / "digits").glob("*.json")} == set(tiny["methods"])
+    page = (root / "report.html").read_text()
+    assert page.count("; audit passed, spent ε") == len(tiny["methods"]) * 2
 
 
 def test_every_job_is_announced_by_its_coordinates(finished, tiny):
@@ -186,6 +192,39 @@ def test_a_printed_command_repeats_its_run(finished, again):
     output.unlink()
     subprocess.run(command, shell=True, check=True, cwd=again.path, env=again.environment(), timeout=120)
     assert output.read_bytes() == whole
+
+
+def test_the_reports_own_command_repeats_its_run(again):
+    root = again.path / "results" / "tiny"
+    commands = re.findall(r"<code>(python -m dpdm train .*?)</code>", (root / "report.html").read_text(), re.DOTALL)
+    (command,) = [html.unescape(c) for c in commands if c.endswith("/dpdm/eps10/seed0/model.pt")]
+    environment = again.environment()
+    done = subprocess.run(command, shell=True, cwd=again.path, env=environment, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert (again.path / "repeated" / "ledger.json").read_bytes() == (again.path / DPDM / "ledger.json").read_bytes()
+    other = command.replace("eps10/seed0/model.pt", "epsinf/seed0/model.pt")
+    assert subprocess.run(other, shell=True, cwd=again.path, env=environment, timeout=120).returncode == 1
+
+
+def test_links_of_the_report_lead_to_files(finished):
+    root = finished.folder.path / "results" / "tiny"
+    links = re.findall(r'<a href="([^#"][^"]*)"', (root / "report.html").read_text())
+    assert len(links) == 3 * 8 + 2 * 2  # folder, ledger and log of 8 runs; folder and log of both anchors
+    assert [link for link in links if not (root / link).exists()] == []
+
+
+def test_a_study_that_varies_a_parameter_gets_its_figure(folder, tiny, edit):
+    study = edit(tiny)
+    assert "figure of the whole study: parameter" not in folder_jobs(folder, study)
+    study["methods"] = {f"n{n}": {**study["methods"]["class_mean"], "params": {"max_image_norm": n}} for n in (2.0, 4.0)}
+    study["methods"] = {name.replace(".", "_"): spec for name, spec in study["methods"].items()}
+    assert "figure of the whole study: parameter" in folder_jobs(folder, study)
+
+
+def folder_jobs(folder, study) -> list[str]:
+    """The jobs that a study in this folder would run."""
+    folder.write(study)
+    return folder.dry().jobs
 
 
 def test_results_stay_inside_the_results_folder(finished):
@@ -222,7 +261,8 @@ def test_the_snakemake_report_needs_no_network(again):
     outcome = offline.snakemake("--report", "shown.html")
     assert outcome.code == 0, outcome.text
     page = (again.path / "shown.html").read_text()
-    for shown in ("report.html", "digits_curves.svg", "digits_samples.png", "results.html", "audit.html", "Privacy"):
+    figures = ("digits_curves.svg", "digits_training.svg", "digits_spent.svg", "digits_samples.png", "ranks.svg")
+    for shown in ("report.html", *figures, "results.html", "audit.html", "Privacy", "Training"):
         assert shown in page
 
 

@@ -26,8 +26,10 @@ ROOT = f"{STUDY.results_dir}/{STUDY.study}"
 RUN = f"{ROOT}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}"
 SET = f"{RUN}/{{sampler}}"
 ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
+FIGURES = f"{ROOT}/figures"
 BENCHMARKS = f"{ROOT}/benchmarks"
 PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands beside the Snakefile
+RUNS = STUDY.runs()
 STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 
@@ -38,6 +40,7 @@ wildcard_constraints:
     anchor="|".join(STUDY.anchors) or "none",
     epsilon="|".join(re.escape(schema.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
     seed=r"\d+",
+    comparison="|".join(schema.COMPARISONS),
     sampler="[a-z][a-z0-9_]*",
 
 
@@ -48,15 +51,18 @@ def run_of(wildcards):
 
 def run_paths(pattern, runs):
     """One path per run."""
-    return [
-        pattern.format(dataset=r.dataset, method=r.method, epsilon=schema.epsilon_text(r.epsilon), seed=r.seed)
-        for r in runs
-    ]
+    return [run.path(pattern) for run in runs]
 
 
-def method_paths(pattern):
-    """One path per dataset and method that serves it."""
-    return list(dict.fromkeys(pattern.format(dataset=r.dataset, method=r.method) for r in STUDY.runs()))
+def method_paths(pattern, dataset=None):
+    """One path per dataset (or of this one) and method that serves it."""
+    runs = [run for run in RUNS if dataset in (None, run.dataset)]
+    return list(dict.fromkeys(pattern.format(dataset=r.dataset, method=r.method) for r in runs))
+
+
+def report_figures(name):
+    """DATASET=PATH of one figure of every dataset."""
+    return [f"{d}={ROOT}/figures/{d}_{name}" for d in STUDY.datasets]
 
 
 def set_paths(pattern, runs):
@@ -78,14 +84,14 @@ def anchor_paths(pattern):
 
 def classifier_runs():
     """The runs that are scored themselves, having no images."""
-    return [run for run in STUDY.runs() if STUDY.is_classifier(run.method)]
+    return [run for run in RUNS if STUDY.is_classifier(run.method)]
 
 
 def shown_sets(wildcards):
     """The synthetic sets on a dataset's sample page: the first seed and sampler of every generator and epsilon."""
     return [
         (run, path)
-        for run in STUDY.runs()
+        for run in RUNS
         if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds)
         for path in set_paths(f"{SET}/synthetic.npz", [run])[:1]
     ]

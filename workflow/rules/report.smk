@@ -2,7 +2,7 @@ rule collect:
     message: "collect all scores and audits"
     input:
         study=STUDY_JSON,
-        scores=set_paths(f"{SET}/fidelity.json", STUDY.runs()) + set_paths(f"{SET}/utility.json", STUDY.runs()),
+        scores=set_paths(f"{SET}/fidelity.json", RUNS) + set_paths(f"{SET}/utility.json", RUNS),
         classifiers=run_paths(rules.score_classifier.output[0], classifier_runs()),
         anchors=anchor_paths(rules.score_anchor.output.fidelity) + anchor_paths(rules.score_anchor.output.utility),
         audits=rules.audits.input,
@@ -41,50 +41,89 @@ rule tables:
 rule figure:
     message: "figures for {wildcards.dataset}"
     input:
+        study=STUDY_JSON,
         metrics=rules.collect.output.metrics,
         real=rules.prepare.output.train,
+        train_curves=lambda w: run_paths(rules.train.output.curve, [r for r in RUNS if r.dataset == w.dataset]),
+        spending=lambda w: method_paths(rules.audit.output.spending, w.dataset),
         sets=lambda w: [path for _, path in shown_sets(w)],
     output:
-        multiext(f"{ROOT}/figures/{{dataset}}_curves", ".pdf", ".png"),
-        f"{ROOT}/figures/{{dataset}}_samples.pdf",
-        curves=report(f"{ROOT}/figures/{{dataset}}_curves.svg", caption="../report/curves.rst", category="Results"),
-        grid=report(f"{ROOT}/figures/{{dataset}}_samples.png", caption="../report/samples.rst", category="Samples"),
+        multiext(f"{FIGURES}/{{dataset}}_curves", ".pdf", ".png"),
+        multiext(f"{FIGURES}/{{dataset}}_training", ".pdf", ".png"),
+        multiext(f"{FIGURES}/{{dataset}}_spent", ".pdf", ".png"),
+        multiext(f"{FIGURES}/{{dataset}}_samples", ".pdf", ".svg"),
+        curves=report(f"{FIGURES}/{{dataset}}_curves.svg", caption="../report/curves.rst", category="Results"),
+        training=report(f"{FIGURES}/{{dataset}}_training.svg", caption="../report/training.rst", category="Training"),
+        spent=report(f"{FIGURES}/{{dataset}}_spent.svg", caption="../report/spent.rst", category="Privacy"),
+        grid=report(f"{FIGURES}/{{dataset}}_samples.png", caption="../report/samples.rst", category="Samples"),
     params:
         curves=subpath(output.curves, strip_suffix=".svg"),
+        training=subpath(output.training, strip_suffix=".svg"),
+        spent=subpath(output.spent, strip_suffix=".svg"),
         grid=subpath(output.grid, strip_suffix=".png"),
+        # One pattern, not thousands of paths: a command line has an end.
+        train_curves=lambda _: rules.train.output.curve,
         samples=lambda w: [f"{r.method},{schema.epsilon_text(r.epsilon)},{r.seed}={p}" for r, p in shown_sets(w)],
-    log: f"{ROOT}/figures/{{dataset}}.log"
+    log: f"{FIGURES}/{{dataset}}.log"
+    resources: mem_mb=2000, runtime=30
+    shell:
+        "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --study {input.study}"
+        " --metrics {input.metrics} --real {input.real} --train-curves {params.train_curves:q}"
+        " --spending {input.spending} --curves {params.curves} --training {params.training}"
+        " --spent {params.spent} --grid {params.grid} > {log} 2>&1"
+
+
+rule comparison:
+    message: "figure of the whole study: {wildcards.comparison}"
+    input:
+        study=STUDY_JSON,
+        metrics=rules.collect.output.metrics,
+    output:
+        multiext(f"{FIGURES}/{{comparison}}", ".pdf", ".png"),
+        svg=report(f"{FIGURES}/{{comparison}}.svg", caption="../report/comparison.rst", category="Results"),
+    params: out=subpath(output.svg, strip_suffix=".svg")
+    log: f"{FIGURES}/{{comparison}}.log"
     resources: mem_mb=2000, runtime=10
     shell:
-        "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --metrics {input.metrics}"
-        " --real {input.real} --curves {params.curves} --grid {params.grid} > {log} 2>&1"
+        "python -m dpdm comparison --kind {wildcards.comparison} --study {input.study} --metrics {input.metrics}"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule figures:
-    input: expand(rules.figure.output, dataset=STUDY.datasets)
+    input:
+        expand(rules.figure.output, dataset=STUDY.datasets),
+        expand(rules.comparison.output, comparison=STUDY.comparisons()),
     localrule: True
 
 
 rule report:
     message: "report"
     input:
+        rules.figures.input,
         study=STUDY_JSON,
         metrics=rules.collect.output.metrics,
         audits=rules.collect.output.audits,
-        curves=expand(rules.figure.output.curves, dataset=STUDY.datasets),
-        grids=expand(rules.figure.output.grid, dataset=STUDY.datasets),
         published=f"{PUBLISHED}/published.csv",
         privacy_status=f"{PUBLISHED}/privacy_status.csv",
     output: report(f"{ROOT}/report.html", caption="../report/report.rst", category="Report")
     params:
-        curves=[f"{d}={p}" for d, p in zip(STUDY.datasets, expand(rules.figure.output.curves, dataset=STUDY.datasets))],
-        grids=[f"{d}={p}" for d, p in zip(STUDY.datasets, expand(rules.figure.output.grid, dataset=STUDY.datasets))],
+        curves=report_figures("curves.svg"),
+        training=report_figures("training.svg"),
+        spent=report_figures("spent.svg"),
+        grids=report_figures("samples.png"),
+        comparisons=[f"{name}={FIGURES}/{name}.svg" for name in STUDY.comparisons()],
+        # Patterns, filled in for every run.
+        runs=lambda _: RUN,
+        anchors=lambda _: f"{ANCHOR}/seed{{seed}}",
+        data=lambda _: rules.prepare.output.train,
         benchmarks=BENCHMARKS,
         command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
     log: f"{ROOT}/report.log"
     resources: mem_mb=2000, runtime=10
     shell:
         "python -m dpdm report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
-        " --benchmarks {params.benchmarks} --curves {params.curves} --grids {params.grids}"
+        " --benchmarks {params.benchmarks} --curves {params.curves} --training {params.training}"
+        " --spent {params.spent} --grids {params.grids} --comparisons {params.comparisons}"
+        " --runs {params.runs:q} --anchors {params.anchors:q} --data {params.data:q}"
         " --published {input.published:q} --privacy-status {input.privacy_status:q}"
         " --command {params.command:q} --out {output} > {log} 2>&1"

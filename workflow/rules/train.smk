@@ -23,14 +23,17 @@ rule train:
 
 rule audit:
     message: "audit {wildcards.method} on {wildcards.dataset}"
-    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in STUDY.runs() if (r.dataset, r.method) == (w.dataset, w.method)])
-    output: f"{ROOT}/audits/{{dataset}}/{{method}}.json"
+    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in RUNS if (r.dataset, r.method) == (w.dataset, w.method)])
+    output:
+        audit=f"{ROOT}/audits/{{dataset}}/{{method}}.json",
+        spending=f"{ROOT}/audits/{{dataset}}/{{method}}.spending.jsonl",
     log: f"{ROOT}/audits/{{dataset}}/{{method}}.log"
     benchmark: f"{BENCHMARKS}/audit/{{dataset}}-{{method}}.tsv"
     resources: mem_mb=2000, runtime=30
-    shell: "python -m dpdm audit {input} --out {output} --threads {threads} > {log} 2>&1"
+    shell:
+        "python -m dpdm audit {input} --out {output.audit} --spending {output.spending} --threads {threads} > {log} 2>&1"
 
 
 rule audits:
-    input: method_paths(rules.audit.output[0])
+    input: method_paths(rules.audit.output.audit)
     localrule: True

@@ -1,0 +1,179 @@
+"""How long tables, figures and report take for a study of thousands of runs, and the dry run of config/paper.yaml.
+
+python benchmarks/report_scale.py [--datasets 5] [--methods 10] [--epsilons 10] [--seeds 10] [--steps 1000]
+
+Result files of a study that never ran are made in a temporary folder; their numbers are random and mean nothing.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from dpdm import artifacts
+from dpdm.config import Coordinates, Study, epsilon_text, parse_study
+from dpdm.provenance import provenance
+
+ROOT = Path(__file__).parents[1]
+RUN = "runs/{dataset}/{method}/eps{epsilon}/seed{seed}"
+ANCHOR = "anchors/{dataset}/{anchor}/seed{seed}"
+PUBLISHED = ROOT / "results" / "published"
+
+
+def make_study(args: argparse.Namespace) -> Study:
+    """A grid of the wanted size."""
+    recipe = {"lr": 1e-3, "dp": {"expected_batch_size": 128, "steps": args.steps, "max_grad_norm": 1.0}}
+    value = {
+        "study": "scale",
+        "datasets": {f"data{i}": {"source": "digits", "delta": 1e-5} for i in range(args.datasets)},
+        "epsilons": [i + 1 for i in range(args.epsilons)],
+        "seeds": list(range(args.seeds)),
+        "methods": {
+            f"method{i}": {"impl": f"a.b{i}:C", "params": recipe | {"network": {"channels": i + 1}}}
+            for i in range(args.methods)
+        },
+        "evaluation": {"synthetic_images": 1000},
+    }
+    return parse_study(value, "scale")
+
+
+def make_results(study: Study, steps: int) -> None:
+    """Every file that the verbs below read, in the working folder."""
+    from dpdm.privacy.accounting import epsilon_along
+    from dpdm.privacy.ledger import Event, Ledger
+
+    rng, made_by = np.random.default_rng(0), provenance()
+    artifacts.write_text("study.json", study.model_dump_json())
+    images = {"images": np.zeros((100, 1, 8, 8), np.uint8), "labels": np.arange(100) % 10}
+    for dataset in study.datasets:
+        artifacts.write_npz(f"data/{dataset}/train.npz", images)
+    for c in study.anchor_coordinates():
+        write_scores(Path(ANCHOR.format(dataset=c.dataset, anchor=c.method, seed=c.seed)), c, made_by, rng)
+    event = Event("poisson_subsampled_gaussian", "net", 2.0, 1.0, 0.01, steps)
+    along = epsilon_along([event], 1e-5)
+    audits: dict[tuple[str, str], list[tuple[dict, dict]]] = {}
+    for run in study.runs():
+        folder, c = Path(run.path(RUN)), run.coordinates()
+        place = c.model_dump(mode="json")
+        ledger = Ledger(60000, 1e-5, run.epsilon, "rdp", place, run.model_dump(mode="json"), made_by, [event])
+        facts = ledger.to_json()
+        artifacts.write_json(folder / "ledger.json", facts)
+        norms = rng.uniform(1, 2, steps).tolist()
+        artifacts.write_jsonl(
+            folder / "train.jsonl", [{"step": i, "released_grad_norm": norm} for i, norm in enumerate(norms)]
+        )
+        artifacts.write_text(folder / "train.log", "")
+        write_scores(folder / "default", run.coordinates("default"), made_by, rng)
+        if run.seed == study.seeds[0]:
+            artifacts.write_npz(folder / "default" / "synthetic.npz", images)
+        job = f"{run.dataset}-{run.method}-{epsilon_text(run.epsilon)}-{run.seed}"
+        for rule in ("train", "sample", "score"):
+            artifacts.write_text(f"benchmarks/{rule}/{job}.tsv", "s\th:m:s\tmax_rss\n1.5\t0:00:01\t500\n")
+        keys = ("recipe", "provenance", "neighbouring_relation", "n", "delta", "accountant", "target_epsilon", "events")
+        audited = {key: facts[key] for key in keys} | {"coordinates": place, "passed": True}
+        audited |= {"epsilon_rdp": run.epsilon, "epsilon_prv": run.epsilon}
+        spending = {"coordinates": place, "steps": [s for s, _ in along], "epsilon": [e for _, e in along]}
+        audits.setdefault((run.dataset, run.method), []).append((audited, spending))
+    for (dataset, method), rows in audits.items():
+        artifacts.write_json(f"audits/{dataset}/{method}.json", {"runs": [audited for audited, _ in rows]})
+        artifacts.write_jsonl(f"audits/{dataset}/{method}.spending.jsonl", [spending for _, spending in rows])
+
+
+def write_scores(folder: Path, c: Coordinates, made_by: dict[str, str], rng: np.random.Generator) -> None:
+    """fidelity.json and utility.json with every metric."""
+    names = ("fd_x", "kid_x", "precision_x", "recall_x")
+    distances = [{"metric": n, "reference": r, "value": rng.uniform(1, 9)} for n in names for r in ("train", "test")]
+    accuracies = [
+        {"metric": f"acc_{n}", "reference": "test", "value": rng.uniform(10, 90)} for n in ("logreg", "mlp", "cnn")
+    ]
+    common = {"coordinates": c.model_dump(mode="json"), "provenance": made_by, "num_synthetic": 1000}
+    artifacts.write_json(folder / "fidelity.json", common | {"metrics": distances})
+    artifacts.write_json(folder / "utility.json", common | {"protocol": "quick", "metrics": accuracies})
+
+
+def measure(name: str, command: list[str], **options) -> float:
+    """Runs a command to its end; prints and returns seconds of wall time, with its peak memory beside them."""
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - start
+    if status:
+        raise SystemExit(f"{name} failed:\n{said}")
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"{name:24} {seconds:8.1f} s wall {cpu:8.1f} s CPU {usage.ru_maxrss / 1024:8.0f} MiB", flush=True)
+    return seconds
+
+
+def main() -> None:
+    """Measures and prints a line per verb."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("datasets", 5), ("methods", 10), ("epsilons", 10), ("seeds", 10), ("steps", 1000)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    study = make_study(args)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        start = time.monotonic()
+        # In a process of its own: a child's peak memory counts what its parent held when it was started.
+        maker = multiprocessing.get_context("spawn").Process(target=make_results, args=(study, args.steps))
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise SystemExit("the results could not be made")
+        print(f"{len(study.runs()):,} runs made in {time.monotonic() - start:.0f} s")
+
+        def verb(name: str, *arguments: str) -> float:
+            return measure(name, [sys.executable, "-m", "dpdm", *arguments], env=environment)
+
+        first = next(iter(study.datasets))
+        tables = ("--metrics", "metrics.csv", "--audits", "audits.csv")
+        total = verb("collect", "collect", "--study", "study.json", *tables, "runs", "anchors", "audits")
+        total += verb("tables", "tables", *tables, "--results", "tables/results", "--audit", "tables/audit")
+        pictures = [f"--{name}=figures/{first}_{name}" for name in ("curves", "training", "spent", "grid")]
+        shown = [run for run in study.runs() if run.dataset == first and run.seed == study.seeds[0]]
+        each = verb(
+            "figures of one dataset", "figures", "--dataset", first, "--study", "study.json", *tables[:2], *pictures,
+            "--real", f"data/{first}/train.npz", "--train-curves", f"{RUN}/train.jsonl",
+            *(f"{r.method},{epsilon_text(r.epsilon)},{r.seed}={r.path(RUN)}/default/synthetic.npz" for r in shown),
+            "--spending", *map(str, sorted(Path("audits", first).glob("*.jsonl"))),
+        )  # fmt: skip
+        total += verb(
+            "ranks", "comparison", "--kind", "ranks", "--study", "study.json", *tables[:2], "--out", "figures/ranks"
+        )
+        drawn = [
+            f"--{name}={first}=figures/{first}_{stem}"
+            for name, stem in (
+                ("curves", "curves.svg"), ("training", "training.svg"), ("spent", "spent.svg"), ("grids", "grid.png")
+            )
+        ]  # fmt: skip
+        total += verb(
+            "report", "report", "--study", "study.json", *tables, *drawn, "--comparisons=ranks=figures/ranks.svg",
+            "--runs", RUN, "--anchors", ANCHOR, "--data", "data/{dataset}/train.npz", "--benchmarks", "benchmarks",
+            "--published", str(PUBLISHED / "published.csv"),
+            "--privacy-status", str(PUBLISHED / "privacy_status.csv"), "--command", "x", "--out", "report.html",
+        )  # fmt: skip
+        print(f"all but the figures of the other datasets: {total + each:.1f} s")
+        print(f"report.html: {Path('report.html').stat().st_size / 2**20:.1f} MiB")
+        paper = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()) | {"seeds": list(range(10))}
+        artifacts.write_text("dry/paper.json", json.dumps(paper))  # JSON is YAML
+        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", "."]
+        measure(
+            f"dry run, {len(parse_study(paper, 'paper').runs()):,} runs",
+            [*snakemake, "-n", "--quiet", "all", "--configfile", "paper.json"],
+            env=environment, cwd="dry",
+        )  # fmt: skip
+        os.chdir(ROOT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Comparisons over a whole study: the rank of each method, and a parameter that was varied against the scores."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from dpdm.config import ANCHORS, DIRECT, Study, Sweep, epsilon_text
+from dpdm.report.figures import LOG_RATIO, STYLE, score_columns, series_look, series_of
+from dpdm.report.tables import (
+    NO_SUMMARY,
+    MetricColumn,
+    epsilon_label,
+    methods_of_several_samplers,
+    summaries,
+)
+
+RESAMPLES = 2000
+COVERAGE = 0.95
+DASHES = ("-", "--", ":", "-.")
+ENOUGH_SEEDS = 6  # from here on the range of the seeds holds their median with a probability above COVERAGE
+
+
+# --- ranks ----------------------------------------------------------------------------------------------------
+
+
+class Ranks(NamedTuple):
+    """Mean ranks by one metric, the best first, with the ends of their bootstrap intervals.
+
+    `table` has the columns method, sampler, rank, low, high and cells, how many were averaged.
+    """
+
+    title: str
+    table: pd.DataFrame
+
+
+def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
+    """The two metrics that methods are ranked by: the image distance, and the accuracy of one classifier.
+
+    One of each: all accuracies judge the same images and would count them three times. The CNN's if there is one, which
+    is the classifier that papers lead with, else the last in reading order.
+
+    Returns:
+        Of each, its column by dataset: a distance under a dataset's own extractor is a metric of its own.
+    """
+    distances, accuracies = {}, {}
+    for dataset, chosen in metrics.groupby("dataset", sort=False):
+        columns = score_columns(chosen)
+        found = [c for c in columns if c.metric.startswith("acc_")]
+        found.sort(key=lambda c: c.metric == "acc_cnn")
+        distances |= {dataset: c for c in columns[:1] if c not in found}
+        accuracies |= {dataset: c for c in found[-1:]}
+    return [by_dataset for by_dataset in (distances, accuracies) if by_dataset]
+
+
+def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ranks:
+    """Ranks generators in every cell (dataset, finite epsilon, seed) and averages over the cells.
+
+    Rank 1 is the best, equal values share the mean of their ranks, and a value that could not be computed (NaN) is
+    last. In a cell with fewer rivals than the largest has, ranks are stretched to the same range, so that a method
+    gains nothing by serving few datasets; a cell with one method is no contest. Classifiers and anchors are not ranked,
+    nor is epsilon = inf: it is a ceiling, no setting to choose.
+
+    The interval is a percentile bootstrap of two stages, datasets and then seeds within each: cells of one seed, and
+    datasets, are what would be drawn anew in another study. Equal arguments give equal intervals.
+
+    Args:
+        columns: by dataset, the metric to rank by.
+    """
+    signs = {(dataset, c.metric, c.reference): c.sign for dataset, c in columns.items()}
+    keys = zip(metrics["dataset"], metrics["metric"], metrics["reference"], strict=True)
+    sign = pd.Series([signs.get(key, 0) for key in keys], metrics.index)
+    chosen = metrics.assign(value=sign * metrics["value"])[
+        (sign != 0)
+        & ~metrics["epsilon"].isin(["", "inf"])
+        & ~metrics["method"].isin(ANCHORS)
+        & (metrics["protocol"] != DIRECT)
+    ]
+    cell = chosen.groupby(["dataset", "epsilon", "seed"], sort=False).ngroup().to_numpy()
+    who = chosen.groupby(["method", "sampler"], sort=False).ngroup().to_numpy()
+    table = chosen[["method", "sampler"]].drop_duplicates(ignore_index=True)
+    places = chosen[["dataset", "seed"]].groupby(cell).first()
+    present = np.zeros((len(places), len(table)), bool)
+    present[cell, who] = True
+    signed = np.full(present.shape, np.nan)
+    signed[cell, who] = chosen["value"].fillna(-math.inf)  # could not be computed: the worst
+    rivals = present.sum(1)
+    ranks = pd.DataFrame(signed).rank(axis=1, ascending=False).to_numpy()
+    contest = rivals > 1
+    size = int(rivals.max(initial=0))
+    ranks = 1 + (ranks[contest] - 1) * ((size - 1) / (rivals[contest] - 1))[:, None]
+    dataset_of, datasets = pd.factorize(places["dataset"][contest])
+    seed_of, seeds = pd.factorize(places["seed"][contest])
+    sums = np.zeros((len(datasets), len(seeds), ranks.shape[1]))
+    counts = np.zeros_like(sums)
+    np.add.at(sums, (dataset_of, seed_of), np.nan_to_num(ranks))
+    np.add.at(counts, (dataset_of, seed_of), ~np.isnan(ranks))
+    low, high = _bootstrap(sums, counts)
+    total = counts.sum((0, 1))
+    with np.errstate(invalid="ignore"):
+        rank = sums.sum((0, 1)) / total
+    table = table.assign(rank=rank, low=low, high=high, cells=total.astype(int))
+    title = " / ".join(dict.fromkeys(c.header for c in columns.values()))
+    return Ranks(title, table[table["cells"] > 0].sort_values("rank", kind="stable", ignore_index=True))
+
+
+def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the interval of sum / count, both [datasets, seeds, series], pooled over a resampled study."""
+    datasets, seeds, _ = sums.shape
+    if not sums.size:
+        return np.full(sums.shape[2], math.nan), np.full(sums.shape[2], math.nan)
+    rng = np.random.default_rng(0)  # fixed: the figure of equal results is the same
+    drawn = rng.integers(datasets, size=(RESAMPLES, datasets))
+    within = rng.integers(seeds, size=(RESAMPLES, datasets, seeds))
+    weights = np.zeros((RESAMPLES, datasets, seeds))
+    np.add.at(weights, (np.arange(RESAMPLES)[:, None, None], drawn[:, :, None], within), 1)
+    total = np.einsum("rds,dsk->rk", weights, counts)
+    with np.errstate(invalid="ignore"):  # a resample without any cell of a method has no mean
+        means = np.einsum("rds,dsk->rk", weights, sums) / total
+    margin = 50 * (1 - COVERAGE)
+    some = total.any(0)
+    found = np.nanpercentile(means[:, some], [margin, 100 - margin], axis=0)
+    ends = [np.full(sums.shape[2], math.nan) for _ in range(2)]
+    for end, values in zip(ends, found, strict=True):
+        end[some] = values
+    return ends[0], ends[1]
+
+
+def bootstrap_note(metrics: pd.DataFrame) -> str:
+    """What the intervals rest on, and plainly how little where that is little."""
+    runs = metrics[~metrics["method"].isin(ANCHORS)]
+    datasets, seeds = runs["dataset"].nunique(), runs["seed"].nunique()
+    note = (
+        f"Bars: {COVERAGE:.0%} percentile bootstrap, {RESAMPLES:,} resamples of {datasets} "
+        f"dataset{'s' * (datasets != 1)} and {seeds} seed{'s' * (seeds != 1)}."
+    )
+    if datasets == 1:
+        note += " One dataset: nothing is said about others."
+    if seeds == 1:
+        note += " One seed: nothing is known about its chance, whatever the bars."
+    elif seeds < ENOUGH_SEEDS:
+        held = f"{1 - 2.0 ** (1 - seeds):.0%}"  # all but the chance that every seed lies on one side of it
+        note += f" Too few seeds for {COVERAGE:.0%}: even their whole range holds the true median in {held} of cases."
+    return note
+
+
+def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
+    """One panel per ranked metric: methods down, the best on top, mean rank across with its interval."""
+    found = [mean_ranks(metrics, columns) for columns in ranked_columns(metrics)]
+    found = [ranks for ranks in found if len(ranks.table) > 1]
+    series, several = series_of(metrics), methods_of_several_samplers(metrics)
+    height = max((len(ranks.table) for ranks in found), default=1)
+    with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7.6, 1.5 + 0.26 * height), layout="constrained")
+        if not found:
+            figure.text(0.5, 0.5, "No cell in which two generators have a score.", ha="center", va="center")
+            return figure
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for panel, ranks in zip(panels, found, strict=True):
+            panel.set_title(f"by {ranks.title}")
+            panel.set_xlabel(f"mean rank over {ranks.table['cells'].max()} cells (1 is best)")
+            labels = []
+            for y, row in enumerate(ranks.table.itertuples()):
+                look = series_look(series.index((row.method, row.sampler))) | {"ls": "none"}
+                bar = [[max(row.rank - row.low, 0)], [max(row.high - row.rank, 0)]]
+                panel.errorbar([row.rank], [y], xerr=bar, elinewidth=1.4, capsize=3, **look)
+                name = f"{row.method}, {row.sampler}" if row.method in several else row.method
+                labels.append(f"{name}  {row.rank:.1f}")
+            panel.set_yticks(range(len(labels)), labels)
+            panel.set_ylim(len(labels) - 0.5, -0.5)
+            panel.set_xlim(0.7, len(labels) + 0.3)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.supxlabel(bootstrap_note(metrics).replace(". ", ".\n"), fontsize=7.5, color="#333333")
+    return figure
+
+
+# --- a parameter ----------------------------------------------------------------------------------------------
+
+
+def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
+    """The scores against each parameter that the study varies: a row per parameter and dataset, a panel per metric.
+
+    Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers, if several).
+
+    Args:
+        study: one with `sweeps`.
+    """
+    rows = [(sweep, dataset) for sweep in study.sweeps() for dataset in study.datasets if _points(sweep, dataset)]
+    columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset in rows}
+    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    across = max([1, *map(len, columns.values())])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), across, squeeze=False)
+        handles: dict[str, Line2D] = {}
+        for (sweep, dataset), line in zip(rows, panels, strict=True):
+            points = _points(sweep, dataset)
+            samplers = list(study.methods[sweep.methods[0]].samplers) or [""]
+            keys = [(e, s) for e in sorted(points) for s in samplers]
+            ticks = sorted({value for values in points.values() for value in values.values()})
+            for panel in line[len(columns[dataset]) :]:
+                panel.set_axis_off()
+            for panel, column in zip(line, columns[dataset], strict=False):
+                drawn: list[float] = []
+                for i, (epsilon, sampler) in enumerate(keys):
+                    methods = sorted(points[epsilon], key=points[epsilon].__getitem__)
+                    where = [points[epsilon][method] for method in methods]
+                    place = (column.metric, column.reference, dataset)
+                    found = [known.get((*place, m, sampler, epsilon_text(epsilon)), NO_SUMMARY) for m in methods]
+                    mean = np.array([value[0] for value in found])
+                    std = np.nan_to_num(np.array([value[1] for value in found]))
+                    look = series_look(i) | {"ls": DASHES[i % 4]}
+                    panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **look)
+                    label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {sampler}" if samplers[1:] else "")
+                    handles.setdefault(label, Line2D([], [], label=label, **look))
+                    drawn += mean[np.isfinite(mean)].tolist()
+                _scale(panel, sweep, ticks, drawn, column)
+                panel.set_title(column.header if len(study.datasets) == 1 else f"{dataset}: {column.header}")
+        if handles:
+            figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(len(handles), 4))
+    return figure
+
+
+def _points(sweep: Sweep, dataset: str) -> dict[float, dict[str, float]]:
+    """By epsilon and method, the parameter's value on one dataset."""
+    points: dict[float, dict[str, float]] = {}
+    for (where, epsilon, method), value in sweep.values.items():
+        if where == dataset:
+            points.setdefault(epsilon, {})[method] = value
+    return points
+
+
+def _scale(panel: Any, sweep: Sweep, ticks: Sequence[float], drawn: Sequence[float], column: MetricColumn) -> None:
+    panel.set_xlabel(sweep.key.replace("_", " "))
+    if ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_locator(NullLocator())
+    if len(ticks) <= 8:
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    if column.sign < 0 and drawn and min(drawn) > 0 and max(drawn) > LOG_RATIO * min(drawn):
+        panel.set_yscale("log", nonpositive="clip")
+        panel.set_ylim(min(drawn) / 2, max(drawn) * 2)

@@ -1,0 +1,132 @@
+"""The runs behind a report's numbers: where their files are, how the audit went, the command that repeats each."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import pandas as pd
+
+from dpdm import artifacts
+from dpdm.config import Coordinates, RunSpec, Study, epsilon_text
+from dpdm.report.tables import epsilon_label
+
+REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
+
+
+class Places(NamedTuple):
+    """Where things lie, as patterns; commands start where Snakemake ran."""
+
+    run: str  # folder, with {dataset}, {method}, {epsilon} and {seed}
+    anchor: str  # folder, with {dataset}, {anchor} and {seed}
+    data: str  # training images, with {dataset}
+    page: Path  # the report itself, from which links start
+
+
+def run_anchor(dataset: str, method: str, epsilon: str) -> str:
+    """The id, within the page, of the runs behind a row of results."""
+    return "-".join(["runs", dataset, method, *([epsilon] if epsilon else [])])
+
+
+def runs_by_dataset(study: Study, audits: pd.DataFrame, places: Places) -> list[dict[str, Any]]:
+    """What the section "Runs" shows: per dataset its methods (anchors last), per method its epsilons, then its runs.
+
+    Every ledger is read once. A run without one is there as a hole, with neither recipe nor command.
+
+    Raises:
+        UserError: a ledger is not JSON or holds no recipe.
+    """
+    judged = {(r["dataset"], r["method"], r["epsilon"], r["seed"]): r for r in audits.to_dict("records")}
+    found: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {dataset: {} for dataset in study.datasets}
+
+    def place(c: RunSpec | Coordinates, epsilon: str, row: dict[str, Any]) -> None:
+        found[c.dataset].setdefault(c.method, {}).setdefault(epsilon, []).append(row)
+
+    for run in study.runs():
+        epsilon = epsilon_text(run.epsilon)
+        audit = judged.get((run.dataset, run.method, epsilon, run.seed))
+        place(run, epsilon, _run(run, audit, places, study.methods[run.method].gpus_per_run))
+    for anchor in study.anchor_coordinates():
+        place(anchor, "", _anchor(anchor, places))
+    return [
+        {"dataset": dataset, "methods": [_method(dataset, name, groups) for name, groups in methods.items()]}
+        for dataset, methods in found.items()
+    ]
+
+
+def _method(dataset: str, name: str, groups: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """A method's epsilons, and the counts that its folded line shows."""
+    runs = [run for group in groups.values() for run in group]
+    return {
+        "name": name,
+        "runs": len(runs),
+        "absent": sum(not run["files"] for run in runs),
+        "failed": sum(run["verdict"].startswith("FAILED") for run in runs),
+        "groups": [
+            {
+                "id": run_anchor(dataset, name, epsilon),
+                "epsilon": epsilon_label(epsilon) if epsilon else "",
+                "recipes": list(dict.fromkeys(run["recipe"] for run in group if run["recipe"])),  # one, but for seeds
+                "runs": group,
+            }
+            for epsilon, group in groups.items()
+        ],
+    }
+
+
+def _run(run: RunSpec, audit: Mapping[str, Any] | None, places: Places, processes: int) -> dict[str, Any]:
+    folder = Path(run.path(places.run))
+    ledger = folder / "ledger.json"
+    there = ledger.exists()
+    recipe = artifacts.read_json(ledger, ("recipe",))["recipe"] if there else {}
+    verdict = "not audited"
+    if audit is not None:
+        rdp, prv = (epsilon_label(f"{audit[name]:.4g}") for name in ("epsilon_rdp", "epsilon_prv"))
+        verdict = f"{'passed' if audit['passed'] else 'FAILED'}, spent ε = {rdp} (RDP), {prv} (PRV)"
+    files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
+    return {
+        "seed": run.seed,
+        "files": _links(files, places.page),
+        "verdict": verdict,
+        "recipe": _readable(recipe),
+        "command": _command(run, recipe, folder, places.data, processes) if there else "",
+    }
+
+
+def _anchor(anchor: Coordinates, places: Places) -> dict[str, Any]:
+    """No training, so neither recipe nor audit."""
+    folder = Path(places.anchor.format(dataset=anchor.dataset, anchor=anchor.method, seed=anchor.seed))
+    files = {"folder": folder, "log": folder / "score.log"} if folder.exists() else {}
+    return {
+        "seed": anchor.seed, "files": _links(files, places.page), "verdict": "", "recipe": "", "command": ""
+    }  # fmt: skip
+
+
+def _links(files: Mapping[str, Path], page: Path) -> list[tuple[str, str]]:
+    """Name and link of each file that is there."""
+    return [(name, _link(path, page)) for name, path in files.items() if path.exists()]
+
+
+def _link(path: Path, page: Path) -> str:
+    """`path` as a relative link of the page, so that a results folder can be moved whole."""
+    return quote(Path(os.path.relpath(path, page.parent)).as_posix()) + ("/" if path.is_dir() else "")
+
+
+def _readable(recipe: Mapping[str, Any]) -> str:
+    """The recipe without its seed, for people."""
+    shown = {key: value for key, value in recipe.items() if key != "seed"}
+    return json.dumps(shown, indent=2, ensure_ascii=False) if shown else ""
+
+
+def _command(run: RunSpec, recipe: Mapping[str, Any], folder: Path, data: str, processes: int) -> str:
+    """Trains by the ledger's own recipe, beside the results, and compares: no output of `cmp` means equal bytes."""
+    spec = json.dumps(recipe)
+    several = f" --processes {processes}" if processes > 1 else ""
+    train = (
+        f"python -m dpdm train --spec {shlex.quote(spec)} --data {shlex.quote(data.format(dataset=run.dataset))}"
+        f" --model {REPEATED}/model.pt --ledger {REPEATED}/ledger.json --curve {REPEATED}/train.jsonl{several}"
+    )
+    return f"{train} && cmp {REPEATED}/model.pt {shlex.quote(str(folder / 'model.pt'))}"

@@ -1,0 +1,163 @@
+"""The runs of a report: every run in its place, its files, its recipe, and a command that repeats it."""
+
+import math
+import shlex
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpdm import artifacts, data
+from dpdm.__main__ import _parser
+from dpdm.config import RunSpec, parse_spec, parse_study, spec_json
+from dpdm.errors import UserError
+from dpdm.report.collect import AUDITS
+from dpdm.report.runs import Places, run_anchor, runs_by_dataset
+
+
+@pytest.fixture
+def study(tiny_study_dict):
+    return parse_study(tiny_study_dict, "tiny")
+
+
+@pytest.fixture
+def places(tmp_path):
+    root = tmp_path / "results"
+    return Places(
+        f"{root}/tiny/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}",
+        f"{root}/tiny/anchors/{{dataset}}/{{anchor}}/seed{{seed}}",
+        f"{root}/data/{{dataset}}/train.npz",
+        root / "tiny" / "report.html",
+    )
+
+
+def finish(run, places, log="x"):
+    """Writes what the report looks for in a finished run's folder."""
+    folder = run.path(places.run)
+    artifacts.write_json(f"{folder}/ledger.json", {"recipe": run.model_dump(mode="json")})
+    if log:
+        artifacts.write_text(f"{folder}/train.log", log)
+
+
+def audits_of(study, **changes):
+    blank = {name: kind() for name, kind in AUDITS.items()}
+    return pd.DataFrame([
+        {
+            **blank, "dataset": r.dataset, "method": r.method, "epsilon": f"{r.epsilon:g}", "seed": r.seed,
+            "epsilon_rdp": r.epsilon, "epsilon_prv": r.epsilon * 0.9, "passed": True,
+        } | changes
+        for r in study.runs()
+    ])  # fmt: skip
+
+
+def test_every_run_and_anchor_stands_below_the_id_that_its_row_links_to(study, places):
+    for run in study.runs():
+        finish(run, places)
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    assert [(m["name"], m["runs"], m["absent"]) for m in section["methods"]] == [
+        ("class_mean", 4, 0), ("dpdm", 4, 0), ("real", 2, 2), ("label_only", 2, 2)
+    ]  # fmt: skip
+    groups = section["methods"][1]["groups"]
+    assert [g["id"] for g in groups] == ["runs-digits-dpdm-10", "runs-digits-dpdm-inf"]
+    assert [g["epsilon"] for g in groups] == ["10", "∞"]
+    assert [r["seed"] for r in groups[0]["runs"]] == [0, 1]
+    assert groups[0]["runs"][0]["verdict"] == "passed, spent ε = 10 (RDP), 9 (PRV)"
+    assert groups[1]["runs"][0]["verdict"] == "passed, spent ε = ∞ (RDP), ∞ (PRV)"
+    assert section["methods"][2]["groups"][0]["id"] == run_anchor("digits", "real", "") == "runs-digits-real"
+
+
+def test_links_start_at_the_page_and_name_only_what_is_there(study, places):
+    first, second, *_ = study.runs()
+    finish(first, places)
+    finish(second, places, log="")
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    one, two = section["methods"][0]["groups"][0]["runs"]
+    base = "runs/digits/class_mean/eps10/seed0/"
+    assert one["files"] == [("folder", base), ("ledger", base + "ledger.json"), ("log", base + "train.log")]
+    assert [name for name, _ in two["files"]] == ["folder", "ledger"]
+    for _, link in one["files"]:
+        assert (places.page.parent / link).exists()
+    artifacts.write_text(places.anchor.format(dataset="digits", anchor="real", seed=0) + "/score.log", "")
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    files = section["methods"][2]["groups"][0]["runs"][0]["files"]
+    assert files == [("folder", "anchors/digits/real/seed0/"), ("log", "anchors/digits/real/seed0/score.log")]
+
+
+def test_a_link_survives_an_odd_folder_name(study, tmp_path):
+    places = Places(f"{tmp_path}/a b#c/seed{{seed}}", "x", "x", tmp_path / "report.html")
+    finish(study.runs()[0], places)
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    assert section["methods"][0]["groups"][0]["runs"][0]["files"][0] == ("folder", "a%20b%23c/seed0/")
+
+
+def test_a_recipe_is_shown_once_for_all_seeds_and_twice_where_they_differ(study, places):
+    runs = study.runs()[:2]
+    for run in runs:
+        finish(run, places)
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    (recipe,) = section["methods"][0]["groups"][0]["recipes"]
+    assert '"max_image_norm": 4.0' in recipe
+    assert "seed" not in recipe
+    finish(runs[1].model_copy(update={"params": {"max_image_norm": 9.0}}), places)
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    assert len(section["methods"][0]["groups"][0]["recipes"]) == 2
+
+
+def test_holes_and_failures_are_counted(study, places):
+    for run in study.runs()[1:]:
+        finish(run, places)
+    (section,) = runs_by_dataset(study, audits_of(study, passed=False).iloc[:3], places)
+    mean, dpdm, *_ = section["methods"]
+    assert (mean["absent"], mean["failed"]) == (1, 3)
+    absent = mean["groups"][0]["runs"][0]
+    assert (absent["files"], absent["command"], absent["recipe"]) == ([], "", "")
+    assert mean["groups"][0]["runs"][1]["verdict"].startswith("FAILED, spent")
+    assert mean["groups"][1]["runs"][1]["verdict"] == "not audited"
+    assert dpdm["failed"] == 0
+
+
+def test_a_ledger_that_is_none_is_named(study, places):
+    artifacts.write_text(study.runs()[0].path(places.run) + "/ledger.json", "{")
+    with pytest.raises(UserError, match=r"seed0/ledger\.json is not valid JSON"):
+        runs_by_dataset(study, audits_of(study), places)
+
+
+def test_the_command_is_the_ledgers_recipe_even_if_the_study_was_edited(study, places):
+    run = study.runs()[0].model_copy(update={"params": {"max_image_norm": 7.0, "note": "it's"}})
+    finish(run, places)
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    words = shlex.split(section["methods"][0]["groups"][0]["runs"][0]["command"])
+    assert words[:4] == ["python", "-m", "dpdm", "train"]
+    args = _parser().parse_args(words[3 : words.index("&&")])
+    assert parse_spec(RunSpec, args.spec) == run
+    assert args.spec == spec_json(run)
+    assert str(args.data) == places.data.format(dataset="digits")
+    assert args.processes == 1
+
+
+def test_a_run_of_several_gpus_is_repeated_on_as_many(tiny_study_dict, places):
+    tiny_study_dict["methods"]["class_mean"]["gpus_per_run"] = 4
+    study = parse_study(tiny_study_dict, "x")
+    finish(study.runs()[0], places)
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    assert " --processes 4 && cmp " in section["methods"][0]["groups"][0]["runs"][0]["command"]
+
+
+def test_the_command_repeats_the_run_and_notices_another_model(study, places, digits64, run_cli, tmp_path, monkeypatch):
+    run = study.run("digits", "class_mean", math.inf, 1)
+    folder = run.path(places.run)
+    data.write_images(places.data.format(dataset="digits"), digits64)
+    files = [f"--{n}={folder}/{f}" for n, f in (("model", "model.pt"), ("ledger", "ledger.json"), ("curve", "c"))]
+    assert run_cli("train", "--spec", spec_json(run), "--data", places.data.format(dataset="digits"), *files)[0] == 0
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    command = section["methods"][0]["groups"][1]["runs"][1]["command"]
+    train, compare = command.split(" && ")
+    monkeypatch.chdir(tmp_path)  # outputs are relative
+    assert run_cli(*shlex.split(train)[3:])[0] == 0
+    done = subprocess.run(compare, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    changed = artifacts.read_tensors(f"{folder}/model.pt")
+    changed["state"]["more"] = float(np.pi)
+    artifacts.write_tensors(f"{folder}/model.pt", changed)
+    assert subprocess.run(compare, shell=True, capture_output=True, check=False).returncode == 1
