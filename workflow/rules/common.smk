@@ -30,6 +30,7 @@ BENCHMARKS = f"{ROOT}/benchmarks"
 PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands beside the Snakefile
 STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
+RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
 
 
 wildcard_constraints:
@@ -39,6 +40,11 @@ wildcard_constraints:
     epsilon="|".join(re.escape(schema.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
     seed=r"\d+",
     sampler="[a-z][a-z0-9_]*",
+
+
+def growing(amount):
+    """Memory or minutes of a job: more at each attempt, up to fourfold. How many attempts there are, a profile says."""
+    return lambda wildcards, attempt: amount * min(attempt, 4)
 
 
 def run_of(wildcards):
@@ -56,7 +62,7 @@ def run_paths(pattern, runs):
 
 def method_paths(pattern):
     """One path per dataset and method that serves it."""
-    return list(dict.fromkeys(pattern.format(dataset=r.dataset, method=r.method) for r in STUDY.runs()))
+    return list(dict.fromkeys(pattern.format(dataset=r.dataset, method=r.method) for r in RUNS))
 
 
 def set_paths(pattern, runs):
@@ -78,14 +84,14 @@ def anchor_paths(pattern):
 
 def classifier_runs():
     """The runs that are scored themselves, having no images."""
-    return [run for run in STUDY.runs() if STUDY.is_classifier(run.method)]
+    return [run for run in RUNS if STUDY.is_classifier(run.method)]
 
 
 def shown_sets(wildcards):
     """The synthetic sets on a dataset's sample page: the first seed and sampler of every generator and epsilon."""
     return [
         (run, path)
-        for run in STUDY.runs()
+        for run in RUNS
         if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds)
         for path in set_paths(f"{SET}/synthetic.npz", [run])[:1]
     ]

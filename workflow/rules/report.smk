@@ -2,7 +2,7 @@ rule collect:
     message: "collect all scores and audits"
     input:
         study=STUDY_JSON,
-        scores=set_paths(f"{SET}/fidelity.json", STUDY.runs()) + set_paths(f"{SET}/utility.json", STUDY.runs()),
+        scores=set_paths(f"{SET}/fidelity.json", RUNS) + set_paths(f"{SET}/utility.json", RUNS),
         classifiers=run_paths(rules.score_classifier.output[0], classifier_runs()),
         anchors=anchor_paths(rules.score_anchor.output.fidelity) + anchor_paths(rules.score_anchor.output.utility),
         audits=rules.audits.input,
@@ -12,7 +12,7 @@ rule collect:
     # Folders, not thousands of paths: a command line has an end. `collect` reads what belongs to the study.
     params: folders=[f"{ROOT}/{folder}" for folder in ("runs", "anchors", "audits")]
     log: f"{ROOT}/collect.log"
-    resources: mem_mb=2000, runtime=30
+    resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm collect {params.folders} --study {input.study} --metrics {output.metrics}"
         " --audits {output.audits} > {log} 2>&1"
@@ -32,7 +32,7 @@ rule tables:
         results=subpath(output.results, strip_suffix=".html"),
         audit=subpath(output.audit, strip_suffix=".html"),
     log: f"{ROOT}/tables/tables.log"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm tables --metrics {input.metrics} --audits {input.audits} --results {params.results}"
         " --audit {params.audit} > {log} 2>&1"
@@ -54,7 +54,7 @@ rule figure:
         grid=subpath(output.grid, strip_suffix=".png"),
         samples=lambda w: [f"{r.method},{schema.epsilon_text(r.epsilon)},{r.seed}={p}" for r, p in shown_sets(w)],
     log: f"{ROOT}/figures/{{dataset}}.log"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --metrics {input.metrics}"
         " --real {input.real} --curves {params.curves} --grid {params.grid} > {log} 2>&1"
@@ -82,7 +82,7 @@ rule report:
         benchmarks=BENCHMARKS,
         command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
     log: f"{ROOT}/report.log"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
         " --benchmarks {params.benchmarks} --curves {params.curves} --grids {params.grids}"
