@@ -68,7 +68,7 @@ def kill(pids: set[int]) -> None:
 class Slurm:
     """The throw-away cluster."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, checkout: Path):
         self.folder, self.conf = folder, folder / "slurm.conf"
         # The job step that the plugin starts has lost SLURM_CONF on the way; this srun puts it back.
         wrapper = folder / "bin" / "srun"
@@ -79,7 +79,7 @@ class Slurm:
         self.environment |= {
             "SLURM_CONF": str(self.conf),
             "PATH": f"{wrapper.parent}:{Path(sys.executable).parent}:{PATH}",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(checkout),
         }
         self.daemons: dict[str, subprocess.Popen] = {}
 
@@ -202,11 +202,11 @@ GresTypes=gpu
 
 
 @contextmanager
-def running_slurm() -> Iterator[Slurm]:
+def running_slurm(checkout: Path) -> Iterator[Slurm]:
     # Not below pytest's own folder: munge wants one that every user may enter.
     folder = Path(tempfile.mkdtemp(prefix="dpdm-slurm-"))
     folder.chmod(0o755)
-    slurm = Slurm(folder)
+    slurm = Slurm(folder, checkout)
     try:
         slurm.start()
         yield slurm
@@ -216,9 +216,19 @@ def running_slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
-    """The cluster, with SLURM_CONF set for nobody but it."""
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the code under test: a file saved or committed while it runs must not part the results in two."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("workflow", "profiles", "config", "dpdm", "baselines", "results/published"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    shutil.copy2(REPOSITORY / "Snakefile", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slurm(checkout) -> Iterator[Slurm]:
+    """The cluster; only what is started with its `environment` sees it."""
     if reason := missing():
         pytest.skip(reason)
-    with running_slurm() as cluster:
+    with running_slurm(checkout) as cluster:
         yield cluster
