@@ -8,7 +8,7 @@ rule reference:
     params: spec=schema.spec_json(STUDY.evaluation.fid or schema.FidSpec())
     log: f"{DATA}/inception.log"
     benchmark: f"{BENCHMARKS}/reference/{{dataset}}.tsv"
-    resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # 162,770 x 2048 features, and copies of them in float64
+    resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # 162,770 x 2048 features, and float64 copies of them
     shell:
         "python -m dpdm reference --spec {params.spec:q} --train {input.train} --test {input.test} --out {output}"
         " --threads {threads} > {log} 2>&1"
