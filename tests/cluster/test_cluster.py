@@ -32,7 +32,7 @@ def lasting(study: dict[str, Any]) -> dict[str, Any]:
     study["evaluation"]["classifiers"] = ["logreg"]
     study["methods"]["dpdm"]["params"]["dp"]["steps"] = 60
     study["methods"]["dpdm"]["overrides"][0]["params"]["dp"]["steps"] = 120
-    study["methods"]["dpsgd_logreg"]["params"]["dp"]["steps"] = 2000
+    study["methods"]["dpsgd_logreg"]["params"]["dp"]["steps"] = 1000
     return study
 
 
@@ -88,6 +88,9 @@ def strike(slurm, story: Story, run: str) -> None:
         log = directory / "train.log"
         slurm.wait_for(lambda: "saved" in log.read_text(), f"{run} to save and stop", 120)
         story.logs[run] = log.read_text()
+        # To its very end: else the node that dies next takes the rest of it along, and Slurm starts it again.
+        ended = ("CANCELLED", "FAILED")
+        slurm.wait_for(lambda: slurm.jobs()[job["JobId"]]["JobState"] in ended, f"the end of {run}'s job", 120)
 
 
 @pytest.fixture(scope="module")
