@@ -343,9 +343,8 @@ def _parser() -> argparse.ArgumentParser:
     train = add(verb_train, "data", "model", "ledger", "curve", spec=True)
     train.add_argument("--checkpoint", type=Path, help="file to continue from, and to save to now and then")
     train.add_argument("--checkpoint-interval", type=float, default=300.0, metavar="SECONDS")
-    train.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="GPUs of this machine to train on together"
-    )
+    processes_help = "GPUs of this machine to train on together; 0 or 1: one process"
+    train.add_argument("--processes", type=int, default=1, metavar="N", help=processes_help)
     audit = add(verb_audit)
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")

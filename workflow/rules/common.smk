@@ -29,9 +29,9 @@ ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
 FIGURES = f"{ROOT}/figures"
 BENCHMARKS = f"{ROOT}/benchmarks"
 PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands beside the Snakefile
-RUNS = STUDY.runs()
 STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
+RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
 
 
 wildcard_constraints:
@@ -42,6 +42,11 @@ wildcard_constraints:
     seed=r"\d+",
     comparison="|".join(schema.COMPARISONS),
     sampler="[a-z][a-z0-9_]*",
+
+
+def growing(amount):
+    """Memory or minutes of a job: more at each attempt, up to fourfold. How many attempts there are, a profile says."""
+    return lambda wildcards, attempt: amount * min(attempt, 4)
 
 
 def run_of(wildcards):

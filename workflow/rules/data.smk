@@ -10,7 +10,7 @@ rule prepare:
         folder=subpath(output.facts, parent=True),
     log: f"{DATA}/prepare.log"
     benchmark: f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
-    resources: mem_mb=5000, runtime=60  # 162,770 images of 64x64x3, and the archive they go into
+    resources: mem_mb=growing(5000), runtime=growing(60)  # 162,770 images of 64x64x3, and the archive they go into
     shell: "python -m dpdm prepare --spec {params.spec:q} --out {params.folder} > {log} 2>&1"
 
 
@@ -23,7 +23,7 @@ rule extractor:
     output: f"{DATA}/extractor.pt"
     log: f"{DATA}/extractor.log"
     benchmark: f"{BENCHMARKS}/extractor/{{dataset}}.tsv"
-    resources: mem_mb=2000, runtime=30
+    resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm extractor --train {input.train} --test {input.test} --out {output} --threads {threads}"
         " > {log} 2>&1"
@@ -35,7 +35,7 @@ rule validate:
     params: spec=STUDY_SPEC
     log: f"{ROOT}/validate.log"
     benchmark: f"{BENCHMARKS}/validate.tsv"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell: "python -m dpdm validate --spec {params.spec:q} --out {output} > {log} 2>&1"
 
 

@@ -12,7 +12,7 @@ rule collect:
     # Folders, not thousands of paths: a command line has an end. `collect` reads what belongs to the study.
     params: folders=[f"{ROOT}/{folder}" for folder in ("runs", "anchors", "audits")]
     log: f"{ROOT}/collect.log"
-    resources: mem_mb=2000, runtime=30
+    resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm collect {params.folders} --study {input.study} --metrics {output.metrics}"
         " --audits {output.audits} > {log} 2>&1"
@@ -32,7 +32,7 @@ rule tables:
         results=subpath(output.results, strip_suffix=".html"),
         audit=subpath(output.audit, strip_suffix=".html"),
     log: f"{ROOT}/tables/tables.log"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm tables --metrics {input.metrics} --audits {input.audits} --results {params.results}"
         " --audit {params.audit} > {log} 2>&1"
@@ -65,7 +65,7 @@ rule figure:
         train_curves=lambda _: rules.train.output.curve,
         samples=lambda w: [f"{r.method},{schema.epsilon_text(r.epsilon)},{r.seed}={p}" for r, p in shown_sets(w)],
     log: f"{FIGURES}/{{dataset}}.log"
-    resources: mem_mb=2000, runtime=30
+    resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --study {input.study}"
         " --metrics {input.metrics} --real {input.real} --train-curves {params.train_curves:q}"
@@ -83,7 +83,7 @@ rule comparison:
         svg=report(f"{FIGURES}/{{comparison}}.svg", caption="../report/comparison.rst", category="Results"),
     params: out=subpath(output.svg, strip_suffix=".svg")
     log: f"{FIGURES}/{{comparison}}.log"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm comparison --kind {wildcards.comparison} --study {input.study} --metrics {input.metrics}"
         " --out {params.out} > {log} 2>&1"
@@ -119,7 +119,7 @@ rule report:
         benchmarks=BENCHMARKS,
         command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
     log: f"{ROOT}/report.log"
-    resources: mem_mb=2000, runtime=10
+    resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
         " --benchmarks {params.benchmarks} --curves {params.curves} --training {params.training}"

@@ -7,7 +7,7 @@ rule sample:
     params: spec=lambda w: schema.spec_json(STUDY.sample(run_of(w), w.sampler))
     log: f"{SET}/sample.log"
     benchmark: f"{BENCHMARKS}/sample/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
-    resources: gpu=1, mem_mb=2000, runtime=120
+    resources: gpu=1, mem_mb=growing(2000), runtime=growing(120)
     shell:
         "python -m dpdm sample --spec {params.spec:q} --model {input.model} --dataset {input.dataset} --out {output}"
         " --threads {threads} > {log} 2>&1"
@@ -19,5 +19,5 @@ rule label_only:
     output: f"{ROOT}/anchors/{{dataset}}/label_only.npz"
     params: images=STUDY.evaluation.synthetic_images
     log: f"{ROOT}/anchors/{{dataset}}/label_only.log"
-    resources: mem_mb=1000, runtime=10
+    resources: mem_mb=growing(1000), runtime=growing(10)
     shell: "python -m dpdm label_only --dataset {input} --images {params.images} --out {output} > {log} 2>&1"

@@ -8,7 +8,7 @@ rule reference:
     params: spec=schema.spec_json(STUDY.evaluation.fid or schema.FidSpec())
     log: f"{DATA}/inception.log"
     benchmark: f"{BENCHMARKS}/reference/{{dataset}}.tsv"
-    resources: gpu=1, mem_mb=16000, runtime=240  # 162,770 x 2048 features, and copies of them in float64
+    resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # 162,770 x 2048 features, and float64 copies of them
     shell:
         "python -m dpdm reference --spec {params.spec:q} --train {input.train} --test {input.test} --out {output}"
         " --threads {threads} > {log} 2>&1"
@@ -29,7 +29,10 @@ rule score:
     params: spec=lambda w: schema.spec_json(STUDY.score(run_of(w).coordinates(w.sampler)))
     log: f"{SET}/score.log"
     benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
-    resources: gpu=1, mem_mb=16000 if STUDY.evaluation.fid else 2000, runtime=240 if STUDY.evaluation.fid else 120
+    resources:
+        gpu=1,
+        mem_mb=growing(16000 if STUDY.evaluation.fid else 2000),
+        runtime=growing(240 if STUDY.evaluation.fid else 120),
     shell:
         "python -m dpdm score --spec {params.spec:q} --synthetic {input.synthetic} --train {input.train}"
         " --test {input.test} --extractor {input.extractor} --fidelity {output.fidelity}"
@@ -66,7 +69,7 @@ rule score_classifier:
     params: spec=lambda w: schema.spec_json(STUDY.score_classifier(run_of(w)))
     log: f"{RUN}/score.log"
     benchmark: f"{BENCHMARKS}/score_classifier/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
-    resources: gpu=1, mem_mb=2000, runtime=30
+    resources: gpu=1, mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm score_classifier --spec {params.spec:q} --model {input.model} --test {input.test}"
         " --utility {output} --threads {threads} > {log} 2>&1"

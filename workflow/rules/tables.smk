@@ -19,7 +19,7 @@ for number in range(1, 7):
             number=number,
             out=subpath(output.html, strip_suffix=".html"),
         log: f"{ROOT}/tables/table_{number}.log"
-        resources: mem_mb=2000, runtime=10
+        resources: mem_mb=growing(2000), runtime=growing(10)
         shell:
             "python -m dpdm paper_table --table {params.number} --study {input.study} --metrics {input.metrics}"
             " --audits {input.audits} --published {input.published:q} --privacy-status {input.privacy_status:q}"

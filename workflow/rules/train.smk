@@ -13,12 +13,20 @@ rule train:
         checkpoint=lambda w: f"{RUN}/checkpoint.pt".format(**w),
     log: f"{RUN}/train.log"
     benchmark: f"{BENCHMARKS}/train/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
-    # The number of GPUs is a resource, not a parameter: changing it trains nothing again.
-    resources: gpu=lambda w: STUDY.methods[w.method].gpus_per_run, mem_mb=2000, runtime=240
+    # GPUs and seconds between two checkpoints are resources, not parameters: a profile may set them, and changing
+    # them trains nothing again. The time does not grow with the attempts: the next one goes on where this one was cut.
+    resources:
+        gpu=lambda w: STUDY.methods[w.method].gpus_per_run,
+        mem_mb=growing(2000),
+        runtime=240,
+        checkpoint_interval=300,
+    # exec: no shell stands between the scheduler and the training. One that died of the scheduler's SIGTERM would end
+    # the job, and the training with it, before its checkpoint is written.
     shell:
-        "python -m dpdm train --spec {params.spec:q} --data {input.data} --model {output.model}"
+        "exec python -m dpdm train --spec {params.spec:q} --data {input.data} --model {output.model}"
         " --ledger {output.ledger} --curve {output.curve} --checkpoint {params.checkpoint}"
-        " --threads {threads} --processes {resources.gpu} > {log} 2>&1"
+        " --checkpoint-interval {resources.checkpoint_interval} --threads {threads} --processes {resources.gpu}"
+        " > {log} 2>&1"
 
 
 rule audit:
@@ -29,7 +37,7 @@ rule audit:
         spending=f"{ROOT}/audits/{{dataset}}/{{method}}.spending.jsonl",
     log: f"{ROOT}/audits/{{dataset}}/{{method}}.log"
     benchmark: f"{BENCHMARKS}/audit/{{dataset}}-{{method}}.tsv"
-    resources: mem_mb=2000, runtime=30
+    resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm audit {input} --out {output.audit} --spending {output.spending} --threads {threads} > {log} 2>&1"
 
