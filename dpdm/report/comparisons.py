@@ -53,9 +53,10 @@ def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
     for dataset, chosen in metrics.groupby("dataset", sort=False):
         columns = score_columns(chosen)
         found = [c for c in columns if c.metric.startswith("acc_")]
-        found.sort(key=lambda c: c.metric == "acc_cnn")
-        distances |= {dataset: c for c in columns[:1] if c not in found}
-        accuracies |= {dataset: c for c in found[-1:]}
+        if columns and columns[0] not in found:
+            distances[dataset] = columns[0]
+        if found:
+            accuracies[dataset] = next((c for c in found if c.metric == "acc_cnn"), found[-1])
     return [by_dataset for by_dataset in (distances, accuracies) if by_dataset]
 
 
