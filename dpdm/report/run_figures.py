@@ -22,6 +22,7 @@ from dpdm.report.tables import epsilon_label
 
 COLUMNS = 3  # panels side by side
 POINTS = 100  # of a training curve: the mean of each of as many blocks of steps
+MAX_SEEDS = 5  # more lines of one kind cannot be told apart: their range is shaded
 DASHES = ("-", "--", ":", "-.")  # tell the lines apart in grey print
 
 
@@ -72,8 +73,9 @@ def _block_means(values: Sequence[float]) -> np.ndarray:
 def training_curves(dataset: str, curves: Sequence[Curve]) -> Figure:
     """One figure of a dataset: per method and released quantity a panel, per epsilon a line, over the steps.
 
-    Seeds are thin lines, their mean is a thick one. A method that logs nothing (a one-shot release) has no panel. Runs
-    whose file is missing are named below; a mean is drawn where all seeds that are there have the same steps.
+    Seeds are thin lines (more than MAX_SEEDS a shaded range), their mean is a thick one, drawn where all seeds that are
+    there have the same steps. A method that logs nothing (a one-shot release) has no panel. Runs whose file is missing
+    are named below.
 
     Raises:
         UserError: a file is not a training curve.
@@ -106,11 +108,17 @@ def training_curves(dataset: str, curves: Sequence[Curve]) -> Figure:
             for epsilon in sorted(lines):
                 seeds, look = lines[epsilon], looks[epsilon]
                 alike = len({steps.tobytes() for steps, _ in seeds}) == 1
-                thin = {"lw": 0.6, "alpha": 0.5} if alike and len(seeds) > 1 else {"lw": 1.4}
-                for steps, values in seeds:
-                    panel.plot(steps, values, **look | thin)
-                if alike and len(seeds) > 1:
-                    panel.plot(seeds[0][0], np.mean([values for _, values in seeds], 0), lw=1.6, **look)
+                together = np.array([values for _, values in seeds]) if alike and len(seeds) > 1 else None
+                if together is not None and len(seeds) > MAX_SEEDS:
+                    panel.fill_between(
+                        seeds[0][0], together.min(0), together.max(0), color=look["color"], alpha=0.2, lw=0
+                    )
+                else:
+                    thin = {"lw": 1.4} if together is None else {"lw": 0.6, "alpha": 0.5}
+                    for steps, values in seeds:
+                        panel.plot(steps, values, **look | thin)
+                if together is not None:
+                    panel.plot(seeds[0][0], together.mean(0), lw=1.6, **look)
             values = np.concatenate([v for seeds in lines.values() for _, v in seeds])
             if values.min() > 0 and values.max() > LOG_RATIO * values.min():
                 panel.set_yscale("log")

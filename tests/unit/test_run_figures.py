@@ -68,6 +68,18 @@ def test_long_curves_are_means_of_blocks(curve):
     assert len(read_curve(curve("gan", 1.0, 1, [1.0] * 99).path)["released_grad_norm"][0]) == 99
 
 
+def test_the_range_of_many_seeds_is_shaded(curve):
+    five, six = (
+        training_curves("d", [curve(f"gan{n}", 1.0, s, [1.0 + s, 9.0]) for s in range(n)]).axes[0] for n in (5, 6)
+    )
+    assert (len(five.lines), len(five.collections)) == (6, 0)
+    ((mean_steps, mean, _),) = lines_of(six)
+    assert (mean_steps, mean) == ([0, 1], [3.5, 9.0])
+    corners = six.collections[0].get_paths()[0].vertices.tolist()
+    assert [0.0, 1.0] in corners
+    assert [0.0, 6.0] in corners
+
+
 def test_seeds_of_unlike_lengths_have_no_mean(curve):
     figure = training_curves("digits", [curve("gan", 1.0, 0, [1.0, 2.0]), curve("gan", 1.0, 1, [3.0])])
     assert [y for _, y, _ in lines_of(figure.axes[0])] == [[1, 2], [3]]
