@@ -456,6 +456,7 @@ def test_a_good_cifar10_archive(order):
         (cifar_archive({"data_batch_3.bin": cifar_record(1)[:-1]}), "holds no data_batch_3.bin of whole 3073-byte"),
         (cifar_archive({"test_batch.bin": b"\x0a" + cifar_record(1)[1:]}), "labels must lie in 0..9"),
     ],
+    ids=["empty", "not gzip", "no tar", "cut short", "damaged", "file missing", "file empty", "record cut", "label"],
 )
 def test_a_bad_cifar10_archive_is_named(content, part):
     with pytest.raises(UserError, match=r"^folder/archive\.tar\.gz") as error:
