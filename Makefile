@@ -17,9 +17,10 @@ rivals: report
 	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
 	@echo "open results/rivals/report.html"
 
-# One process per core; a file's tests stay together, since they share what its fixtures made.
+# One process per core. The tests of a file stay together, since they share what its fixtures made; in the order of the
+# names, so that those of the cluster, which mostly wait, come first.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q --numprocesses $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -q --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
