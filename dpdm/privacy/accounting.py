@@ -1,5 +1,9 @@
 """Accounting: epsilon of a list of events, and the noise that meets a budget. Both accountants are Opacus', but for
-the privacy loss of drawing one of many shards."""
+the privacy loss of drawing one of many shards.
+
+Opacus is imported where it is used, in all of `dpdm.privacy`: it takes longer than torch, and the jobs that sample and
+score import this package for the methods' sake and account for nothing.
+"""
 
 import functools
 import math
@@ -9,16 +13,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
-from opacus.accountants.analysis import rdp
-from opacus.accountants.analysis.prv import (
-    DiscretePRV,
-    Domain,
-    PoissonSubsampledGaussianPRV,
-    TruncatedPrivacyRandomVariable,
-    compose_heterogeneous,
-    discretize,
-)
 from scipy import special
 
 from dpdm.errors import UserError
@@ -26,8 +20,6 @@ from dpdm.privacy.ledger import Event
 
 Accountant = Literal["rdp", "prv"]
 
-# Opacus' orders end at 63, too low for small epsilon, where the optimal order is near log(1/delta)/epsilon.
-RDP_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *(64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)]
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
 
 
@@ -124,12 +116,12 @@ def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> li
         return []
     counts = [0 if event.mechanism == "gaussian" else event.steps for event in happened]
     marks = np.unique(np.linspace(0, sum(counts), points + 1).round().astype(int)).tolist()
-    out, done, total = [(0, 0.0)], 0, np.zeros(len(RDP_ORDERS))
+    out, done, total = [(0, 0.0)], 0, np.zeros(len(_orders()))
     with warnings.catch_warnings(), np.errstate(divide="ignore"):
         warnings.simplefilter("ignore")  # as in epsilon_spent
         for event, count in zip(happened, counts, strict=True):
-            categorical = event.mechanism == "categorical_subsampled_gaussian"
-            one = _rdp_of_step(event.noise_multiplier, event.sample_rate, categorical)
+            part = _part(event)
+            one = _rdp_of_step(part.noise_multiplier, part.sample_rate, part.categorical)
             for mark in [m for m in marks if done < m < done + count]:
                 out.append((mark, _epsilon_of_rdp(total + (mark - done) * one, delta)))
             total, done = total + event.steps * one, done + count
@@ -137,7 +129,7 @@ def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> li
     return out
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """`steps` equal compositions."""
 
     noise_multiplier: float
@@ -146,7 +138,12 @@ class _Part(NamedTuple):
     categorical: bool = False
 
 
-def _history(events: Iterable[Event]) -> list[_Part]:
+def _part(event: Event) -> Part:
+    categorical = event.mechanism == "categorical_subsampled_gaussian"
+    return Part(event.noise_multiplier, event.sample_rate, event.steps, categorical)
+
+
+def _history(events: Iterable[Event]) -> list[Part]:
     """The events to compose, all full-batch Gaussians folded into one.
 
     Gaussians with multipliers z_i compose exactly to one with 1/z^2 = sum_i 1/z_i^2 (Dong et al. 2022),
@@ -159,39 +156,53 @@ def _history(events: Iterable[Event]) -> list[_Part]:
         if event.sample_rate == 1 and event.noise_multiplier > 0:
             precision += event.steps / event.noise_multiplier**2
         else:
-            categorical = event.mechanism == "categorical_subsampled_gaussian"
-            history.append(_Part(event.noise_multiplier, event.sample_rate, event.steps, categorical))
+            history.append(_part(event))
     if precision > 0:
-        history.append(_Part(precision**-0.5, 1.0, 1))
+        history.append(Part(precision**-0.5, 1.0, 1))
     return history
 
 
-def _epsilon_rdp(history: list[_Part], delta: float) -> float:
-    total = np.zeros(len(RDP_ORDERS))
+def epsilon_rdp(history: list[Part], delta: float) -> float:
+    """Epsilon of a history under the RDP accountant, at its best order."""
+    total = np.zeros(len(_orders()))
     for z, q, steps, categorical in history:
         total += steps * _rdp_of_step(z, q, categorical)
     return _epsilon_of_rdp(total, delta)
 
 
+@functools.cache
+def _orders() -> list[float]:
+    """Opacus' end at 63, too low for small epsilon, where the optimal order is near log(1/delta)/epsilon."""
+    from opacus.accountants import RDPAccountant
+
+    return [*RDPAccountant.DEFAULT_ALPHAS, *(64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)]
+
+
 @functools.lru_cache(maxsize=1024)  # an audit meets the same mechanism at every seed, and twice in one run
 def _rdp_of_step(noise_multiplier: float, sample_rate: float, categorical: bool) -> np.ndarray:
-    """Renyi divergence of one step at each of RDP_ORDERS."""
+    """Renyi divergence of one step at each of the orders."""
+    from opacus.accountants.analysis import rdp
+
     if categorical:
-        one = categorical_rdp(sample_rate, noise_multiplier, RDP_ORDERS)
+        one = categorical_rdp(sample_rate, noise_multiplier, _orders())
     else:
-        one = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=RDP_ORDERS)
+        one = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=_orders())
     one.flags.writeable = False  # shared by all callers
     return one
 
 
 def _epsilon_of_rdp(total: np.ndarray, delta: float) -> float:
-    return float(rdp.get_privacy_spent(orders=RDP_ORDERS, rdp=total, delta=delta)[0])
+    from opacus.accountants.analysis import rdp
+
+    return float(rdp.get_privacy_spent(orders=_orders(), rdp=total, delta=delta)[0])
 
 
-def _epsilon_prv(history: list[_Part], delta: float) -> float:
+def _epsilon_prv(history: list[Part], delta: float) -> float:
+    from dpdm.privacy.prv import Prv
+
     # An error of half a per cent of epsilon: Opacus' absolute 0.01 would waste 5 % at epsilon = 0.2.
-    eps_error = min(0.01, max(5e-4, 0.005 * _epsilon_rdp(history, delta)))
-    accountant = _Prv()
+    eps_error = min(0.01, max(5e-4, 0.005 * epsilon_rdp(history, delta)))
+    accountant = Prv()
     accountant.history = history
     return float(accountant.get_epsilon(delta, eps_error=eps_error))
 
@@ -261,41 +272,7 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(400)
 
 
-class _CategoricalPrv(PoissonSubsampledGaussianPRV):
-    """The privacy loss of P* above, for Opacus' PRV accountant."""
-
-    def cdf(self, t: np.ndarray) -> np.ndarray:
-        t = np.asarray(t, float)
-        q, z = self.sample_rate, self.noise_multiplier
-        x = z * z * np.log1p(np.expm1(np.abs(t)) / q) + 0.5  # where L = |t|
-        return np.where(t < 0, special.ndtr(-x / z), 1 - (1 - q) * special.ndtr(-x / z) - q * special.ndtr((1 - x) / z))
-
-
-class _Prv(PRVAccountant):
-    """Opacus' accountant, for categorical sampling as well."""
-
-    def _get_domain(self, prvs: list, num_self_compositions: list[int], eps_error: float, delta_error: float) -> Domain:
-        """As Opacus', whose bound of the tails (Gopi et al. 2021, remark 5.6) knows Poisson sampling alone."""
-        domain = super()._get_domain(prvs, num_self_compositions, eps_error, delta_error)
-        each = delta_error / (8 * sum(num_self_compositions))
-        tails = [_epsilon_rdp([part._replace(steps=1)], each) for part in self.history]
-        largest = max(_epsilon_rdp(self.history, delta_error / 4), *tails, eps_error) + 3
-        return domain if largest <= domain.t_max else Domain.create_aligned(-largest, largest, domain.dt)
-
-    def _get_dprv(self, eps_error: float, delta_error: float) -> DiscretePRV:
-        counts = [part.steps for part in self.history]
-        prvs = [
-            (_CategoricalPrv if part.categorical else PoissonSubsampledGaussianPRV)(
-                part.sample_rate, part.noise_multiplier
-            )
-            for part in self.history
-        ]
-        domain = self._get_domain(prvs, counts, eps_error, delta_error)
-        truncated = [TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max) for prv in prvs]
-        return compose_heterogeneous([discretize(prv, domain) for prv in truncated], counts)
-
-
-_ACCOUNTANTS = {"rdp": _epsilon_rdp, "prv": _epsilon_prv}
+_ACCOUNTANTS = {"rdp": epsilon_rdp, "prv": _epsilon_prv}
 
 
 def calibrate(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> float:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from opacus.optimizers import DPOptimizer
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -112,6 +111,8 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         keep: Sequence[Stateful],
         processes: Processes,
     ):
+        from opacus.optimizers import DPOptimizer  # late: see accounting
+
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if owned != {id(p) for p in module.parameters() if p.requires_grad}:
             raise UserError(f"{name}: the optimizer must hold exactly the module's trainable parameters")

@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from opacus import GradSampleModule
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -68,6 +66,8 @@ class PerExampleGradients:
         else:
             # Opacus 1.6 silently computes wrong gradients where a convolution's input is not contiguous.
             self._contiguous = [layer.register_forward_pre_hook(_contiguous_inputs) for layer in layers.values()]
+            from opacus import GradSampleModule  # late: see accounting
+
             try:
                 self.module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
             except NotImplementedError as error:
@@ -176,6 +176,8 @@ class _Functional(nn.Module):
 
 
 def _refuse_mixing_layers(module: nn.Module) -> None:
+    from opacus.validators import ModuleValidator  # late: see accounting
+
     for name, layer in module.named_modules():
         errors = [] if any(layer.children()) else ModuleValidator.validate(layer, strict=False)
         if errors:
