@@ -248,7 +248,7 @@ def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, 
 
 
 def test_methods_load_without_opacus(run_python):
-    """It takes longer than torch, and of 160 jobs of the default report two in three have no use for it."""
+    """It takes longer than torch, and a third of the default report's jobs have no use for it."""
     modules = "dpdm.method, dpdm.diffusion.method, baselines.dpgan_r, baselines.dp_sinkhorn, baselines.dp_merf"
     done = run_python("-c", f"import sys, {modules}; print('opacus' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
