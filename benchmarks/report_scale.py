@@ -1,4 +1,4 @@
-"""How long tables, figures and report take for a study of thousands of runs, and the dry run of config/paper.yaml.
+"""How long tables, figures and report take for a study of thousands of runs.
 
 python benchmarks/report_scale.py [--datasets 5] [--methods 10] [--epsilons 10] [--seeds 10] [--steps 1000]
 
@@ -6,7 +6,6 @@ Result files of a study that never ran are made in a temporary folder; their num
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import subprocess
@@ -16,7 +15,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from dpdm import artifacts
 from dpdm.config import Coordinates, Study, epsilon_text, parse_study
@@ -164,14 +162,6 @@ def main() -> None:
         )  # fmt: skip
         print(f"all but the figures of the other datasets: {total + each:.1f} s")
         print(f"report.html: {Path('report.html').stat().st_size / 2**20:.1f} MiB")
-        paper = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()) | {"seeds": list(range(10))}
-        artifacts.write_text("dry/paper.json", json.dumps(paper))  # JSON is YAML
-        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", "."]
-        measure(
-            f"dry run, {len(parse_study(paper, 'paper').runs()):,} runs",
-            [*snakemake, "-n", "--quiet", "all", "--configfile", "paper.json"],
-            env=environment, cwd="dry",
-        )  # fmt: skip
         os.chdir(ROOT)
 
 

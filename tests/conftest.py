@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from dpdm.data import ImageSet, load_dataset
 from dpdm.evaluation.fidelity import import_torch_fidelity
 
 ROOT = Path(__file__).parents[1]
+CODE = ("Snakefile", "workflow", "profiles", "config", "dpdm", "baselines", "results/published")
 THREAD_VARIABLES = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")]
 
 TINY_STUDY = {
@@ -48,6 +50,16 @@ def pytest_configure(config: pytest.Config) -> None:
     threadpool_limits(1)
     for variable in THREAD_VARIABLES:  # for the processes that tests start
         os.environ[variable] = "1"
+
+
+@pytest.fixture(scope="session")
+def code_copy(tmp_path_factory) -> Path:
+    """A copy of the code under test: a file saved while workflows run must not part their results in two."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in CODE:
+        copy_one = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy_one(ROOT / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")

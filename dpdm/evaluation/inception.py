@@ -32,6 +32,7 @@ from dpdm.evaluation.fidelity import (
     KID_SUBSET_SIZE,
     KID_SUBSETS,
     NEIGHBOURS,
+    Images,
     check_count,
     import_torch_fidelity,
     known_options,
@@ -142,17 +143,11 @@ class Inception:
         return found
 
 
-class _Rgb(torch.utils.data.Dataset):
-    """An image set as torch-fidelity's Inception reads it: uint8 RGB without labels."""
-
-    def __init__(self, images: ImageSet):
-        self.images = torch.from_numpy(images.images)
-
-    def __len__(self) -> int:
-        return len(self.images)
+class _Rgb(Images):
+    """The images as torch-fidelity's Inception reads them: RGB."""
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index].expand(3, -1, -1)  # grey becomes three equal channels, RGB stays
+        return super().__getitem__(index).expand(3, -1, -1)  # grey becomes three equal channels, RGB stays
 
 
 def load_inception(weights: Path) -> Inception:

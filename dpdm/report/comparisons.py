@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dpdm.config import ANCHORS, DIRECT, Study, Sweep, epsilon_text
-from dpdm.report.figures import LOG_RATIO, STYLE, score_columns, series_look, series_of
+from dpdm.report.figures import DASHES, LOG_RATIO, STYLE, score_columns, series_look, series_of
 from dpdm.report.tables import (
     NO_SUMMARY,
     MetricColumn,
@@ -23,7 +23,6 @@ from dpdm.report.tables import (
 
 RESAMPLES = 2000
 COVERAGE = 0.95
-DASHES = ("-", "--", ":", "-.")
 ENOUGH_SEEDS = 6  # from here on the range of the seeds holds their median with a probability above COVERAGE
 
 

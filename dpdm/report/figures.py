@@ -31,6 +31,7 @@ from dpdm.report.tables import (
 # Okabe and Ito's palette, which colour-blind readers tell apart; its yellow is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")  # tell lines without markers apart in grey print
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
@@ -183,7 +184,9 @@ def _draw_panel(
             panel.set_yscale("log", nonpositive="clip")
             below = [name for name, mean in anchors.items() if mean not in reach]
             for name in below:  # real against itself is almost 0, which no logarithmic axis can show
-                note = f"{ANCHOR_LABELS[name]}: {anchors.pop(name):.2g}, below the axis"
+                value = anchors.pop(name)
+                value = 0 if abs(value) < 1e-6 else value  # as exact as a distance of equal sets is (see fidelity)
+                note = f"{ANCHOR_LABELS[name]}: {value:.2g}, below the axis"
                 panel.text(0.98, 0.02, note, transform=panel.transAxes, ha="right", va="bottom", color=ANCHOR_COLOUR,
                            fontsize=7.5)  # fmt: skip
             # a deviation as large as its mean would stretch the axis by decades

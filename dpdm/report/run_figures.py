@@ -17,13 +17,12 @@ from matplotlib.ticker import MaxNLocator
 from dpdm import artifacts
 from dpdm.config import Coordinates, Strict, epsilon_text, parse_params
 from dpdm.errors import UserError
-from dpdm.report.figures import LOG_RATIO, PALETTE, STYLE, series_look
+from dpdm.report.figures import DASHES, LOG_RATIO, PALETTE, STYLE, series_look
 from dpdm.report.tables import epsilon_label
 
 COLUMNS = 3  # panels side by side
 POINTS = 100  # of a training curve: the mean of each of as many blocks of steps
 MAX_SEEDS = 5  # more lines of one kind cannot be told apart: their range is shaded
-DASHES = ("-", "--", ":", "-.")  # tell the lines apart in grey print
 
 
 class Curve(NamedTuple):

@@ -216,13 +216,9 @@ def running_slurm(checkout: Path) -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory) -> Path:
-    """A copy of the code under test: a file saved or committed while it runs must not part the results in two."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("workflow", "profiles", "config", "dpdm", "baselines", "results/published"):
-        shutil.copytree(REPOSITORY / name, folder / name)
-    shutil.copy2(REPOSITORY / "Snakefile", folder)
-    return folder
+def checkout(code_copy) -> Path:
+    """The code under test."""
+    return code_copy
 
 
 @pytest.fixture(scope="session")

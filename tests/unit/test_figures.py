@@ -51,11 +51,14 @@ def test_the_distance_is_the_fid_to_the_training_images_where_there_is_one():
     assert figure.axes[0].containers[0].lines[0].get_ydata().tolist() == [100.0, 80.0, 60.0]
 
 
-def test_wide_distances_get_a_log_axis_and_a_note_for_real():
-    figure = epsilon_curves(make_metrics(fd=(900.0, 90.0, 9.0)), "digits")
+@pytest.mark.parametrize(("real", "note"), [(-2.8e-13, "0"), (1e-9, "0"), (0.0123, "0.012")])
+def test_wide_distances_get_a_log_axis_and_a_note_for_real(real, note):
+    metrics = make_metrics(fd=(900.0, 90.0, 9.0))
+    metrics.loc[(metrics["method"] == "real") & (metrics["metric"] == "fd_digits"), "value"] = real
+    figure = epsilon_curves(metrics, "digits")
     fd, cnn = figure.axes[:2]
     assert (fd.get_yscale(), cnn.get_yscale()) == ("log", "linear")
-    assert any("real (ceiling): 1e-09" in text.get_text() for text in fd.texts)
+    assert any(f"real (ceiling): {note}, below the axis" == text.get_text() for text in fd.texts)
 
 
 def test_methods_differ_in_colour_and_marker():

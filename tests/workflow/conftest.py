@@ -24,7 +24,6 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-CODE = ("Snakefile", "workflow", "profiles", "config", "dpdm", "baselines", "results/published")
 
 
 @dataclass(frozen=True)
@@ -102,16 +101,9 @@ def sources(checkout: Path) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def snapshot(tmp_path_factory) -> tuple[Path, set[str]]:
+def snapshot(code_copy) -> tuple[Path, set[str]]:
     """A copy of the code, and the files it has before any workflow ran."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in CODE:
-        source = REPOSITORY / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        else:
-            shutil.copy2(source, folder / name)
-    return folder, sources(folder)
+    return code_copy, sources(code_copy)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands bes
 STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
+COMPARISONS = STUDY.comparisons()  # likewise
 
 
 wildcard_constraints:
@@ -67,7 +68,7 @@ def method_paths(pattern, dataset=None):
 
 def report_figures(name):
     """DATASET=PATH of one figure of every dataset."""
-    return [f"{d}={ROOT}/figures/{d}_{name}" for d in STUDY.datasets]
+    return [f"{d}={FIGURES}/{d}_{name}" for d in STUDY.datasets]
 
 
 def set_paths(pattern, runs):

@@ -92,7 +92,7 @@ rule comparison:
 rule figures:
     input:
         expand(rules.figure.output, dataset=STUDY.datasets),
-        expand(rules.comparison.output, comparison=STUDY.comparisons()),
+        expand(rules.comparison.output, comparison=COMPARISONS),
     localrule: True
 
 
@@ -111,7 +111,7 @@ rule report:
         training=report_figures("training.svg"),
         spent=report_figures("spent.svg"),
         grids=report_figures("samples.png"),
-        comparisons=[f"{name}={FIGURES}/{name}.svg" for name in STUDY.comparisons()],
+        comparisons=[f"{name}={FIGURES}/{name}.svg" for name in COMPARISONS],
         # Patterns, filled in for every run.
         runs=lambda _: RUN,
         anchors=lambda _: f"{ANCHOR}/seed{{seed}}",
