@@ -60,7 +60,7 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
 
 
 def _made(build: Callable[[], nn.Module]) -> nn.Module:
-    """The untrained network, its convolutions in the order that CPUs compute a fifth to a third faster."""
+    """The untrained network, its weights in the memory order in which CPUs compute convolutions fastest."""
     return build().to(memory_format=torch.channels_last)
 
 

@@ -216,15 +216,9 @@ def running_slurm(checkout: Path) -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def checkout(code_copy) -> Path:
-    """The code under test."""
-    return code_copy
-
-
-@pytest.fixture(scope="session")
-def slurm(checkout) -> Iterator[Slurm]:
+def slurm(code_copy) -> Iterator[Slurm]:
     """The cluster; only what is started with its `environment` sees it."""
     if reason := missing():
         pytest.skip(reason)
-    with running_slurm(checkout) as cluster:
+    with running_slurm(code_copy) as cluster:
         yield cluster

@@ -36,9 +36,9 @@ def lasting(study: dict[str, Any]) -> dict[str, Any]:
     return study
 
 
-def own_profile(folder: Path, checkout: Path) -> Path:
+def own_profile(folder: Path, code_copy: Path) -> Path:
     """A copy of profiles/slurm with this site's facts, as docs/cluster.md tells its reader to make one."""
-    profile = yaml.safe_load((checkout / "profiles" / "slurm" / "config.yaml").read_text())
+    profile = yaml.safe_load((code_copy / "profiles" / "slurm" / "config.yaml").read_text())
     profile |= {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1}
     profile["set-resources"]["train"]["checkpoint_interval"] = 0  # after every step
     profile["set-resources"]["score_classifier"] = {"gpu": 0}  # as every rule on a site without GPUs
@@ -94,26 +94,26 @@ def strike(slurm, story: Story, run: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def story(slurm, checkout, tmp_path_factory) -> Story:
+def story(slurm, code_copy, tmp_path_factory) -> Story:
     story = Story(tmp_path_factory.mktemp("local"), tmp_path_factory.mktemp("cluster"))
-    study = yaml.safe_dump(lasting(yaml.safe_load((checkout / "config" / "tiny.yaml").read_text())), sort_keys=False)
+    study = yaml.safe_dump(lasting(yaml.safe_load((code_copy / "config" / "tiny.yaml").read_text())), sort_keys=False)
     with ExitStack() as stack:
 
         def start(folder: Path, *arguments: str) -> subprocess.Popen:
             (folder / "study.yaml").write_text(study)
             out = stack.enter_context((folder / "terminal.txt").open("w"))
             command = snakemake(folder, *arguments)
-            process = subprocess.Popen(command, cwd=checkout, env=slurm.environment, stdout=out, stderr=out)
+            process = subprocess.Popen(command, cwd=code_copy, env=slurm.environment, stdout=out, stderr=out)
             stack.callback(process.kill)
             return process
 
-        processes = [start(story.cluster, "--profile", str(own_profile(story.cluster, checkout)))]
+        processes = [start(story.cluster, "--profile", str(own_profile(story.cluster, code_copy)))]
         processes.append(start(story.local, "--cores", "1"))
         for run in (CANCELLED, WARNED, BEREFT):
             slurm.wait_for((story.cluster / FOLDERS[run] / "checkpoint.pt").exists, f"a checkpoint of {run}", 600)
             strike(slurm, story, run)
         story.second = subprocess.run(
-            snakemake(story.cluster, "--cores", "1"), cwd=checkout, env=slurm.environment, capture_output=True,
+            snakemake(story.cluster, "--cores", "1"), cwd=code_copy, env=slurm.environment, capture_output=True,
             text=True, timeout=300, check=False,
         ).stderr  # fmt: skip
         job = story.struck[BEREFT]["JobId"]
@@ -152,8 +152,8 @@ def test_a_cancelled_job_saves_before_it_ends_and_snakemake_submits_it_again(sto
     assert story.jobs_of(CANCELLED) > 1
 
 
-def test_a_job_that_is_warned_of_its_time_limit_saves_before_it_ends_and_snakemake_submits_it_again(story, checkout):
-    assert "--signal=TERM@180" in (checkout / "profiles" / "slurm" / "config.yaml").read_text()
+def test_a_job_that_is_warned_of_its_time_limit_saves_before_it_ends_and_snakemake_submits_it_again(story, code_copy):
+    assert "--signal=TERM@180" in (code_copy / "profiles" / "slurm" / "config.yaml").read_text()
     assert "stopped by SIGTERM" in story.logs[WARNED]
     assert story.jobs[story.struck[WARNED]["JobId"]]["JobState"] == "FAILED"
     assert story.jobs_of(WARNED) > 1
@@ -190,7 +190,7 @@ def test_a_second_snakemake_in_the_same_folder_is_refused(story):
     assert "Directory cannot be locked" in story.second
 
 
-def test_another_scheduler_through_profiles_generic(slurm, story, checkout, tmp_path):
+def test_another_scheduler_through_profiles_generic(slurm, story, code_copy, tmp_path):
     """Slurm's plain commands stand for it. The job is killed without a warning, and goes on from its checkpoint."""
     status = tmp_path / "status.sh"
     status.write_text("""#!/bin/sh
@@ -201,7 +201,7 @@ case $(squeue --noheader --states=all --format=%T --jobs="$1") in
 esac
 """)
     status.chmod(0o755)
-    profile = yaml.safe_load((checkout / "profiles" / "generic" / "config.yaml").read_text())
+    profile = yaml.safe_load((code_copy / "profiles" / "generic" / "config.yaml").read_text())
     profile |= {
         "cluster-generic-submit-cmd": "sbatch --parsable --comment={rule} --cpus-per-task={threads}"
         " --mem={resources.mem_mb} --time={resources.runtime} --gpus={resources.gpu} --output=jobs.log",
@@ -214,7 +214,7 @@ esac
     directory = tmp_path / FOLDERS[CANCELLED]
     command = snakemake(tmp_path, "--profile", str(tmp_path), "--", f"{FOLDERS[CANCELLED]}/model.pt")
     with (tmp_path / "terminal.txt").open("w") as out:
-        process = subprocess.Popen(command, cwd=checkout, env=slurm.environment, stdout=out, stderr=out)
+        process = subprocess.Popen(command, cwd=code_copy, env=slurm.environment, stdout=out, stderr=out)
     try:
         slurm.wait_for((directory / "checkpoint.pt").exists, "a checkpoint", 600)
         (job,) = [job for job in slurm.jobs().values() if job["Comment"] == "train"]
