@@ -17,8 +17,8 @@ rivals: report
 	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
 	@echo "open results/rivals/report.html"
 
-# One process per core. The tests of a file stay together, since they share what its fixtures made; in the order of the
-# names, so that those of the cluster, which mostly wait, come first.
+# One process per core. The tests of a file stay together, since they share what its fixtures made, and keep the order of
+# tests/conftest.py.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 

@@ -52,6 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[variable] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The two longest files come first, so that the processes of a parallel run end together."""
+    items.sort(key=lambda item: item.path.stem not in ("test_cluster", "test_workflow"))
+
+
 @pytest.fixture(scope="session")
 def code_copy(tmp_path_factory) -> Path:
     """A copy of the code under test: a file saved while workflows run must not part their results in two."""

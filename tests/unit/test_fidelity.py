@@ -92,6 +92,17 @@ def test_the_batch_size_does_not_matter(digits, weights, monkeypatch):
     assert measured(digits["test"], {"train": digits["train"]}, weights) == pytest.approx(plain, rel=1e-5, abs=1e-6)
 
 
+def test_precision_and_recall_of_many_images_look_at_evenly_spaced_ones(digits, weights, monkeypatch):
+    synthetic, real = noisy(digits["train"].images[:700], 40), digits["train"]
+    whole = measured(synthetic, {"train": real}, weights)
+    few = with_images(synthetic.images[::2]), ImageSet(real.images[::4], real.labels[::4], 10)
+    spaced = measured(few[0], {"train": few[1]}, weights)
+    monkeypatch.setattr(fidelity, "PRC_IMAGES", 400)
+    expected = whole | {key: value for key, value in spaced.items() if key[1] in ("precision", "recall")}
+    assert measured(synthetic, {"train": real}, weights) == pytest.approx(expected, rel=1e-9)
+    assert expected != whole
+
+
 def test_equal_seeds_give_equal_numbers_and_the_seed_moves_kid_only(digits, weights):
     train = {"train": digits["train"]}
     first, again, other = (measured(digits["test"], train, weights, seed) for seed in (0, 0, 1))

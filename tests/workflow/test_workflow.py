@@ -9,9 +9,12 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
 
 REPORTING = {
     "collect all scores and audits", "tables", "figures for digits", "figure of the whole study: ranks", "report"
@@ -522,3 +525,28 @@ def test_a_method_that_cannot_be_imported_fails_before_any_training(folder, tiny
     assert "Traceback" not in outcome.text
     assert not outcome.jobs
     assert not folder.made()
+
+
+# --- docs/adding_a_method.md, as its reader follows it -----------------------------------------------------------
+
+
+def test_the_file_and_entry_of_adding_a_method_give_a_row(again, tiny, edit):
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_method.md").read_text()
+    name, code = re.search(r"```python\n# (my_methods/\w+\.py)\n(.*?)```", page, re.S).groups()
+    entry = yaml.safe_load(re.search(r"```yaml\n(methods:.*?)```", page, re.S)[1])["methods"]
+    (method,) = entry
+    module = again.path / name
+    module.parent.mkdir()
+    module.write_text(code)
+    study = edit(tiny)
+    study["methods"] |= entry
+    again.write(study)
+    outcome = replace(again, python_path=(again.path,)).snakemake()
+    assert outcome.code == 0, outcome.text
+    assert outcome.counts["train"] == len(tiny["epsilons"])  # the new method alone
+    rows = pd.read_csv(again.path / "results" / "tiny" / "tables" / "results.csv")
+    row = rows[(rows["method"] == method) & (rows["epsilon"].astype(str).str.startswith("10"))].iloc[0]
+    assert row["acc_logreg_test_mean"] > 20  # ten classes: it learnt something
+    audits = pd.read_csv(again.path / "results" / "tiny" / "audits.csv")
+    assert audits.loc[audits["method"] == method, "passed"].all()
+    assert method in (again.path / "results" / "tiny" / "report.html").read_text()
