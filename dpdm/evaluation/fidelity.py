@@ -9,10 +9,10 @@ another extractor, or of Inception ("fid"), live on another scale. X is one of t
     precision_X  share of synthetic images within the reach of a real one (3 nearest neighbours); 1 is best.
                  A real outlier reaches far and may admit nonsense: read it beside fd and recall.
     recall_X     share of real images within the reach of a synthetic one; 1 is best, about 0 is mode collapse.
-                 Both look at PRC_IMAGES of either side at most, evenly spaced: their cost grows with the square.
+                 Both look at PRC_IMAGES of either side at most, drawn at random: their cost grows with the square.
 
-The order of images does not matter to fd, and to precision and recall where none is left out (relative 1e-9); kid draws
-its subsets by position.
+The order of images matters neither to fd nor, where none is left out, to precision and recall (relative 1e-9); kid
+draws its subsets by position.
 """
 
 import math
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from dpdm.data import ImageSet
@@ -126,9 +127,17 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thinned(images: ImageSet) -> ImageSet:
-    """Every k-th image, with the smallest k that leaves PRC_IMAGES or fewer; the set itself if k is 1."""
-    k = -(-len(images.images) // PRC_IMAGES)
-    return images if k == 1 else replace(images, images=images.images[::k], labels=images.labels[::k])
+    """PRC_IMAGES of the images, or the set itself if it has no more."""
+    if len(images.images) <= PRC_IMAGES:
+        return images
+    rows = fixed_choice(len(images.images), PRC_IMAGES)
+    return replace(images, images=images.images[rows], labels=images.labels[rows])
+
+
+def fixed_choice(count: int, most: int) -> np.ndarray:
+    """Positions of `most` of `count` images, or of all, in their order: drawn at random, since classes may follow each
+    other in any pattern, and always the same."""
+    return np.sort(Streams(0, "fidelity").numpy("choice").permutation(count)[:most])
 
 
 def _check_images(images: ImageSet, shape: tuple[int, int, int]) -> None:

@@ -34,6 +34,7 @@ from dpdm.evaluation.fidelity import (
     NEIGHBOURS,
     Images,
     check_count,
+    fixed_choice,
     import_torch_fidelity,
     known_options,
 )
@@ -287,6 +288,5 @@ def _statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def _subset(features: torch.Tensor) -> torch.Tensor:
-    """At most SUBSET_SIZE rows, in their order: a random choice, as images may be sorted, which is always the same."""
-    order = Streams(0, "inception").numpy("subset").permutation(len(features))
-    return features[np.sort(order[:SUBSET_SIZE])]
+    """At most SUBSET_SIZE rows, always the same."""
+    return features[fixed_choice(len(features), SUBSET_SIZE)]

@@ -92,15 +92,27 @@ def test_the_batch_size_does_not_matter(digits, weights, monkeypatch):
     assert measured(digits["test"], {"train": digits["train"]}, weights) == pytest.approx(plain, rel=1e-5, abs=1e-6)
 
 
-def test_precision_and_recall_of_many_images_look_at_evenly_spaced_ones(digits, weights, monkeypatch):
+def test_precision_and_recall_of_many_images_look_at_a_choice_of_them(digits, weights, monkeypatch):
     synthetic, real = noisy(digits["train"].images[:700], 40), digits["train"]
     whole = measured(synthetic, {"train": real}, weights)
-    few = with_images(synthetic.images[::2]), ImageSet(real.images[::4], real.labels[::4], 10)
-    spaced = measured(few[0], {"train": few[1]}, weights)
+    rows, real_rows = fidelity.fixed_choice(700, 400), fidelity.fixed_choice(len(real.images), 400)
+    few = ImageSet(real.images[real_rows], real.labels[real_rows], 10)
+    chosen = measured(with_images(synthetic.images[rows]), {"train": few}, weights)
     monkeypatch.setattr(fidelity, "PRC_IMAGES", 400)
-    expected = whole | {key: value for key, value in spaced.items() if key[1] in ("precision", "recall")}
+    expected = whole | {key: value for key, value in chosen.items() if key[1] in ("precision", "recall")}
     assert measured(synthetic, {"train": real}, weights) == pytest.approx(expected, rel=1e-9)
     assert expected != whole
+
+
+@pytest.mark.parametrize("most", [10, 500, 999])
+def test_a_choice_has_every_class_whatever_their_order(most):
+    """Synthetic sets go through the classes again and again: every second image would be of an even class."""
+    rows = fidelity.fixed_choice(1000, most)
+    assert len(rows) == most == len(set(rows))
+    assert (np.diff(rows) > 0).all()
+    assert np.array_equal(fidelity.fixed_choice(5, most), np.arange(5))
+    shares = np.bincount(balanced_labels(1000, 10)[rows], minlength=10) / most
+    assert most == 10 or (np.abs(shares - 0.1) < 0.03).all()
 
 
 def test_equal_seeds_give_equal_numbers_and_the_seed_moves_kid_only(digits, weights):
