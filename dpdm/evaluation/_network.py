@@ -60,7 +60,7 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
 
 
 def _made(build: Callable[[], nn.Module]) -> nn.Module:
-    """The untrained network, its weights in the memory order in which CPUs compute convolutions fastest."""
+    """The untrained network, its weights in a memory order that makes convolutions faster on CPUs."""
     return build().to(memory_format=torch.channels_last)
 
 
