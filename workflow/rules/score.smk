@@ -31,7 +31,7 @@ rule score:
     benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     resources:
         gpu=1,
-        # 60,000 real against 10,000 synthetic images: 2.5 GB; with FID, 162,770 x 2048 features and float64 copies of them
+        # With FID: 162,770 x 2048 features and float64 copies of them.
         mem_mb=growing(16000 if STUDY.evaluation.fid else 4000),
         runtime=growing(240 if STUDY.evaluation.fid else 120),
     shell:

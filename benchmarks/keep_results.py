@@ -1,0 +1,76 @@
+"""Keeps what a study gave: its tables and pictures, and a page that says how they were made, in results/STUDY/kept.
+
+snakemake --cores 2 --configfile config/STUDY.yaml && .venv/bin/python benchmarks/keep_results.py STUDY
+
+To be run on the machine that ran the study, which the page names. Git tracks that folder, and no job uses it.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from _page import where
+
+from dpdm.config import load_study
+from dpdm.report.collect import AUDITS, METRICS, read_benchmarks, read_csv
+from dpdm.report.tables import resource_table, to_markdown
+
+ROOT = Path(__file__).parents[1]
+KEPT = ("metrics.csv", "audits.csv", "tables/*.csv", "tables/*.md", "tables/*.tex", "figures/*.png")
+
+
+def keep(study: str) -> None:
+    """Makes results/STUDY/kept anew."""
+    folder = ROOT / "results" / study
+    text = page(study)
+    shutil.rmtree(folder / "kept", ignore_errors=True)
+    for path in (path for pattern in KEPT for path in folder.glob(pattern)):
+        copy = folder / "kept" / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    (folder / "kept" / "README.md").write_text(text + "\n")
+
+
+def page(study: str) -> str:
+    """The page for results/STUDY, from the files that the run left there."""
+    folder = ROOT / "results" / study
+    jobs = read_benchmarks(folder / "benchmarks")
+    made = [read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)]
+    commits = sorted({commit for frame in made for commit in frame["commit"]})
+    targets = sorted(load_study(ROOT / "config" / f"{study}.yaml").tables)
+    named = {path.stem: path for path in (folder / "tables").glob("*.md")}
+    command = f"snakemake --cores 2 --configfile config/{study}.yaml" + (f" -- all {' '.join(targets)}" if targets else "")
+    return "\n\n".join(
+        [
+            f"# Results of [config/{study}.yaml](../../../config/{study}.yaml)",
+            f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by\n\n```sh\n{command}\n```\n\n"
+            f"on two cores of this machine: {where(1)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
+            "This page was written by `benchmarks/keep_results.py`.",
+            named["results"].read_text().strip(),
+            *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets if name in named),
+            *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),
+            f"## Time and memory\n\n{to_markdown(resource_table(jobs)).strip()}",
+        ]
+    )
+
+
+def cost(jobs: pd.DataFrame) -> str:
+    """A sentence about the hours of all jobs, and of each data set where there are several."""
+    hours = jobs[jobs["dataset"] != ""].groupby("dataset")["seconds"].sum() / 3600
+    each = f" ({', '.join(f'{value:.1f} on {name}' for name, value in hours.items())})" if len(hours) > 1 else ""
+    unknown = jobs["seconds"].isna().sum()
+    missing = f", without {unknown} jobs of unknown time" if unknown else ""
+    return f"All jobs together took {jobs['seconds'].sum() / 3600:.1f} hours{each}{missing}, each on one core."
+
+
+def main() -> None:
+    """One folder per study named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="+")
+    for study in parser.parse_args().study:
+        keep(study)
+
+
+if __name__ == "__main__":
+    main()
