@@ -40,12 +40,13 @@ def page(study: str) -> str:
     commits = sorted({commit for frame in made for commit in frame["commit"]})
     targets = sorted(load_study(ROOT / "config" / f"{study}.yaml").tables)
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
-    command = f"snakemake --cores 2 --configfile config/{study}.yaml" + (f" -- all {' '.join(targets)}" if targets else "")
+    asked = f" -- all {' '.join(targets)}" if targets else ""
+    command = f"snakemake --cores 2 --configfile config/{study}.yaml{asked}"
     return "\n\n".join(
         [
             f"# Results of [config/{study}.yaml](../../../config/{study}.yaml)",
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by\n\n```sh\n{command}\n```\n\n"
-            f"on two cores of this machine: {where(1)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
+            f"on {where(2)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
             "This page was written by `benchmarks/keep_results.py`.",
             named["results"].read_text().strip(),
             *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets if name in named),
