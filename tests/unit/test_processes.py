@@ -111,12 +111,20 @@ def workers(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
+LONG = spec(epsilon=1.0, dp={"steps": 40})
+
+
+@pytest.fixture(scope="module")
+def uncut(images, tmp_path_factory):
+    """What two processes make of LONG when nobody disturbs them."""
+    return finish(LONG, images, tmp_path_factory.mktemp("uncut"), 2)
+
+
 @pytest.mark.parametrize("how", ["a worker is killed", "the launcher is asked to stop"])
-def test_a_cut_run_fails_cleanly_and_goes_on_where_it_was(images, tmp_path, how):
-    long = spec(epsilon=1.0, dp={"steps": 60})
-    whole, ledger = finish(long, images, tmp_path / "whole", 2)
+def test_a_cut_run_fails_cleanly_and_goes_on_where_it_was(images, uncut, tmp_path, how):
+    whole, ledger = uncut
     folder = tmp_path / "cut"
-    process = start(long, images, folder, 2, "--checkpoint-interval=0")
+    process = start(LONG, images, folder, 2, "--checkpoint-interval=0")
     deadline = time.monotonic() + 120
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -130,7 +138,7 @@ def test_a_cut_run_fails_cleanly_and_goes_on_where_it_was(images, tmp_path, how)
     assert process.returncode != 0
     assert not (folder / "model.pt").exists(), "the run was over before it was cut"
     assert (folder / "checkpoint.pt").exists(), errors
-    again = start(long, images, folder, 2)
+    again = start(LONG, images, folder, 2)
     errors = again.communicate(timeout=180)[1]
     assert again.returncode == 0, errors
     assert errors.count("resumed at step") == 1
