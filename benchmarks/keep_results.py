@@ -1,7 +1,8 @@
 """Keeps what a study gave: its tables and pictures, and a page that says how they were made, in results/STUDY/kept.
 
-snakemake --cores 2 --configfile config/STUDY.yaml && .venv/bin/python benchmarks/keep_results.py STUDY
+snakemake --cores 2 --configfile config/STUDY.yaml -- all TABLES && .venv/bin/python benchmarks/keep_results.py STUDY
 
+TABLES are the tables of the paper that the study names (table_1 ...), which `all` does not make.
 To be run on the machine that ran the study, which the page names. Git tracks that folder, and no job uses it.
 """
 
