@@ -114,13 +114,15 @@ def verb_audit(args: argparse.Namespace) -> None:
 
 def verb_sample(args: argparse.Namespace) -> None:
     """draw one synthetic set from a model, with balanced labels"""
-    from dpdm import data, method
+    from dpdm import data, method, processes
     from dpdm.rng import Streams
 
     spec = config.parse_spec(config.SampleSpec, args.spec)
     coordinates = spec.coordinates
     chosen = method.load_method(spec.impl, "generator")
     model = chosen.Model.from_state(_saved_state(args.model, spec.impl))
+    if hasattr(model, "to"):  # the floors have nothing to move
+        model.to(processes.device())
     meta = artifacts.read_json(args.dataset, ("num_classes",))
     where = f"methods.{coordinates.method}.samplers.{coordinates.sampler}"
     sampler = config.parse_params(chosen.SamplerParams, spec.sampler_params, where)

@@ -53,6 +53,11 @@ class Processes:
         return bool(count > 0)
 
 
+def device() -> str:
+    """Where a process that is alone computes: "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started (it says so in the environment); this one alone otherwise.
@@ -60,19 +65,19 @@ def joined() -> Iterator[Processes]:
     Raises:
         UserError: fewer GPUs than processes on a machine that has some.
     """
-    cuda = torch.cuda.is_available()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Processes(device="cuda" if cuda else "cpu")
+        yield Processes(device=device())
         return
+    cuda = torch.cuda.is_available()
     local = int(os.environ["LOCAL_RANK"])
     if cuda and local >= torch.cuda.device_count():
         raise UserError(f"{local + 1} processes or more on {torch.cuda.device_count()} GPUs; ask for fewer processes")
-    device = f"cuda:{local}" if cuda else "cpu"
+    own = f"cuda:{local}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), size, device)
+        yield Processes(torch.distributed.get_rank(), size, own)
     finally:
         torch.distributed.destroy_process_group()

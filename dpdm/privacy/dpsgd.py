@@ -189,10 +189,11 @@ class DpSgd(PrivateLoop[DpSgdStep]):
             self._optimizer.clip_and_accumulate()
             for p in parameters:
                 p.grad_sample = None
-        self._processes.add_up([p.summed_grad for p in parameters])
-        if not all(torch.isfinite(p.summed_grad).all() for p in parameters):
+        sums = [p.summed_grad for p in parameters]
+        self._processes.add_up(sums)
+        if not torch.stack([total.isfinite().all() for total in sums]).all():  # one wait for a GPU, not one for each
             raise UserError("a gradient is not finite; lower the learning rate or check the images")
-        return [p.summed_grad for p in parameters]
+        return sums
 
     def _check_public(self, public: PublicRows) -> None:
         if self._gradients.rows_per_example != 1:

@@ -214,6 +214,16 @@ def test_the_same_spec_twice_gives_the_same_bytes(prepared, train, sample, metho
         assert (prepared / "one" / name).read_bytes() == (prepared / "two" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_model_of_networks_samples_on_the_gpu_where_there_is_one(prepared, train, sample, monkeypatch, gpu):
+    assert train("dpdm")[0] == 0
+    went_to = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("dpdm.diffusion.method.Model.to", lambda model, device: went_to.append(device))
+    assert sample("dpdm")[0] == 0
+    assert went_to == ["cuda" if gpu else "cpu"]
+
+
 def test_another_seed_gives_another_model_and_other_samples(prepared, train, sample):
     for seed in (0, 1):
         assert train(folder=f"seed{seed}", seed=seed)[0] == 0
