@@ -19,6 +19,7 @@ class Log:
     def __init__(self, title: str = "", quiet: bool = False):
         self.title, self.quiet = title, quiet  # quiet: of several processes of one run, all but the first
         self.rows: list[dict[str, Any]] = []
+        self.resumed = 0  # items of `track` that a checkpoint spared us; they count as done
         self._start = time.monotonic()
 
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
@@ -27,14 +28,19 @@ class Log:
             yield from items
             return
         if sys.stderr.isatty():
-            yield from tqdm(items, desc=self.title, total=total)
+            with tqdm(desc=self.title, total=total) as bar:
+                for number, item in enumerate(items, 1):
+                    yield item
+                    bar.initial = self.resumed  # not work of this process: its speed is told without them
+                    bar.update(self.resumed + number - bar.n)
             return
         every = max(1, total // 10)
         for number, item in enumerate(items, 1):
             yield item
-            if number % every == 0 or number == total:
+            done = self.resumed + number
+            if done % every == 0 or done == total:
                 seconds = time.monotonic() - self._start
-                print(f"{self.title}: {number}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
+                print(f"{self.title}: {done}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def record(self, step: int, **released: float) -> None:
         """Adds a row to the training curve. No times: a step's depends on the size of its secret batch."""

@@ -119,4 +119,5 @@ class PrivateLoop(Generic[StepType]):
             item.load_state_dict(state)
         self._ledger.events[self._event] = event
         self._checkpoint.say(f"{self.name}: resumed at step {saved['next']} of {self._steps}")
+        self._checkpoint.log.resumed += saved["next"]
         return saved["next"]

@@ -84,7 +84,10 @@ def test_cut_and_continued_equals_uninterrupted(images, uninterrupted, tmp_path,
     capsys.readouterr()
     log = Log("test")
     assert result(*train(spec(), images, log, checkpoint=path)) == uninterrupted
-    assert f"resumed at step {step} of {STEPS}" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"resumed at step {step} of {STEPS}" in errors
+    assert f"test: {step + 1}/{STEPS}, " in errors
+    assert errors.splitlines()[-1].startswith(f"test: {STEPS}/{STEPS}, ")
     assert [row["step"] for row in log.rows] == list(range(STEPS))  # the curve has no hole and no double
 
 

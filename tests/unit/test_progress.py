@@ -29,6 +29,26 @@ def test_without_a_terminal_about_ten_lines_and_the_last(capsys):
     assert lines[-1].startswith("train m: 104/104, ")
 
 
+def resumed(log: Log, first: int, total: int):
+    """A loop that finds a checkpoint when it is started: not before `track` asks for the first item."""
+    log.resumed += first
+    yield from range(first, total)
+
+
+def test_what_a_checkpoint_spared_counts_as_done(capsys):
+    log = Log("t")
+    list(log.track(resumed(log, 12, 20), 20))
+    numbers = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert numbers == ["14/20,", "16/20,", "18/20,", "20/20,"]
+
+
+def test_the_bar_counts_what_a_checkpoint_spared_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    log = Log("t")
+    list(log.track(resumed(log, 12, 20), 20))
+    assert " 20/20 [" in capsys.readouterr().err
+
+
 def test_progress_is_not_written_to_stdout(capsys):
     list(Log("t").track(range(3), 3))
     assert capsys.readouterr().out == ""
