@@ -43,6 +43,7 @@ class Params(ModelParams):
     dp: DpSgdParams
     noise_multiplicity: Annotated[int, Field(ge=1)] = 32  # K
     lr: Annotated[Finite, Field(gt=0)] = 3e-4  # Adam
+    lr_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the steps; not in the paper
     ema_decay: Fraction = 0.999
 
 
@@ -215,6 +216,8 @@ class DPDM:
             )
 
         for step in log.track(dp, len(dp)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(params, step.index, len(dp))
             step.update(losses)
             update_ema(averaged, network, params.ema_decay, step.index)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
@@ -226,6 +229,11 @@ def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> No
     """Raises UserError where a model cannot be guided: it never learnt to go with a label, or without one."""
     if guidance > 0 and not (num_classes and params.label_dropout > 0):
         raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
+
+
+def learning_rate(params: Params, index: int, steps: int) -> float:
+    """The rate of step index = 0, 1, ..., steps - 1, by `lr_schedule`; never 0."""
+    return params.lr * (1 - index / steps) if params.lr_schedule == "linear" else params.lr
 
 
 @torch.no_grad()

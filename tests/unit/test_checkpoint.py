@@ -38,6 +38,7 @@ def spec(**changes) -> RunSpec:
     params = {
         "network": {"channels": 8, "channel_mult": [1, 2], "blocks_per_level": 1, "attention_resolutions": []},
         "noise_multiplicity": 2,
+        "lr_schedule": "linear",  # a continued run is as far down as one that was not cut
         "dp": {"expected_batch_size": 8, "steps": STEPS, "max_grad_norm": 1.0},
     }
     base = RunSpec(

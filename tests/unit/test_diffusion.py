@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dpdm.config import load_study, parse_params
+from dpdm.config import RunSpec, load_study, parse_params
 from dpdm.data import ImageMeta, known_meta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import SIGMA_DATA, Denoiser, Edm, Ve, Vp, VPrediction
 from dpdm.diffusion.loss import row_losses
-from dpdm.diffusion.method import DPDM, Model, ModelParams, Params, SamplerParams, update_ema
+from dpdm.diffusion.method import DPDM, Model, ModelParams, Params, SamplerParams, learning_rate, update_ema
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
+from dpdm.method import train
+from dpdm.progress import Log
 from dpdm.rng import Streams
 
 PAPER = load_study(Path(__file__).parents[2] / "config" / "paper.yaml")
@@ -404,6 +407,32 @@ def test_ema_warms_up_and_follows_by_hand():
     assert float(averaged.weight.detach()) == pytest.approx(0.1, rel=1e-4)
 
 
+def test_the_linear_schedule_falls_from_lr_towards_zero():
+    dp = {"expected_batch_size": 4, "steps": 4, "max_grad_norm": 1.0}
+    linear = Params(dp=dp, lr=0.4, lr_schedule="linear")
+    assert [learning_rate(linear, i, 4) for i in range(4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert {learning_rate(Params(dp=dp, lr=0.4), i, 4) for i in range(4)} == {0.4}  # the paper's
+
+
+def test_training_follows_the_schedule(digits64):
+    params = {
+        "network": {"channels": 8, "channel_mult": [1], "blocks_per_level": 1, "attention_resolutions": []},
+        "dp": {"expected_batch_size": 8, "steps": 2, "max_grad_norm": 1.0},
+        "noise_multiplicity": 1, "lr": 0.01, "lr_schedule": "linear",
+    }  # fmt: skip
+    spec = RunSpec(
+        study="s", dataset="d", method="dpdm", impl="dpdm.diffusion.method:DPDM", params=params, epsilon=10.0,
+        delta=1e-5, allow_large_delta=True, accountant="rdp", seed=0,
+    )  # fmt: skip
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda adam, *_: rates.append(adam.param_groups[0]["lr"]))
+    try:
+        train(spec, digits64, Log("test"))
+    finally:
+        hook.remove()
+    assert rates == pytest.approx([0.01, 0.005])
+
+
 def test_accounting_does_not_depend_on_the_noise_multiplicity():
     meta = ImageMeta(1000, (1, 8, 8), 10)
     dp = {"expected_batch_size": 64, "steps": 10, "max_grad_norm": 1.0}
@@ -415,7 +444,7 @@ def test_accounting_does_not_depend_on_the_noise_multiplicity():
 def test_defaults_are_the_papers():
     params = Params(dp={"expected_batch_size": 4096, "steps": 4500, "max_grad_norm": 1.0})
     assert (params.noise_multiplicity, params.lr, params.parametrisation) == (32, 3e-4, Edm(p_mean=-1.2, p_std=1.2))
-    assert (params.label_dropout, params.ema_decay) == (0.1, 0.999)
+    assert (params.label_dropout, params.ema_decay, params.lr_schedule) == (0.1, 0.999, "constant")
     assert np.prod(params.network.channel_mult) == 4
 
 
