@@ -8,6 +8,7 @@ To be run on the machine that ran the study, which the page names. Git tracks th
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,8 @@ def page(study: str) -> str:
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     asked = f" -- all {' '.join(targets)}" if targets else ""
     command = f"snakemake --cores 2 --configfile config/{study}.yaml{asked}"
+    if missing := {"results", *targets} - set(named):
+        sys.exit(f"error: {folder}/tables lacks {', '.join(sorted(missing))}; first run `{command}`")
     return "\n\n".join(
         [
             f"# Results of [config/{study}.yaml](../../../config/{study}.yaml)",
@@ -50,7 +53,7 @@ def page(study: str) -> str:
             f"on {where(2)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
             "This page was written by `benchmarks/keep_results.py`.",
             named["results"].read_text().strip(),
-            *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets if name in named),
+            *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets),
             *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),
             f"## Time and memory\n\n{to_markdown(resource_table(jobs)).strip()}",
         ]

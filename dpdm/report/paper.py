@@ -1,7 +1,7 @@
 """The DPDM paper's tables again: each of its numbers, ours beside it, and what keeps the two from being comparable."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,7 +10,17 @@ import pandas as pd
 from dpdm.config import DIRECT, PAPER_SCALE, Study, TableEntry, epsilon_text
 from dpdm.errors import UserError
 from dpdm.report.published import PAPER, published_name, published_resolution
-from dpdm.report.tables import MISSING, MetricColumn, Table, cell_text, epsilon_label, metric_columns, summarise
+from dpdm.report.tables import (
+    MISSING,
+    NO_SUMMARY,
+    MetricColumn,
+    Summary,
+    Table,
+    cell_text,
+    epsilon_label,
+    metric_columns,
+    summaries,
+)
 
 TITLES = {
     1: "main results",
@@ -103,9 +113,10 @@ def paper_table(
     for column in metric_columns(metrics):
         columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
     rows = _rows(number, study, chosen)
+    known = summaries(metrics, *_Runs._fields)
     for row in rows:
         for name in shown:
-            row.ours[name] = _ours(number, row, columns.get(name), study, metrics, audits)
+            row.ours[name] = _ours(number, row, columns.get(name), study, known, metrics, audits)
     sizes = _names_of_several_sizes(rows)
     headers = [header for name in shown for header in _headers(name)]
     groups = pd.factorize(pd.Series([f"{row.dataset} {row.resolution} {row.epsilon}" for row in rows]))[0]
@@ -190,12 +201,18 @@ def _names_of_several_sizes(rows: Sequence[_Row]) -> set[str]:
 
 
 def _ours(
-    number: int, row: _Row, column: MetricColumn | None, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame
+    number: int,
+    row: _Row,
+    column: MetricColumn | None,
+    study: Study,
+    known: Mapping[tuple[str, ...], Summary],
+    metrics: pd.DataFrame,
+    audits: pd.DataFrame,
 ) -> _Ours:
     """The runs of a row that have this metric: of classifiers, which share a row, at most one."""
     found: list[tuple[_Runs, _Ours]] = []
     for runs in row.runs if column else ():
-        mean, std, n = summarise(metrics, column, **runs._asdict())
+        mean, std, n = known.get((column.metric, column.reference, *runs), NO_SUMMARY)
         if n:
             mine = _of(metrics[metrics["metric"] == column.metric], runs)
             told = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)

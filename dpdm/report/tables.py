@@ -119,25 +119,14 @@ def _shown(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summary]:
-    """`summarise` of all groups in one pass: (metric, reference, *keys) -> mean, deviation and number of values.
+    """Over the seeds: (metric, reference, *keys) -> mean, sample standard deviation (n - 1) and number of values.
 
-    A group without any value is left out: take NO_SUMMARY for it.
+    NaN values do not count; the deviation of one value is NaN. A group without any value is left out: take NO_SUMMARY
+    for it.
     """
     names = ["metric", "reference", *keys]
     found = metrics.dropna(subset=["value"]).groupby(names, sort=False)["value"].agg(["mean", "std", "count"])
     return {key: (mean, std, int(n)) for key, mean, std, n in found.itertuples()}
-
-
-def summarise(metrics: pd.DataFrame, column: MetricColumn, **where: str) -> Summary:
-    """Mean, sample standard deviation (n - 1) and number of the seeds' values; NaN values do not count.
-
-    The mean of no value and the deviation of one value are NaN.
-    """
-    chosen = (metrics["metric"] == column.metric) & (metrics["reference"] == column.reference)
-    for name, value in where.items():
-        chosen &= metrics[name] == value
-    values = metrics.loc[chosen, "value"].dropna()
-    return float(values.mean()), float(values.std(ddof=1)), len(values)
 
 
 def epsilon_label(epsilon: str) -> str:
