@@ -202,7 +202,7 @@ def verb_collect(args: argparse.Namespace) -> None:
     from dpdm.report import collect
 
     study = _study(args.study)
-    metrics, audits = collect.collect(study, args.folders, study.allow_mixed_code)
+    metrics, audits = collect.collect(study, args.folders)
     for hole in collect.holes(study, metrics, audits):
         print(f"missing: {hole}", file=sys.stderr)
     collect.write_csv(args.metrics, metrics)

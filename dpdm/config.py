@@ -324,7 +324,7 @@ class Study(Strict):
     results_dir: Annotated[str, Field(pattern=r"^[\w./@=+-]+$")] = "results"  # goes into commands and patterns bare
     allow_mixed_code: bool = False  # let one table mix runs made by different versions of the code
     tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = {}
-    allow_mixed_protocols: bool = False  # let a column of the paper's tables mix ways of training classifiers
+    allow_mixed_protocols: bool = False  # let one table mix ways of training classifiers
 
     @field_validator("epsilons")
     @classmethod

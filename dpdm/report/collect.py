@@ -1,4 +1,4 @@
-"""Result files of one study -> tidy metrics, audits and run times; refuses to mix code versions in one table."""
+"""Result files of one study -> tidy metrics, audits and run times; refuses what one table must not mix."""
 
 import ast
 import io
@@ -92,7 +92,7 @@ class _Audit(_Record):
 # --- collecting -----------------------------------------------------------------------------------------------
 
 
-def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(study: Study, folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads every `fidelity.json`, `utility.json` and `audits/*.json` below the folders.
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study.
@@ -100,16 +100,17 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
     run's audit and are empty without one.
 
     Args:
-        study: whose grid decides what is kept and in which order.
+        study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
+            `allow_mixed_protocols` what one table may mix.
         folders: searched recursively; one inside another is read once.
-        allow_mixed_code: accept results made by different versions of the package.
 
     Returns:
         Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one
         row per run and event; a run without events has one row with an empty mechanism).
 
     Raises:
-        UserError: a file is malformed, a result stands twice, or code versions are mixed.
+        UserError: a file is malformed, a result stands twice, it was trained or judged otherwise than the study says,
+            or code versions are mixed.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = study.runs()
@@ -126,6 +127,7 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
             place = places.get(record.coordinates)
             if place is None:
                 continue
+            _check_evaluation(record, study, path)
             if record.coordinates.method in ANCHORS:
                 anchors.add(path)
             kind = _SCORE_FILES.index(path.name)
@@ -157,13 +159,13 @@ def collect(study: Study, folders: Sequence[Path], allow_mixed_code: bool = Fals
                 audits[run.coordinates] = (path, _audit_rows(run, made_by))
                 codes.setdefault(made_by.code, path)
                 one = method_codes.setdefault(run.coordinates.method, made_by.method_code)
-                if one != made_by.method_code and not allow_mixed_code:
+                if one != made_by.method_code and not study.allow_mixed_code:
                     raise UserError(
                         f"{path}: runs of {run.coordinates.method} were made by different versions of its code "
                         f"({one} and {made_by.method_code}); redo them with `snakemake --forcerun train`, or set "
                         "`allow_mixed_code: true` in the study"
                     )
-    if len(codes) > 1 and not allow_mixed_code:
+    if len(codes) > 1 and not study.allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
 
     rows = [row for _, row in sorted(scores.values(), key=lambda item: item[1]["_order"])]
@@ -233,6 +235,23 @@ def _result_files(folders: Sequence[Path]) -> list[Path]:
             if not path.name.startswith(".") and (path.name in _SCORE_FILES or "audits" in inside):
                 found.setdefault(path.resolve(), path)
     return sorted(found.values())
+
+
+def _check_evaluation(record: _Scores, study: Study, path: Path) -> None:
+    """A file from before the study's `evaluation` was edited, where Snakemake's own notes of it were lost."""
+    place, expected = _place(record.coordinates), study.evaluation
+    if record.protocol not in ("", DIRECT, expected.protocol) and not study.allow_mixed_protocols:
+        raise UserError(
+            f"{path}: {place} was scored by the protocol {record.protocol}, and the study says {expected.protocol}; "
+            "score it again with `snakemake --forcerun score score_anchor`, or set `allow_mixed_protocols: true` in "
+            "the study"
+        )
+    judged_itself = record.coordinates.method in ANCHORS or record.protocol == DIRECT
+    if not judged_itself and record.num_synthetic != expected.synthetic_images:
+        raise UserError(
+            f"{path}: {place} was judged by {record.num_synthetic:,} synthetic images, and the study says "
+            f"{expected.synthetic_images:,}; sample again with `snakemake --forcerun sample`"
+        )
 
 
 def _mixed(codes: Mapping[str, Path], anchors: set[Path]) -> str:

@@ -100,14 +100,13 @@ def paper_table(
         published: what `read_published` returned.
 
     Raises:
-        UserError: no such table; accuracies of several protocols; two runs for one cell; two data sets for one row.
+        UserError: no such table; two runs for one cell; two data sets for one row.
     """
     chosen = published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
     if number not in TITLES or chosen.empty:
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
-    _refuse_mixed_protocols(study, metrics)
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
     columns: dict[str, MetricColumn] = {}
     for column in metric_columns(metrics):
@@ -280,15 +279,6 @@ def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, 
 
 
 # --- what differs ---------------------------------------------------------------------------------------------
-
-
-def _refuse_mixed_protocols(study: Study, metrics: pd.DataFrame) -> None:
-    protocols = list(dict.fromkeys(p for p in metrics["protocol"] if p not in ("", DIRECT)))
-    if len(protocols) > 1 and not study.allow_mixed_protocols:
-        raise UserError(
-            f"accuracies of the protocols {' and '.join(protocols)} would stand in one column; score the older runs "
-            "again with `snakemake --forcerun score score_anchor`, or set `allow_mixed_protocols: true` in the study"
-        )
 
 
 def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | None) -> list[str]:

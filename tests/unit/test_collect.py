@@ -1,6 +1,7 @@
 """collect: what is kept, refused, and listed as missing; csv and benchmark files."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -211,8 +212,26 @@ def test_mixed_code_is_refused_in_one_sentence_unless_allowed(results):
     assert "snakemake --forcerun train" in message
     assert "allow_mixed_code: true" in message
     assert "\n" not in message
-    metrics, _ = collect(make_study(), [results], allow_mixed_code=True)
+    metrics, _ = collect(make_study(allow_mixed_code=True), [results])
     assert set(metrics["code"]) == {"1111", "2222"}
+
+
+def test_another_protocol_than_the_studys_is_refused_unless_allowed(results):
+    paper = {"synthetic_images": 20, "classifiers": ["logreg", "mlp"], "protocol": "paper"}
+    with pytest.raises(UserError) as caught:
+        collect(make_study(evaluation=paper), [results])
+    message = str(caught.value)
+    assert re.search(r"0/utility\.json: .* was scored by the protocol quick, and the study says paper;", message)
+    assert "--forcerun score score_anchor" in message
+    assert "\n" not in message
+    metrics, _ = collect(make_study(evaluation=paper, allow_mixed_protocols=True), [results])
+    assert set(metrics["protocol"]) == {"", "quick"}
+
+
+def test_another_number_of_synthetic_images_than_the_studys_is_refused(results):
+    more = {"synthetic_images": 30, "classifiers": ["logreg", "mlp"]}
+    with pytest.raises(UserError, match=r"judged by 20 synthetic images, and the study says 30.*--forcerun sample"):
+        collect(make_study(evaluation=more), [results])
 
 
 def test_mixed_code_counts_audits_and_says_how_to_redo_an_anchor(results):
@@ -232,7 +251,7 @@ def test_provenance_of_a_run_in_an_audit_counts_before_that_of_the_file(results)
     artifacts.write_json(path, content)
     with pytest.raises(UserError, match="1111 and 2222"):
         collect(make_study(), [results])
-    _, audits = collect(make_study(), [results], allow_mixed_code=True)
+    _, audits = collect(make_study(allow_mixed_code=True), [results])
     assert audits["code"].tolist() == ["2222", "1111", "1111", "1111"]
     del content["provenance"]
     artifacts.write_json(path, content)
@@ -325,4 +344,4 @@ def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(r
     artifacts.write_json(path, content)
     with pytest.raises(UserError, match=r"runs of dpgan were made by different versions of its code \(old and new\)"):
         collect(make_study(), [results])
-    assert len(collect(make_study(), [results], allow_mixed_code=True)[1]) == 4
+    assert len(collect(make_study(allow_mixed_code=True), [results])[1]) == 4

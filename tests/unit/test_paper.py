@@ -226,16 +226,6 @@ def test_of_two_fids_the_one_to_the_training_images_stands_in_the_column_and_a_n
     assert alone.startswith("FID: ours is against the test images; which side")
 
 
-def test_protocols_are_not_mixed_in_a_column(study, published):
-    rows = [scored("dpdm", [93.0], sampler="fid"), scored("pearl", [75.0], protocol="quick")]
-    direct = scored("net", [89.0], sampler="", protocol="direct")
-    with pytest.raises(UserError, match="protocols paper and quick would stand in one column") as error:
-        made(1, study, published, *rows, direct)
-    assert "\n" not in str(error.value)
-    made(2, study, published, rows[0], direct)  # of its own kind
-    made(1, study | {"allow_mixed_protocols": True}, published, *rows)
-
-
 def test_what_is_missing_is_named(study, published):
     table = made(1, study, published, scored("dpdm", [93.0], sampler="fid"), scored("pearl", [75.0, 76.0]))
     lacking = note(table, "Not run yet")
