@@ -1,8 +1,7 @@
 """Keeps what a study gave: its tables and pictures, and a page that says how they were made, in results/STUDY/kept.
 
-snakemake --cores 2 --configfile config/STUDY.yaml -- all TABLES && .venv/bin/python benchmarks/keep_results.py STUDY
+snakemake --cores 2 --configfile config/STUDY.yaml && .venv/bin/python benchmarks/keep_results.py STUDY
 
-TABLES are the tables of the paper that the study names (table_1 ...), which `all` does not make.
 To be run on the machine that ran the study, which the page names. Git tracks that folder, and no job uses it.
 """
 
@@ -38,8 +37,7 @@ def page(study: str) -> str:
     """The page for results/STUDY, from the files that the run left there."""
     folder = ROOT / "results" / study
     targets = sorted(load_study(ROOT / "config" / f"{study}.yaml").tables)
-    asked = f" -- all {' '.join(targets)}" if targets else ""
-    command = f"snakemake --cores 2 --configfile config/{study}.yaml{asked}"
+    command = f"snakemake --cores 2 --configfile config/{study}.yaml"
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{command}`")

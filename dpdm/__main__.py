@@ -375,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--comparisons", nargs="*", default=[], metavar="NAME=PICTURE")
     report.add_argument("--runs", dest="run_folder", required=True, metavar="PATTERN", help="folder of a run")
     report.add_argument("--anchors", required=True, metavar="PATTERN", help="folder of an anchor's scores")
-    report.add_argument("--data", required=True, metavar="PATTERN", help="a dataset's training images")
+    report.add_argument("--data", required=True, metavar="PATTERN", help="folder of a dataset")
     report.add_argument("--command", required=True, help="what made the results, to print in the report")
     return parser
 

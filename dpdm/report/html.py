@@ -18,6 +18,7 @@ from dpdm.config import Study, epsilon_text
 from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
+from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_name, published_table
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
 
@@ -50,7 +51,7 @@ def render_report(
         comparisons: figures over the whole study, by name in COMPARISONS.
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
-        published: what `read_published` returned; if left out, so is the section.
+        published: what `read_published` returned; if left out, so are its section and the paper's tables.
         places: where the runs lie; if left out, so is the list of runs, and rows have no links to it.
 
     Raises:
@@ -93,6 +94,7 @@ def render_report(
         training=any(section["training"] for section in sections),
         comparisons={name: _picture(path) for name, path in (comparisons or {}).items()},
         run_sections=[] if places is None else runs_by_dataset(study, audits, places),
+        beside=[] if published is None else _beside(study, metrics, audits, published),
         methods=tables.to_html(tables.method_table(study)),
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
@@ -110,6 +112,13 @@ def _results(metrics: pd.DataFrame, linked: bool) -> str:
     rows = table.data[["dataset", "method", "epsilon"]].itertuples(index=False, name=None)
     links = {(i, "Method"): f"#{run_anchor(*row)}" for i, row in enumerate(rows)} if linked else {}
     return tables.to_html(table.without("Dataset"), links)
+
+
+def _beside(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any]]:
+    """The paper's tables that the study names, in the paper's order."""
+    numbers = sorted(int(name.rpartition("_")[2]) for name in study.tables)
+    shown = {n: paper_table(n, study, metrics, audits, published) for n in numbers}
+    return [{"number": n, "title": TITLES[n], "text": tables.to_html(table)} for n, table in shown.items()]
 
 
 def environment_facts() -> dict[str, str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dpdm.config import DIRECT, PAPER_SCALE, Study, TableEntry, epsilon_text
 from dpdm.errors import UserError
-from dpdm.report.published import PAPER, published_name, published_resolution
+from dpdm.report.published import PAPER, datasets_by_published_name
 from dpdm.report.tables import (
     MISSING,
     NO_SUMMARY,
@@ -137,7 +137,7 @@ def paper_table(
 def _rows(number: int, study: Study, chosen: pd.DataFrame) -> list[_Row]:
     """Published rows with the runs that stand beside them, then ours alone, grouped by data set and epsilon."""
     entries = study.tables.get(f"table_{number}", ())
-    own = _datasets(study)
+    own = datasets_by_published_name(study)
     keys = ["dataset", "resolution", "epsilon", "method", "variant", "delta"]
     found: dict[tuple[Any, ...], _Row] = {}
     for line in chosen.to_dict("records"):
@@ -171,22 +171,6 @@ def _candidates(number: int, study: Study, entries: Sequence[TableEntry]) -> Ite
                 if dataset in study.datasets_of(method) and (spec.kind == kind or (method, sampler) in mapped):
                     for epsilon in study.epsilons:
                         yield _Runs(dataset, epsilon_text(epsilon), method, sampler)
-
-
-def _datasets(study: Study) -> dict[tuple[str, int | None], str]:
-    """The study's data sets by their published names and sizes; those that nobody published under are left out."""
-    found: dict[tuple[str, int | None], str] = {}
-    for name, spec in study.datasets.items():
-        key = (published_name(spec), published_resolution(spec))
-        if not key[0] or key[1] is None:
-            continue
-        if key in found:
-            raise UserError(
-                f"datasets.{found[key]} and datasets.{name} are both {key[0]} of side {key[1]}, so one row of the "
-                "paper would have two runs; give each a study of its own"
-            )
-        found[key] = name
-    return found
 
 
 def _names_of_several_sizes(rows: Sequence[_Row]) -> set[str]:

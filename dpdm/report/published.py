@@ -143,12 +143,35 @@ def published_resolution(dataset: DatasetSpec) -> int | None:
     return {"mnist": 28, "fashion_mnist": 28, "cifar10": 32}.get(dataset.source, dataset.image_size)
 
 
+def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
+    """The study's data sets by their published names and sizes; those that nobody published under are left out.
+
+    Raises:
+        UserError: two data sets are the same one.
+    """
+    found: dict[tuple[str, int | None], str] = {}
+    for name, spec in study.datasets.items():
+        key = (published_name(spec), published_resolution(spec))
+        if not key[0] or key[1] is None:
+            continue
+        if key in found:
+            raise UserError(
+                f"datasets.{found[key]} and datasets.{name} are both {key[0]} of side {key[1]}, so one row of the "
+                "paper would have two runs; give each a study of its own"
+            )
+        found[key] = name
+    return found
+
+
 def check_tables(study: Study, path: str | Path) -> None:
     """Holds the `tables` of a study against the numbers that are quoted from the paper.
 
     Raises:
-        UserError: an entry names a row that its table does not have, or the file is malformed.
+        UserError: an entry names a row that its table does not have, two data sets would share a row, or the file is
+            malformed.
     """
+    if study.tables:
+        datasets_by_published_name(study)
     rows = [row for _, row in _read(path, _NUMBER_COLUMNS) if row["protocol"] == PAPER]
     for table, entries in study.tables.items():
         known: dict[str, list[str]] = {}

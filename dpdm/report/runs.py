@@ -1,4 +1,4 @@
-"""The runs behind a report's numbers: where their files are, how the audit went, the command that repeats each."""
+"""The runs behind a report's numbers: where their files are, how the audit went, the commands that repeat each."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from urllib.parse import quote
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import Coordinates, RunSpec, Study, epsilon_text
+from dpdm.config import Coordinates, RunSpec, Study, epsilon_text, spec_json
 from dpdm.report.tables import epsilon_label
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
+_SCORE_FILES = ("score.log", "fidelity.json", "utility.json")
 
 
 class Places(NamedTuple):
@@ -22,7 +23,7 @@ class Places(NamedTuple):
 
     run: str  # folder, with {dataset}, {method}, {epsilon} and {seed}
     anchor: str  # folder, with {dataset}, {anchor} and {seed}
-    data: str  # training images, with {dataset}
+    data: str  # folder of a dataset, with {dataset}
     page: Path  # the report itself, from which links start
 
 
@@ -48,9 +49,9 @@ def runs_by_dataset(study: Study, audits: pd.DataFrame, places: Places) -> list[
     for run in study.runs():
         epsilon = epsilon_text(run.epsilon)
         audit = judged.get((run.dataset, run.method, epsilon, run.seed))
-        place(run, epsilon, _run(run, audit, places, study.methods[run.method].gpus_per_run))
+        place(run, epsilon, _run(study, run, audit, places))
     for anchor in study.anchor_coordinates():
-        place(anchor, "", _anchor(anchor, places))
+        place(anchor, "", _anchor(study, anchor, places))
     return [
         {"dataset": dataset, "methods": [_method(dataset, name, groups) for name, groups in methods.items()]}
         for dataset, methods in found.items()
@@ -77,7 +78,7 @@ def _method(dataset: str, name: str, groups: dict[str, list[dict[str, Any]]]) ->
     }
 
 
-def _run(run: RunSpec, audit: Mapping[str, Any] | None, places: Places, processes: int) -> dict[str, Any]:
+def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Places) -> dict[str, Any]:
     folder = Path(run.path(places.run))
     ledger = folder / "ledger.json"
     there = ledger.exists()
@@ -87,22 +88,50 @@ def _run(run: RunSpec, audit: Mapping[str, Any] | None, places: Places, processe
         rdp, prv = (epsilon_label(f"{audit[name]:.4g}") for name in ("epsilon_rdp", "epsilon_prv"))
         verdict = f"{'passed' if audit['passed'] else 'FAILED'}, spent ε = {rdp} (RDP), {prv} (PRV)"
     files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
+    spec = study.methods[run.method]
+    if study.is_classifier(run.method):
+        files |= {name: folder / name for name in _SCORE_FILES}
     return {
         "seed": run.seed,
         "files": _links(files, places.page),
         "verdict": verdict,
         "recipe": _readable(recipe),
-        "command": _command(run, recipe, folder, places.data, processes) if there else "",
+        "command": _training(run, recipe, folder, _data(run, places), spec.gpus_per_run) if there else "",
+        "sets": [_set(study, run, sampler, folder, places) for sampler in spec.samplers] if there else [],
     }
 
 
-def _anchor(anchor: Coordinates, places: Places) -> dict[str, Any]:
+def _set(study: Study, run: RunSpec, sampler: str, model: Path, places: Places) -> dict[str, Any]:
+    """One synthetic set: its logs and scores, and the command that samples and scores once more."""
+    folder, data, images = model / sampler, _data(run, places), f"{REPEATED}/synthetic.npz"
+    sample = (
+        f"python -m dpdm sample --spec {shlex.quote(spec_json(study.sample(run, sampler)))}"
+        f" --model {_quoted(model / 'model.pt')} --dataset {_quoted(data / 'dataset.json')} --out {images}"
+    )
+    score = _scoring(study, run.coordinates(sampler), images, folder, data)
+    files = {name: folder / name for name in ("sample.log", *_SCORE_FILES)}
+    return {
+        "sampler": sampler,
+        "files": _links(files, places.page),
+        "command": f"{sample} && cmp {images} {_quoted(folder / 'synthetic.npz')} && {score}",
+    }
+
+
+def _anchor(study: Study, anchor: Coordinates, places: Places) -> dict[str, Any]:
     """No training, so neither recipe nor audit."""
     folder = Path(places.anchor.format(dataset=anchor.dataset, anchor=anchor.method, seed=anchor.seed))
-    files = {"folder": folder, "log": folder / "score.log"} if folder.exists() else {}
+    data = _data(anchor, places)
+    images = data / "train.npz" if anchor.method == "real" else folder.parent.parent / f"{anchor.method}.npz"
+    there = folder.exists()
+    files = {"folder": folder} | {name: folder / name for name in _SCORE_FILES} if there else {}
     return {
-        "seed": anchor.seed, "files": _links(files, places.page), "verdict": "", "recipe": "", "command": ""
+        "seed": anchor.seed, "files": _links(files, places.page), "verdict": "", "recipe": "", "sets": [],
+        "command": _scoring(study, anchor, str(images), folder, data) if there else "",
     }  # fmt: skip
+
+
+def _data(of: RunSpec | Coordinates, places: Places) -> Path:
+    return Path(places.data.format(dataset=of.dataset))
 
 
 def _links(files: Mapping[str, Path], page: Path) -> list[tuple[str, str]]:
@@ -121,12 +150,29 @@ def _readable(recipe: Mapping[str, Any]) -> str:
     return json.dumps(shown, indent=2, ensure_ascii=False) if shown else ""
 
 
-def _command(run: RunSpec, recipe: Mapping[str, Any], folder: Path, data: str, processes: int) -> str:
+def _training(run: RunSpec, recipe: Mapping[str, Any], folder: Path, data: Path, processes: int) -> str:
     """Trains by the ledger's own recipe, beside the results, and compares: no output of `cmp` means equal bytes."""
-    spec = json.dumps(recipe)
     several = f" --processes {processes}" if processes > 1 else ""
     train = (
-        f"python -m dpdm train --spec {shlex.quote(spec)} --data {shlex.quote(data.format(dataset=run.dataset))}"
+        f"python -m dpdm train --spec {shlex.quote(json.dumps(recipe))} --data {_quoted(data / 'train.npz')}"
         f" --model {REPEATED}/model.pt --ledger {REPEATED}/ledger.json --curve {REPEATED}/train.jsonl{several}"
     )
-    return f"{train} && cmp {REPEATED}/model.pt {shlex.quote(str(folder / 'model.pt'))}"
+    return f"{train} && cmp {REPEATED}/model.pt {_quoted(folder / 'model.pt')}"
+
+
+def _scoring(study: Study, coordinates: Coordinates, images: str, folder: Path, data: Path) -> str:
+    """Scores images, and compares as `_training` does; of another commit the files say so, and differ."""
+    inception = f" --inception {_quoted(data / 'inception.npz')}" if study.evaluation.fid else ""
+    inputs = (("train", "train.npz"), ("test", "test.npz"), ("extractor", "extractor.pt"))
+    score = (
+        f"python -m dpdm score --spec {shlex.quote(spec_json(study.score(coordinates)))}"
+        f" --synthetic {shlex.quote(images)}"
+        + "".join(f" --{option} {_quoted(data / name)}" for option, name in inputs)
+        + f" --fidelity {REPEATED}/fidelity.json --utility {REPEATED}/utility.json{inception}"
+    )
+    compared = (f"cmp {REPEATED}/{name} {_quoted(folder / name)}" for name in ("fidelity.json", "utility.json"))
+    return " && ".join([score, *compared])
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -41,7 +41,7 @@ def own_profile(folder: Path, code_copy: Path) -> Path:
     profile = yaml.safe_load((code_copy / "profiles" / "slurm" / "config.yaml").read_text())
     profile |= {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1}
     profile["set-resources"]["train"]["checkpoint_interval"] = 0  # after every step
-    profile["set-resources"]["score_classifier"] = {"gpu": 0}  # as every rule on a site without GPUs
+    profile["set-resources"]["sample"] = {"gpu": 0}  # as every rule on a site without GPUs
     (folder / "profile").mkdir()
     (folder / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
     return folder / "profile"
@@ -173,7 +173,9 @@ def test_jobs_say_what_they_are_and_ask_for_what_their_rule_wants(story):
     assert train["JobName"].startswith("dpdm")
     assert train["TresPerJob"] == "gres:gpu:1"
     assert train["TimeLimit"] == "04:00:00"
-    assert "TresPerJob" not in jobs[f"rule_score_classifier_wildcards_{WARNED}"]  # gpu: 0
+    samples = [job for comment, job in jobs.items() if comment.startswith("rule_sample_wildcards_")]
+    assert samples
+    assert not [job for job in samples if "TresPerJob" in job]  # gpu: 0
     first, *later = [job for job in story.jobs.values() if job["Comment"] == f"rule_train_wildcards_{CANCELLED}"]
     assert "mem=2000M" in first["TRES"]
     assert "mem=4000M" in later[0]["TRES"]  # the second attempt

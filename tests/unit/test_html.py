@@ -162,9 +162,9 @@ def test_time_of_methods_that_left_the_study_is_not_counted(page):
     assert "gone" not in Tags(page).text
 
 
-def quoted(source):
+def quoted(source, **changes):
     """A study on `source`, called data, and its page with the shipped published numbers."""
-    study = make_study(datasets={"data": {"source": source, "delta": 1e-5}})
+    study = make_study(datasets={"data": {"source": source, "delta": 1e-5}}, **changes)
     frames = [frame.replace({"dataset": {"digits": "data"}}) for frame in make_frames(study)]
     return render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, published=read_published(*PUBLISHED))
 
@@ -191,10 +191,23 @@ def test_published_numbers_stand_by_themselves_with_their_privacy_status():
     assert Tags(page).open == []
 
 
-def test_only_the_table_of_published_numbers_cannot_be_sorted():
-    section = part_of(quoted("mnist"), "published", "privacy")
+def test_the_papers_tables_that_a_study_names_are_in_its_report():
+    page = quoted("mnist", tables={"table_1": [{"method": "dpgan", "published": "PEARL"}], "table_3": []})
+    section = part_of(page, "paper", "methods")
+    assert re.findall("<h3>(.*?)</h3>", section) == ["Table 1: main results", "Table 3: noise multiplicity K"]
+    assert re.search(r"<td>PEARL</td>.*<td>dpgan</td>.*50\.0 \(1\) †", section)
+    assert "† dpgan: scale not stated" in section
+    assert 'href="#paper"' in page
+    assert Tags(page).open == []
+    assert 'id="paper"' not in quoted("mnist")
+
+
+def test_only_tables_with_published_numbers_cannot_be_sorted():
+    page = quoted("mnist", tables={"table_1": []})
+    section = part_of(page, "published", "privacy")
     assert re.findall(r'<div class="box (\w+)"[^>]*>\s*<table>', section) == ["numbers", "notes"]
-    assert 'table.closest(".numbers")) return;' in quoted("mnist")
+    assert '<div class="box beside"' in part_of(page, "paper", "methods")
+    assert 'table.closest(".numbers, .beside")) return;' in page
 
 
 def test_a_dataset_without_published_numbers_says_so():
@@ -248,7 +261,7 @@ def test_methods_say_how_they_were_tuned(pictures):
 def places(tmp_path):
     return Places(
         f"{tmp_path}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}",
-        f"{tmp_path}/anchors/{{dataset}}/{{anchor}}/seed{{seed}}", "data/{dataset}.npz", tmp_path / "report.html",
+        f"{tmp_path}/anchors/{{dataset}}/{{anchor}}/seed{{seed}}", "data/{dataset}", tmp_path / "report.html",
     )  # fmt: skip
 
 

@@ -170,6 +170,8 @@ def test_two_sizes_of_one_data_set_are_two(study, published):
     study["datasets"]["again"] = study["datasets"]["faces_32"]
     with pytest.raises(UserError, match="are both celeba of side 32, so one row"):
         made(4, study, published)
+    with pytest.raises(UserError, match="are both celeba of side 32, so one row"):  # and before anything runs
+        check_tables(parse_study(study, "s"), PUBLISHED)
 
 
 # --- what is marked, refused and named ------------------------------------------------------------------------

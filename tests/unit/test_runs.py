@@ -10,7 +10,7 @@ import pytest
 
 from dpdm import artifacts, data
 from dpdm.__main__ import _parser
-from dpdm.config import RunSpec, parse_spec, parse_study, spec_json
+from dpdm.config import RunSpec, SampleSpec, ScoreSpec, parse_spec, parse_study, spec_json
 from dpdm.errors import UserError
 from dpdm.report.collect import AUDITS
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
@@ -27,7 +27,7 @@ def places(tmp_path):
     return Places(
         f"{root}/tiny/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}",
         f"{root}/tiny/anchors/{{dataset}}/{{anchor}}/seed{{seed}}",
-        f"{root}/data/{{dataset}}/train.npz",
+        f"{root}/data/{{dataset}}",
         root / "tiny" / "report.html",
     )
 
@@ -81,7 +81,7 @@ def test_links_start_at_the_page_and_name_only_what_is_there(study, places):
     artifacts.write_text(places.anchor.format(dataset="digits", anchor="real", seed=0) + "/score.log", "")
     (section,) = runs_by_dataset(study, audits_of(study), places)
     files = section["methods"][2]["groups"][0]["runs"][0]["files"]
-    assert files == [("folder", "anchors/digits/real/seed0/"), ("log", "anchors/digits/real/seed0/score.log")]
+    assert files == [("folder", "anchors/digits/real/seed0/"), ("score.log", "anchors/digits/real/seed0/score.log")]
 
 
 def test_a_link_survives_an_odd_folder_name(study, tmp_path):
@@ -132,8 +132,50 @@ def test_the_command_is_the_ledgers_recipe_even_if_the_study_was_edited(study, p
     args = _parser().parse_args(words[3 : words.index("&&")])
     assert parse_spec(RunSpec, args.spec) == run
     assert args.spec == spec_json(run)
-    assert str(args.data) == places.data.format(dataset="digits")
+    assert str(args.data) == places.data.format(dataset="digits") + "/train.npz"
     assert args.processes == 1
+
+
+def test_a_set_has_its_files_and_the_command_that_samples_and_scores_it(tiny_study_dict, places):
+    tiny_study_dict["methods"]["dpdm"]["samplers"] = {
+        "fast": {"num_sampling_steps": 2},
+        "fine": {"num_sampling_steps": 9},
+    }
+    tiny_study_dict["evaluation"]["fid"] = {}
+    study = parse_study(tiny_study_dict, "tiny")
+    run = study.run("digits", "dpdm", 10.0, 1)
+    finish(run, places)
+    folder = run.path(places.run)
+    artifacts.write_text(f"{folder}/fine/sample.log", "")
+    artifacts.write_json(f"{folder}/fine/utility.json", {})
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    fast, fine = section["methods"][1]["groups"][0]["runs"][1]["sets"]
+    assert (fast["sampler"], fast["files"]) == ("fast", [])
+    base = "runs/digits/dpdm/eps10/seed1/fine/"
+    assert fine["files"] == [("sample.log", base + "sample.log"), ("utility.json", base + "utility.json")]
+    sample, same, score, *compared = (shlex.split(part) for part in fine["command"].split(" && "))
+    args = _parser().parse_args(sample[3:])
+    assert parse_spec(SampleSpec, args.spec) == study.sample(run, "fine")
+    assert str(args.model) == f"{folder}/model.pt"
+    assert same == ["cmp", "repeated/synthetic.npz", f"{folder}/fine/synthetic.npz"]
+    args = _parser().parse_args(score[3:])
+    assert parse_spec(ScoreSpec, args.spec) == study.score(run.coordinates("fine"))
+    assert str(args.inception) == places.data.format(dataset="digits") + "/inception.npz"
+    assert [words[2] for words in compared] == [f"{folder}/fine/{name}.json" for name in ("fidelity", "utility")]
+
+
+def test_an_anchor_is_scored_again_by_its_own_command(study, places):
+    for anchor in study.anchor_coordinates():
+        artifacts.write_text(
+            places.anchor.format(dataset="digits", anchor=anchor.method, seed=anchor.seed) + "/score.log", ""
+        )
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    real, noise = (method["groups"][0]["runs"][1]["command"] for method in section["methods"][2:])
+    assert f"--synthetic {places.data.format(dataset='digits')}/train.npz" in real
+    images = places.anchor.format(dataset="digits", anchor="label_only", seed=1).replace(
+        "label_only/seed1", "label_only.npz"
+    )
+    assert f"--synthetic {images} " in noise
 
 
 def test_a_run_of_several_gpus_is_repeated_on_as_many(tiny_study_dict, places):
@@ -147,9 +189,10 @@ def test_a_run_of_several_gpus_is_repeated_on_as_many(tiny_study_dict, places):
 def test_the_command_repeats_the_run_and_notices_another_model(study, places, digits64, run_cli, tmp_path, monkeypatch):
     run = study.run("digits", "class_mean", math.inf, 1)
     folder = run.path(places.run)
-    data.write_images(places.data.format(dataset="digits"), digits64)
+    images = f"{places.data.format(dataset='digits')}/train.npz"
+    data.write_images(images, digits64)
     files = [f"--{n}={folder}/{f}" for n, f in (("model", "model.pt"), ("ledger", "ledger.json"), ("curve", "c"))]
-    assert run_cli("train", "--spec", spec_json(run), "--data", places.data.format(dataset="digits"), *files)[0] == 0
+    assert run_cli("train", "--spec", spec_json(run), "--data", images, *files)[0] == 0
     (section,) = runs_by_dataset(study, audits_of(study), places)
     command = section["methods"][0]["groups"][1]["runs"][1]["command"]
     train, compare = command.split(" && ")

@@ -34,7 +34,7 @@ def test_what_wants_a_gpu_shares_no_job(checkout):
     text = "\n".join(path.read_text() for path in (checkout / "workflow" / "rules").glob("*.smk"))
     rule_texts = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL))
     wanting = {rule for rule, body in rule_texts.items() if re.search(r"^ +(resources: +)?gpu=", body, re.MULTILINE)}
-    assert wanting == {"train", "reference", "sample", "score", "score_classifier"}
+    assert wanting == {"train", "reference", "sample", "score"}
     for name in PROFILES:
         assert not (wanting | {"score_anchor"}) & set(profile(checkout, name)["groups"])
 

@@ -197,7 +197,7 @@ def test_a_printed_command_repeats_its_run(finished, again):
     assert output.read_bytes() == whole
 
 
-def test_the_reports_own_command_repeats_its_run(again):
+def test_the_reports_own_commands_repeat_their_runs(again):
     root = again.path / "results" / "tiny"
     commands = re.findall(r"<code>(python -m dpdm train .*?)</code>", (root / "report.html").read_text(), re.DOTALL)
     (command,) = [html.unescape(c) for c in commands if c.endswith("/dpdm/eps10/seed0/model.pt")]
@@ -205,6 +205,11 @@ def test_the_reports_own_command_repeats_its_run(again):
     done = subprocess.run(command, shell=True, cwd=again.path, env=environment, capture_output=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
     assert (again.path / "repeated" / "ledger.json").read_bytes() == (again.path / DPDM / "ledger.json").read_bytes()
+    page = html.unescape((root / "report.html").read_text())
+    for sure, verb in ((f"{DPDM}/default/synthetic.npz", "sample"), ("anchors/digits/label_only/seed0/utility", "score")):
+        (scored,) = [c for c in re.findall(rf"<code>(python -m dpdm {verb} .*?)</code>", page, re.DOTALL) if sure in c]
+        done = subprocess.run(scored, shell=True, cwd=again.path, env=environment, capture_output=True, timeout=120)
+        assert (done.returncode, done.stdout) == (0, b""), done.stderr
     other = command.replace("eps10/seed0/model.pt", "epsinf/seed0/model.pt")
     assert subprocess.run(other, shell=True, cwd=again.path, env=environment, timeout=120).returncode == 1
 
@@ -212,7 +217,8 @@ def test_the_reports_own_command_repeats_its_run(again):
 def test_links_of_the_report_lead_to_files(finished):
     root = finished.folder.path / "results" / "tiny"
     links = re.findall(r'<a href="([^#"][^"]*)"', (root / "report.html").read_text())
-    assert len(links) == 3 * 8 + 2 * 2  # folder, ledger and log of 8 runs; folder and log of both anchors
+    # folder, ledger and log of 8 runs; log and scores of each, sampled 6 of them; folder, log and scores of 2 anchors
+    assert len(links) == 3 * 8 + (4 * 6 + 2 * 2) + 4 * 2
     assert [link for link in links if not (root / link).exists()] == []
 
 
@@ -352,6 +358,19 @@ def test_an_edit_of_the_published_numbers_makes_the_report_alone_again(again, na
         assert again.dry().counts == {"report": 1, "all": 1}
     finally:
         file.write_bytes(whole)
+
+
+def test_while_runs_are_missing_there_are_partial_tables_that_name_them(again):
+    shutil.rmtree(again.path / DPDM)
+    outcome = again.snakemake("--", "partial")
+    assert outcome.code == 0, outcome.text
+    assert outcome.counts == {"partial": 1}
+    assert "missing: digits, dpdm, epsilon 10, seed 0, sampler default: no fidelity, no utility" in outcome.text
+    made = again.path / "results" / "tiny" / "partial"
+    rows = pd.read_csv(made / "results.csv")
+    assert "dpdm" not in set(rows.loc[rows["epsilon"] == "10", "method"])
+    assert {"class_mean", "dpdm"} <= set(rows["method"])
+    assert (made / "audit.html").is_file()
 
 
 def test_code_that_changed_trains_nothing_again(again):

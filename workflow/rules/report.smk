@@ -115,7 +115,7 @@ rule report:
         # Patterns, filled in for every run.
         runs=lambda _: RUN,
         anchors=lambda _: f"{ANCHOR}/seed{{seed}}",
-        data=lambda _: rules.prepare.output.train,
+        data=lambda _: DATA,
         benchmarks=BENCHMARKS,
         command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
     log: f"{ROOT}/report.log"

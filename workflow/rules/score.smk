@@ -30,7 +30,7 @@ rule score:
     log: f"{SET}/score.log"
     benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     resources:
-        gpu=1,
+        gpu=1 if STUDY.evaluation.fid else 0,  # of all that is computed here, only Inception is worth one
         # With FID: 162,770 x 2048 features and float64 copies of them.
         mem_mb=growing(16000 if STUDY.evaluation.fid else 4000),
         runtime=growing(240 if STUDY.evaluation.fid else 120),
@@ -70,7 +70,7 @@ rule score_classifier:
     params: spec=lambda w: schema.spec_json(STUDY.score_classifier(run_of(w)))
     log: f"{RUN}/score.log"
     benchmark: f"{BENCHMARKS}/score_classifier/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
-    resources: gpu=1, mem_mb=growing(2000), runtime=growing(30)
+    resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
         "python -m dpdm score_classifier --spec {params.spec:q} --model {input.model} --test {input.test}"
         " --utility {output} --threads {threads} > {log} 2>&1"
