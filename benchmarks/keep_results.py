@@ -70,7 +70,8 @@ def cost(jobs: pd.DataFrame) -> str:
 def main() -> None:
     """One folder per study named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="+")
+    studies = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
+    parser.add_argument("study", nargs="+", choices=studies, metavar="STUDY")
     for study in parser.parse_args().study:
         keep(study)
 

@@ -4,6 +4,7 @@ make report && .venv/bin/python benchmarks/update_readme.py
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 from _page import write_block
@@ -24,6 +25,8 @@ def results_block() -> str:
 
 def main() -> None:
     """Copies the pictures and rewrites the block."""
+    if not (STUDY / "report.html").exists():
+        sys.exit(f"error: {STUDY} holds no finished report; first run `make report`")
     shutil.copy(STUDY / "tables" / "results.md", IMAGES / "digits_results.md")
     for name in ("curves", "samples"):
         shutil.copy(STUDY / "figures" / f"digits_{name}.png", IMAGES)

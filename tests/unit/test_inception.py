@@ -378,6 +378,19 @@ def test_a_damaged_file_in_the_cache_is_refused_by_name(hub):
         inception.find_weights(None)
 
 
+def test_a_cache_that_cannot_be_written_to_is_named(hub, monkeypatch):
+    hub.parent.parent.parent.mkdir(parents=True)
+    hub.parent.parent.write_text("a file where a folder should be")
+    published(monkeypatch, b"weights")
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"weights"))
+    with pytest.raises(UserError) as error:
+        inception.find_weights(None)
+    message = str(error.value)
+    assert f"({hub.parent} cannot be written to)" in message
+    assert "another folder: $TORCH_HOME" in message
+    assert "results folder" not in message
+
+
 def test_weights_are_fetched_once_and_checked(hub, monkeypatch):
     asked = []
 
