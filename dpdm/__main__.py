@@ -251,8 +251,8 @@ def verb_figures(args: argparse.Namespace) -> None:
     samples = []
     for text in args.samples:
         text, _, path = text.partition("=")
-        method, epsilon, seed = text.split(",")
-        samples.append(figures.SampleSet(method, float(epsilon), int(seed), Path(path)))
+        *names, epsilon, seed = text.split(",")
+        samples.append(figures.SampleSet(", ".join(names), float(epsilon), int(seed), Path(path)))
     figures.save_figure(figures.sample_grid(args.dataset, args.real, samples), args.grid)
 
 
@@ -366,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--dataset", required=True)
     figures.add_argument("--train-curves", required=True, metavar="PATTERN", help="path of a run's train.jsonl")
     figures.add_argument("--spending", type=Path, nargs="*", default=[], help="what `audit` wrote of this dataset")
-    figures.add_argument("samples", nargs="*", metavar="METHOD,EPSILON,SEED=NPZ")
+    figures.add_argument("samples", nargs="*", metavar="METHOD[,SAMPLER],EPSILON,SEED=NPZ")
     comparison = add(verb_comparison, "study", "metrics", "out")
     comparison.add_argument("--kind", required=True, choices=config.COMPARISONS)
     report = add(verb_report, "study", "metrics", "audits", "benchmarks", "published", "privacy-status", "out")

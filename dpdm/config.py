@@ -276,15 +276,15 @@ class RunSpec(Strict):
 
 
 class Sweep(NamedTuple):
-    """Methods of one study that differ in the value of one parameter and in nothing else.
+    """A number that a study varies, all else equal: methods differ in one parameter, or a method's samplers do.
 
-    `values` has it by (dataset, epsilon, method); `key` is dotted, e.g. dp.steps.
+    `values` has it by (dataset, epsilon, line, method, sampler), where a line holds what is to be compared: the sampler
+    that all methods share, or the method whose samplers these are. The sampler of a classifier is "". `key` is dotted,
+    e.g. dp.steps.
     """
 
-    impl: str
     key: str
-    methods: tuple[str, ...]
-    values: dict[tuple[str, float, str], float]
+    values: dict[tuple[str, float, str, str, str], float]
 
 
 class SampleSpec(Strict):
@@ -424,33 +424,43 @@ class Study(Strict):
         ]
 
     def sweeps(self) -> list[Sweep]:
-        """The parameters that this study varies: where all methods of one impl differ in one number alone."""
+        """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
         impls: dict[str, list[str]] = {}
         for method, spec in self.methods.items():
             impls.setdefault(spec.impl, []).append(method)
-        found = []
-        for impl, methods in impls.items():
-            keys, values = set(), {}
-            for dataset in self.datasets:
-                for epsilon in self.epsilons:
-                    recipes = {}
-                    for method in methods:
-                        if dataset in self.datasets_of(method):
-                            run = self.run(dataset, method, epsilon, self.seeds[0])
-                            samplers = {
-                                name: self.sample(run, name).sampler_params for name in self.methods[method].samplers
-                            }
-                            recipes[method] = _flat({"params": run.params, "samplers": samplers})
-                    every = {key for recipe in recipes.values() for key in recipe}
-                    for key in every:
-                        # repr, for 1 == True and 1 == 1.0
-                        if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1:
-                            keys.add(key)
-                            values |= {(dataset, epsilon, m): recipe.get(key) for m, recipe in recipes.items()}
-            numbers = all(type(value) in (int, float) for value in values.values())
-            if len(keys) == 1 and numbers and (key := keys.pop()).startswith("params."):
-                found.append(Sweep(impl, key.removeprefix("params."), tuple(methods), values))
-        return found
+        groups = [self._sweep(methods, of_samplers=False) for methods in impls.values()]
+        groups += [self._sweep([method], of_samplers=True) for method in self.methods]
+        return [sweep for sweep in groups if sweep]
+
+    def _sweep(self, methods: list[str], of_samplers: bool) -> Sweep | None:
+        """What alone differs between these methods, or between the samplers of this one; None if that is no number."""
+        keys, values = set(), {}
+        for dataset in self.datasets:
+            for epsilon in self.epsilons:
+                runs = [
+                    self.run(dataset, method, epsilon, self.seeds[0])
+                    for method in methods
+                    if dataset in self.datasets_of(method)
+                ]
+                recipes = {}
+                for run in runs:
+                    drawn = {name: self.sample(run, name).sampler_params for name in self.methods[run.method].samplers}
+                    for name in drawn or ("",):
+                        recipe = drawn[name] if of_samplers and drawn else {"params": run.params, "samplers": drawn}
+                        recipes[run.method, name] = _flat(recipe)
+                for key in {key for recipe in recipes.values() for key in recipe}:
+                    # repr, for 1 == True and 1 == 1.0
+                    if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1:
+                        keys.add(key)
+                        for (method, name), recipe in recipes.items():
+                            line = method if of_samplers else name
+                            values[dataset, epsilon, line, method, name] = recipe.get(key)
+        if len(keys) != 1 or not all(type(value) in (int, float) for value in values.values()):
+            return None
+        key = keys.pop()
+        if of_samplers:
+            return Sweep(key, values)
+        return Sweep(key.removeprefix("params."), values) if key.startswith("params.") else None
 
     def comparisons(self) -> list[str]:
         """The figures over the whole study that it has material for, of COMPARISONS."""

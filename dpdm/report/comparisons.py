@@ -186,7 +186,7 @@ def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
 def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
     """The scores against each parameter that the study varies: a row per parameter and dataset, a panel per metric.
 
-    Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers, if several).
+    Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers or methods, if several).
 
     Args:
         study: one with `sweeps`.
@@ -201,23 +201,22 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
         handles: dict[str, Line2D] = {}
         for (sweep, dataset), line in zip(rows, panels, strict=True):
             points = _points(sweep, dataset)
-            samplers = list(study.methods[sweep.methods[0]].samplers) or [""]
-            keys = [(e, s) for e in sorted(points) for s in samplers]
+            several = len({line for _, line in points}) > 1
             ticks = sorted({value for values in points.values() for value in values.values()})
             for panel in line[len(columns[dataset]) :]:
                 panel.set_axis_off()
             for panel, column in zip(line, columns[dataset], strict=False):
                 drawn: list[float] = []
-                for i, (epsilon, sampler) in enumerate(keys):
-                    methods = sorted(points[epsilon], key=points[epsilon].__getitem__)
-                    where = [points[epsilon][method] for method in methods]
+                for i, ((epsilon, name), values) in enumerate(points.items()):
+                    sets = sorted(values, key=values.__getitem__)
+                    where = [values[one] for one in sets]
                     place = (column.metric, column.reference, dataset)
-                    found = [known.get((*place, m, sampler, epsilon_text(epsilon)), NO_SUMMARY) for m in methods]
+                    found = [known.get((*place, *one, epsilon_text(epsilon)), NO_SUMMARY) for one in sets]
                     mean = np.array([value[0] for value in found])
                     std = np.nan_to_num(np.array([value[1] for value in found]))
                     look = series_look(i) | {"ls": DASHES[i % 4]}
                     panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **look)
-                    label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {sampler}" if samplers[1:] else "")
+                    label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")
                     handles.setdefault(label, Line2D([], [], label=label, **look))
                     drawn += mean[np.isfinite(mean)].tolist()
                 _scale(panel, sweep, ticks, drawn, column)
@@ -227,13 +226,13 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
     return figure
 
 
-def _points(sweep: Sweep, dataset: str) -> dict[float, dict[str, float]]:
-    """By epsilon and method, the parameter's value on one dataset."""
-    points: dict[float, dict[str, float]] = {}
-    for (where, epsilon, method), value in sweep.values.items():
+def _points(sweep: Sweep, dataset: str) -> dict[tuple[float, str], dict[tuple[str, str], float]]:
+    """By line, lower epsilons first, the number that each method and sampler on it has on one dataset."""
+    points: dict[tuple[float, str], dict[tuple[str, str], float]] = {}
+    for (where, epsilon, line, method, sampler), value in sweep.values.items():
         if where == dataset:
-            points.setdefault(epsilon, {})[method] = value
-    return points
+            points.setdefault((epsilon, line), {})[method, sampler] = value
+    return dict(sorted(points.items(), key=lambda item: item[0][0]))  # stable
 
 
 def _scale(panel: Any, sweep: Sweep, ticks: Sequence[float], drawn: Sequence[float], column: MetricColumn) -> None:

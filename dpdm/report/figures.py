@@ -65,7 +65,7 @@ GAP, LABEL_WIDTH, HEAD = 14, 96, 26
 
 
 class SampleSet(NamedTuple):
-    """One synthetic set: `method` as printed, epsilon (`math.inf` without noise), seed, path of its npz."""
+    """One synthetic set: `method` as printed (with the sampler, if it has several), epsilon, seed, path of its npz."""
 
     method: str
     epsilon: float

@@ -217,6 +217,21 @@ def test_overrides_decide_the_value_of_each_dataset_and_a_hole_is_left_open():
     assert np.isnan(e.containers[0].lines[0].get_ydata()).tolist() == [True, False]
 
 
+def test_the_number_of_a_methods_samplers_is_drawn_likewise():
+    samplers = {"much": {"guidance": 2.0}, "none": {"guidance": 0.0}}
+    study = make_study(methods={"gan": {"impl": "a:B", "samplers": samplers}})
+    kinds = [
+        (sampler, value, epsilon) for sampler, value in (("much", 30.0), ("none", 10.0)) for epsilon in ("1", "inf")
+    ]
+    metrics = pd.DataFrame([row for s, v, e in kinds for row in rows("gan", [v], CNN, sampler=s, epsilon=e)])
+    figure = parameter_figure(metrics, study)
+    (panel,) = figure.axes
+    assert panel.get_xlabel() == "guidance"
+    assert [c.lines[0].get_xdata().tolist() for c in panel.containers] == [[0, 2]] * 2
+    assert [c.lines[0].get_ydata().tolist() for c in panel.containers] == [[10, 30]] * 2
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ε = 1", "ε = ∞"]
+
+
 def test_constant_scores_and_wide_distances_keep_sensible_axes(tmp_path):
     constant = pd.DataFrame([r for i in range(3) for r in rows(f"m{i}", [50.0, 50.0], CNN)])
     wide = pd.DataFrame([r for i, v in enumerate((1.0, 900.0, 30.0)) for r in rows(f"m{i}", [v], FD)])

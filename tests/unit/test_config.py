@@ -655,8 +655,8 @@ def swept(study: dict, *recipes: dict) -> list:
 
 def test_one_number_that_differs_is_a_sweep(tiny_study_dict):
     (sweep,) = swept(tiny_study_dict, {"k": 1, "net": {"width": 2}}, {"k": 4, "net": {"width": 2}})
-    assert (sweep.impl, sweep.key, sweep.methods) == ("a:B", "k", ("m0", "m1"))
-    assert sweep.values[("digits", 10.0, "m1")] == 4
+    assert sweep.key == "k"
+    assert sweep.values["digits", 10.0, "default", "m1", "default"] == 4
     assert len(sweep.values) == 4
     (deep,) = swept(tiny_study_dict, {"net": {"width": 2}}, {"net": {"width": 0.5}}, {"net": {"width": 3}})
     assert deep.key == "net.width"
@@ -685,7 +685,28 @@ def test_anything_else_is_no_sweep(tiny_study_dict, recipes):
 def test_a_sweep_takes_each_cells_own_value(tiny_study_dict):
     override = {"when": {"epsilon": 10}, "params": {"k": 8}}
     (sweep,) = swept(tiny_study_dict, {"k": 1}, {"params": {"k": 4}, "overrides": [override]})
-    assert [sweep.values[("digits", epsilon, "m1")] for epsilon in (10.0, math.inf)] == [8, 4]
+    cells = [("digits", epsilon, "default", "m1", "default") for epsilon in (10.0, math.inf)]
+    assert [sweep.values[cell] for cell in cells] == [8, 4]
+
+
+def test_samplers_of_one_method_that_differ_in_one_number_are_a_sweep(tiny_study_dict):
+    samplers = {"plain": {"guidance": 0.0, "steps": 5}, "more": {"guidance": 1.0, "steps": 5}}
+    override = {"when": {"epsilon": 10}, "samplers": {"more": {"guidance": 2.0}}}
+    (sweep,) = swept(tiny_study_dict, {"params": {"k": 1}, "samplers": samplers, "overrides": [override]})
+    assert sweep.key == "guidance"
+    assert [sweep.values["digits", e, "m0", "m0", "more"] for e in (10.0, math.inf)] == [2.0, 1.0]
+    assert sweep.values["digits", 10.0, "m0", "m0", "plain"] == 0.0
+    samplers["more"]["steps"] = 6
+    assert not swept(tiny_study_dict, {"params": {"k": 1}, "samplers": samplers})
+    samplers["more"] = {"guidance": "much", "steps": 5}
+    assert not swept(tiny_study_dict, {"params": {"k": 1}, "samplers": samplers})
+
+
+def test_what_all_samplers_share_is_one_line_each(tiny_study_dict):
+    samplers = {"a": {"kind": "ddim"}, "b": {"kind": "churn"}}
+    (sweep,) = swept(tiny_study_dict, *({"params": {"k": k}, "samplers": samplers} for k in (1, 4)))
+    assert sweep.values["digits", 10.0, "b", "m1", "b"] == 4
+    assert {line for _, _, line, _, _ in sweep.values} == {"a", "b"}
 
 
 def test_which_comparisons_a_study_has_material_for(tiny_study_dict):
@@ -706,7 +727,9 @@ def test_the_shipped_ablation_of_the_multiplicity_is_a_sweep():
     root = Path(__file__).parents[2] / "config"
     (sweep,) = config.load_study(root / "ablation_multiplicity.yaml").sweeps()
     assert sweep.key == "noise_multiplicity"
-    assert [sweep.values[("mnist", 1.0, method)] for method in sweep.methods] == [1, 2, 4, 8, 16, 32]
+    assert [v for (_, epsilon, *_), v in sweep.values.items() if epsilon == 1] == [1, 2, 4, 8, 16, 32]
+    (sweep,) = config.load_study(root / "ablation_guidance.yaml").sweeps()
+    assert sweep.key == "guidance"
 
 
 def test_a_run_fills_a_pattern(tiny_study_dict):

@@ -94,10 +94,12 @@ def classifier_runs():
 
 
 def shown_sets(wildcards):
-    """The synthetic sets on a dataset's sample page: the first seed and sampler of every generator and epsilon."""
-    return [
-        (run, path)
-        for run in RUNS
-        if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds)
-        for path in set_paths(f"{SET}/synthetic.npz", [run])[:1]
-    ]
+    """Name and path of the synthetic sets on a dataset's sample page: the first seed of every generator and epsilon."""
+    found = {}
+    for run in RUNS:
+        if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds):
+            samplers = STUDY.methods[run.method].samplers
+            for sampler, path in zip(samplers, set_paths(f"{SET}/synthetic.npz", [run])):
+                shown = [run.method, sampler] if len(samplers) > 1 else [run.method]
+                found[",".join([*shown, schema.epsilon_text(run.epsilon), str(run.seed)])] = path
+    return found

@@ -46,7 +46,7 @@ rule figure:
         real=rules.prepare.output.train,
         train_curves=lambda w: run_paths(rules.train.output.curve, [r for r in RUNS if r.dataset == w.dataset]),
         spending=lambda w: method_paths(rules.audit.output.spending, w.dataset),
-        sets=lambda w: [path for _, path in shown_sets(w)],
+        sets=lambda w: list(shown_sets(w).values()),
     output:
         multiext(f"{FIGURES}/{{dataset}}_curves", ".pdf", ".png"),
         multiext(f"{FIGURES}/{{dataset}}_training", ".pdf", ".png"),
@@ -63,7 +63,7 @@ rule figure:
         grid=subpath(output.grid, strip_suffix=".png"),
         # One pattern, not thousands of paths: a command line has an end.
         train_curves=lambda _: rules.train.output.curve,
-        samples=lambda w: [f"{r.method},{schema.epsilon_text(r.epsilon)},{r.seed}={p}" for r, p in shown_sets(w)],
+        samples=lambda w: [f"{name}={path}" for name, path in shown_sets(w).items()],
     log: f"{FIGURES}/{{dataset}}.log"
     resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
