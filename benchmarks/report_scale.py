@@ -156,7 +156,7 @@ def main() -> None:
         ]  # fmt: skip
         total += verb(
             "report", "report", "--study", "study.json", *tables, *drawn, "--comparisons=ranks=figures/ranks.svg",
-            "--runs", RUN, "--anchors", ANCHOR, "--data", "data/{dataset}/train.npz", "--benchmarks", "benchmarks",
+            "--runs", RUN, "--anchors", ANCHOR, "--data", "data/{dataset}", "--benchmarks", "benchmarks",
             "--published", str(PUBLISHED / "published.csv"),
             "--privacy-status", str(PUBLISHED / "privacy_status.csv"), "--command", "x", "--out", "report.html",
         )  # fmt: skip

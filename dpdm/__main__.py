@@ -202,7 +202,7 @@ def verb_collect(args: argparse.Namespace) -> None:
     from dpdm.report import collect
 
     study = _study(args.study)
-    metrics, audits = collect.collect(study, args.folders)
+    metrics, audits = collect.collect(study, args.folders, args.unfinished)
     for hole in collect.holes(study, metrics, audits):
         print(f"missing: {hole}", file=sys.stderr)
     collect.write_csv(args.metrics, metrics)
@@ -248,11 +248,7 @@ def verb_figures(args: argparse.Namespace) -> None:
     spending = run_figures.read_spending(args.spending)
     looks = figures.method_looks(metrics)
     figures.save_figure(run_figures.privacy_spent(args.dataset, spending, looks), args.spent)
-    samples = []
-    for text in args.samples:
-        text, _, path = text.partition("=")
-        *names, epsilon, seed = text.split(",")
-        samples.append(figures.SampleSet(", ".join(names), float(epsilon), int(seed), Path(path)))
+    samples = list(map(figures.sample_set, args.samples))
     figures.save_figure(figures.sample_grid(args.dataset, args.real, samples), args.grid)
 
 
@@ -358,7 +354,10 @@ def _parser() -> argparse.ArgumentParser:
     # without a value: what the workflow writes where the study asks for no FID
     score.add_argument("--inception", type=Path, nargs="?", help="file written by `reference`, for the FID")
     add(verb_score_classifier, "model", "test", "utility", spec=True)
-    add(verb_collect, "study", "metrics", "audits").add_argument("folders", type=Path, nargs="+")
+    gather = add(verb_collect, "study", "metrics", "audits")
+    gather.add_argument("folders", type=Path, nargs="+")
+    unfinished_help = "of a study that still runs: folder of a run; what is to be made again is left out, not refused"
+    gather.add_argument("--unfinished", metavar="PATTERN", help=unfinished_help)
     add(verb_tables, "metrics", "audits", "results", "audit")
     paper_table = add(verb_paper_table, "study", "metrics", "audits", "published", "privacy-status", "out")
     paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")

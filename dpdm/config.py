@@ -428,9 +428,12 @@ class Study(Strict):
         impls: dict[str, list[str]] = {}
         for method, spec in self.methods.items():
             impls.setdefault(spec.impl, []).append(method)
-        groups = [self._sweep(methods, of_samplers=False) for methods in impls.values()]
-        groups += [self._sweep([method], of_samplers=True) for method in self.methods]
-        return [sweep for sweep in groups if sweep]
+        found = [self._sweep(methods, of_samplers=False) for methods in impls.values()]
+        of_samplers: dict[str, Sweep] = {}
+        for method in self.methods:
+            if sweep := self._sweep([method], of_samplers=True):
+                of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
+        return [sweep for sweep in found if sweep] + list(of_samplers.values())
 
     def _sweep(self, methods: list[str], of_samplers: bool) -> Sweep | None:
         """What alone differs between these methods, or between the samplers of this one; None if that is no number."""

@@ -50,7 +50,7 @@ class Options:
     feature_extractor_weights_path: str
     kid_subset_size: int  # <= the number of images on either side
     rng_seed: int
-    cuda: bool
+    cuda: bool = False  # a small network, and so the same numbers on every machine
     feature_extractor: str = EXTRACTOR
     fid: bool = False
     kid: bool = False
@@ -89,7 +89,6 @@ def measure(
             feature_extractor_weights_path=str(extractor),
             kid_subset_size=min(KID_SUBSET_SIZE, len(synthetic.images), len(real.images)),
             rng_seed=Streams(seed, "fidelity").integer("kid"),
-            cuda=False,  # a small network, and so the same numbers on every machine
         )
         fewer, fewer_real = _thinned(synthetic), _thinned(real)
         if fewer is synthetic and fewer_real is real:  # one call, since each computes the features anew

@@ -89,11 +89,11 @@ def _fetch(url: str, path: Path) -> None:
             return
         reason = f"its SHA-256 begins with {found[:8]}"
     except UserError:  # of artifacts, which speaks of a results folder
-        reason = f"{path.parent} cannot be written to"
+        reason = f"it came, but {path.parent} cannot be written to"
     except (OSError, HTTPException) as error:  # the latter: a transfer that broke off
         reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError(
-        f"evaluation.fid needs Inception's weights, and {url} could not be fetched ({reason}): put {path.name} into "
+        f"evaluation.fid needs Inception's weights, and {url} could not be had ({reason}): put {path.name} into "
         f"{path.parent} (another folder: $TORCH_HOME), or name a copy of it by evaluation.fid.weights_path"
     )
 

@@ -92,7 +92,7 @@ class _Audit(_Record):
 # --- collecting -----------------------------------------------------------------------------------------------
 
 
-def collect(study: Study, folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads every `fidelity.json`, `utility.json` and `audits/*.json` below the folders.
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study.
@@ -103,6 +103,9 @@ def collect(study: Study, folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.Dat
         study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
             `allow_mixed_protocols` what one table may mix.
         folders: searched recursively; one inside another is read once.
+        unfinished: of a study that still runs, the folder of a run as a pattern. What is about to be made again (it was
+            trained or judged otherwise than the study says, or is older than the model or images that it judges) is
+            then left out, instead of refused.
 
     Returns:
         Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one
@@ -115,6 +118,7 @@ def collect(study: Study, folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.Dat
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = study.runs()
     runs = {run.coordinates(): i for i, run in enumerate(specs)}
+    models = None if unfinished is None else _current_models(study, unfinished)
     codes: dict[str, Path] = {}
     method_codes: dict[str, str] = {}
     anchors: set[Path] = set()
@@ -127,7 +131,10 @@ def collect(study: Study, folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.Dat
             place = places.get(record.coordinates)
             if place is None:
                 continue
-            _check_evaluation(record, study, path)
+            if models is not None and _to_be_made_again(record, study, path, models):
+                continue
+            if fault := _other_evaluation(record, study):
+                raise UserError(f"{path}: {fault}")
             if record.coordinates.method in ANCHORS:
                 anchors.add(path)
             kind = _SCORE_FILES.index(path.name)
@@ -148,7 +155,10 @@ def collect(study: Study, folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.Dat
                     first = audits[run.coordinates][0]
                     raise UserError(f"the audit of one run stands twice, in {first} and in {path}; delete one")
                 expected = specs[runs[run.coordinates]]
-                if run.recipe is not None and run.recipe != expected.model_dump(mode="json"):
+                other_recipe = run.recipe is not None and run.recipe != expected.model_dump(mode="json")
+                if models is not None and (other_recipe or run.coordinates not in models):
+                    continue
+                if other_recipe:
                     raise UserError(
                         f"{path}: {_place(run.coordinates)} was trained by another recipe than the study's; "
                         "train it again with `snakemake --forcerun train`"
@@ -237,21 +247,43 @@ def _result_files(folders: Sequence[Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _check_evaluation(record: _Scores, study: Study, path: Path) -> None:
-    """A file from before the study's `evaluation` was edited, where Snakemake's own notes of it were lost."""
+def _other_evaluation(record: _Scores, study: Study) -> str:
+    """What is wrong with scores from before `evaluation` was edited, where Snakemake's own notes of it were lost."""
     place, expected = _place(record.coordinates), study.evaluation
     if record.protocol not in ("", DIRECT, expected.protocol) and not study.allow_mixed_protocols:
-        raise UserError(
-            f"{path}: {place} was scored by the protocol {record.protocol}, and the study says {expected.protocol}; "
-            "score it again with `snakemake --forcerun score score_anchor`, or set `allow_mixed_protocols: true` in "
-            "the study"
+        return (
+            f"{place} was scored by the protocol {record.protocol}, and the study says {expected.protocol}; score it "
+            "again with `snakemake --forcerun score score_anchor`, or set `allow_mixed_protocols: true` in the study"
         )
-    judged_itself = record.coordinates.method in ANCHORS or record.protocol == DIRECT
-    if not judged_itself and record.num_synthetic != expected.synthetic_images:
-        raise UserError(
-            f"{path}: {place} was judged by {record.num_synthetic:,} synthetic images, and the study says "
-            f"{expected.synthetic_images:,}; sample again with `snakemake --forcerun sample`"
+    without_images = record.coordinates.method == "real" or record.protocol == DIRECT
+    if not without_images and record.num_synthetic != expected.synthetic_images:
+        return (
+            f"{place} was judged by {record.num_synthetic:,} synthetic images, and the study says "
+            f"{expected.synthetic_images:,}; make them again with `snakemake --forcerun sample label_only`"
         )
+    return ""
+
+
+def _current_models(study: Study, folder: str) -> dict[Coordinates, Path]:
+    """The models that stand below the pattern of a run's folder and were trained by the study's recipe."""
+    found = {}
+    for run in study.runs():
+        ledger = Path(run.path(folder)) / "ledger.json"
+        if ledger.exists() and artifacts.read_json(ledger).get("recipe") == run.model_dump(mode="json"):
+            found[run.coordinates()] = ledger.with_name("model.pt")
+    return found
+
+
+def _to_be_made_again(record: _Scores, study: Study, path: Path, models: Mapping[Coordinates, Path]) -> bool:
+    """Whether scores are not those of the study's own recipe, its model and its images as they are now."""
+    judged = [path.with_name("synthetic.npz")]
+    if record.coordinates.method not in ANCHORS:
+        model = models.get(record.coordinates.model_copy(update={"sampler": None}))
+        if model is None:
+            return True
+        judged.append(model)
+    made = path.stat().st_mtime_ns
+    return bool(_other_evaluation(record, study)) or any(p.exists() and p.stat().st_mtime_ns > made for p in judged)
 
 
 def _mixed(codes: Mapping[str, Path], anchors: set[Path]) -> str:

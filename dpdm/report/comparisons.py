@@ -199,13 +199,13 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
         figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), across, squeeze=False)
         handles: dict[str, Line2D] = {}
-        for (sweep, dataset), line in zip(rows, panels, strict=True):
+        for (sweep, dataset), row in zip(rows, panels, strict=True):
             points = _points(sweep, dataset)
             several = len({line for _, line in points}) > 1
             ticks = sorted({value for values in points.values() for value in values.values()})
-            for panel in line[len(columns[dataset]) :]:
+            for panel in row[len(columns[dataset]) :]:
                 panel.set_axis_off()
-            for panel, column in zip(line, columns[dataset], strict=False):
+            for panel, column in zip(row, columns[dataset], strict=False):
                 drawn: list[float] = []
                 for i, ((epsilon, name), values) in enumerate(points.items()):
                     sets = sorted(values, key=values.__getitem__)

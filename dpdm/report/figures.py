@@ -73,6 +73,13 @@ class SampleSet(NamedTuple):
     path: Path
 
 
+def sample_set(text: str) -> SampleSet:
+    """METHOD,EPSILON,SEED=NPZ or METHOD,SAMPLER,EPSILON,SEED=NPZ, as the command line has it."""
+    text, _, path = text.partition("=")
+    *names, epsilon, seed = text.split(",")
+    return SampleSet(", ".join(names), float(epsilon), int(seed), Path(path))
+
+
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
     """Writes `stem` + one suffix per format, atomically and without dates; returns the paths."""
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}

@@ -55,7 +55,7 @@ def render_report(
         places: where the runs lie; if left out, so is the list of runs, and rows have no links to it.
 
     Raises:
-        UserError: a figure cannot be read.
+        UserError: a figure or ledger cannot be read, or a table of the paper cannot be made (see `paper_table`).
     """
     known = {"", *study.methods, *study.anchors}
     jobs = benchmarks[benchmarks["method"].isin(known) & benchmarks["dataset"].isin(["", *study.datasets])]

@@ -15,11 +15,15 @@ from dpdm.config import Coordinates, RunSpec, Study, epsilon_text, spec_json
 from dpdm.report.tables import epsilon_label
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
-_SCORE_FILES = ("score.log", "fidelity.json", "utility.json")
+_SCORES = ("score.log", "fidelity.json", "utility.json")
 
 
 class Places(NamedTuple):
-    """Where things lie, as patterns; commands start where Snakemake ran."""
+    """Where things lie, as patterns; commands start where Snakemake ran.
+
+    What these folders hold is told in results/README.md. The workflow alone decides their names; those of the files in
+    them are known here as well, since a page links and repeats what every rule made.
+    """
 
     run: str  # folder, with {dataset}, {method}, {epsilon} and {seed}
     anchor: str  # folder, with {dataset}, {anchor} and {seed}
@@ -89,27 +93,31 @@ def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Pl
         verdict = f"{'passed' if audit['passed'] else 'FAILED'}, spent ε = {rdp} (RDP), {prv} (PRV)"
     files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
     spec = study.methods[run.method]
-    if study.is_classifier(run.method):
-        files |= {name: folder / name for name in _SCORE_FILES}
+    command = _training(run, recipe, folder, _data(run, places), spec.gpus_per_run) if there else ""
+    if there and study.is_classifier(run.method):
+        files |= {name: folder / name for name in _SCORES}
+        command += f" && {_scoring_of_classifier(study, run, folder, _data(run, places))}"
     return {
         "seed": run.seed,
         "files": _links(files, places.page),
         "verdict": verdict,
         "recipe": _readable(recipe),
-        "command": _training(run, recipe, folder, _data(run, places), spec.gpus_per_run) if there else "",
+        "command": command,
         "sets": [_set(study, run, sampler, folder, places) for sampler in spec.samplers] if there else [],
     }
 
 
 def _set(study: Study, run: RunSpec, sampler: str, model: Path, places: Places) -> dict[str, Any]:
-    """One synthetic set: its logs and scores, and the command that samples and scores once more."""
+    """One synthetic set: its logs and scores, and the command that samples and scores once more, if it is there."""
     folder, data, images = model / sampler, _data(run, places), f"{REPEATED}/synthetic.npz"
+    if not (folder / "synthetic.npz").exists():
+        return {"sampler": sampler, "files": [], "command": ""}
     sample = (
         f"python -m dpdm sample --spec {shlex.quote(spec_json(study.sample(run, sampler)))}"
         f" --model {_quoted(model / 'model.pt')} --dataset {_quoted(data / 'dataset.json')} --out {images}"
     )
     score = _scoring(study, run.coordinates(sampler), images, folder, data)
-    files = {name: folder / name for name in ("sample.log", *_SCORE_FILES)}
+    files = {name: folder / name for name in ("sample.log", *_SCORES)}
     return {
         "sampler": sampler,
         "files": _links(files, places.page),
@@ -123,7 +131,7 @@ def _anchor(study: Study, anchor: Coordinates, places: Places) -> dict[str, Any]
     data = _data(anchor, places)
     images = data / "train.npz" if anchor.method == "real" else folder.parent.parent / f"{anchor.method}.npz"
     there = folder.exists()
-    files = {"folder": folder} | {name: folder / name for name in _SCORE_FILES} if there else {}
+    files = {"folder": folder} | {name: folder / name for name in _SCORES} if there else {}
     return {
         "seed": anchor.seed, "files": _links(files, places.page), "verdict": "", "recipe": "", "sets": [],
         "command": _scoring(study, anchor, str(images), folder, data) if there else "",
@@ -172,6 +180,15 @@ def _scoring(study: Study, coordinates: Coordinates, images: str, folder: Path, 
     )
     compared = (f"cmp {REPEATED}/{name} {_quoted(folder / name)}" for name in ("fidelity.json", "utility.json"))
     return " && ".join([score, *compared])
+
+
+def _scoring_of_classifier(study: Study, run: RunSpec, folder: Path, data: Path) -> str:
+    """Scores the model that `_training` wrote."""
+    return (
+        f"python -m dpdm score_classifier --spec {shlex.quote(spec_json(study.score_classifier(run)))}"
+        f" --model {REPEATED}/model.pt --test {_quoted(data / 'test.npz')} --utility {REPEATED}/utility.json"
+        f" && cmp {REPEATED}/utility.json {_quoted(folder / 'utility.json')}"
+    )
 
 
 def _quoted(path: Path) -> str:

@@ -1,7 +1,9 @@
 """collect: what is kept, refused, and listed as missing; csv and benchmark files."""
 
 import math
+import os
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -232,6 +234,67 @@ def test_another_number_of_synthetic_images_than_the_studys_is_refused(results):
     more = {"synthetic_images": 30, "classifiers": ["logreg", "mlp"]}
     with pytest.raises(UserError, match=r"judged by 20 synthetic images, and the study says 30.*--forcerun sample"):
         collect(make_study(evaluation=more), [results])
+
+
+def test_a_floor_of_another_number_of_images_is_refused_and_a_ceiling_has_its_own(results):
+    real, _, floor, _ = make_study().anchor_coordinates()
+    for i, (anchor, n) in enumerate(((real, 1437), (floor, 7))):
+        write_scores(results / f"anchors/{2 * i}", anchor)
+        for name in ("fidelity.json", "utility.json"):
+            path = results / f"anchors/{2 * i}" / name
+            artifacts.write_json(path, artifacts.read_json(path) | {"num_synthetic": n})
+    with pytest.raises(UserError, match=r"anchors/2/.*label_only, seed 0 was judged by 7 synthetic images"):
+        collect(make_study(), [results])
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A study with every file where a workflow puts it, and the pattern of a run's folder."""
+    study, pattern = make_study(), f"{tmp_path}/runs/{{method}}/eps{{epsilon}}/seed{{seed}}"
+    for run in study.runs():
+        folder = Path(run.path(pattern))
+        artifacts.write_json(folder / "ledger.json", {"recipe": run.model_dump(mode="json")})
+        artifacts.write_text(folder / "model.pt", "")
+        artifacts.write_text(folder / "default" / "synthetic.npz", "")
+        write_scores(folder / "default", run.coordinates("default"))
+    write_audit(tmp_path / "audits/digits_dpgan.json", study.runs())
+    return tmp_path, pattern, [Path(run.path(pattern)) for run in study.runs()]
+
+
+def shown(running, study=None):
+    """The places whose scores are collected while the study runs."""
+    metrics, audits = collect(study or make_study(), [running[0]], running[1])
+    assert len(audits) <= 4
+    return list(dict.fromkeys(zip(metrics["epsilon"], metrics["seed"], strict=True)))
+
+
+def later(path):
+    """Touches a file, as if it had been made again after all that stands here."""
+    os.utime(path, (2e9, 2e9))
+
+
+def test_of_a_running_study_only_what_is_finished_is_collected(running):
+    everything = [("1", 0), ("1", 1), ("inf", 0), ("inf", 1)]
+    assert shown(running) == everything
+    folders = running[2]
+    later(folders[0] / "model.pt")  # trained again, not yet scored
+    assert shown(running) == everything[1:]
+    later(folders[1] / "default" / "synthetic.npz")  # sampled again, not yet scored
+    assert shown(running) == everything[2:]
+    (folders[2] / "ledger.json").unlink()  # in training
+    assert shown(running) == everything[3:]
+    artifacts.write_json(folders[3] / "ledger.json", {"recipe": "of before an edit"})
+    assert shown(running) == []
+    metrics, audits = collect(make_study(), [running[0]])
+    assert (len(metrics), len(audits)) == (16, 4)  # which a finished study is held against its audits for
+
+
+def test_of_a_running_study_what_is_judged_otherwise_is_left_out_and_not_refused(running):
+    more = {"synthetic_images": 30, "classifiers": ["logreg", "mlp"]}
+    assert shown(running, make_study(evaluation=more)) == []
+    other = make_study(methods={"dpgan": {"impl": "a:B", "params": {"lr": 1.0}}})
+    metrics, audits = collect(other, [running[0]], running[1])
+    assert (len(metrics), len(audits)) == (0, 0)
 
 
 def test_mixed_code_counts_audits_and_says_how_to_redo_an_anchor(results):

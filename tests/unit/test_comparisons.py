@@ -230,6 +230,12 @@ def test_the_number_of_a_methods_samplers_is_drawn_likewise():
     assert [c.lines[0].get_xdata().tolist() for c in panel.containers] == [[0, 2]] * 2
     assert [c.lines[0].get_ydata().tolist() for c in panel.containers] == [[10, 30]] * 2
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ε = 1", "ε = ∞"]
+    study = make_study(methods={name: {"impl": f"a:{name}", "samplers": samplers} for name in ("gan", "net")})
+    figure = parameter_figure(pd.concat([metrics, metrics.assign(method="net")]), study)
+    assert len(figure.axes) == 1  # of the same number: methods are lines
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [
+        "ε = 1, gan", "ε = 1, net", "ε = ∞, gan", "ε = ∞, net"
+    ]  # fmt: skip
 
 
 def test_constant_scores_and_wide_distances_keep_sensible_axes(tmp_path):

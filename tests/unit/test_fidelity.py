@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from dpdm import artifacts
 from dpdm.config import DatasetSpec
@@ -83,6 +84,12 @@ def test_the_order_of_images_does_not_matter(digits, weights):
     plain, other = measured(synthetic, one_side, weights), measured(shuffled, one_side, weights)
     for metric in ("fd", "precision", "recall"):
         assert other["train", metric] == pytest.approx(plain["train", metric], rel=1e-9)
+
+
+def test_a_gpu_is_not_used(digits, weights, monkeypatch):
+    """Its convolutions would give other numbers; torch-fidelity would fail here if it were told to use one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert measured(digits["test"], {"train": digits["test"]}, weights)["train", "fd"] < 1e-3
 
 
 def test_the_batch_size_does_not_matter(digits, weights, monkeypatch):

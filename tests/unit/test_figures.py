@@ -1,6 +1,7 @@
 """Figures: what is drawn where, which images are chosen, and equal bytes for equal inputs."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from dpdm import artifacts
 from dpdm.errors import UserError
 from dpdm.report import figures
 from dpdm.report.collect import METRICS
-from dpdm.report.figures import SampleSet, epsilon_curves, sample_grid, save_figure
+from dpdm.report.figures import SampleSet, epsilon_curves, sample_grid, sample_set, save_figure
 
 
 def make_metrics(fd=(100.0, 80.0, 60.0)):
@@ -144,6 +145,11 @@ def test_grid_places_methods_down_epsilons_across_and_takes_the_smallest_seed(se
     texts = [t.get_text() for t in figure.texts]
     assert [t for t in texts if t.startswith("ε")] == ["ε = 0.2", "ε = ∞"]
     assert {"real", "gan", "mean"} <= set(texts)
+
+
+def test_a_set_on_the_command_line_names_its_sampler_where_there_are_several():
+    assert sample_set("gan,fine,0.2,1=a=b.npz") == SampleSet("gan, fine", 0.2, 1, Path("a=b.npz"))
+    assert sample_set("mean,inf,0=b.npz") == SampleSet("mean", math.inf, 0, Path("b.npz"))
 
 
 def test_grid_of_colour_images_and_of_missing_classes(sets):

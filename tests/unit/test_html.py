@@ -272,6 +272,8 @@ def full_page(pictures, places):
     for run in study.runs():
         recipe = run.model_dump(mode="json") | {"params": {"note": "<b>"}}
         artifacts.write_json(run.path(places.run) + "/ledger.json", {"recipe": recipe})
+        for name in ("synthetic.npz", "sample.log"):
+            artifacts.write_text(f"{run.path(places.run)}/default/{name}", "")
     for c in study.anchor_coordinates():
         artifacts.write_text(places.anchor.format(dataset=c.dataset, anchor=c.method, seed=c.seed) + "/score.log", "")
     picture = pictures[0]["digits"]
@@ -302,7 +304,7 @@ def test_every_row_of_results_leads_to_its_runs(full_page):
 
 def test_links_to_files_are_relative_and_lead_somewhere(full_page, places):
     links = [a["href"] for tag, a in Tags(full_page).seen if tag == "a" and not a["href"].startswith("#")]
-    assert len(links) == 4 * 2 + 2 * 2
+    assert len(links) == 4 * 3 + 2 * 2
     for link in links:
         assert not link.startswith("/")
         assert (places.page.parent / link).exists()

@@ -359,7 +359,7 @@ def test_without_weights_and_network_one_sentence_says_what_to_put_where(hub):
         inception.find_weights(None)
     message = str(error.value)
     assert "\n" not in message
-    assert f"could not be fetched (no network here): put {FILE} into {hub.parent}" in message
+    assert f"could not be had (no network here): put {FILE} into {hub.parent}" in message
     assert "evaluation.fid.weights_path" in message
     assert not hub.exists()
 
@@ -386,7 +386,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(hub, monkeypatch):
     with pytest.raises(UserError) as error:
         inception.find_weights(None)
     message = str(error.value)
-    assert f"({hub.parent} cannot be written to)" in message
+    assert f"(it came, but {hub.parent} cannot be written to)" in message
     assert "another folder: $TORCH_HOME" in message
     assert "results folder" not in message
 
@@ -399,7 +399,7 @@ def test_weights_are_fetched_once_and_checked(hub, monkeypatch):
         return io.BytesIO(b"weights")
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    with pytest.raises(UserError, match=r"could not be fetched \(its SHA-256 begins with "):
+    with pytest.raises(UserError, match=r"could not be had \(its SHA-256 begins with "):
         inception.find_weights(None)
     assert not hub.exists()
     published(monkeypatch, b"weights")

@@ -147,10 +147,11 @@ def test_a_set_has_its_files_and_the_command_that_samples_and_scores_it(tiny_stu
     finish(run, places)
     folder = run.path(places.run)
     artifacts.write_text(f"{folder}/fine/sample.log", "")
+    artifacts.write_text(f"{folder}/fine/synthetic.npz", "")
     artifacts.write_json(f"{folder}/fine/utility.json", {})
     (section,) = runs_by_dataset(study, audits_of(study), places)
     fast, fine = section["methods"][1]["groups"][0]["runs"][1]["sets"]
-    assert (fast["sampler"], fast["files"]) == ("fast", [])
+    assert fast == {"sampler": "fast", "files": [], "command": ""}
     base = "runs/digits/dpdm/eps10/seed1/fine/"
     assert fine["files"] == [("sample.log", base + "sample.log"), ("utility.json", base + "utility.json")]
     sample, same, score, *compared = (shlex.split(part) for part in fine["command"].split(" && "))
@@ -162,6 +163,25 @@ def test_a_set_has_its_files_and_the_command_that_samples_and_scores_it(tiny_stu
     assert parse_spec(ScoreSpec, args.spec) == study.score(run.coordinates("fine"))
     assert str(args.inception) == places.data.format(dataset="digits") + "/inception.npz"
     assert [words[2] for words in compared] == [f"{folder}/fine/{name}.json" for name in ("fidelity", "utility")]
+
+
+def test_a_classifier_is_scored_by_the_command_that_trains_it(tiny_study_dict, places):
+    tiny_study_dict["methods"]["net"] = {"impl": "a:B", "kind": "classifier"}
+    study = parse_study(tiny_study_dict, "tiny")
+    run, other = (study.run("digits", "net", 10.0, seed) for seed in (0, 1))
+    finish(run, places)
+    for one in (run, other):  # of the second a score alone is left
+        artifacts.write_json(f"{one.path(places.run)}/utility.json", {})
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    method = section["methods"][2]
+    there, absent = method["groups"][0]["runs"]
+    assert [name for name, _ in there["files"]] == ["folder", "ledger", "log", "utility.json"]
+    assert (method["name"], absent["files"], absent["command"]) == ("net", [], "")
+    *_, score, compared = (shlex.split(part) for part in there["command"].split(" && "))
+    args = _parser().parse_args(score[3:])
+    assert (args.verb, str(args.model)) == ("score_classifier", "repeated/model.pt")
+    assert compared == ["cmp", "repeated/utility.json", f"{run.path(places.run)}/utility.json"]
+    assert there["sets"] == []
 
 
 def test_an_anchor_is_scored_again_by_its_own_command(study, places):

@@ -79,6 +79,29 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     assert "label_only" not in counts
 
 
+def test_only_inception_makes_a_score_ask_for_a_gpu(folder, tiny, edit):
+    def asked(study) -> dict[str, str]:
+        """The GPUs of each job that scores, as a dry run tells them."""
+        folder.write(study)
+        told = re.findall(r"^Job \d+: (score .*?)$.*?^ +resources: (.*?)$", folder.dry().text, re.MULTILINE | re.DOTALL)
+        assert told
+        return {job: resources for job, resources in told if "gpu=1" in resources}
+
+    assert asked(tiny) == {}
+    study = edit(tiny)
+    study["evaluation"]["fid"] = {}
+    assert "score anchor real on digits, seed 0" in asked(study)
+
+
+def test_a_sample_page_shows_every_way_of_sampling(folder, tiny, edit):
+    study = edit(tiny)
+    study["methods"]["dpdm"]["samplers"]["fine"] = {"num_sampling_steps": 5}
+    folder.write(study)
+    command = next(line for line in folder.dry().text.splitlines() if "dpdm figures" in line)
+    for shown in ("dpdm,default,10,0=", "dpdm,fine,10,0=", "dpdm,fine,inf,0=", " class_mean,10,0="):
+        assert shown in command
+
+
 def test_the_real_images_meet_inception_once_per_dataset_and_only_where_asked(folder, tiny, edit):
     study = edit(tiny)
     study["datasets"]["other"] = {"source": "digits", "delta": 1.0e-5}
@@ -360,17 +383,27 @@ def test_an_edit_of_the_published_numbers_makes_the_report_alone_again(again, na
         file.write_bytes(whole)
 
 
-def test_while_runs_are_missing_there_are_partial_tables_that_name_them(again):
+def test_while_runs_are_missing_there_are_partial_tables_that_name_them(again, tiny, edit):
     shutil.rmtree(again.path / DPDM)
-    outcome = again.snakemake("--", "partial")
+    study = edit(tiny)
+    study["tables"] = {"table_1": [{"method": "dpdm", "published": "DPDM", "variant": "FID"}]}
+    again.write(study)
+    root = again.path / "results" / "tiny"
+    before = (root / "study.json").read_bytes()
+    lock = again.path / ".snakemake" / "locks" / "0.output.lock"  # as if another Snakemake were at work
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text(str(root / "metrics.csv"))
+    outcome = again.snakemake("--nolock", "--", "partial")
     assert outcome.code == 0, outcome.text
     assert outcome.counts == {"partial": 1}
+    assert (root / "study.json").read_bytes() == before
     assert "missing: digits, dpdm, epsilon 10, seed 0, sampler default: no fidelity, no utility" in outcome.text
-    made = again.path / "results" / "tiny" / "partial"
+    made = root / "partial"
     rows = pd.read_csv(made / "results.csv")
     assert "dpdm" not in set(rows.loc[rows["epsilon"] == "10", "method"])
     assert {"class_mean", "dpdm"} <= set(rows["method"])
     assert (made / "audit.html").is_file()
+    assert "DP-Sinkhorn" in (made / "table_1.md").read_text()
 
 
 def test_code_that_changed_trains_nothing_again(again):
@@ -394,6 +427,7 @@ def test_a_table_of_the_paper_is_made_and_a_wrong_mapping_refused_before_anythin
     assert refused.jobs == []
     study["tables"]["table_1"][0]["variant"] = "FID"
     again.write(study)
+    assert again.dry().counts["table_1"] == 1  # the study names it, so that `all` makes it
     outcome = again.snakemake("--", "table_1")
     assert outcome.code == 0, outcome.text
     assert "train" not in outcome.counts

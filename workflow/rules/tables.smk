@@ -26,28 +26,30 @@ for number in range(1, 7):
             " --out {params.out} > {log} 2>&1"
 
 
-# No output, so it is made anew whenever it is asked for; no input but the study, so no missing run can hold it up. Beside
-# a Snakemake that still works in this folder it needs --nolock: it writes to a folder of its own.
+# No output, so it is made anew whenever it is asked for; no input but what is tracked, so no missing run can hold it up.
+# Beside a Snakemake that still works in this folder it needs --nolock: it writes into a folder of its own.
 rule partial:
     message: "tables of what is finished, into {params.out}"
     input:
-        study=STUDY_JSON,
         published=f"{PUBLISHED}/published.csv",
         privacy_status=f"{PUBLISHED}/privacy_status.csv",
     params:
+        spec=STUDY_SPEC,
         folders=rules.collect.params.folders,
+        runs=lambda _: RUN,
         out=f"{ROOT}/partial",
         numbers=[name.removeprefix("table_") for name in STUDY.tables],
     localrule: True
     shell:
         """
-        python -m dpdm collect {params.folders} --study {input.study} --metrics {params.out}/metrics.csv \
-            --audits {params.out}/audits.csv
+        python -m dpdm validate --spec {params.spec:q} --published {input.published:q} --out {params.out}/study.json
+        python -m dpdm collect {params.folders} --unfinished {params.runs:q} --study {params.out}/study.json \
+            --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv
         python -m dpdm tables --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv \
             --results {params.out}/results --audit {params.out}/audit
         for number in {params.numbers}; do
-            python -m dpdm paper_table --table $number --study {input.study} --metrics {params.out}/metrics.csv \
-                --audits {params.out}/audits.csv --published {input.published:q} \
+            python -m dpdm paper_table --table $number --study {params.out}/study.json \
+                --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv --published {input.published:q} \
                 --privacy-status {input.privacy_status:q} --out {params.out}/table_$number
         done
         """
