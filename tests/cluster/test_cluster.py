@@ -173,9 +173,10 @@ def test_jobs_say_what_they_are_and_ask_for_what_their_rule_wants(story):
     assert train["JobName"].startswith("dpdm")
     assert train["TresPerJob"] == "gres:gpu:1"
     assert train["TimeLimit"] == "04:00:00"
-    samples = [job for comment, job in jobs.items() if comment.startswith("rule_sample_wildcards_")]
-    assert samples
-    assert not [job for job in samples if "TresPerJob" in job]  # gpu: 0
+    for rule in ("sample", "score"):  # by the profile's gpu: 0; by itself, since only the FID is worth a GPU
+        without = [job for comment, job in jobs.items() if comment.startswith(f"rule_{rule}_wildcards_")]
+        assert without
+        assert not [job for job in without if "TresPerJob" in job]
     first, *later = [job for job in story.jobs.values() if job["Comment"] == f"rule_train_wildcards_{CANCELLED}"]
     assert "mem=2000M" in first["TRES"]
     assert "mem=4000M" in later[0]["TRES"]  # the second attempt

@@ -79,20 +79,6 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     assert "label_only" not in counts
 
 
-def test_only_inception_makes_a_score_ask_for_a_gpu(folder, tiny, edit):
-    def asked(study) -> dict[str, str]:
-        """The GPUs of each job that scores, as a dry run tells them."""
-        folder.write(study)
-        told = re.findall(r"^Job \d+: (score .*?)$.*?^ +resources: (.*?)$", folder.dry().text, re.MULTILINE | re.DOTALL)
-        assert told
-        return {job: resources for job, resources in told if "gpu=1" in resources}
-
-    assert asked(tiny) == {}
-    study = edit(tiny)
-    study["evaluation"]["fid"] = {}
-    assert "score anchor real on digits, seed 0" in asked(study)
-
-
 def test_a_sample_page_shows_every_way_of_sampling(folder, tiny, edit):
     study = edit(tiny)
     study["methods"]["dpdm"]["samplers"]["fine"] = {"num_sampling_steps": 5}
