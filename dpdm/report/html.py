@@ -19,7 +19,7 @@ from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
 from dpdm.report.paper import TITLES, paper_table
-from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_name, published_table
+from dpdm.report.published import PAPER, PRIVACY_STATUS, privacy_table, published_name, published_table
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
 
 DISTRIBUTION = "dpdm-bench"
@@ -115,8 +115,10 @@ def _results(metrics: pd.DataFrame, linked: bool) -> str:
 
 
 def _beside(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any]]:
-    """The paper's tables that the study names, in the paper's order."""
-    numbers = sorted(int(name.rpartition("_")[2]) for name in study.tables)
+    """The paper's tables that the study names, in the paper's order, but for those of other data sets alone."""
+    own = {published_name(spec) for spec in study.datasets.values()}
+    theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
+    numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)
     shown = {n: paper_table(n, study, metrics, audits, published) for n in numbers}
     return [{"number": n, "title": TITLES[n], "text": tables.to_html(table)} for n, table in shown.items()]
 

@@ -200,6 +200,7 @@ def test_the_papers_tables_that_a_study_names_are_in_its_report():
     assert 'href="#paper"' in page
     assert Tags(page).open == []
     assert 'id="paper"' not in quoted("mnist")
+    assert 'id="paper"' not in quoted("digits", tables={"table_1": []})  # which would be "not run" from top to bottom
 
 
 def test_only_tables_with_published_numbers_cannot_be_sorted():
