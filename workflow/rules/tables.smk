@@ -39,9 +39,11 @@ rule partial:
         runs=lambda _: RUN,
         out=f"{ROOT}/partial",
         numbers=[name.removeprefix("table_") for name in STUDY.tables],
+    log: f"{ROOT}/partial/partial.log"
     localrule: True
     shell:
         """
+        exec > >(tee {log}) 2>&1
         python -m dpdm validate --spec {params.spec:q} --published {input.published:q} --out {params.out}/study.json
         python -m dpdm collect {params.folders} --unfinished {params.runs:q} --study {params.out}/study.json \
             --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv
