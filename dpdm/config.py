@@ -430,8 +430,8 @@ class Study(Strict):
             impls.setdefault(spec.impl, []).append(method)
         found = [self._sweep(methods, of_samplers=False) for methods in impls.values()]
         of_samplers: dict[str, Sweep] = {}
-        for method in self.methods:
-            if sweep := self._sweep([method], of_samplers=True):
+        for method, spec in self.methods.items():  # at every start of Snakemake, so nothing is compared with itself
+            if len(spec.samplers) > 1 and (sweep := self._sweep([method], of_samplers=True)):
                 of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
         return [sweep for sweep in found if sweep] + list(of_samplers.values())
 
@@ -448,9 +448,9 @@ class Study(Strict):
                 recipes = {}
                 for run in runs:
                     drawn = {name: self.sample(run, name).sampler_params for name in self.methods[run.method].samplers}
+                    whole = _flat({"params": run.params, "samplers": drawn})
                     for name in drawn or ("",):
-                        recipe = drawn[name] if of_samplers and drawn else {"params": run.params, "samplers": drawn}
-                        recipes[run.method, name] = _flat(recipe)
+                        recipes[run.method, name] = _flat(drawn[name]) if of_samplers else whole
                 for key in {key for recipe in recipes.values() for key in recipe}:
                     # repr, for 1 == True and 1 == 1.0
                     if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1:

@@ -92,11 +92,11 @@ def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Pl
         rdp, prv = (epsilon_label(f"{audit[name]:.4g}") for name in ("epsilon_rdp", "epsilon_prv"))
         verdict = f"{'passed' if audit['passed'] else 'FAILED'}, spent ε = {rdp} (RDP), {prv} (PRV)"
     files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
-    spec = study.methods[run.method]
-    command = _training(run, recipe, folder, _data(run, places), spec.gpus_per_run) if there else ""
+    spec, data = study.methods[run.method], _data(run, places)
+    command = _training(run, recipe, folder, data, spec.gpus_per_run) if there else ""
     if there and study.is_classifier(run.method):
         files |= {name: folder / name for name in _SCORES}
-        command += f" && {_scoring_of_classifier(study, run, folder, _data(run, places))}"
+        command += f" && {_scoring_of_classifier(study, run, folder, data)}"
     return {
         "seed": run.seed,
         "files": _links(files, places.page),
