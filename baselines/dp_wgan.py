@@ -80,15 +80,14 @@ class DPWGAN:
         g_optimizer = torch.optim.RMSprop(g.parameters(), lr=params.lr)
         f_optimizer = torch.optim.RMSprop(f.parameters(), lr=params.lr)
         dp = private.dpsgd(MECHANISM, f, f_optimizer, params.dp, rows_per_example=2, keep=[g, g_optimizer])
+
+        def losses(x: Tensor, y: Tensor) -> Tensor:
+            with torch.no_grad():
+                fakes = g(torch.randn(len(y), params.latent_dim).to(x.device), y)  # drawn as DpSgdStep.update says
+            values = dp.module(torch.cat([x, fakes]), torch.cat([y, y]))
+            return torch.cat([-values[: len(y)], values[len(y) :]])
+
         for step in log.track(dp, len(dp)):
-            latents = rng.torch("latents", step.index)
-
-            def losses(x: Tensor, y: Tensor, latents: torch.Generator = latents) -> Tensor:
-                with torch.no_grad():
-                    fakes = g(torch.randn(len(y), params.latent_dim, generator=latents).to(x.device), y)
-                values = dp.module(torch.cat([x, fakes]), torch.cat([y, y]))
-                return torch.cat([-values[: len(y)], values[len(y) :]])
-
             step.update(losses)
             _gan.clip_weights(f, params.weight_clip)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)

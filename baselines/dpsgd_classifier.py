@@ -113,7 +113,6 @@ class DPSGDClassifier:
         meta = private.meta
         with rng.torch_default("init"):
             network = NETWORKS[params.network](meta.shape, meta.num_classes).to(private.device).train()
-        dropouts = [layer for layer in network.modules() if isinstance(layer, Dropout)]
         optimizer = torch.optim.SGD(network.parameters(), lr=params.lr, momentum=params.momentum)
         dp = private.dpsgd(MECHANISM, network, optimizer, params.dp)
 
@@ -121,9 +120,6 @@ class DPSGDClassifier:
             return F.cross_entropy(dp.module(standardise(images, params)), labels, reduction="none")
 
         for step in log.track(dp, len(dp)):
-            masks = rng.torch("dropout", step.index)
-            for layer in dropouts:
-                layer.generator = masks
             step.update(losses)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
         kept = ModelParams(**{name: getattr(params, name) for name in ModelParams.model_fields})
@@ -139,15 +135,13 @@ def standardise(images: Tensor, params: ModelParams) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout with p = 0.5 whose masks come from `generator`, on the CPU: the same on every device."""
-
-    generator: torch.Generator
+    """Dropout with p = 0.5 whose masks are drawn on the CPU, as DpSgdStep.update says: the same on every device."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Zeroes about half of x, doubles the rest; passes x on in evaluation mode."""
         if not self.training:
             return x
-        kept = torch.rand(x.shape, generator=self.generator) < 0.5
+        kept = torch.rand(x.shape) < 0.5
         return x * kept.to(x.device) * 2
 
 

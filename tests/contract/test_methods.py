@@ -16,7 +16,7 @@ from dpdm.data import ImageSet, balanced_labels, load_dataset
 from dpdm.errors import UserError
 from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIER_FAMILIES
 from dpdm.method import load_method, prepare_run, train
-from dpdm.privacy import DpSgd, PrivateData, epsilon_spent
+from dpdm.privacy import DpSgd, PrivateData, dpsgd, epsilon_spent
 from dpdm.privacy.block import BlockGradients
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -221,6 +221,22 @@ def test_global_random_state_is_neither_used_nor_moved(run, images, fitted):
     assert torch.equal(torch.get_rng_state(), expected[0])
     assert np.array_equal(np.random.get_state()[1], expected[1])
     assert saved(model) == saved(fitted(run)[0])
+
+
+def test_a_private_loss_draws_anew_for_every_chunk(run, images, fitted, monkeypatch):
+    """So what a record draws does not depend on the order of the chunks, nor on the process that computes it."""
+    straight, _ = fitted(run)
+    monkeypatch.setattr(dpsgd, "enumerate", lambda chunks: reversed(list(enumerate(chunks))), raising=False)
+    backwards, _ = train(run, images, Log("test"))
+    change = float((numbers(straight.state()) - numbers(backwards.state())).norm())
+    assert change < 1e-5  # sums round otherwise in another order
+
+
+def numbers(state) -> torch.Tensor:
+    """All tensors of a model's state side by side."""
+    if isinstance(state, dict):
+        return torch.cat([numbers(value) for _, value in sorted(state.items())] or [torch.zeros(0)])
+    return state.flatten().double() if isinstance(state, torch.Tensor) else torch.zeros(0)
 
 
 def restored(run, model):

@@ -16,7 +16,7 @@ from baselines.dp_wgan import DPWGAN
 from baselines.dpcgan import DPCGAN
 from baselines.dpgan_r import Adaptive, DPGANr, Schedule
 from dpdm.artifacts import canonical_json
-from dpdm.config import RunSpec, parse_params
+from dpdm.config import RunSpec, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.method import train
@@ -186,7 +186,7 @@ def test_the_frozen_view_follows_the_discriminator():
 # --- the training loops, against plain ones -------------------------------------------------------------------
 
 
-def plain_gan(method: str, params, images: ImageSet):
+def plain_gan(method: str, run: RunSpec, params, images: ImageSet):
     """The published loop on all records at once, in plain torch: what a run without noise and clipping must equal."""
     rng, classes = Streams(0, "method"), images.num_classes
     x = torch.from_numpy(images.images).float() / 127.5 - 1
@@ -206,9 +206,11 @@ def plain_gan(method: str, params, images: ImageSet):
         optimizers = [torch.optim.RMSprop(net.parameters(), lr=params.lr) for net in (g, d)]
     bce = F.binary_cross_entropy_with_logits
     for step in range(params.dp.steps):
-        if method == "dp_wgan":  # a fake of each record's label, drawn as chunks of the batch come
-            stream, labels = rng.torch("latents", step), y
-            chunks = [torch.randn(len(part), params.latent_dim, generator=stream) for part in y.split(16)]
+        if method == "dp_wgan":  # a fake of each record's label, drawn for each chunk of the batch
+            labels, private, chunks = y, Streams(0, f"privacy/{spec_json(run)}/critic"), []
+            for number, part in enumerate(y.split(16)):
+                with private.torch_default(f"private/{step}/{number}"):
+                    chunks.append(torch.randn(len(part), params.latent_dim))
             fakes = g(torch.cat(chunks), y).detach()
         else:
             fakes, labels = _gan.draw_fakes(g, len(x), rng.torch("fakes", step))
@@ -244,7 +246,7 @@ def test_without_noise_and_clipping_it_is_the_plain_gan(method, images):
     run = spec(method, math.inf, dp=dp, **rate)
     model, _ = train(run, images, Log("test"))
     params = parse_params(METHODS[method].Params, run.params, "params")
-    plain = plain_gan(method, params, images).state_dict()
+    plain = plain_gan(method, run, params, images).state_dict()
     for name, value in model.generator.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
     with Streams(0, "method").torch_default("init"):
