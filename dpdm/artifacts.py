@@ -46,9 +46,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes `content` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    """Writes `content` atomically; once it has returned, a crash of the machine does not lose it either."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else the new name can outlive the content
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -155,7 +157,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, zipfile errors, ...
-        reason = str(error).splitlines()[0][:160]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]  # of an empty file it says nothing
         raise UserError(f"{path} is not a readable model file ({reason}); delete it and run snakemake again") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no model but one {type(state).__name__}; delete it and run snakemake again")

@@ -223,6 +223,13 @@ class EvaluationSpec(Strict):
     protocol: Literal["quick", "paper"] = "quick"  # how the classifiers are trained; a column of metrics.csv
     fid: FidSpec | None = None  # None: no metric by Inception
 
+    @field_validator("classifiers")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("it holds a classifier twice")
+        return value
+
     @field_validator("fid", mode="before")
     @classmethod
     def _asked_for_in_full(cls, value: Any) -> Any:
@@ -519,9 +526,10 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> st
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`base` with `change` laid over it, nested mappings key by key; neither is modified.
 
-    A mapping of another `kind` replaces the old one whole: keys of one kind mean nothing to another.
+    A mapping of another `kind` replaces the old one whole: keys of one kind mean nothing to another. Where the old one
+    leaves `kind` to its default, which is not known here, its keys stay: one that means nothing is then refused.
     """
-    if "kind" in change and change["kind"] != base.get("kind"):
+    if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
         return dict(change)
     out = dict(base)
     for key, value in change.items():
@@ -575,6 +583,15 @@ def load_study(path: str | Path) -> Study:
     Raises:
         UserError: the file cannot be read, is not YAML, or breaks the schema.
     """
+    return parse_study(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a study file holds, before any check of its keys.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or holds a key twice.
+    """
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -583,12 +600,11 @@ def load_study(path: str | Path) -> Study:
         loader = _NoDuplicates(text)
         loader.name = str(path)
         try:
-            value = loader.get_single_data()
+            return loader.get_single_data()
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return parse_study(value, str(path))
 
 
 def parse_study(value: Any, origin: str) -> Study:

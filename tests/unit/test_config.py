@@ -148,6 +148,11 @@ def test_a_value_twice(tiny_study_dict, key, value):
     assert refusal(tiny_study_dict | {key: value}) == f"study.yaml: {key} holds a value twice"
 
 
+def test_a_classifier_twice(tiny_study_dict):
+    twice = put(tiny_study_dict, "evaluation.classifiers", ["cnn", "logreg", "cnn"])
+    assert refusal(twice) == "study.yaml: evaluation.classifiers: it holds a classifier twice"
+
+
 @pytest.mark.parametrize("seeds", [["0"], [True], [0.0], [-1], [], 0])
 def test_types_are_not_guessed(tiny_study_dict, seeds):
     assert "study.yaml: seeds" in refusal(tiny_study_dict | {"seeds": seeds})
@@ -769,4 +774,8 @@ def test_a_mapping_of_another_kind_replaces_the_old_one():
     assert merge(base, {"parametrisation": {"kind": "v"}}) == {"parametrisation": {"kind": "v"}, "lr": 1.0}
     assert merge(base, {"parametrisation": {"kind": "edm", "p_std": 1.0}})["parametrisation"] == {
         "kind": "edm", "p_mean": -1.2, "p_std": 1.0,
+    }  # fmt: skip
+    by_default = {"num_sampling_steps": 100}  # whose kind it is not known here
+    assert merge(by_default, {"kind": "ddim", "guidance": 1.0}) == {
+        "num_sampling_steps": 100, "kind": "ddim", "guidance": 1.0,
     }  # fmt: skip

@@ -519,6 +519,14 @@ def test_a_misspelt_key_is_named_with_its_path(folder, tiny, edit):
     )
 
 
+def test_a_key_written_twice_is_named_with_its_line(folder, tiny):
+    """By YAML's own rules the last one counts, and a method pasted twice would lose its first entry unseen."""
+    folder.write(tiny)
+    with (folder.path / "study.yaml").open("a") as study:
+        study.write("seeds: [0, 1]\n")
+    refused(folder, "study.yaml, line ", ": key 'seeds' stands twice")
+
+
 def test_missing_weights_of_the_fid_are_named_before_any_job(folder, tiny, edit):
     study = edit(tiny)
     study["evaluation"]["fid"] = {"weights_path": "nowhere/inception.pth"}

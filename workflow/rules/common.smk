@@ -11,6 +11,8 @@ from dpdm import config as schema
 from dpdm.errors import UserError
 
 try:
+    for path in workflow.configfiles:
+        schema.read_yaml(path)  # Snakemake's own reader takes the last of two equal keys
     STUDY = schema.parse_study(dict(config), " ".join(map(str, workflow.configfiles)) or "the configuration")
     schema.check_writable(STUDY.results_dir)
 except UserError as error:
