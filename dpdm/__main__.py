@@ -128,7 +128,9 @@ def verb_sample(args: argparse.Namespace) -> None:
     sampler = config.parse_params(chosen.SamplerParams, spec.sampler_params, where)
     labels = data.balanced_labels(spec.synthetic_images, meta["num_classes"])
     images = model.sample(labels, sampler, Streams(coordinates.seed, f"sample/{coordinates.sampler}"))
-    data.write_images(args.out, data.ImageSet(images, labels, meta["num_classes"], f"samples of {coordinates.method}"))
+    origin = f"samples of {coordinates.method}"
+    synthetic = data.ImageSet(images, labels, meta["num_classes"], origin, config.spec_json(spec))
+    data.write_images(args.out, synthetic)
 
 
 def verb_extractor(args: argparse.Namespace) -> None:
@@ -163,6 +165,8 @@ def verb_score(args: argparse.Namespace) -> None:
         "provenance": provenance(),
         "num_synthetic": len(synthetic.images),
     }
+    if synthetic.drawn_by:
+        common["drawn_by"] = config.parse_spec(config.SampleSpec, synthetic.drawn_by).model_dump(mode="json")
     references = {"train": data.read_images(args.train), "test": test}
     distances = fidelity.measure(synthetic, references, args.extractor, coordinates.dataset, coordinates.seed)
     facts = {"extractor": extractor.load_extractor(args.extractor)[1]}

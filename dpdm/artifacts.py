@@ -115,8 +115,8 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Reads exactly the named arrays.
+def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Reads exactly the named arrays, and of the optional ones those that there are.
 
     Raises:
         UserError: the file is missing, truncated, corrupt, or lacks an array.
@@ -130,7 +130,7 @@ def read_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             missing = [name for name in names if name not in archive]
             if missing:
                 raise UserError(f"{path} lacks the array {missing[0]!r}; it must hold {', '.join(names)}")
-            return {name: archive[name] for name in names}
+            return {name: archive[name] for name in (*names, *optional) if name in archive}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
         # zipfile raises RuntimeError where damage looks like encryption or an unknown compression.
         raise UserError(f"{path} is corrupt or truncated ({error}); delete it and make or fetch it again") from error

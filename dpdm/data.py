@@ -44,14 +44,19 @@ class ImageMeta:
 class ImageSet:
     """Images (uint8, [n, C, H, W]) with labels (int64, [n], in 0..num_classes-1).
 
+    Args:
+        origin: names the source in errors.
+        drawn_by: of a synthetic set, the spec by which it was drawn, as JSON; stays with it in its file.
+
     Raises:
-        UserError: on another dtype, rank, length or label; `origin` names the source.
+        UserError: on another dtype, rank, length or label.
     """
 
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
     origin: str = "images"
+    drawn_by: str = ""
 
     def __post_init__(self):
         images, labels = self.images, self.labels
@@ -76,10 +81,8 @@ class ImageSet:
 
 def write_images(path: str | Path, images: ImageSet) -> None:
     """Writes an image set as npz: the schema of real and synthetic sets alike."""
-    artifacts.write_npz(
-        path,
-        {"images": images.images, "labels": images.labels, "num_classes": np.int64(images.num_classes)},
-    )
+    arrays = {"images": images.images, "labels": images.labels, "num_classes": np.int64(images.num_classes)}
+    artifacts.write_npz(path, arrays | ({"drawn_by": np.array(images.drawn_by)} if images.drawn_by else {}))
 
 
 def read_images(path: str | Path) -> ImageSet:
@@ -88,10 +91,11 @@ def read_images(path: str | Path) -> ImageSet:
     Raises:
         UserError: missing, truncated, corrupt, or not an image set.
     """
-    arrays = artifacts.read_npz(path, ("images", "labels", "num_classes"))
+    arrays = artifacts.read_npz(path, ("images", "labels", "num_classes"), ("drawn_by",))
     if arrays["num_classes"].shape != () or arrays["num_classes"].dtype.kind not in "iu":
         raise UserError(f"{path}: num_classes must be one integer; make or fetch the file again")
-    return ImageSet(arrays["images"], arrays["labels"], int(arrays["num_classes"]), str(path))
+    drawn_by = str(arrays.get("drawn_by", ""))
+    return ImageSet(arrays["images"], arrays["labels"], int(arrays["num_classes"]), str(path), drawn_by)
 
 
 def to_network(images: np.ndarray) -> "torch.Tensor":

@@ -58,6 +58,7 @@ class _Scores(_Record):
     num_synthetic: int
     metrics: list[_Metric]
     protocol: str = ""  # utility only
+    drawn_by: dict[str, Any] | None = None  # the SampleSpec of synthetic images; anchors have none
 
 
 class _Event(_Record):
@@ -248,7 +249,7 @@ def _result_files(folders: Sequence[Path]) -> list[Path]:
 
 
 def _other_evaluation(record: _Scores, study: Study) -> str:
-    """What is wrong with scores from before `evaluation` was edited, where Snakemake's own notes of it were lost."""
+    """What is wrong with scores from before the study was edited, where Snakemake's own notes of it were lost."""
     place, expected = _place(record.coordinates), study.evaluation
     if record.protocol not in ("", DIRECT, expected.protocol) and not study.allow_mixed_protocols:
         return (
@@ -261,6 +262,13 @@ def _other_evaluation(record: _Scores, study: Study) -> str:
             f"{place} was judged by {record.num_synthetic:,} synthetic images, and the study says "
             f"{expected.synthetic_images:,}; make them again with `snakemake --forcerun sample label_only`"
         )
+    if record.drawn_by is not None:
+        run = study.run(**record.coordinates.model_dump(include={"dataset", "method", "epsilon", "seed"}))
+        if record.drawn_by != study.sample(run, record.coordinates.sampler).model_dump(mode="json"):
+            return (
+                f"the images of {place} were drawn otherwise than the study says; draw them again with "
+                "`snakemake --forcerun sample`"
+            )
     return ""
 
 

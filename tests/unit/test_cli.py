@@ -1,6 +1,7 @@
 """The command line: verbs make their artifacts byte for byte alike, and mistakes end in one `error:` and status 2."""
 
 import copy
+import dataclasses
 import json
 import math
 import re
@@ -142,7 +143,8 @@ def test_validate_reads_the_weights(run_cli, tmp_path, tiny_study_dict):
 def test_reference_and_score_add_the_fid_where_the_spec_asks(run_cli, tmp_path, digits64, fid_study, monkeypatch):
     monkeypatch.setattr(inception, "LAYER", "64")  # the whole network takes minutes
     few = data.ImageSet(digits64.images[:20], digits64.labels[:20], 10, "few")
-    data.write_images(tmp_path / "images.npz", few)
+    drawn_by = fid_study.sample(fid_study.runs()[0], "default")
+    data.write_images(tmp_path / "images.npz", dataclasses.replace(few, drawn_by=spec_json(drawn_by)))
     sides = ["--train", tmp_path / "images.npz", "--test", tmp_path / "images.npz"]
     assert run_cli("extractor", *sides, "--out", tmp_path / "extractor.pt")[0] == 0
     spec = spec_json(fid_study.evaluation.fid)
@@ -162,6 +164,8 @@ def test_reference_and_score_add_the_fid_where_the_spec_asks(run_cli, tmp_path, 
     plain = parse_study(fid_study.model_dump(mode="json") | {"evaluation": {"synthetic_images": 20}}, "plain")
     assert score(plain, "--inception")[0] == 0
     without = artifacts.read_json(tmp_path / "fidelity.json")
+    for name in ("fidelity.json", "utility.json"):
+        assert artifacts.read_json(tmp_path / name)["drawn_by"] == drawn_by.model_dump(mode="json")
     assert (with_fid["extractor"], with_fid["metrics"][:8]) == (without["extractor"], without["metrics"])
     added = [(row["metric"], row["reference"]) for row in with_fid["metrics"][8:]]
     names = ["fid", "kid_inception", "precision_inception", "recall_inception"]
@@ -203,6 +207,9 @@ def test_train_audit_and_sample_make_their_artifacts(run_cli, prepared, train, s
     synthetic = data.read_images(folder / "synthetic.npz")
     assert synthetic.meta == data.ImageMeta(20, (1, 8, 8), 10)
     assert np.array_equal(synthetic.labels, data.balanced_labels(20, 10))
+    assert json.loads(synthetic.drawn_by) == study.sample(
+        study.run("digits", "class_mean", 10.0, 0), "default"
+    ).model_dump(mode="json")
 
 
 @pytest.mark.parametrize("method", ["class_mean", "dpdm"])

@@ -236,6 +236,23 @@ def test_another_number_of_synthetic_images_than_the_studys_is_refused(results):
         collect(make_study(evaluation=more), [results])
 
 
+def drawn_by(study, run):
+    return {"drawn_by": study.sample(run, "default").model_dump(mode="json")}
+
+
+def test_images_that_were_drawn_by_another_sampler_than_the_studys_are_refused(results):
+    study = make_study()
+    other = make_study(methods={"dpgan": {"impl": "a:B", "samplers": {"default": {"guidance": 1.0}}}})
+    path = results / "runs/2/utility.json"
+    written = artifacts.read_json(path)
+    artifacts.write_json(path, written | drawn_by(study, study.runs()[2]))
+    assert len(collect(study, [results])[0]) == 32
+    with pytest.raises(
+        UserError, match=r"runs/2/utility\.json: .*epsilon inf, seed 0.* were drawn otherwise .* sample`"
+    ):
+        collect(other, [results])
+
+
 def test_a_floor_of_another_number_of_images_is_refused_and_a_ceiling_has_its_own(results):
     real, _, floor, _ = make_study().anchor_coordinates()
     for i, (anchor, n) in enumerate(((real, 1437), (floor, 7))):
@@ -292,6 +309,15 @@ def test_of_a_running_study_only_what_is_finished_is_collected(running):
 def test_of_a_running_study_what_is_judged_otherwise_is_left_out_and_not_refused(running):
     more = {"synthetic_images": 30, "classifiers": ["logreg", "mlp"]}
     assert shown(running, make_study(evaluation=more)) == []
+    study = make_study()
+    for run, folder in zip(study.runs(), running[2], strict=True):
+        for name in ("fidelity.json", "utility.json"):
+            path = folder / "default" / name
+            artifacts.write_json(path, artifacts.read_json(path) | drawn_by(study, run))
+    assert shown(running) == [("1", 0), ("1", 1), ("inf", 0), ("inf", 1)]
+    guided = {"when": {"epsilon": 1}, "samplers": {"default": {"guidance": 1.0}}}
+    of_guided = make_study(methods={"dpgan": {"impl": "a:B", "overrides": [guided]}})
+    assert shown(running, of_guided) == [("inf", 0), ("inf", 1)]
     other = make_study(methods={"dpgan": {"impl": "a:B", "params": {"lr": 1.0}}})
     metrics, audits = collect(other, [running[0]], running[1])
     assert (len(metrics), len(audits)) == (0, 0)

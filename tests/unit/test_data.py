@@ -1,5 +1,6 @@
 """Images: their form, the converter, the sources, and delta."""
 
+import dataclasses
 import gzip
 import hashlib
 import http.client
@@ -73,6 +74,10 @@ def test_image_files_round_trip(tmp_path, digits64):
     read = data.read_images(tmp_path / "a.npz")
     assert read.digest() == digits64.digest()
     assert read.origin == str(tmp_path / "a.npz")
+    assert read.drawn_by == ""
+    data.write_images(tmp_path / "a.npz", dataclasses.replace(digits64, drawn_by='{"é": 1}'))
+    assert data.read_images(tmp_path / "a.npz").drawn_by == '{"é": 1}'
+    assert data.read_images(tmp_path / "a.npz").digest() == digits64.digest()
 
 
 @pytest.mark.parametrize("classes", [np.array([10]), np.float64(10), np.str_("ten")])
