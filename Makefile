@@ -27,8 +27,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/workflow/test_lint.py
 
+# .snakemake stays: there Snakemake keeps the recipes by which the results of all studies were made.
 clean:
-	rm -rf $(VENV) .snakemake results/data results/digits results/rivals results/tiny
+	rm -rf $(VENV) results/data results/digits results/rivals results/tiny
 
 # Installs again only when the requirements change: the package itself is editable.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -36,12 +36,13 @@ def keep(study: str) -> None:
 def page(study: str) -> str:
     """The page for results/STUDY, from the files that the run left there."""
     folder = ROOT / "results" / study
-    targets = sorted(load_study(ROOT / "config" / f"{study}.yaml").tables)
+    spec = load_study(ROOT / "config" / f"{study}.yaml")
+    targets = sorted(spec.tables)
     command = f"snakemake --cores 2 --configfile config/{study}.yaml"
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{command}`")
-    jobs = read_benchmarks(folder / "benchmarks")
+    jobs = read_benchmarks(folder / "benchmarks", spec)
     made = [read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)]
     commits = sorted({commit for frame in made for commit in frame["commit"]})
     return "\n\n".join(

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import threadpoolctl
 
@@ -120,7 +121,7 @@ def verb_sample(args: argparse.Namespace) -> None:
     spec = config.parse_spec(config.SampleSpec, args.spec)
     coordinates = spec.coordinates
     chosen = method.load_method(spec.impl, "generator")
-    model = chosen.Model.from_state(_saved_state(args.model, spec.impl))
+    model = _restored(chosen, args.model, spec.impl)
     if hasattr(model, "to"):  # the floors have nothing to move
         model.to(processes.device())
     meta = artifacts.read_json(args.dataset, ("num_classes",))
@@ -190,7 +191,7 @@ def verb_score_classifier(args: argparse.Namespace) -> None:
 
     spec = config.parse_spec(config.ClassifierScoreSpec, args.spec)
     chosen = method.load_method(spec.impl, "classifier")
-    model = chosen.Model.from_state(_saved_state(args.model, spec.impl))
+    model = _restored(chosen, args.model, spec.impl)
     content = {
         "coordinates": spec.coordinates.model_dump(mode="json"),
         "provenance": provenance(),
@@ -272,11 +273,12 @@ def verb_report(args: argparse.Namespace) -> None:
     from dpdm.report.published import read_published
     from dpdm.report.runs import Places
 
+    study = _study(args.study)
     text = html.render_report(
-        _study(args.study),
+        study,
         collect.read_csv(args.metrics, collect.METRICS),
         collect.read_csv(args.audits, collect.AUDITS),
-        collect.read_benchmarks(args.benchmarks),
+        collect.read_benchmarks(args.benchmarks, study),
         dict(map(_named_path, args.curves)),
         dict(map(_named_path, args.grids)),
         args.command,
@@ -289,11 +291,19 @@ def verb_report(args: argparse.Namespace) -> None:
     artifacts.write_text(args.out, text)
 
 
-def _saved_state(path: Path, impl: str) -> dict:
+def _restored(method: Any, path: Path, impl: str) -> Any:
+    """The model of a method in a file that `train` wrote."""
     saved = artifacts.read_tensors(path)
     if saved.get("impl") != impl:
         raise UserError(f"{path} was made by {saved.get('impl')}, not by {impl}; train the run again")
-    return saved["state"]
+    try:
+        return method.Model.from_state(saved["state"])
+    except Exception as error:  # an edit of the method's code can break this in any way
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{path} does not fit the code of {impl} as it is now ({reason}); train the run again with "
+            "`snakemake --forcerun train`"
+        ) from error
 
 
 def _inception(spec: config.FidSpec):

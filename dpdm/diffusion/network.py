@@ -23,10 +23,11 @@ class NetworkParams(Strict):
     pixel_unshuffle: Annotated[int, Field(ge=1)] = 1
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Refuses images that the levels cannot halve evenly.
+        """Refuses images that the levels cannot halve evenly, and attention where no level is.
 
         Raises:
-            UserError: height and width differ, or are not divisible often enough.
+            UserError: height and width differ or are not divisible often enough, or no level has a side that is named
+                for attention.
         """
         _, height, width = shape
         divisor = self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
@@ -35,6 +36,12 @@ class NetworkParams(Strict):
                 f"the U-Net needs square images divisible by {divisor} (pixel_unshuffle = {self.pixel_unshuffle}, "
                 f"{len(self.channel_mult)} entries in network.channel_mult), got {height} x {width}; pad the images "
                 "or shorten channel_mult"
+            )
+        sides = [height // self.pixel_unshuffle // 2**level for level in range(len(self.channel_mult))]
+        if other := sorted(set(self.attention_resolutions) - set(sides)):
+            raise UserError(
+                f"network.attention_resolutions: no level of the U-Net has side {other[0]} at images of {height} x "
+                f"{width}; choose among {', '.join(map(str, sides))}, or write [] for attention in the middle alone"
             )
 
 

@@ -374,12 +374,12 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
 # --- run times ------------------------------------------------------------------------------------------------
 
 
-def read_benchmarks(folder: str | Path) -> pd.DataFrame:
-    """Wall time and peak memory of every job below `folder`, from Snakemake's `benchmark:` files.
+def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
+    """Wall time and peak memory of every job of the study below `folder`, from Snakemake's `benchmark:` files.
 
     Understands TSV and JSONL, plain and `--benchmark-extended`; a plain file does not name its rule, so its file
-    name stands in. A measurement that Snakemake could not take is NaN. Other files are passed over, and so is
-    a folder that does not exist.
+    name stands in. A measurement that Snakemake could not take is NaN. Other files are passed over, jobs of what has
+    left the study since, and a folder that does not exist.
 
     Returns:
         Columns BENCHMARKS: seconds of wall time, peak resident memory in MB; dataset and method are "" where the
@@ -389,6 +389,8 @@ def read_benchmarks(folder: str | Path) -> pd.DataFrame:
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith(".")):
         for record in _benchmark_records(path):
             wildcards = _mapping(record.get("wildcards"))
+            if not _in_grid(wildcards, study):
+                continue
             rows.append(
                 {
                     "rule": str(record.get("rule_name") or path.stem),
@@ -399,6 +401,20 @@ def read_benchmarks(folder: str | Path) -> pd.DataFrame:
                 }
             )
     return _frame(rows, BENCHMARKS)
+
+
+def _in_grid(wildcards: Mapping[str, Any], study: Study) -> bool:
+    """Whether the study still has what these wildcards name."""
+    method = study.methods.get(wildcards.get("method", ""))
+    known = {
+        "dataset": study.datasets,
+        "method": study.methods,
+        "anchor": study.anchors,
+        "epsilon": list(map(epsilon_text, study.epsilons)),
+        "seed": list(map(str, study.seeds)),
+        "sampler": method.samplers if method else (),
+    }
+    return all(str(wildcards[name]) in values for name, values in known.items() if name in wildcards)
 
 
 def _benchmark_records(path: Path) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def render_report(
 
     Args:
         metrics, audits: what `collect` returned (or `read_csv` of it).
-        benchmarks: what `read_benchmarks` returned; jobs of methods no longer in the study are left out.
+        benchmarks: what `read_benchmarks` returned.
         curves, grids, training, spent: per dataset, a figure as .svg or .png.
         comparisons: figures over the whole study, by name in COMPARISONS.
         command: the shell line that reproduces the study.
@@ -57,11 +57,9 @@ def render_report(
     Raises:
         UserError: a figure or ledger cannot be read, or a table of the paper cannot be made (see `paper_table`).
     """
-    known = {"", *study.methods, *study.anchors}
-    jobs = benchmarks[benchmarks["method"].isin(known) & benchmarks["dataset"].isin(["", *study.datasets])]
     missing = holes(study, metrics, audits)
     runs = audits.drop_duplicates(["dataset", "method", "epsilon", "seed"])
-    seconds = float(jobs["seconds"].sum())
+    seconds = float(benchmarks["seconds"].sum())
     sections = [
         {
             "dataset": dataset,
@@ -81,7 +79,7 @@ def render_report(
     page.filters["text"] = lambda value: html.escape(value, quote=False)
     return page.from_string(template).render(
         study=study.study,
-        facts=_facts(study, runs, missing, failed, len(jobs), seconds),
+        facts=_facts(study, runs, missing, failed, len(benchmarks), seconds),
         summary=_summary(study, runs),
         holes=missing,
         holes_in_sentence=HOLES_IN_SENTENCE,
@@ -99,7 +97,7 @@ def render_report(
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
-        resources=tables.to_html(tables.resource_table(jobs)) if len(jobs) else "",
+        resources=tables.to_html(tables.resource_table(benchmarks)) if len(benchmarks) else "",
         sources=_sources(metrics, audits),
         environment=environment_facts() if environment is None else environment,
         command=command,

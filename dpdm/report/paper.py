@@ -116,7 +116,7 @@ def paper_table(
     for row in rows:
         for name in shown:
             row.ours[name] = _ours(number, row, columns.get(name), study, known, metrics, audits)
-    sizes = _names_of_several_sizes(rows)
+    sizes = _sizes(rows)
     headers = [header for name in shown for header in _headers(name)]
     groups = pd.factorize(pd.Series([f"{row.dataset} {row.resolution} {row.epsilon}" for row in rows]))[0]
     return Table(
@@ -173,11 +173,13 @@ def _candidates(number: int, study: Study, entries: Sequence[TableEntry]) -> Ite
                         yield _Runs(dataset, epsilon_text(epsilon), method, sampler)
 
 
-def _names_of_several_sizes(rows: Sequence[_Row]) -> set[str]:
-    sizes: dict[str, set[int | None]] = {}
+def _sizes(rows: Sequence[_Row]) -> dict[str, set[int]]:
+    """The sides of the images of every data set that the paper has."""
+    sizes: dict[str, set[int]] = {}
     for row in rows:
-        sizes.setdefault(row.dataset, set()).add(row.resolution)
-    return {name for name, found in sizes.items() if len(found) > 1}
+        if row.resolution is not None:
+            sizes.setdefault(row.dataset, set()).add(row.resolution)
+    return sizes
 
 
 # --- cells ----------------------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def _data(row: _Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cells(row: _Row, study: Study, sizes: set[str]) -> dict[str, str]:
+def _cells(row: _Row, study: Study, sizes: Mapping[str, set[int]]) -> dict[str, str]:
     names = [
         f"{runs.method}, {runs.sampler}" if len(study.methods[runs.method].samplers) > 1 else runs.method
         for runs in row.runs
@@ -240,10 +242,18 @@ def _cells(row: _Row, study: Study, sizes: set[str]) -> dict[str, str]:
         if alone and not ours.n:
             numbers[_headers(metric)[0]] = MISSING
     return {
-        "Dataset": f"{row.dataset} {row.resolution}x{row.resolution}" if row.dataset in sizes else row.dataset,
+        "Dataset": _dataset_label(row, sizes),
         "ε": epsilon_label(row.epsilon), "Method": row.method or MISSING, "Variant": row.variant or MISSING,
         "Ours": "; ".join(names) or MISSING, **numbers, "Status": row.status or MISSING,
     }  # fmt: skip
+
+
+def _dataset_label(row: _Row, sizes: Mapping[str, set[int]]) -> str:
+    """The name, with the size where the paper has several; "own" where another data set has a name of the paper's."""
+    known = sizes.get(row.dataset, set())
+    if row.resolution is None:
+        return f"{row.dataset} (own)" if known else row.dataset
+    return f"{row.dataset} {row.resolution}x{row.resolution}" if len(known) > 1 else row.dataset
 
 
 def _headers(metric: str) -> tuple[str, str, str]:
@@ -285,7 +295,7 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
             told.append("not audited")
         elif row.delta and not math.isclose(delta, _delta(row.delta), rel_tol=1e-6):
             told.append(f"delta {delta:.2g} instead of {row.delta}")
-    expected = _TRAINING_IMAGES.get(row.dataset)
+    expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
     told += [f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected]
     return told
 

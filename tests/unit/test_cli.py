@@ -350,6 +350,18 @@ def test_sample_refuses_the_model_of_another_method(prepared, train, sample):
     assert not (prepared / "run" / "synthetic.npz").exists()
 
 
+def test_sample_names_a_model_that_an_edit_of_the_code_has_left_behind(prepared, train, sample):
+    train("dpdm")
+    path = prepared / "run" / "model.pt"
+    saved = artifacts.read_tensors(path)
+    _, dropped = saved["state"]["weights"].popitem()
+    assert dropped is not None
+    artifacts.write_tensors(path, saved)
+    message = only_error(sample("dpdm"))
+    assert f"{path} does not fit the code of dpdm.diffusion.method:DPDM as it is now" in message
+    assert "--forcerun train" in message
+
+
 def test_sample_names_a_corrupt_model(prepared, train, sample):
     train()
     path = prepared / "run" / "model.pt"

@@ -381,19 +381,30 @@ def test_benchmarks_in_every_format_of_snakemake(tmp_path):
         f"{HEADER}{extended}\n{measured}\t{more}\n",
     )
     artifacts.write_text(tmp_path / "b/prepare.tsv", f"{HEADER}\n0.10\t0:00:00" + "\tNA" * 8 + "\n")
-    rows = [{"s": 3.0, "h:m:s": "0:00:03", "max_rss": "NA", "rule_name": "score", "wildcards": {"method": "real"}}]
+    rows = [
+        {"s": 3.0, "h:m:s": "0:00:03", "max_rss": "NA", "rule_name": "score_anchor", "wildcards": {"anchor": "real"}}
+    ]
     artifacts.write_jsonl(tmp_path / "c/two.jsonl", rows)
     artifacts.write_jsonl(tmp_path / "c/train.jsonl", [{"step": 1, "loss": 0.5}])  # a loss curve, no benchmark
     artifacts.write_bytes(tmp_path / "c/noise.bin", b"\xff\x00")
-    frame = read_benchmarks(tmp_path)
+    frame = read_benchmarks(tmp_path, make_study())
     assert frame.to_dict("list") == {
-        "rule": ["train", "prepare", "score"],
+        "rule": ["train", "prepare", "score_anchor"],
         "dataset": ["digits", "", ""],
-        "method": ["dpgan", "", "real"],
+        "method": ["dpgan", "", ""],
         "seconds": [12.5, 0.1, 3.0],
         "max_rss_mb": pytest.approx([400.25, math.nan, math.nan], nan_ok=True),
     }
-    assert len(read_benchmarks(tmp_path / "absent")) == 0
+    assert len(read_benchmarks(tmp_path / "absent", make_study())) == 0
+
+
+def test_benchmarks_of_what_has_left_the_study_are_passed_over(tmp_path):
+    run = {"dataset": "digits", "method": "dpgan", "epsilon": "inf", "seed": "1", "sampler": "default"}
+    others = {"dataset": "mnist", "method": "gone", "epsilon": "10", "seed": "2", "sampler": "churn"}
+    all_wildcards = [run, *({**run, name: other} for name, other in others.items()), {"anchor": "real", "seed": "7"}]
+    rows = [{"s": 1.0 + i, "h:m:s": "0:00:01", "wildcards": wildcards} for i, wildcards in enumerate(all_wildcards)]
+    artifacts.write_jsonl(tmp_path / "score.jsonl", rows)
+    assert read_benchmarks(tmp_path, make_study())["seconds"].tolist() == [1.0]
 
 
 def test_snakemake_still_writes_these_columns(tmp_path):
@@ -403,7 +414,7 @@ def test_snakemake_still_writes_these_columns(tmp_path):
     made.wildcards = {"dataset": "digits", "method": "dpgan"}
     for name in ("x.tsv", "x.jsonl"):
         record.write_benchmark_records([made], str(tmp_path / name), True)
-    frame = read_benchmarks(tmp_path)
+    frame = read_benchmarks(tmp_path, make_study())
     assert frame["rule"].tolist() == ["train"] * 2
     assert frame["method"].tolist() == ["dpgan"] * 2
     assert frame["seconds"].tolist() == [2.0, 2.0]

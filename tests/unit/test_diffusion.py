@@ -88,6 +88,8 @@ def test_pixel_unshuffle_keeps_the_form_and_divides_the_resolution():
     out = net(torch.randn(2, 1, 28, 28), torch.zeros(2), torch.zeros(2, dtype=torch.long))
     assert out.shape == (2, 1, 28, 28)
     assert seen == [((2, 4, 14, 14), (2, 8, 14, 14))]
+    with pytest.raises(UserError, match=r"attention_resolutions: no level .* has side 5 at .*; choose among 14, 7, or"):
+        NetworkParams(channel_mult=(1, 2), attention_resolutions=(7, 5), pixel_unshuffle=2).check((1, 28, 28))
     with pytest.raises(UserError, match="divisible by 8"):
         NetworkParams(pixel_unshuffle=2).check((1, 28, 28))
 

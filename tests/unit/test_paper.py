@@ -286,6 +286,18 @@ def test_the_tex_compiles(table, tmp_path):
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-600:]
 
 
+def test_an_own_data_set_by_a_name_of_the_paper_s_is_not_taken_for_it(study, published):
+    study["datasets"] = {"mnist": {"source": "digits", "delta": 1e-3}}
+    study["methods"] = {"pearl": study["methods"]["pearl"] | {"datasets": ["mnist"], "scale": "paper"}}
+    study["tables"] = {}
+    audits = [{name: kind() for name, kind in AUDITS.items()} | {"dataset": "mnist", "method": "pearl", "epsilon": "1"}]
+    audits[0]["n"] = 1437
+    table = made(1, study, published, scored("pearl", [75.0], dataset="mnist"), audits=audits)
+    assert row_of(table, Ours="pearl", epsilon="1")["Dataset"] == "mnist (own)"
+    assert set(table.cells["Dataset"]) >= {"mnist", "mnist (own)"}
+    assert "training images" not in " ".join(table.notes)
+
+
 def test_the_command_writes_the_table(run_cli, tmp_path, study):
     paths = {name: tmp_path / name for name in ("study.json", "metrics.csv", "audits.csv")}
     paths["study.json"].write_text(parse_study(study, "s").model_dump_json())
