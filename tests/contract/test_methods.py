@@ -55,7 +55,7 @@ GENERATORS, CLASSIFIERS = cases("generator"), cases("classifier")
 # What makes a recipe large, and a size that a test can wait for; all else of the recipe stays.
 SMALL = {
     "dp": {"expected_batch_size": 16, "steps": 3, "max_physical_batch_size": 8},
-    "network": {"channels": 8, "blocks_per_level": 1},
+    "network": {"channels": 8, "blocks_per_level": 1, "attention_resolutions": [4]},
     "noise_multiplicity": 2,
     "num_sampling_steps": 3,
     "steps": 3,

@@ -46,8 +46,3 @@ def test_a_profile_is_read_and_stands_beside_the_default_one(folder, tiny, check
     plan = folder.dry("--profile", str(checkout / "profiles" / name))
     assert f"profiles/{name} and workflow specific profile" in plan.text
     assert plan.counts == folder.dry().counts
-
-
-def test_what_a_profile_may_set_for_a_training_trains_nothing_again(again):
-    values = ("gpu=4", "checkpoint_interval=60", "mem_mb=9000", "runtime=60", "nodes=1")
-    assert again.dry("--set-resources", *(f"train:{value}" for value in values)).counts == {}

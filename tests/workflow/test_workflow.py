@@ -287,6 +287,11 @@ def test_the_snakemake_report_needs_no_network(again):
 # --- what runs again ------------------------------------------------------------------------------------------
 
 
+def test_what_a_profile_may_set_for_a_training_trains_nothing_again(again):
+    values = ("gpu=4", "checkpoint_interval=60", "mem_mb=9000", "runtime=60", "nodes=1")
+    assert again.dry("--set-resources", *(f"train:{value}" for value in values)).counts == {}
+
+
 def test_nothing_is_done_twice(again, tiny):
     again.write(tiny, comment="# another comment, and another layout\n\n")
     outcome = again.dry()
