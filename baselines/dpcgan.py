@@ -51,13 +51,14 @@ class Params(Strict):
     width: Annotated[int, Field(ge=2)] = 128  # fc: hidden units; conv: m
     latent_dim: Count = 100
     d_lr_start: Positive = 0.1  # SGD, falling linearly ...
-    d_lr_end: Positive = 0.052  # ... to this at the last step
+    d_lr_end: Positive = 0.052  # ... to this ...
+    d_lr_steps: Count = 10_000  # ... over so many steps, or over all of a shorter run
     g_lr: Positive = 1e-3  # Adam
     d_steps_per_g_step: Count = 1
 
     def d_lr(self, step: int) -> float:
         """D's learning rate at a step."""
-        done = step / max(1, self.dp.steps - 1)
+        done = min(1.0, step / max(1, min(self.d_lr_steps, self.dp.steps) - 1))
         return self.d_lr_start + done * (self.d_lr_end - self.d_lr_start)
 
 

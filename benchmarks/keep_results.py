@@ -65,7 +65,8 @@ def cost(jobs: pd.DataFrame) -> str:
     each = f" ({', '.join(f'{value:.1f} on {name}' for name, value in hours.items())})" if len(hours) > 1 else ""
     unknown = jobs["seconds"].isna().sum()
     missing = f", without {unknown} jobs of unknown time" if unknown else ""
-    return f"All jobs together took {jobs['seconds'].sum() / 3600:.1f} hours{each}{missing}, each on one core."
+    total = f"{jobs['seconds'].sum() / 3600:.1f} hours{each}{missing}"
+    return f"Preparation, trainings, sampling, scoring and audits together took {total}, each job on one core."
 
 
 def main() -> None:

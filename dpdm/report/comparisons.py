@@ -1,7 +1,7 @@
 """Comparisons over a whole study: the rank of each method, and a parameter that was varied against the scores."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -32,11 +32,14 @@ ENOUGH_SEEDS = 6  # from here on the range of the seeds holds their median with 
 class Ranks(NamedTuple):
     """Mean ranks by one metric, the best first, with the ends of their bootstrap intervals.
 
-    `table` has the columns method, sampler, rank, low, high and cells, how many were averaged.
+    `table` has the columns method, sampler, rank, low, high and cells, how many were averaged; `datasets` and `seeds`
+    are how many the intervals resample.
     """
 
     title: str
     table: pd.DataFrame
+    datasets: int
+    seeds: int
 
 
 def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
@@ -64,7 +67,8 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
 
     Rank 1 is the best, equal values share the mean of their ranks, and a value that could not be computed (NaN) is
     last. In a cell with fewer rivals than the largest has, ranks are stretched to the same range, so that a method
-    gains nothing by serving few datasets; a cell with one method is no contest. Classifiers and anchors are not ranked,
+    gains nothing by serving few datasets. A cell with one method, however often sampled, is no contest, and neither is
+    one without any value, as of accuracies on unlabelled images. Classifiers and anchors are not ranked,
     nor is epsilon = inf: it is a ceiling, no setting to choose.
 
     The interval is a percentile bootstrap of two stages, datasets and then seeds within each: cells of one seed, and
@@ -90,10 +94,10 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
     present[cell, who] = True
     signed = np.full(present.shape, np.nan)
     signed[cell, who] = chosen["value"].fillna(-math.inf)  # could not be computed: the worst
-    rivals = present.sum(1)
     ranks = pd.DataFrame(signed).rank(axis=1, ascending=False).to_numpy()
-    contest = rivals > 1
-    size = int(rivals.max(initial=0))
+    contest = (chosen.groupby(cell)["method"].nunique() > 1).to_numpy() & np.isfinite(signed).any(1)
+    rivals = present.sum(1)
+    size = int(rivals[contest].max(initial=0))
     ranks = 1 + (ranks[contest] - 1) * ((size - 1) / (rivals[contest] - 1))[:, None]
     dataset_of, datasets = pd.factorize(places["dataset"][contest])
     seed_of, seeds = pd.factorize(places["seed"][contest])
@@ -107,7 +111,8 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
         rank = sums.sum((0, 1)) / total
     table = table.assign(rank=rank, low=low, high=high, cells=total.astype(int))
     title = " / ".join(dict.fromkeys(c.header for c in columns.values()))
-    return Ranks(title, table[table["cells"] > 0].sort_values("rank", kind="stable", ignore_index=True))
+    shown = table[table["cells"] > 0].sort_values("rank", kind="stable", ignore_index=True)
+    return Ranks(title, shown, len(datasets), len(seeds))
 
 
 def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,15 +137,15 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
     return ends[0], ends[1]
 
 
-def bootstrap_note(metrics: pd.DataFrame) -> str:
-    """What the intervals rest on, and plainly how little where that is little."""
-    runs = metrics[~metrics["method"].isin(ANCHORS)]
-    datasets, seeds = runs["dataset"].nunique(), runs["seed"].nunique()
+def bootstrap_note(found: Sequence[Ranks]) -> str:
+    """What the intervals rest on, and plainly how little where that is little; `found`: the panels, left to right."""
+    counts, seeds = [ranks.datasets for ranks in found], min(ranks.seeds for ranks in found)
+    datasets = str(counts[0]) if len(set(counts)) == 1 else f"{counts[0]} (left) and {counts[-1]} (right)"
     note = (
         f"Bars: {COVERAGE:.0%} percentile bootstrap, {RESAMPLES:,} resamples of {datasets} "
-        f"dataset{'s' * (datasets != 1)} and {seeds} seed{'s' * (seeds != 1)}."
+        f"dataset{'s' * (datasets != '1')} and {seeds} seed{'s' * (seeds != 1)}."
     )
-    if datasets == 1:
+    if 1 in counts:
         note += " One dataset: nothing is said about others."
     if seeds == 1:
         note += " One seed: nothing is known about its chance, whatever the bars."
@@ -157,7 +162,9 @@ def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
     series, several = series_of(metrics), methods_of_several_samplers(metrics)
     height = max((len(ranks.table) for ranks in found), default=1)
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(7.6, 1.5 + 0.26 * height), layout="constrained")
+        names = [_rank_label(row, several) for ranks in found for row in ranks.table.itertuples()]
+        wide = len(found) * 0.085 * max([0, *(len(name) - 20 for name in names)])  # inches of what a label has too much
+        figure = Figure(figsize=(7.6 + wide, 1.5 + 0.26 * height), layout="constrained")
         if not found:
             figure.text(0.5, 0.5, "No cell in which two generators have a score.", ha="center", va="center")
             return figure
@@ -170,14 +177,18 @@ def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
                 look = series_look(series.index((row.method, row.sampler))) | {"ls": "none"}
                 bar = [[max(row.rank - row.low, 0)], [max(row.high - row.rank, 0)]]
                 panel.errorbar([row.rank], [y], xerr=bar, elinewidth=1.4, capsize=3, **look)
-                name = f"{row.method}, {row.sampler}" if row.method in several else row.method
-                labels.append(f"{name}  {row.rank:.1f}")
+                labels.append(_rank_label(row, several))
             panel.set_yticks(range(len(labels)), labels)
             panel.set_ylim(len(labels) - 0.5, -0.5)
             panel.set_xlim(0.7, len(labels) + 0.3)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.supxlabel(bootstrap_note(metrics).replace(". ", ".\n"), fontsize=7.5, color="#333333")
+        figure.supxlabel(bootstrap_note(found).replace(". ", ".\n"), fontsize=7.5, color="#333333")
     return figure
+
+
+def _rank_label(row: Any, several: Container[str]) -> str:
+    name = f"{row.method}, {row.sampler}" if row.method in several else row.method
+    return f"{name}  {row.rank:.1f}"
 
 
 # --- a parameter ----------------------------------------------------------------------------------------------
@@ -193,30 +204,32 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
     """
     rows = [(sweep, dataset) for sweep in study.sweeps() for dataset in study.datasets if _points(sweep, dataset)]
     columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset in rows}
+    several = any(len({line for _, line in _points(*row)}) > 1 for row in rows)  # then every line says which it is
     known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
     across = max([1, *map(len, columns.values())])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), across, squeeze=False)
         handles: dict[str, Line2D] = {}
+        looks: dict[str, dict[str, Any]] = {}  # the same in every row
         for (sweep, dataset), row in zip(rows, panels, strict=True):
             points = _points(sweep, dataset)
-            several = len({line for _, line in points}) > 1
             ticks = sorted({value for values in points.values() for value in values.values()})
             for panel in row[len(columns[dataset]) :]:
                 panel.set_axis_off()
             for panel, column in zip(row, columns[dataset], strict=False):
                 drawn: list[float] = []
-                for i, ((epsilon, name), values) in enumerate(points.items()):
+                for (epsilon, name), values in points.items():
                     sets = sorted(values, key=values.__getitem__)
                     where = [values[one] for one in sets]
                     place = (column.metric, column.reference, dataset)
                     found = [known.get((*place, *one, epsilon_text(epsilon)), NO_SUMMARY) for one in sets]
                     mean = np.array([value[0] for value in found])
                     std = np.nan_to_num(np.array([value[1] for value in found]))
-                    look = series_look(i) | {"ls": DASHES[i % 4]}
-                    panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **look)
                     label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")
+                    i = len(looks)
+                    look = looks.setdefault(label, series_look(i) | {"ls": DASHES[i % 4]})
+                    panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **look)
                     handles.setdefault(label, Line2D([], [], label=label, **look))
                     drawn += mean[np.isfinite(mean)].tolist()
                 _scale(panel, sweep, ticks, drawn, column)

@@ -128,7 +128,9 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
                 line = {"color": ANCHOR_COLOUR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
                 handles.append(Line2D([], [], label=ANCHOR_LABELS[anchor], **line))
         if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
+            longest = max(len(handle.get_label()) for handle in handles)
+            across = 3 if longest <= 24 else 2 if longest <= 40 else 1  # what the width of the figure holds
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), across))
     return figure
 
 
@@ -208,7 +210,8 @@ def _draw_panel(
 def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figure:
     """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
 
-    A block shows the first images of each class, one class per column: nothing is picked by looks. Of several seeds
+    A block shows the first images of each class, one class per column (of one class alone, the first images over all
+    columns): nothing is picked by looks. Of several seeds
     the smallest is shown. An image a set lacks stays white.
 
     Args:
@@ -228,7 +231,8 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
     classes = [int(c) for c in np.unique(arrays["labels"])[:MAX_CLASSES]]
     top = _block(real, classes)
     height, width = top.shape[:2]
-    total_width = label_width + max(len(epsilons), 1) * (width + GAP)
+    heading = f"{dataset}: first training images" + " of each class" * (len(classes) > 1)
+    total_width = label_width + max(max(len(epsilons), 1) * (width + GAP), 8 * len(heading))
     total_height = HEAD + (height + GAP) + (HEAD if methods else 0) + len(methods) * (height + GAP)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(total_width / UNITS, total_height / UNITS), dpi=UNITS)
@@ -242,7 +246,7 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
             axes.imshow(block, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
 
-        write(label_width, HEAD / 2, f"{dataset}: first training images of each class", va="center")
+        write(label_width, HEAD / 2, heading, va="center")
         write(label_width - 8, HEAD + height / 2, "real", ha="right", va="center", weight="bold")
         place(label_width, HEAD, top)
         y = HEAD + height + GAP
@@ -260,20 +264,27 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
 
 
 def _block(path: Path, classes: Sequence[int], shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """RGB block, uint8 [height, width, 3]: classes across, ROWS_PER_BLOCK images of each down, enlarged."""
+    """RGB block, uint8 [height, width, 3]: classes across, ROWS_PER_BLOCK images of each down, enlarged.
+
+    One class alone has MAX_CLASSES columns.
+    """
     arrays = artifacts.read_npz(path, ("images", "labels"))
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or len(images) != len(labels):
         raise UserError(f"{path}: a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {images.shape}")
     _, _, h, w = images.shape
     scale, gap = max(round(CELL / max(h, w)), 1), 2
-    height, width = ROWS_PER_BLOCK * (h * scale + gap) - gap, len(classes) * (w * scale + gap) - gap
+    columns = [images[labels == label][:ROWS_PER_BLOCK] for label in classes]
+    if len(classes) == 1:
+        of_class = images[labels == classes[0]]
+        columns = [of_class[i * ROWS_PER_BLOCK :][:ROWS_PER_BLOCK] for i in range(MAX_CLASSES)]
+    height, width = ROWS_PER_BLOCK * (h * scale + gap) - gap, len(columns) * (w * scale + gap) - gap
     block = np.full((height, width, 3), 255, np.uint8)
     if shape is not None and block.shape != shape:
         raise UserError(f"{path} holds images of another size than the real ones; delete it and run snakemake again")
-    for column, label in enumerate(classes):
-        for row, image in enumerate(images[labels == label][:ROWS_PER_BLOCK]):
-            y, x = row * (h * scale + gap), column * (w * scale + gap)
+    for across, column in enumerate(columns):
+        for down, image in enumerate(column):
+            y, x = down * (h * scale + gap), across * (w * scale + gap)
             pixels = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
             block[y : y + h * scale, x : x + w * scale] = pixels  # grey broadcasts to RGB
     return block

@@ -31,6 +31,7 @@ TITLES = {
     6: "samplers",
 }
 NOT_RUN = "not run"
+NO_VALUE = "no value"
 MARK = "†"
 
 # What a like-for-like run has; the paper's accountant, synthetic images and, in its code, training images.
@@ -52,13 +53,17 @@ class _Runs(NamedTuple):
 
 
 class _Ours(NamedTuple):
-    """What we have for one cell; `told`: in what it differs from the paper's, in words."""
+    """What we have for one cell; `told`: in what it differs from the paper's, in words.
+
+    `no_value`: it was run, and the metric has no value there, as an accuracy on images without labels.
+    """
 
     mean: float = math.nan
     std: float = math.nan
     n: int = 0
     method: str = ""
     told: tuple[str, ...] = ()
+    no_value: bool = False
 
 
 @dataclass
@@ -196,10 +201,12 @@ def _ours(
 ) -> _Ours:
     """The runs of a row that have this metric: of classifiers, which share a row, at most one."""
     found: list[tuple[_Runs, _Ours]] = []
+    no_value = False
     for runs in row.runs if column else ():
         mean, std, n = known.get((column.metric, column.reference, *runs), NO_SUMMARY)
+        mine = _of(metrics[metrics["metric"] == column.metric], runs)
+        no_value |= not n and len(mine) > 0
         if n:
-            mine = _of(metrics[metrics["metric"] == column.metric], runs)
             told = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
             found.append((runs, _Ours(mean, std, n, runs.method, tuple(told))))
     if len(found) > 1:
@@ -208,7 +215,7 @@ def _ours(
             f"tables.table_{number}: {one} and {two} both have {column.metric} beside the published row "
             f"{row.method} on {row.dataset}; map one of them"
         )
-    return found[0][1] if found else _Ours()
+    return found[0][1] if found else _Ours(no_value=no_value)
 
 
 def _data(row: _Row) -> dict[str, Any]:
@@ -218,7 +225,7 @@ def _data(row: _Row) -> dict[str, Any]:
         numbers |= {
             f"{metric}_mean": ours.mean, f"{metric}_std": ours.std, f"{metric}_n": ours.n,
             f"{metric}_published": line["value"], f"{metric}_difference": ours.mean - line["value"],
-            f"{metric}_status": line["status"] if ours.n else NOT_RUN,
+            f"{metric}_status": line["status"] if ours.n else NO_VALUE if ours.no_value else NOT_RUN,
         }  # fmt: skip
     return {
         "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
@@ -262,7 +269,7 @@ def _headers(metric: str) -> tuple[str, str, str]:
 
 
 def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, str, str]:
-    shown = NOT_RUN
+    shown = MISSING if ours.no_value else NOT_RUN
     if ours.n:
         decimals = None if metric == "fid" else 1
         shown = cell_text(ours.mean, ours.std, ours.n, decimals) + (f" {MARK}" if ours.told else "")

@@ -9,7 +9,7 @@ import pytest
 
 from dpdm.config import parse_study
 from dpdm.report.collect import METRICS
-from dpdm.report.comparisons import bootstrap_note, mean_ranks, parameter_figure, rank_figure, ranked_columns
+from dpdm.report.comparisons import Ranks, bootstrap_note, mean_ranks, parameter_figure, rank_figure, ranked_columns
 from dpdm.report.figures import save_figure
 
 FD, CNN, MLP = ("fd_x", "train"), ("acc_cnn", "test"), ("acc_mlp", "test")
@@ -66,6 +66,18 @@ def test_a_cell_with_fewer_rivals_is_stretched_and_one_without_rivals_left_out()
         "c": (3.0, 1),
         "e_only": (3.0, 1),
     }
+
+
+def test_ways_of_sampling_one_method_and_cells_without_any_value_are_no_contest():
+    """As in the paper's grid: DPDM alone, sampled twice, on two data sets, one of them without labels."""
+    twice = [rows("a", [9.0], CNN, sampler=s, dataset="alone") for s in "xy"]
+    unlabelled = [rows(m, [math.nan], CNN, dataset="unlabelled") for m in "ab"]
+    first = [rows(m, [v], CNN, sampler=s) for m, s, v in (("a", "x", 3.0), ("a", "y", 2.0), ("b", "x", 1.0))]
+    metrics = pd.DataFrame([row for group in (*twice, *unlabelled, *first) for row in group])
+    (columns,) = ranked_columns(metrics)
+    ranks = mean_ranks(metrics, columns)
+    assert ranks.table[["rank", "cells"]].to_numpy().tolist() == [[1.0, 1], [2.0, 1], [3.0, 1]]
+    assert (ranks.datasets, ranks.seeds) == (1, 1)
 
 
 def test_each_way_of_sampling_is_ranked_for_itself():
@@ -127,7 +139,10 @@ def test_datasets_are_resampled_too():
 
 def test_the_note_says_plainly_how_little_the_intervals_are_worth():
     def note(datasets, seeds):
-        return bootstrap_note(pd.DataFrame([r for d in datasets for r in rows("a", [1.0] * seeds, dataset=d)]))
+        runs = [rows(m, [1.0] * seeds, dataset=d) for d in datasets for m in "ab"]
+        metrics = pd.DataFrame([row for group in (*runs, rows("a", [1.0] * 9, dataset="alone")) for row in group])
+        (columns,) = ranked_columns(metrics)
+        return bootstrap_note([mean_ranks(metrics, columns)])
 
     assert note("d", 2) == (
         "Bars: 95% percentile bootstrap, 2,000 resamples of 1 dataset and 2 seeds. One dataset: nothing is said about "
@@ -136,6 +151,9 @@ def test_the_note_says_plainly_how_little_the_intervals_are_worth():
     assert "One seed: nothing is known about its chance" in note("d", 1)
     assert note("de", 6).endswith("2,000 resamples of 2 datasets and 6 seeds.")
     assert "94% of cases" in note("de", 5)
+    none = pd.DataFrame()
+    both = bootstrap_note([Ranks("", none, 5, 3), Ranks("", none, 1, 3)])
+    assert "resamples of 5 (left) and 1 (right) datasets and 3 seeds. One dataset: " in both
 
 
 def test_the_rank_figure_names_methods_in_order_with_their_ranks():
@@ -215,6 +233,26 @@ def test_overrides_decide_the_value_of_each_dataset_and_a_hole_is_left_open():
     assert d.containers[0].lines[0].get_xdata().tolist() == [10, 20]
     assert e.containers[0].lines[0].get_xdata().tolist() == [10, 30]
     assert np.isnan(e.containers[0].lines[0].get_ydata()).tolist() == [True, False]
+
+
+def test_a_line_looks_alike_in_every_row_and_in_the_legend():
+    samplers = {"much": {"guidance": 2.0}, "none": {"guidance": 0.0}}
+    study = make_study(
+        datasets={name: {"source": "digits", "delta": 1e-5} for name in ("d", "e")},
+        methods={
+            "gan": {"impl": "a:A", "samplers": samplers, "datasets": ["d"]},
+            "net": {"impl": "a:B", "samplers": samplers},
+        },
+    )
+    places = [("gan", "d"), ("net", "d"), ("net", "e")]
+    metrics = pd.DataFrame([r for m, d in places for s in samplers for r in rows(m, [1.0], CNN, sampler=s, dataset=d)])
+    figure = parameter_figure(metrics, study)
+    legend = figure.legends[0]
+    names = [text.get_text() for text in legend.get_texts()]
+    colour = dict(zip(names, [line.get_color() for line in legend.get_lines()], strict=True))
+    (on_e,) = [panel for panel in figure.axes if panel.get_title("left").startswith("e: ")]
+    drawn = [container.lines[0].get_color() for container in on_e.containers]
+    assert drawn == [colour["ε = 1, net"], colour["ε = ∞, net"]]
 
 
 def test_the_number_of_a_methods_samplers_is_drawn_likewise():

@@ -147,6 +147,31 @@ def test_grid_places_methods_down_epsilons_across_and_takes_the_smallest_seed(se
     assert {"real", "gan", "mean"} <= set(texts)
 
 
+def test_grid_of_one_class_lays_it_across_under_a_heading_that_fits(sets):
+    real = sets("real", [0] * 7)
+    figure = sample_grid("celeba_64", real, [SampleSet("gan", 1.0, 0, real)])
+    block, _ = blocks_of(figure)
+    cell = 8 * 4 + 2
+    assert block.shape == (3 * cell - 2, 10 * cell - 2, 3)
+    assert block[16::cell, 16::cell, 0][:, :4].tolist() == [[0, 30, 60, 255], [10, 40, 255, 255], [20, 50, 255, 255]]
+    for dataset in ("celeba_64", "a_data_set_of_a_very_long_name_indeed"):
+        figure = sample_grid(dataset, sets("two", [0, 1]), [])
+        figure.canvas.draw()
+        (heading,) = [text for text in figure.texts if text.get_text().startswith(dataset)]
+        assert heading.get_window_extent().x1 <= figure.bbox.width
+
+
+def test_the_legend_of_long_names_stays_on_the_figure():
+    names = [f"a_method_of_a_rather_long_name_{i}" for i in range(4)]
+    metrics = make_metrics()
+    one = metrics[~metrics["method"].isin(["real", "label_only"])]
+    figure = epsilon_curves(pd.concat([one.assign(method=name) for name in names]), one["dataset"].iloc[0])
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_a_set_on_the_command_line_names_its_sampler_where_there_are_several():
     assert sample_set("gan,fine,0.2,1=a=b.npz") == SampleSet("gan, fine", 0.2, 1, Path("a=b.npz"))
     assert sample_set("mean,inf,0=b.npz") == SampleSet("mean", math.inf, 0, Path("b.npz"))

@@ -423,6 +423,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(method, params, step, images, t
 def test_the_learning_rate_of_dpcgan_falls_linearly(images, monkeypatch):
     params = dpcgan.Params(dp=DpSgdParams(expected_batch_size=600, steps=101, max_grad_norm=1.1))
     assert [params.d_lr(step) for step in (0, 50, 100)] == pytest.approx([0.1, 0.076, 0.052])
+    assert [dpcgan.Params().d_lr(step) for step in (0, 9_999, 34_999)] == pytest.approx([0.1, 0.052, 0.052])
     used = []
     step = torch.optim.SGD.step
 

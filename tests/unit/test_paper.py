@@ -298,6 +298,17 @@ def test_an_own_data_set_by_a_name_of_the_paper_s_is_not_taken_for_it(study, pub
     assert "training images" not in " ".join(table.notes)
 
 
+def test_a_metric_without_a_value_is_not_called_not_run(study, published):
+    """As an accuracy on images without labels."""
+    fid, cnn = (
+        scored("pearl", v, m, reference=r) for v, m, r in (([9.0], "fid", "train"), ([math.nan], "acc_cnn", "test"))
+    )
+    row = row_of(made(1, study, published, fid, cnn), Ours="pearl", epsilon="1", Dataset="mnist")
+    assert row["CNN % ↑"] == "–"  # noqa: RUF001
+    assert row["MLP % ↑"] == "not run"
+    assert row["FID ↓"].startswith("9.0")
+
+
 def test_the_command_writes_the_table(run_cli, tmp_path, study):
     paths = {name: tmp_path / name for name in ("study.json", "metrics.csv", "audits.csv")}
     paths["study.json"].write_text(parse_study(study, "s").model_dump_json())
