@@ -64,9 +64,7 @@ def verb_label_only(args: argparse.Namespace) -> None:
     """write the label-only floor: uniform noise images with balanced labels"""
     from dpdm import data
 
-    facts = artifacts.read_json(args.dataset, ("n", "shape", "num_classes"))
-    meta = data.ImageMeta(facts["n"]["train"], tuple(facts["shape"]), facts["num_classes"])
-    data.write_images(args.out, data.label_only(meta, args.images))
+    data.write_images(args.out, data.label_only(data.read_meta(args.dataset), args.images))
 
 
 def verb_train(args: argparse.Namespace) -> None:
@@ -124,13 +122,13 @@ def verb_sample(args: argparse.Namespace) -> None:
     model = _restored(chosen, args.model, spec.impl)
     if hasattr(model, "to"):  # the floors have nothing to move
         model.to(processes.device())
-    meta = artifacts.read_json(args.dataset, ("num_classes",))
+    classes = data.read_meta(args.dataset).num_classes
     where = f"methods.{coordinates.method}.samplers.{coordinates.sampler}"
     sampler = config.parse_params(chosen.SamplerParams, spec.sampler_params, where)
-    labels = data.balanced_labels(spec.synthetic_images, meta["num_classes"])
+    labels = data.balanced_labels(spec.synthetic_images, classes)
     images = model.sample(labels, sampler, Streams(coordinates.seed, f"sample/{coordinates.sampler}"))
     origin = f"samples of {coordinates.method}"
-    synthetic = data.ImageSet(images, labels, meta["num_classes"], origin, config.spec_json(spec))
+    synthetic = data.ImageSet(images, labels, classes, origin, config.spec_json(spec))
     data.write_images(args.out, synthetic)
 
 

@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from dpdm import artifacts
-from dpdm.config import DELTA_RULE, SourceSpec
+from dpdm.config import DELTA_RULE, SourceSpec, Strict, parse_params
 from dpdm.errors import UserError
 from dpdm.rng import Streams
 
@@ -157,6 +158,26 @@ def load_dataset(spec: SourceSpec) -> dict[str, ImageSet]:
         UserError: a file is missing (and cannot be fetched), has another checksum, or is corrupt.
     """
     return _SOURCES[spec.source].load(spec)
+
+
+class _Sizes(Strict, extra="ignore"):
+    train: Annotated[int, Field(ge=1)]
+
+
+class _Facts(Strict, extra="ignore"):
+    n: _Sizes
+    shape: Annotated[tuple[int, int, int], Field(strict=False)]
+    num_classes: Annotated[int, Field(ge=1)]
+
+
+def read_meta(path: str | Path) -> ImageMeta:
+    """What is public about the training images, from dataset.json.
+
+    Raises:
+        UserError: the file is missing or corrupt.
+    """
+    facts = parse_params(_Facts, artifacts.read_json(path), f"{path} (delete it and run snakemake again)")
+    return ImageMeta(facts.n.train, facts.shape, facts.num_classes)
 
 
 def dataset_facts(spec: SourceSpec, splits: dict[str, ImageSet]) -> dict[str, Any]:

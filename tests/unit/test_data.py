@@ -89,6 +89,16 @@ def test_num_classes_of_a_file_must_be_one_integer(tmp_path, digits64, classes):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("damage", [{"n": 3}, {"n": {"test": 1}}, {"shape": [1, 8]}, {"num_classes": "10"}])
+def test_facts_of_a_wrong_kind_are_named(tmp_path, digits64, damage):
+    facts = data.dataset_facts(SourceSpec(source="digits"), {"train": digits64, "test": digits64})
+    artifacts.write_json(tmp_path / "dataset.json", facts)
+    assert data.read_meta(tmp_path / "dataset.json") == digits64.meta
+    artifacts.write_json(tmp_path / "dataset.json", facts | damage)
+    with pytest.raises(UserError, match=rf"dataset\.json .*{next(iter(damage))}"):
+        data.read_meta(tmp_path / "dataset.json")
+
+
 # --- the converter --------------------------------------------------------------------------------------------
 
 
