@@ -210,7 +210,6 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), across, squeeze=False)
-        handles: dict[str, Line2D] = {}
         looks: dict[str, dict[str, Any]] = {}  # the same in every row
         for (sweep, dataset), row in zip(rows, panels, strict=True):
             points = _points(sweep, dataset)
@@ -230,12 +229,12 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
                     i = len(looks)
                     look = looks.setdefault(label, series_look(i) | {"ls": DASHES[i % 4]})
                     panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **look)
-                    handles.setdefault(label, Line2D([], [], label=label, **look))
                     drawn += mean[np.isfinite(mean)].tolist()
                 _scale(panel, sweep, ticks, drawn, column)
                 panel.set_title(column.header if len(study.datasets) == 1 else f"{dataset}: {column.header}")
-        if handles:
-            figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(len(handles), 4))
+        if looks:
+            handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     return figure
 
 
