@@ -51,7 +51,7 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
     order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)]).numpy()
     with streams.torch_default("network"):  # initialisation and dropout draw from it
         network = _made(build).train()
-        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        optimizer = _optimizer(network, recipe.lr)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for step in range(steps):
             _learn(network, optimizer, data, order[step * size : (step + 1) * size])
@@ -62,6 +62,11 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
 def _made(build: Callable[[], nn.Module]) -> nn.Module:
     """The untrained network, its weights in a memory order that makes convolutions faster on CPUs."""
     return build().to(memory_format=torch.channels_last)
+
+
+def _optimizer(network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Adam in one pass over each tensor: at 8x8 the separate passes take a sixth of a step."""
+    return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
 
 
 def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet, rows: np.ndarray) -> None:
@@ -100,7 +105,7 @@ def train_and_select(
     best, best_weights = -1.0, None
     with streams.torch_default("network"):  # initialisation and dropout draw from it
         network = _made(build)
-        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        optimizer = _optimizer(network, recipe.lr)
         for epoch in log.track(range(recipe.epochs), recipe.epochs):
             network.train()
             order = train_rows[torch.randperm(len(train_rows), generator=streams.torch("epoch", epoch)).numpy()]
