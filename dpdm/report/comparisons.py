@@ -162,25 +162,24 @@ def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
     series, several = series_of(metrics), methods_of_several_samplers(metrics)
     height = max((len(ranks.table) for ranks in found), default=1)
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        names = [_rank_label(row, several) for ranks in found for row in ranks.table.itertuples()]
-        wide = len(found) * 0.085 * max([0, *(len(name) - 20 for name in names)])  # inches of what a label has too much
+        labels = [[_rank_label(row, several) for row in ranks.table.itertuples()] for ranks in found]
+        longest = max((len(label) for panel in labels for label in panel), default=0)
+        wide = len(found) * 0.085 * max(longest - 20, 0)  # inches of what a label has too much
         figure = Figure(figsize=(7.6 + wide, 1.5 + 0.26 * height), layout="constrained")
         if not found:
             figure.text(0.5, 0.5, "No cell in which two generators have a score.", ha="center", va="center")
             return figure
         panels = figure.subplots(1, len(found), squeeze=False)[0]
-        for panel, ranks in zip(panels, found, strict=True):
+        for panel, ranks, names in zip(panels, found, labels, strict=True):
             panel.set_title(f"by {ranks.title}")
             panel.set_xlabel(f"mean rank over {ranks.table['cells'].max()} cells (1 is best)")
-            labels = []
             for y, row in enumerate(ranks.table.itertuples()):
                 look = series_look(series.index((row.method, row.sampler))) | {"ls": "none"}
                 bar = [[max(row.rank - row.low, 0)], [max(row.high - row.rank, 0)]]
                 panel.errorbar([row.rank], [y], xerr=bar, elinewidth=1.4, capsize=3, **look)
-                labels.append(_rank_label(row, several))
-            panel.set_yticks(range(len(labels)), labels)
-            panel.set_ylim(len(labels) - 0.5, -0.5)
-            panel.set_xlim(0.7, len(labels) + 0.3)
+            panel.set_yticks(range(len(names)), names)
+            panel.set_ylim(len(names) - 0.5, -0.5)
+            panel.set_xlim(0.7, len(names) + 0.3)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.supxlabel(bootstrap_note(found).replace(". ", ".\n"), fontsize=7.5, color="#333333")
     return figure

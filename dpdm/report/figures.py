@@ -211,8 +211,7 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
     """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
 
     A block shows the first images of each class, one class per column (of one class alone, the first images over all
-    columns): nothing is picked by looks. Of several seeds
-    the smallest is shown. An image a set lacks stays white.
+    columns): nothing is picked by looks. Of several seeds the smallest is shown. An image a set lacks stays white.
 
     Args:
         real: npz with `images` (uint8 [n, C, H, W], C 1 or 3) and `labels` (int64 [n]).
@@ -274,10 +273,10 @@ def _block(path: Path, classes: Sequence[int], shape: tuple[int, ...] | None = N
         raise UserError(f"{path}: a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {images.shape}")
     _, _, h, w = images.shape
     scale, gap = max(round(CELL / max(h, w)), 1), 2
-    columns = [images[labels == label][:ROWS_PER_BLOCK] for label in classes]
-    if len(classes) == 1:
-        of_class = images[labels == classes[0]]
-        columns = [of_class[i * ROWS_PER_BLOCK :][:ROWS_PER_BLOCK] for i in range(MAX_CLASSES)]
+    columns_each = MAX_CLASSES if len(classes) == 1 else 1
+    columns = [
+        images[labels == label][i * ROWS_PER_BLOCK :][:ROWS_PER_BLOCK] for label in classes for i in range(columns_each)
+    ]
     height, width = ROWS_PER_BLOCK * (h * scale + gap) - gap, len(columns) * (w * scale + gap) - gap
     block = np.full((height, width, 3), 255, np.uint8)
     if shape is not None and block.shape != shape:
