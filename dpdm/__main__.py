@@ -226,13 +226,10 @@ def verb_paper_table(args: argparse.Namespace) -> None:
     from dpdm.report.paper import paper_table
     from dpdm.report.published import read_published
 
-    table = paper_table(
-        args.table,
-        _study(args.study),
-        collect.read_csv(args.metrics, collect.METRICS),
-        collect.read_csv(args.audits, collect.AUDITS),
-        read_published(args.published, args.privacy_status),
-    )
+    study = _study(args.study)
+    metrics, audits = collect.collect(study, args.folders, args.unfinished)
+    published = read_published(args.published, args.privacy_status)
+    table = paper_table(args.table, study, metrics, audits, published)
     for note in table.notes:
         print(note, file=sys.stderr)
     tables.write_table(table, args.out)
@@ -367,11 +364,12 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--inception", type=Path, nargs="?", help="file written by `reference`, for the FID")
     add(verb_score_classifier, "model", "test", "utility", spec=True)
     gather = add(verb_collect, "study", "metrics", "audits")
-    gather.add_argument("folders", type=Path, nargs="+")
+    paper_table = add(verb_paper_table, "study", "published", "privacy-status", "out")
     unfinished_help = "of a study that still runs: folder of a run; what is to be made again is left out, not refused"
-    gather.add_argument("--unfinished", metavar="PATTERN", help=unfinished_help)
+    for sub in (gather, paper_table):
+        sub.add_argument("folders", type=Path, nargs="+", help="where the scores and audits lie")
+        sub.add_argument("--unfinished", metavar="PATTERN", help=unfinished_help)
     add(verb_tables, "metrics", "audits", "results", "audit")
-    paper_table = add(verb_paper_table, "study", "metrics", "audits", "published", "privacy-status", "out")
     paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")
     figures = add(verb_figures, "study", "metrics", "real", "curves", "training", "spent", "grid")
     figures.add_argument("--dataset", required=True)

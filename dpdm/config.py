@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -137,10 +137,19 @@ class DatasetSpec(SourceSpec):
 
     delta: Annotated[float, Field(gt=0, lt=1)] | Literal["1/(2n)"]
     allow_large_delta: bool = False  # accept delta >= 1/n, which permits publishing a record outright
+    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)] | None = None  # some of the study's
 
     def source_spec(self) -> SourceSpec:
         """The part that decides the images."""
         return SourceSpec(**{name: getattr(self, name) for name in SourceSpec.model_fields})
+
+    def published_as(self) -> tuple[str, int | None]:
+        """The columns `dataset` and `resolution` of numbers published on it; ("", None) where there can be none."""
+        name = {"cifar10": "cifar_10", "npz": "", "folder": ""}.get(self.source, self.source)
+        if self.source == "celeba" and self.label is not None:
+            name = "celeba (male_conditional)" if self.label == "Male" else ""
+        side = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32}.get(self.source, self.image_size)
+        return (name, side) if name else ("", None)
 
 
 class When(Strict):
@@ -160,6 +169,14 @@ class Override(Strict):
     when: When
     params: Recipe = {}
     samplers: dict[Name, Recipe] = {}
+
+
+class Unverified(Strict):
+    """What of a recipe could not be verified to be the paper's: told beside the numbers, and part of no run."""
+
+    what: Annotated[str, Field(pattern=r"\S")]
+    when: When = When()
+    samplers: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = None  # None: all, by their model
 
 
 class TuningSpec(Strict):
@@ -194,6 +211,7 @@ class MethodSpec(Strict):
     # What the reader is told, and part of no run; None: not stated.
     tuning: TuningSpec | None = None
     scale: Annotated[str, Field(pattern=r"\S")] | None = None  # PAPER_SCALE, or how the runs differ from the paper's
+    unverified: Annotated[tuple[Unverified, ...], Field(strict=False)] = ()
 
     @field_validator("samplers")
     @classmethod
@@ -345,6 +363,15 @@ class Study(Strict):
                 raise ValueError(f"{name} holds a value twice")
         if self.study in RESERVED_STUDIES:
             raise ValueError(f"study: the name {self.study!r} is a folder of its own under results; choose another")
+        for dataset, source in self.datasets.items():
+            chosen = source.epsilons or ()
+            if len(set(chosen)) != len(chosen):
+                raise ValueError(f"datasets.{dataset}.epsilons holds a value twice")
+            if unknown := [e for e in chosen if e not in self.epsilons]:
+                raise ValueError(
+                    f"datasets.{dataset}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
+                    f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
+                )
         taken = set(ANCHORS) & set(self.methods)
         if taken:
             raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
@@ -356,23 +383,27 @@ class Study(Strict):
             served = self.datasets_of(method)
             if len(set(served)) != len(served):
                 raise ValueError(f"methods.{method}.datasets holds a value twice")
-            for number, override in enumerate(spec.overrides):
-                if not any(override.when.matches(d, e) for d in served for e in self.epsilons):
-                    raise ValueError(
-                        f"methods.{method}.overrides[{number}].when matches no run of this study: "
-                        f"datasets are {', '.join(served)}, "
-                        f"epsilons {', '.join(map(epsilon_text, self.epsilons))}"
-                    )
-                unknown = set(override.samplers) - set(spec.samplers)
-                if unknown:
-                    raise ValueError(
-                        f"methods.{method}.overrides[{number}].samplers: no sampler {unknown.pop()!r}; "
-                        f"the method has {', '.join(spec.samplers) or 'none, being a classifier'}"
-                    )
+            for key in ("overrides", "unverified"):
+                for number, part in enumerate(getattr(spec, key)):
+                    self._check_part(f"methods.{method}.{key}[{number}]", method, part)
         for table, entries in self.tables.items():
             for number, entry in enumerate(entries):
                 self._check_entry(f"tables.{table}[{number}]", entry, entries[:number])
         return self
+
+    def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
+        """Refuses a part of a method's recipe that no run of this study has."""
+        served, samplers = self.datasets_of(method), self.methods[method].samplers
+        if not any(part.when.matches(d, e) for d in served for e in self.epsilons_of(d)):
+            raise ValueError(
+                f"{place}.when matches no run of this study: datasets are {', '.join(served)}, "
+                f"epsilons {', '.join(map(epsilon_text, self.epsilons))}"
+            )
+        if unknown := set(part.samplers or ()) - set(samplers):
+            raise ValueError(
+                f"{place}.samplers: no sampler {unknown.pop()!r}; "
+                f"the method has {', '.join(samplers) or 'none, being a classifier'}"
+            )
 
     def _check_entry(self, place: str, entry: TableEntry, earlier: tuple[TableEntry, ...]) -> None:
         if entry.method not in self.methods:
@@ -392,9 +423,34 @@ class Study(Strict):
         """The sampler that an entry of `tables` means; None for a classifier."""
         return entry.sampler or next(iter(self.methods[entry.method].samplers), None)
 
+    def table_runs(self, table: str, places: Collection[tuple[str, int | None]]) -> list[tuple[str, str, str]]:
+        """(dataset, method, sampler) of all that table `table_N` of the paper shows, at each epsilon of the dataset.
+
+        That is what `tables` maps to it, in table 1 all generators, in table 2 all classifiers, on the datasets that
+        the table has numbers on; on all of the study's if it has none of them. The sampler of a classifier is "".
+
+        Args:
+            places: the published datasets of the table, see `DatasetSpec.published_as`.
+        """
+        mapped = {(entry.method, self.sampler_of(entry) or "") for entry in self.tables.get(table, ())}
+        kind = {"table_1": "generator", "table_2": "classifier"}.get(table)
+        shared = [dataset for dataset, spec in self.datasets.items() if spec.published_as() in places]
+        return [
+            (dataset, method, sampler)
+            for dataset in shared or self.datasets
+            for method, spec in self.methods.items()
+            for sampler in spec.samplers or ("",)
+            if dataset in self.datasets_of(method) and (spec.kind == kind or (method, sampler) in mapped)
+        ]
+
     def datasets_of(self, method: str) -> tuple[str, ...]:
         """The datasets that a method serves."""
         return tuple(self.datasets) if (chosen := self.methods[method].datasets) is None else chosen
+
+    def epsilons_of(self, dataset: str) -> tuple[float, ...]:
+        """The epsilons that a dataset is run at, in the study's order."""
+        chosen = self.datasets[dataset].epsilons
+        return self.epsilons if chosen is None else tuple(epsilon for epsilon in self.epsilons if epsilon in chosen)
 
     def is_classifier(self, method: str) -> bool:
         """Whether `method` (or an anchor) has no images and is judged itself."""
@@ -404,11 +460,16 @@ class Study(Strict):
         """The resolved spec of one run of the grid.
 
         Raises:
-            UserError: the method does not serve the dataset.
+            UserError: the method does not serve the dataset, or the dataset is not run at this epsilon.
         """
         spec = self.methods[method]
         if dataset not in self.datasets_of(method):
             raise UserError(f"{method} does not serve {dataset}; add it to methods.{method}.datasets of the study")
+        if epsilon not in self.epsilons_of(dataset):
+            raise UserError(
+                f"{dataset} is not run at epsilon {epsilon_text(epsilon)}; add it to the study's epsilons, and to "
+                f"datasets.{dataset}.epsilons if there are any"
+            )
         params = spec.params
         for override in spec.overrides:
             if override.when.matches(dataset, epsilon):
@@ -420,13 +481,13 @@ class Study(Strict):
         )  # fmt: skip
 
     def runs(self) -> list[RunSpec]:
-        """Every training run of the grid: datasets x the methods that serve them x epsilons x seeds."""
+        """Every training run of the grid: datasets x the methods that serve them x their epsilons x seeds."""
         return [
             self.run(dataset, method, epsilon, seed)
             for dataset in self.datasets
             for method in self.methods
             if dataset in self.datasets_of(method)
-            for epsilon in self.epsilons
+            for epsilon in self.epsilons_of(dataset)
             for seed in self.seeds
         ]
 
@@ -446,7 +507,7 @@ class Study(Strict):
         """What alone differs between these methods, or between the samplers of this one; None if that is no number."""
         keys, values = set(), {}
         for dataset in self.datasets:
-            for epsilon in self.epsilons:
+            for epsilon in self.epsilons_of(dataset):
                 runs = [
                     self.run(dataset, method, epsilon, self.seeds[0])
                     for method in methods

@@ -406,11 +406,13 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
 def _in_grid(wildcards: Mapping[str, Any], study: Study) -> bool:
     """Whether the study still has what these wildcards name."""
     method = study.methods.get(wildcards.get("method", ""))
+    dataset = wildcards.get("dataset")
+    epsilons = study.epsilons_of(dataset) if dataset in study.datasets else study.epsilons
     known = {
         "dataset": study.datasets,
         "method": study.methods,
         "anchor": study.anchors,
-        "epsilon": list(map(epsilon_text, study.epsilons)),
+        "epsilon": list(map(epsilon_text, epsilons)),
         "seed": list(map(str, study.seeds)),
         "sampler": method.samplers if method else (),
     }

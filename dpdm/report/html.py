@@ -19,7 +19,7 @@ from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
 from dpdm.report.paper import TITLES, paper_table
-from dpdm.report.published import PAPER, PRIVACY_STATUS, privacy_table, published_name, published_table
+from dpdm.report.published import PAPER, PRIVACY_STATUS, privacy_table, published_table
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
 
 DISTRIBUTION = "dpdm-bench"
@@ -63,7 +63,9 @@ def render_report(
     sections = [
         {
             "dataset": dataset,
-            "table": _results(metrics[metrics["dataset"] == dataset], linked=places is not None),
+            "table": _to_html(
+                tables.results_table(metrics[metrics["dataset"] == dataset]).without("Dataset"), places is not None
+            ),
             "curve": _picture(curves.get(dataset)),
             "grid": _picture(grids.get(dataset)),
             "training": _picture((training or {}).get(dataset)),
@@ -84,6 +86,7 @@ def render_report(
         holes=missing,
         holes_in_sentence=HOLES_IN_SENTENCE,
         has_fd="fd" in kinds,
+        has_fid="fid" in kinds,
         has_private=any(math.isfinite(e) for e in study.epsilons),
         has_inf=math.inf in study.epsilons,
         classifiers=[method for method in study.methods if study.is_classifier(method)],
@@ -92,7 +95,7 @@ def render_report(
         training=any(section["training"] for section in sections),
         comparisons={name: _picture(path) for name, path in (comparisons or {}).items()},
         run_sections=[] if places is None else runs_by_dataset(study, audits, places),
-        beside=[] if published is None else _beside(study, metrics, audits, published),
+        beside=[] if published is None else _beside(study, metrics, audits, published, places is not None),
         methods=tables.to_html(tables.method_table(study)),
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
@@ -104,21 +107,21 @@ def render_report(
     )
 
 
-def _results(metrics: pd.DataFrame, linked: bool) -> str:
-    """The table of one dataset, each row's method a link to the runs behind its numbers."""
-    table = tables.results_table(metrics)
-    rows = table.data[["dataset", "method", "epsilon"]].itertuples(index=False, name=None)
-    links = {(i, "Method"): f"#{run_anchor(*row)}" for i, row in enumerate(rows)} if linked else {}
-    return tables.to_html(table.without("Dataset"), links)
+def _to_html(table: tables.Table, linked: bool) -> str:
+    """The table, with links to the runs behind it where the page shows them."""
+    links = {place: f"#{run_anchor(*runs)}" for place, runs in table.runs.items()} if linked else {}
+    return tables.to_html(table, links)
 
 
-def _beside(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame) -> list[dict[str, Any]]:
+def _beside(
+    study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame, linked: bool
+) -> list[dict[str, Any]]:
     """The paper's tables that the study names, in the paper's order, but for those of other data sets alone."""
-    own = {published_name(spec) for spec in study.datasets.values()}
+    own = {spec.published_as()[0] for spec in study.datasets.values()}
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
     numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)
     shown = {n: paper_table(n, study, metrics, audits, published) for n in numbers}
-    return [{"number": n, "title": TITLES[n], "text": tables.to_html(table)} for n, table in shown.items()]
+    return [{"number": n, "title": TITLES[n], "text": _to_html(table, linked)} for n, table in shown.items()]
 
 
 def environment_facts() -> dict[str, str]:
@@ -156,7 +159,10 @@ def _facts(
 
 
 def _summary(study: Study, runs: pd.DataFrame) -> str:
-    epsilons = [tables.epsilon_label(epsilon_text(e)) for e in sorted(study.epsilons)]
+    def listed(epsilons: Iterable[float]) -> str:
+        return _and(tables.epsilon_label(epsilon_text(e)) for e in sorted(epsilons))
+
+    fewer = [f"{d} at {listed(spec.epsilons)} alone" for d, spec in study.datasets.items() if spec.epsilons]
     deltas = []
     for dataset in study.datasets:
         known = runs.loc[runs["dataset"] == dataset, ["n", "delta"]].drop_duplicates()
@@ -164,7 +170,8 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
     spec = study.evaluation
     return (
         f"{_count(study.methods, 'method')} ({_and(study.methods)}) on {_count(study.datasets, 'dataset')} "
-        f"({_and(study.datasets)}) at ε = {_and(epsilons)}, each with {_count(study.seeds, 'seed')} "
+        f"({_and(study.datasets)}) at ε = {listed(study.epsilons)}{f' ({_and(fewer)})' if fewer else ''}, each with "
+        f"{_count(study.seeds, 'seed')} "
         f"({_and(map(str, study.seeds))}): {_count(study.runs(), 'training run')}. Each generator was judged on "
         f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({_and(spec.classifiers)}) under "
         f"the protocol “{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
@@ -174,7 +181,7 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
 
 def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
     """What was published on the study's datasets, and on which of them nothing was."""
-    names = {dataset: published_name(spec) for dataset, spec in study.datasets.items()}
+    names = {dataset: spec.published_as()[0] for dataset, spec in study.datasets.items()}
     known = set(published["dataset"])
     shown = published[published["dataset"].isin(names.values())]
     return {

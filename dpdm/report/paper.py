@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dpdm.config import DIRECT, PAPER_SCALE, Study, TableEntry, epsilon_text
+from dpdm.config import DIRECT, PAPER_SCALE, Study, epsilon_text
 from dpdm.errors import UserError
 from dpdm.report.published import PAPER, datasets_by_published_name
 from dpdm.report.tables import (
@@ -107,11 +107,14 @@ def paper_table(
     Raises:
         UserError: no such table; two runs for one cell; two data sets for one row.
     """
-    chosen = published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
+    chosen = paper_rows(published, number)
     if number not in TITLES or chosen.empty:
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
+    named = set(study.table_runs(f"table_{number}", places(chosen)))
+    keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
+    metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
     columns: dict[str, MetricColumn] = {}
     for column in metric_columns(metrics):
@@ -133,7 +136,23 @@ def paper_table(
         frozenset(["ε", *headers]),
         groups=tuple(groups.tolist()),
         notes=tuple(_notes(number, study, metrics, chosen, shown, rows)),
+        runs={
+            (i, _headers(name)[0]): (row.runs[0].dataset, ours.method, row.epsilon)
+            for i, row in enumerate(rows)
+            for name, ours in row.ours.items()
+            if ours.n
+        },
     )
+
+
+def paper_rows(published: pd.DataFrame, number: int) -> pd.DataFrame:
+    """The numbers of one table of the paper."""
+    return published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
+
+
+def places(chosen: pd.DataFrame) -> set[tuple[str, int]]:
+    """The data sets, and the sides of their images, that published numbers are on."""
+    return set(zip(chosen["dataset"], chosen["resolution"], strict=True))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
@@ -149,33 +168,23 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame) -> list[_Row]:
         row = found.setdefault(tuple(line[key] for key in keys), _Row(**{key: line[key] for key in keys}))
         row.lines[line["metric"]] = line
     rows = list(found.values())
-    grid = {epsilon_text(epsilon) for epsilon in study.epsilons}
     for row in rows:
         dataset = own.get((row.dataset, row.resolution))
+        if dataset is None or row.epsilon not in map(epsilon_text, study.epsilons_of(dataset)):
+            continue
         for entry in entries:
-            if (entry.published, entry.variant) != (row.method, row.variant) or row.epsilon not in grid:
-                continue
-            if dataset in study.datasets_of(entry.method):
+            named = (entry.published, entry.variant) == (row.method, row.variant)
+            if named and dataset in study.datasets_of(entry.method):
                 row.runs.append(_Runs(dataset, row.epsilon, entry.method, study.sampler_of(entry) or ""))
     used = {runs for row in rows for runs in row.runs}
-    places = {dataset: place for place, dataset in own.items()}
-    for runs in _candidates(number, study, entries):
-        if runs not in used:
-            dataset, resolution = places.get(runs.dataset, (runs.dataset, None))
-            rows.append(_Row(dataset, resolution, runs.epsilon, runs=[runs]))
+    names = {dataset: place for place, dataset in own.items()}
+    for dataset, method, sampler in study.table_runs(f"table_{number}", places(chosen)):
+        for epsilon in study.epsilons_of(dataset):
+            runs = _Runs(dataset, epsilon_text(epsilon), method, sampler)
+            if runs not in used:
+                rows.append(_Row(*names.get(dataset, (dataset, None)), runs.epsilon, runs=[runs]))
     order = list(dict.fromkeys((row.dataset, row.resolution) for row in rows))
     return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
-
-
-def _candidates(number: int, study: Study, entries: Sequence[TableEntry]) -> Iterable[_Runs]:
-    mapped = {(entry.method, study.sampler_of(entry) or "") for entry in entries}
-    for dataset in study.datasets:
-        for method, spec in study.methods.items():
-            kind = {1: "generator", 2: "classifier"}.get(number)
-            for sampler in spec.samplers or ("",):
-                if dataset in study.datasets_of(method) and (spec.kind == kind or (method, sampler) in mapped):
-                    for epsilon in study.epsilons:
-                        yield _Runs(dataset, epsilon_text(epsilon), method, sampler)
 
 
 def _sizes(rows: Sequence[_Row]) -> dict[str, set[int]]:
@@ -208,6 +217,7 @@ def _ours(
         no_value |= not n and len(mine) > 0
         if n:
             told = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
+            told += _unverified(study, runs)
             found.append((runs, _Ours(mean, std, n, runs.method, tuple(told))))
     if len(found) > 1:
         one, two = (runs.method for runs, _ in found[:2])
@@ -305,6 +315,15 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
     told += [f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected]
     return told
+
+
+def _unverified(study: Study, runs: _Runs) -> list[str]:
+    """What of their recipe could not be verified to be the paper's, in the study's words."""
+    return [
+        f"not verified: {part.what}"
+        for part in study.methods[runs.method].unverified
+        if part.when.matches(runs.dataset, float(runs.epsilon)) and runs.sampler in (part.samplers or (runs.sampler,))
+    ]
 
 
 def _delta(text: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import DatasetSpec, Study, epsilon_text, nearest
+from dpdm.config import Study, epsilon_text, nearest
 from dpdm.errors import UserError
 from dpdm.report.tables import MISSING, Table, epsilon_label
 
@@ -130,19 +130,6 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
     )
 
 
-def published_name(dataset: DatasetSpec) -> str:
-    """How a dataset of a study is called in the column `dataset`; the empty string where nothing can be published."""
-    if dataset.source == "celeba" and dataset.label is not None:
-        return "celeba (male_conditional)" if dataset.label == "Male" else ""
-    own_names = {"cifar10": "cifar_10", "npz": "", "folder": ""}
-    return own_names.get(dataset.source, dataset.source)
-
-
-def published_resolution(dataset: DatasetSpec) -> int | None:
-    """The side of a dataset's images as in the column `resolution`; None where nothing can be published."""
-    return {"mnist": 28, "fashion_mnist": 28, "cifar10": 32}.get(dataset.source, dataset.image_size)
-
-
 def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
     """The study's data sets by their published names and sizes; those that nobody published under are left out.
 
@@ -151,8 +138,8 @@ def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str
     """
     found: dict[tuple[str, int | None], str] = {}
     for name, spec in study.datasets.items():
-        key = (published_name(spec), published_resolution(spec))
-        if not key[0] or key[1] is None:
+        key = spec.published_as()
+        if key[1] is None:
             continue
         if key in found:
             raise UserError(

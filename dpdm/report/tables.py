@@ -3,7 +3,7 @@
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Table:
         bold: (row, column) positions in `cells` of the best private values.
         groups: one number per row; a rule is drawn where it changes.
         notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
+        runs: by row and header, dataset, method and epsilon text of the runs behind that cell.
     """
 
     data: pd.DataFrame
@@ -51,6 +52,7 @@ class Table:
     bold: frozenset[tuple[int, int]] = frozenset()
     groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    runs: Mapping[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
 
     def without(self, header: str) -> "Table":
         """The same table printed without one column, as where a heading names the dataset already."""
@@ -186,6 +188,7 @@ def results_table(metrics: pd.DataFrame) -> Table:
         frozenset([*headers, "ε"]),
         _best(data, columns, len(keys)),
         _group_numbers(sections),
+        runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(rows)},
     )
 
 

@@ -405,7 +405,40 @@ def test_datasets_of_a_method_that_are_wrong(tiny_study_dict):
     assert "matches no run of this study: datasets are mnist, " in refusal(tiny_study_dict)
 
 
-# --- overrides ------------------------------------------------------------------------------------------------
+def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
+    put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5, "epsilons": [float("inf")]})
+    study = parse_study(tiny_study_dict, "s")
+    cells = {(run.dataset, run.epsilon) for run in study.runs()}
+    assert cells == {("digits", 10.0), ("digits", float("inf")), ("mnist", float("inf"))}
+    with pytest.raises(UserError, match=r"mnist is not run at epsilon 10; add it .* to datasets\.mnist\.epsilons"):
+        study.run("mnist", "dpdm", 10.0, 0)
+    for value, part in (
+        ([10, 10], "datasets.mnist.epsilons holds a value twice"),
+        ([3], "datasets.mnist.epsilons: 3 is none of the study's epsilons, 10, inf; add it there"),
+        ([], "datasets.mnist.epsilons"),
+    ):
+        assert f"study.yaml: {part}" in refusal(put(tiny_study_dict, "datasets.mnist.epsilons", value))
+    put(tiny_study_dict, "datasets.mnist.epsilons", [10])
+    put(tiny_study_dict, "methods.dpdm.overrides.0.when", {"dataset": "mnist", "epsilon": "inf"})
+    assert "overrides[0].when matches no run of this study" in refusal(tiny_study_dict)
+
+
+def test_a_table_is_about_its_own_datasets_if_the_study_has_any(with_classifier):
+    put(with_classifier, "datasets.mnist", {"source": "mnist", "delta": 1e-5})
+    put(with_classifier, "methods.dpdm.samplers", {"fid": {}, "accuracy": {}})
+    put(with_classifier, "methods.dpdm.overrides", [])
+    put(with_classifier, "tables", {"table_3": [{"method": "dpdm", "sampler": "fid", "published": "x"}]})
+    study = parse_study(with_classifier, "s")
+    of_mnist, of_celeba = {("mnist", 28), ("fashion_mnist", 28)}, {("celeba", 32)}
+    assert study.table_runs("table_3", of_mnist) == [("mnist", "dpdm", "fid")]
+    assert study.table_runs("table_3", of_celeba) == [("digits", "dpdm", "fid"), ("mnist", "dpdm", "fid")]
+    generators = [("mnist", "class_mean", "default"), ("mnist", "dpdm", "fid"), ("mnist", "dpdm", "accuracy")]
+    assert study.table_runs("table_1", of_mnist) == generators
+    assert study.table_runs("table_2", of_mnist) == [("mnist", "net", "")]
+    assert study.table_runs("table_4", of_mnist) == []
+
+
+# --- overrides, and what could not be verified ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", [{"epsilon": 3}, {"dataset": "mnist"}, {"dataset": "digits", "epsilon": 3}])
@@ -418,6 +451,26 @@ def test_a_when_that_matches_no_run(tiny_study_dict, when):
 def test_an_override_of_a_sampler_that_is_not_there(tiny_study_dict):
     message = refusal(put(tiny_study_dict, "methods.dpdm.overrides.0.samplers", {"fast": {}}))
     assert "methods.dpdm.overrides[0].samplers: no sampler 'fast'; the method has default" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"when": {"epsilon": 3}}, ".when matches no run of this study"),
+        ({"samplers": ["fast"]}, ".samplers: no sampler 'fast'; the method has default"),
+        ({"samplers": []}, ".samplers"),
+        ({"what": " "}, ".what"),
+    ],
+)
+def test_what_could_not_be_verified_is_of_some_run(tiny_study_dict, part, message):
+    put(tiny_study_dict, "methods.dpdm.unverified", [{"what": "the batch", **part}])
+    assert f"study.yaml: methods.dpdm.unverified[0]{message}" in refusal(tiny_study_dict)
+
+
+def test_what_could_not_be_verified_is_part_of_no_run(tiny_study_dict):
+    before = parse_study(tiny_study_dict, "s").runs()
+    put(tiny_study_dict, "methods.dpdm.unverified", [{"what": "the batch", "when": {"epsilon": 10}}])
+    assert parse_study(tiny_study_dict, "s").runs() == before
 
 
 def test_overrides_reach_their_runs_alone_and_later_ones_win(tiny_study_dict):

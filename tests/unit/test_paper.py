@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from dpdm import artifacts
+from dpdm import artifacts
 from dpdm.config import load_study, parse_study
 from dpdm.errors import UserError
 from dpdm.report import tables
@@ -127,11 +128,62 @@ def test_what_the_paper_does_not_have_follows_in_its_place(study, published):
     assert group["Ours"].tolist()[-2:] == ["dpdm, accuracy", "mean"]
     assert group["Method"].tolist()[-2:] == ["–", "–"]  # noqa: RUF001
     assert row_of(table, Ours="mean", epsilon="1")["CNN % ↑"].startswith("70.5 ± 0.7 (2)")
-    own = table.cells[table.cells["Dataset"] == "own"]  # a data set that the paper does not have
-    assert list(zip(own["ε"], own["Ours"], strict=True)) == [
-        ("1", "dpdm, fid"), ("1", "dpdm, accuracy"), ("10", "dpdm, fid"), ("10", "dpdm, accuracy"),
-    ]  # fmt: skip
+    assert "own" not in set(table.cells["Dataset"])  # the table is of other data sets, of which the study has one
     assert "net" not in " ".join(table.cells["Ours"])
+
+
+def test_a_study_of_other_data_sets_alone_follows_with_all_of_them(study, published):
+    study["datasets"]["numbers"] = {"source": "digits", "delta": 1e-3}
+    study["datasets"]["own"]["epsilons"] = [10]
+    for number, mapped in ((1, ["dpdm, fid", "dpdm, accuracy"]), (3, [])):  # nothing is mapped to table 3
+        table = made(number, study, published)
+        own = table.cells[table.cells["Dataset"] == "own"]
+        assert list(zip(own["ε"], own["Ours"], strict=True)) == [("10", name) for name in mapped]
+
+
+def test_a_table_shows_no_run_on_data_that_it_is_not_about(study, published):
+    study["datasets"]["faces"] = {"source": "celeba", "image_size": 32, "delta": 1e-6}
+    study["tables"]["table_4"] = [{"method": "dpdm", "sampler": "fid", "published": "DPDM"}]
+    assert set(made(4, study, published).cells["Dataset"]) == {"celeba 32x32", "celeba 64x64"}
+    assert set(made(1, study, published).cells["Dataset"]) == {"mnist", "fashion_mnist"}
+
+
+def test_a_cell_outside_the_epsilons_of_its_data_set_is_named(study, published):
+    study["datasets"]["numbers"]["epsilons"] = [1]
+    table = made(1, study, published, scored("dpdm", [93.0, 95.0], sampler="fid"))
+    assert "DPDM, FID on mnist at ε = 10" in note(table, "the study has no such cell")
+    assert row_of(table, Dataset="mnist", epsilon="10", Method="DPDM", Variant="FID")["Ours"] == "–"  # noqa: RUF001
+
+
+def test_a_number_leads_to_its_runs(study, published):
+    direct = {"sampler": "", "protocol": "direct", "num_synthetic": 0}
+    study["methods"]["tuned"]["datasets"] = ["own"]
+    table = made(2, study, published, scored("net", [89.0], **direct), scored("net", [88.0], "acc_mlp", **direct))
+    (mlp, cnn) = table.runs
+    assert cnn[1:] == ("CNN % ↑",)
+    assert mlp[1:] == ("MLP % ↑",)
+    assert set(table.runs.values()) == {("numbers", "net", "1")}
+    assert table.cells.loc[cnn[0], "CNN % ↑"].startswith("89.0 (1)")
+
+
+def test_what_could_not_be_verified_is_marked_where_it_matters(study, published):
+    study["methods"]["dpdm"]["unverified"] = [
+        {"what": "the churn, by a fork", "when": {"epsilon": 1}, "samplers": ["fid"]},
+        {"what": "the batch", "when": {"epsilon": 10}},
+    ]
+    rows = [
+        scored("dpdm", [93.0], sampler=sampler, epsilon=epsilon)
+        for sampler in ("fid", "accuracy")
+        for epsilon in ("1", "10")
+    ]
+    table = made(1, study, published, *rows)
+    marked = {
+        (sampler, epsilon): MARK in row_of(table, Ours=f"dpdm, {sampler}", epsilon=epsilon)["CNN % ↑"]
+        for sampler in ("fid", "accuracy")
+        for epsilon in ("1", "10")
+    }
+    assert marked == {("fid", "1"): True, ("accuracy", "1"): False, ("fid", "10"): True, ("accuracy", "10"): True}
+    assert note(table, MARK) == f"{MARK} dpdm: not verified: the churn, by a fork; not verified: the batch."
 
 
 def test_classifiers_stand_in_table_2_the_unmapped_by_themselves(study, published):
@@ -310,13 +362,17 @@ def test_a_metric_without_a_value_is_not_called_not_run(study, published):
 
 
 def test_the_command_writes_the_table(run_cli, tmp_path, study):
-    paths = {name: tmp_path / name for name in ("study.json", "metrics.csv", "audits.csv")}
-    paths["study.json"].write_text(parse_study(study, "s").model_dump_json())
-    pd.DataFrame(scored("pearl", [75.0]), columns=list(METRICS)).to_csv(paths["metrics.csv"], index=False)
-    pd.DataFrame(columns=list(AUDITS)).to_csv(paths["audits.csv"], index=False)
+    parsed = parse_study(study, "s")
+    (tmp_path / "study.json").write_text(parsed.model_dump_json())
+    row = {"metric": "acc_cnn", "reference": "test", "value": 75.0}
+    scores = {
+        "coordinates": parsed.run("numbers", "pearl", 1.0, 0).coordinates("default").model_dump(mode="json"),
+        "provenance": {"version": "1", "commit": "a", "code": "b"},
+        "num_synthetic": 60000, "protocol": "quick", "metrics": [row],
+    }  # fmt: skip
+    artifacts.write_json(tmp_path / "runs" / "utility.json", scores)
     code, _, told = run_cli(
-        "paper_table", "--table", 1, "--study", paths["study.json"], "--metrics", paths["metrics.csv"],
-        "--audits", paths["audits.csv"], "--published", PUBLISHED,
+        "paper_table", tmp_path / "runs", "--table", 1, "--study", tmp_path / "study.json", "--published", PUBLISHED,
         "--privacy-status", PUBLISHED.with_name("privacy_status.csv"), "--out", tmp_path / "t",
     )  # fmt: skip
     assert code == 0

@@ -9,7 +9,7 @@ import pytest
 
 from dpdm.config import DatasetSpec
 from dpdm.errors import UserError
-from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_name, published_table, read_published
+from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_table, read_published
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "results" / "published" / "published.csv"
@@ -243,7 +243,7 @@ def test_each_privacy_claim_has_one_row_with_its_reason(files):
 
 def test_datasets_are_found_by_what_they_are_and_not_by_their_name():
     def name(**spec):
-        return published_name(DatasetSpec(delta=1e-5, **spec))
+        return DatasetSpec(delta=1e-5, **spec).published_as()[0]
 
     assert name(source="mnist") == "mnist"
     assert name(source="cifar10") == "cifar_10"

@@ -1,5 +1,6 @@
 # The study, and the only owner of the directory scheme: Python receives explicit paths.
 
+import csv
 import os
 import re
 import subprocess

@@ -1,13 +1,37 @@
-# The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`.
+# The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`. Each waits for the runs that it
+# shows, and for no other: one table of a large study, or all but those that a failing run stands in, can be had alone.
+
+
+def published_places(number):
+    """The published data sets of a table, and the sides of their images; none of a broken file, which `validate` names."""
+    try:
+        with open(f"{PUBLISHED}/published.csv", encoding="utf-8") as file:
+            theirs = [row for row in csv.DictReader(file) if (row["protocol"], row["table"]) == ("paper", str(number))]
+        return {(row["dataset"], int(row["resolution"])) for row in theirs}
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return set()
+
+
+def table_inputs(number):
+    """Scores and audits of what a table shows."""
+    shown = set(STUDY.table_runs(f"table_{number}", published_places(number)))
+    paths = []
+    for run in RUNS:
+        for sampler in STUDY.methods[run.method].samplers or ("",):
+            if (run.dataset, run.method, sampler) in shown:
+                scores = [f"{SET}/fidelity.json", f"{SET}/utility.json"] if sampler else [rules.score_classifier.output[0]]
+                paths += [run.path(score.replace("{sampler}", sampler)) for score in [*scores, rules.audit.output.audit]]
+    return list(dict.fromkeys(paths))
+
+
 for number in range(1, 7):
 
     rule:
         name: f"table_{number}"
         message: f"table {number} of the paper"
         input:
+            table_inputs(number),
             study=STUDY_JSON,
-            metrics=rules.collect.output.metrics,
-            audits=rules.collect.output.audits,
             published=f"{PUBLISHED}/published.csv",
             privacy_status=f"{PUBLISHED}/privacy_status.csv",
         output:
@@ -17,12 +41,14 @@ for number in range(1, 7):
             ),
         params:
             number=number,
+            folders=rules.collect.params.folders,
+            runs=lambda _: RUN,
             out=subpath(output.html, strip_suffix=".html"),
         log: f"{ROOT}/tables/table_{number}.log"
         resources: mem_mb=growing(2000), runtime=growing(10)
         shell:
-            "python -m dpdm paper_table --table {params.number} --study {input.study} --metrics {input.metrics}"
-            " --audits {input.audits} --published {input.published:q} --privacy-status {input.privacy_status:q}"
+            "python -m dpdm paper_table {params.folders} --unfinished {params.runs:q} --table {params.number}"
+            " --study {input.study} --published {input.published:q} --privacy-status {input.privacy_status:q}"
             " --out {params.out} > {log} 2>&1"
 
 
@@ -50,8 +76,8 @@ rule partial:
         python -m dpdm tables --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv \
             --results {params.out}/results --audit {params.out}/audit
         for number in {params.numbers}; do
-            python -m dpdm paper_table --table $number --study {params.out}/study.json \
-                --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv --published {input.published:q} \
+            python -m dpdm paper_table {params.folders} --unfinished {params.runs:q} --table $number \
+                --study {params.out}/study.json --published {input.published:q} \
                 --privacy-status {input.privacy_status:q} --out {params.out}/table_$number
         done
         """
