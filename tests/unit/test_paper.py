@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from dpdm import artifacts
-from dpdm import artifacts
 from dpdm.config import load_study, parse_study
 from dpdm.errors import UserError
 from dpdm.report import tables
