@@ -216,7 +216,9 @@ def verb_tables(args: argparse.Namespace) -> None:
     """write the results and the audit as csv, md, tex and html"""
     from dpdm.report import collect, tables
 
-    tables.write_table(tables.results_table(collect.read_csv(args.metrics, collect.METRICS)), args.results)
+    metrics = collect.read_csv(args.metrics, collect.METRICS)
+    each = [tables.dataset_results(metrics, dataset) for dataset in dict.fromkeys(metrics["dataset"])]
+    tables.write_table(tables.results_table(metrics), args.results, printed=each)
     tables.write_table(tables.audit_table(collect.read_csv(args.audits, collect.AUDITS)), args.audit)
 
 
@@ -232,7 +234,7 @@ def verb_paper_table(args: argparse.Namespace) -> None:
     table = paper_table(args.table, study, metrics, audits, published)
     for note in table.notes:
         print(note, file=sys.stderr)
-    tables.write_table(table, args.out)
+    tables.write_table(table, args.out, printed=table.by("Dataset"))
 
 
 def verb_figures(args: argparse.Namespace) -> None:

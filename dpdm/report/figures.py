@@ -26,6 +26,7 @@ from dpdm.report.tables import (
     methods_of_several_samplers,
     metric_columns,
     summaries,
+    with_values,
 )
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; its yellow is too pale for lines on white.
@@ -102,11 +103,12 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
     The dashed line is the real ceiling, the dotted one the label-only floor; a classifier trained on the private
     images has hollow markers, and a curve in its own panel alone. Colours and markers follow the order of methods
-    in the whole of `metrics`, so that all datasets of a study agree.
+    in the whole of `metrics`, so that all datasets of a study agree; the legend names those of this one.
     """
     chosen = metrics[metrics["dataset"] == dataset]
     columns = score_columns(chosen)
-    series = series_of(metrics)
+    looks = {one: i for i, one in enumerate(series_of(metrics))}
+    series = {one: looks[one] for one in series_of(chosen)}
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
@@ -120,7 +122,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
         for panel, column in zip(panels, columns, strict=False):
             _draw_panel(panel, known, column, series, epsilons, hollow)
         handles = []
-        for i, (method, sampler) in enumerate(series):
+        for (method, sampler), i in series.items():
             label = f"{labels[method]}, {sampler}" if method in several else labels[method]
             handles.append(Line2D([], [], label=label, **series_look(i, method in hollow)))
         for anchor in ANCHORS:
@@ -135,8 +137,8 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
 
 
 def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
-    """What is drawn: the image distance (FID if there is one, else FD), then the accuracies."""
-    columns = metric_columns(metrics)
+    """What is drawn: the image distance (FID if there is one, else FD), then the accuracies; not what has no value."""
+    columns = metric_columns(with_values(metrics))
     distances = [c for c in columns if c.metric == "fid"][:1] or [c for c in columns if c.metric.startswith("fd_")]
     return distances + [c for c in columns if c.metric.startswith("acc_")]
 
@@ -166,7 +168,7 @@ def _draw_panel(
     panel: Axes,
     known: Mapping[tuple[str, ...], Summary],
     column: MetricColumn,
-    series: list[tuple[str, str]],
+    series: Mapping[tuple[str, str], int],
     epsilons: list[str],
     hollow: frozenset[str],
 ) -> None:
@@ -175,13 +177,13 @@ def _draw_panel(
     panel.set_xticks(range(len(epsilons)), [epsilon_label(e) for e in epsilons])
     panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
     drawn = []
-    for i, (method, sampler) in enumerate(series):
+    for place, ((method, sampler), i) in enumerate(series.items()):
         key = (column.metric, column.reference, method, sampler)
         found = [known.get((*key, e), NO_SUMMARY) for e in epsilons]
         mean = np.array([value[0] for value in found])
         std = np.nan_to_num(np.array([value[1] for value in found]))
         # bars of neighbouring methods would hide each other
-        shift = (i - (len(series) - 1) / 2) * min(0.09, 0.5 / max(len(series), 1))
+        shift = (place - (len(series) - 1) / 2) * min(0.09, 0.5 / max(len(series), 1))
         where = np.arange(len(epsilons)) + shift
         panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **series_look(i, method in hollow))
         drawn += mean[np.isfinite(mean)].tolist()

@@ -63,9 +63,7 @@ def render_report(
     sections = [
         {
             "dataset": dataset,
-            "table": _to_html(
-                tables.results_table(metrics[metrics["dataset"] == dataset]).without("Dataset"), places is not None
-            ),
+            "table": _to_html(tables.dataset_results(metrics, dataset).without("Dataset"), places is not None),
             "curve": _picture(curves.get(dataset)),
             "grid": _picture(grids.get(dataset)),
             "training": _picture((training or {}).get(dataset)),

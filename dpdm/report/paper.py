@@ -142,6 +142,7 @@ def paper_table(
             for name, ours in row.ours.items()
             if ours.n
         },
+        not_in_tex=(*(_headers(name)[2] for name in shown), "Status"),
     )
 
 

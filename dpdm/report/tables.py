@@ -44,6 +44,7 @@ class Table:
         groups: one number per row; a rule is drawn where it changes.
         notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
         runs: by row and header, dataset, method and epsilon text of the runs behind that cell.
+        not_in_tex: headers of columns for which a printed page is too narrow; the other formats have them.
     """
 
     data: pd.DataFrame
@@ -53,12 +54,31 @@ class Table:
     groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     runs: Mapping[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
+    not_in_tex: tuple[str, ...] = ()
 
     def without(self, header: str) -> "Table":
         """The same table printed without one column, as where a heading names the dataset already."""
         at = self.cells.columns.get_loc(header)
         bold = frozenset((i, j - (j > at)) for i, j in self.bold if j != at)
         return replace(self, cells=self.cells.drop(columns=header), bold=bold)
+
+    def by(self, header: str) -> list["Table"]:
+        """One table for each text of a column, in order; the notes stand below the last."""
+        parts = []
+        for _, rows in self.cells.groupby(header, sort=False).indices.items():
+            place = {int(i): new for new, i in enumerate(rows)}
+            parts.append(
+                replace(
+                    self,
+                    data=self.data.iloc[rows],
+                    cells=self.cells.iloc[rows],
+                    bold=frozenset((place[i], j) for i, j in self.bold if i in place),
+                    groups=tuple(self.groups[i] for i in rows) if self.groups else (),
+                    notes=(),
+                    runs={(place[i], name): runs for (i, name), runs in self.runs.items() if i in place},
+                )
+            )
+        return [*parts[:-1], replace(parts[-1], notes=self.notes)] if parts else [self]
 
     def bodies(self) -> Iterator[list[tuple[int, list[str]]]]:
         """Groups of (row number, cells)."""
@@ -110,6 +130,11 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
             title = " ".join(filter(None, [title, extractor, f"({reference})"]))
         columns.append(MetricColumn(name, reference, title, sign, decimals))
     return columns
+
+
+def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Without the metrics that have no value in any row, as accuracies on unlabelled images."""
+    return metrics[metrics.groupby("metric")["value"].transform("count") > 0]
 
 
 def _shown(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -192,6 +217,11 @@ def results_table(metrics: pd.DataFrame) -> Table:
     )
 
 
+def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
+    """`results_table` of one dataset, with the metrics that have a value there."""
+    return results_table(with_values(metrics[metrics["dataset"] == dataset]))
+
+
 def audit_table(audits: pd.DataFrame) -> Table:
     """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, and the mechanism.
 
@@ -270,13 +300,17 @@ def resource_table(benchmarks: pd.DataFrame) -> Table:
     )  # fmt: skip
 
 
-def write_table(table: Table, stem: str | Path) -> None:
-    """Writes `stem` + .csv, .md, .tex and .html: the same rows in each."""
+def write_table(table: Table, stem: str | Path, printed: Sequence[Table] = ()) -> None:
+    """Writes `stem` + .csv, .md, .tex and .html: the same rows in each.
+
+    Args:
+        printed: for tex, tables to stand below each other instead of this one.
+    """
     stem = Path(stem)
     texts = {
         "csv": table.data.to_csv(index=False, lineterminator="\n") + "".join(f"# {note}\n" for note in table.notes),
         "md": to_markdown(table),
-        "tex": to_tex(table),
+        "tex": "\n\\bigskip\n\n".join(map(to_tex, printed or [table])),
         "html": f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(stem.name)}</title>\n{to_html(table)}',
     }
     for suffix, text in texts.items():
@@ -311,18 +345,35 @@ def escape_tex(text: str) -> str:
 
 
 def to_tex(table: Table) -> str:
-    """The cells as one `tabular`, notes below, to be `\\input`; needs the package booktabs and nothing else."""
+    """The cells as one small `tabular`, notes below, to be `\\input`; needs the package booktabs and nothing else.
+
+    The paper's tables fit a landscape page of A4.
+    """
+    for header in table.not_in_tex:
+        table = table.without(header)
     spec = "".join("r" if name in table.flush_right else "l" for name in table.cells.columns)
-    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
-    lines.append(" & ".join(escape_tex(name) for name in table.cells.columns) + r" \\")
+    lines = [
+        r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
+        rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule",
+    ]  # fmt: skip
+    lines.append(" & ".join(map(_tex_header, table.cells.columns)) + r" \\")
     for body in table.bodies():
         lines.append(r"\midrule")
         for i, row in body:
             texts = [escape_tex(cell) for cell in row]
             texts = [rf"\textbf{{{text}}}" if (i, j) in table.bold else text for j, text in enumerate(texts)]
             lines.append(" & ".join(texts) + r" \\")
-    notes = [rf"\par\noindent{{\footnotesize {escape_tex(note)}\par}}" for note in table.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+    notes = [rf"\par\noindent {escape_tex(note)}" for note in table.notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\par\endgroup", ""])
+
+
+def _tex_header(name: str) -> str:
+    """A header in two lines if it is long: else it, and not the numbers below, would decide the width."""
+    breaks = [i for i, character in enumerate(name) if character == " "] if len(name) > 10 else []
+    if not breaks:
+        return escape_tex(name)
+    at = min(breaks, key=lambda i: max(i, len(name) - i - 1))
+    return rf"\shortstack{{{escape_tex(name[:at])}\\{escape_tex(name[at + 1 :])}}}"
 
 
 def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) -> str:

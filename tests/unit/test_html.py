@@ -301,6 +301,28 @@ def test_every_row_of_results_leads_to_its_runs(full_page):
     assert section.count("audit passed, spent ε") == 4
 
 
+def test_our_numbers_beside_the_papers_lead_to_their_runs(places):
+    mapped = [{"method": "dpgan", "published": "PEARL"}]
+    study = make_study(datasets={"data": {"source": "mnist", "delta": 1e-5}}, tables={"table_1": mapped})
+    frames = [frame.replace({"dataset": {"digits": "data"}}) for frame in make_frames(study)]
+    options = {"published": read_published(*PUBLISHED), "places": places}
+    section = part_of(render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, **options), "paper", "methods")
+    assert section.count('<a href="#runs-data-dpgan-1">50.0 (1) †</a>') == 1
+    assert "A number of ours leads to its runs." in section
+    assert "<a " not in part_of(quoted("mnist", tables={"table_1": mapped}), "paper", "methods")
+
+
+@pytest.mark.parametrize("metrics", [["fd_digits"], ["fid"], ["fid", "fd_digits"]])
+def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
+    study = make_study()
+    frame, *rest = make_frames(study)
+    renamed = [frame.replace({"metric": {"fd_digits": name}}) for name in metrics]
+    text = Tags(render_report(study, pd.concat(renamed), *rest, {}, {}, COMMAND, ENVIRONMENT)).text
+    assert ("FID is the Fréchet distance of Inception's features" in text) == ("fid" in metrics)
+    assert ("FD is a Fréchet distance under a small feature extractor" in text) == ("fd_digits" in metrics)
+    assert ("the KID, precision and recall named after a data set use" in text) == (len(metrics) == 2)
+
+
 def test_links_to_files_are_relative_and_lead_somewhere(full_page, places):
     links = [a["href"] for tag, a in Tags(full_page).seen if tag == "a" and not a["href"].startswith("#")]
     assert len(links) == 4 * 3 + 2 * 2

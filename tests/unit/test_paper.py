@@ -328,13 +328,16 @@ def test_every_format_has_the_cells_and_the_notes(table, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_the_tex_compiles(table, tmp_path):
-    head = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
-    body = tables.to_tex(table).replace("% \\usepackage{booktabs}\n", "")
-    (tmp_path / "x.tex").write_text(head + body + r"\end{document}")
+def test_the_tex_compiles_and_fits_a_landscape_page(table, tmp_path):
+    tables.write_table(table, tmp_path / "table_1", printed=table.by("Dataset"))
+    text = r"""\documentclass[a4paper]{article}\usepackage[margin=2cm,landscape]{geometry}\usepackage{booktabs}
+        \begin{document}\noindent\input{table_1.tex}\end{document}"""
+    (tmp_path / "x.tex").write_text(text)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True)
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-600:]
+    said = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, said[-600:]
+    assert "Overfull" not in said
 
 
 def test_an_own_data_set_by_a_name_of_the_paper_s_is_not_taken_for_it(study, published):

@@ -176,7 +176,7 @@ def test_tex_escapes_special_characters(metrics):
     text = tables.to_tex(tables.results_table(metrics))
     assert r"dp\_gan" in text
     assert "dp_gan" not in text
-    assert r"CNN accuracy \% $\uparrow$" in text
+    assert r"\shortstack{CNN\\accuracy \% $\uparrow$}" in text
     assert text.isascii()
     assert tables.escape_tex("a\\b&{c}") == r"a\textbackslash{}b\&\{c\}"
     assert text.count(r"\midrule") == 5
@@ -194,6 +194,30 @@ def test_tex_compiles(metrics, audits, tmp_path):
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True
     )
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-600:]
+
+
+def test_a_long_header_takes_two_lines_in_tex():
+    assert tables._tex_header("MLP %, paper") == r"\shortstack{MLP \%,\\paper}"
+    assert tables._tex_header("CNN % ↑") == r"CNN \% $\uparrow$"
+    assert tables._tex_header("Differences") == "Differences"
+
+
+def test_a_table_is_parted_by_a_column_with_its_notes_at_the_end():
+    cells = pd.DataFrame({"Dataset": ["a", "b", "a"], "N": ["1", "2", "3"]})
+    marks = {"bold": frozenset({(1, 1), (2, 1)}), "groups": (0, 1, 2), "notes": ("told",)}
+    table = tables.Table(cells, cells, **marks, runs={(2, "N"): ("a", "m", "1")})
+    a, b = table.by("Dataset")
+    assert [part.cells["N"].tolist() for part in (a, b)] == [["1", "3"], ["2"]]
+    assert (a.bold, a.groups, a.notes, a.runs) == ({(1, 1)}, (0, 2), (), {(1, "N"): ("a", "m", "1")})
+    assert (b.bold, b.groups, b.notes, b.runs) == ({(0, 1)}, (1,), ("told",), {})
+    nothing = tables.Table(cells.iloc[:0], cells.iloc[:0], notes=("told",))
+    assert nothing.by("Dataset") == [nothing]
+
+
+def test_results_of_a_dataset_leave_out_metrics_without_a_value(metrics):
+    metrics.loc[metrics["metric"] == "acc_cnn", "value"] = math.nan
+    assert [c for c in tables.dataset_results(metrics, "digits").cells.columns if "CNN" in c] == []
+    assert [c for c in tables.results_table(metrics).cells.columns if "CNN" in c] == ["CNN accuracy % ↑"]
 
 
 def test_html_escapes(metrics):
