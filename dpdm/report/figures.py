@@ -113,10 +113,11 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
     known = summaries(chosen, "method", "sampler", "epsilon")
-    rows = max(math.ceil(len(columns) / 2), 1)
+    across = min(max(len(columns), 1), 2)
+    rows = max(math.ceil(len(columns) / across), 1)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 0.7 + 2.55 * rows), layout="constrained")
-        panels = figure.subplots(rows, 2, squeeze=False).ravel()
+        panels = figure.subplots(rows, across, squeeze=False).ravel()
         for panel in panels[len(columns) :]:
             panel.set_axis_off()
         for panel, column in zip(panels, columns, strict=False):
@@ -131,8 +132,8 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
                 handles.append(Line2D([], [], label=ANCHOR_LABELS[anchor], **line))
         if handles:
             longest = max(len(handle.get_label()) for handle in handles)
-            across = 3 if longest <= 24 else 2 if longest <= 40 else 1  # what the width of the figure holds
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), across))
+            abreast = 3 if longest <= 24 else 2 if longest <= 40 else 1  # what the width of the figure holds
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast))
     return figure
 
 

@@ -181,7 +181,8 @@ def results_table(metrics: pd.DataFrame) -> Table:
 
     Cells read "mean ± std (n)" over n seeds, "mean (1)" for one; bold is the best method of each finite epsilon
     where there are at least two to compare. A method that trained a classifier on the private images has but one
-    accuracy, that of its own kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric.
+    accuracy, that of its own kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric, and how the
+    classifiers were trained, `protocol`, which is printed where they were trained in several ways.
     """
     columns = metric_columns(metrics)
     several = methods_of_several_samplers(metrics)
@@ -192,26 +193,30 @@ def results_table(metrics: pd.DataFrame) -> Table:
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
     known = summaries(metrics, *keys)
+    protocols = _protocols(metrics, keys)
+    mixed = len({name for name in protocols.values() if name not in ("", DIRECT)}) > 1
     for row in rows:
+        protocol = protocols[tuple(row.values())]
         found = [known.get((c.metric, c.reference, *row.values()), NO_SUMMARY) for c in columns]
         numbers: dict[str, Any] = {}
         for c, values in zip(columns, found, strict=True):
             numbers |= {f"{c.metric}_{c.reference}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
-        data.append({**row, **numbers})
+        data.append({**row, "protocol": protocol, **numbers})
         shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
         if several and row["method"] not in several:
             shown["sampler"] = ""
         shown["method"] = labels[row["method"]]
         texts = {c.header: cell_text(*v, c.decimals) for c, v in zip(columns, found, strict=True)}
-        cells.append({titles[key]: shown[key] for key in keys} | texts)
+        printed = {"Protocol": protocol} if mixed else {}
+        cells.append({titles[key]: shown[key] for key in keys} | printed | texts)
     sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
     stats = [f"{c.metric}_{c.reference}_{s}" for c in columns for s in ("mean", "std", "n")]
     headers = [c.header for c in columns]
     return Table(
-        pd.DataFrame(data, columns=[*keys, *stats]),
-        pd.DataFrame(cells, columns=[*(titles[key] for key in keys), *headers]),
+        pd.DataFrame(data, columns=[*keys, "protocol", *stats]),
+        pd.DataFrame(cells, columns=[*(titles[key] for key in keys), *(["Protocol"] if mixed else []), *headers]),
         frozenset([*headers, "ε"]),
-        _best(data, columns, len(keys)),
+        _best(data, columns, len(keys) + mixed),
         _group_numbers(sections),
         runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(rows)},
     )
@@ -421,6 +426,14 @@ def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]
         return datasets.index(row["dataset"]), anchor, epsilon, methods.index(row["method"]), row.get("sampler", "")
 
     return sorted(rows, key=place)
+
+
+def _protocols(metrics: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], str]:
+    """By row, how its classifiers were trained."""
+    found: dict[tuple[str, ...], dict[str, None]] = {}
+    for *row, protocol in metrics[[*keys, "protocol"]].drop_duplicates().itertuples(index=False, name=None):
+        found.setdefault(tuple(row), {}).update({protocol: None} if protocol else {})
+    return {row: "; ".join(names) for row, names in found.items()}
 
 
 def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: int) -> frozenset[tuple[int, int]]:

@@ -168,8 +168,12 @@ def test_every_format_holds_the_same_cells(metrics, tmp_path):
     assert "**50.0 ± 10.0 (3)**" in read["md"]
     assert r"\textbf{50.0 $\pm$ 10.0 (3)}" in read["tex"]
     assert "<strong>50.0 ± 10.0 (3)</strong>" in read["html"]
-    assert read["csv"].splitlines()[0].startswith("dataset,epsilon,method,fd_digits_train_mean,fd_digits_train_std")
-    assert "digits,inf,dp_gan,,,0,80.0,,1" in read["csv"]
+    assert (
+        read["csv"]
+        .splitlines()[0]
+        .startswith("dataset,epsilon,method,protocol,fd_digits_train_mean,fd_digits_train_std")
+    )
+    assert "digits,inf,dp_gan,,,,0,80.0,,1" in read["csv"]
 
 
 def test_tex_escapes_special_characters(metrics):
@@ -220,6 +224,18 @@ def test_results_of_a_dataset_leave_out_metrics_without_a_value(metrics):
     assert [c for c in tables.results_table(metrics).cells.columns if "CNN" in c] == ["CNN accuracy % ↑"]
 
 
+def test_protocols_are_printed_where_there_are_several(metrics):
+    accuracies = metrics["metric"].str.startswith("acc")
+    metrics.loc[accuracies, "protocol"] = "quick"
+    table = tables.results_table(metrics)
+    assert "Protocol" not in table.cells.columns
+    assert set(table.data["protocol"]) <= {"quick", ""}
+    metrics.loc[accuracies & (metrics["method"] == "dp_gan"), "protocol"] = "paper"
+    mixed = tables.results_table(metrics)
+    assert set(mixed.cells.loc[mixed.cells["Method"] == "dp_gan", "Protocol"]) == {"paper"}
+    assert {(i, mixed.cells.columns[j]) for i, j in mixed.bold} == {(i, table.cells.columns[j]) for i, j in table.bold}
+
+
 def test_html_escapes(metrics):
     metrics["method"] = metrics["method"].replace("mean", "<b>&")
     text = tables.to_html(tables.results_table(metrics))
@@ -231,7 +247,7 @@ def test_empty_tables_are_tables(tmp_path):
     empty = pd.DataFrame(columns=list(METRICS))
     tables.write_table(tables.results_table(empty), tmp_path / "empty")
     tables.write_table(tables.audit_table(pd.DataFrame(columns=list(AUDITS))), tmp_path / "audit")
-    assert artifacts.read_bytes(tmp_path / "empty.csv") == b"dataset,epsilon,method\n"
+    assert artifacts.read_bytes(tmp_path / "empty.csv") == b"dataset,epsilon,method,protocol\n"
 
 
 @pytest.fixture
