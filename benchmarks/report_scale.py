@@ -87,7 +87,7 @@ def make_results(study: Study, steps: int) -> None:
 
 def write_scores(folder: Path, c: Coordinates, made_by: dict[str, str], rng: np.random.Generator) -> None:
     """fidelity.json and utility.json with every metric."""
-    names = ("fd_x", "kid_x", "precision_x", "recall_x")
+    names = [f"{kind}_{c.dataset}" for kind in ("fd", "kid", "precision", "recall")]
     distances = [{"metric": n, "reference": r, "value": rng.uniform(1, 9)} for n in names for r in ("train", "test")]
     accuracies = [
         {"metric": f"acc_{n}", "reference": "test", "value": rng.uniform(10, 90)} for n in ("logreg", "mlp", "cnn")

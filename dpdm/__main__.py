@@ -154,31 +154,29 @@ def verb_score(args: argparse.Namespace) -> None:
     """score a synthetic set: distances to the real images, and classifiers trained on it"""
     from dpdm import data
     from dpdm.evaluation import classifiers, extractor, fidelity
-    from dpdm.provenance import provenance
 
     spec = config.parse_spec(config.ScoreSpec, args.spec)
     coordinates, evaluation = spec.coordinates, spec.evaluation
     synthetic, test = data.read_images(args.synthetic), data.read_images(args.test)
-    common = {
-        "coordinates": coordinates.model_dump(mode="json"),
-        "provenance": provenance(),
-        "num_synthetic": len(synthetic.images),
-    }
-    if synthetic.drawn_by:
-        common["drawn_by"] = config.parse_spec(config.SampleSpec, synthetic.drawn_by).model_dump(mode="json")
     references = {"train": data.read_images(args.train), "test": test}
     distances = fidelity.measure(synthetic, references, args.extractor, coordinates.dataset, coordinates.seed)
     facts = {"extractor": extractor.load_extractor(args.extractor)[1]}
-    if evaluation.fid:
-        from dpdm.evaluation.inception import measure
-
-        if args.inception is None:
-            raise UserError("the spec asks for the FID; name what `python -m dpdm reference` wrote by --inception")
-        rows, facts["inception"] = measure(synthetic, args.inception, _inception(evaluation.fid), coordinates.seed)
-        distances += rows
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, coordinates.seed, evaluation.protocol)
+    common = _judged(synthetic, coordinates)
     artifacts.write_json(args.fidelity, common | facts | {"metrics": distances})
     artifacts.write_json(args.utility, common | {"protocol": evaluation.protocol, "metrics": accuracies})
+
+
+def verb_score_inception(args: argparse.Namespace) -> None:
+    """score a synthetic set by Inception: FID and its like, against the statistics that `reference` wrote"""
+    from dpdm import data
+    from dpdm.evaluation.inception import measure
+
+    spec = config.parse_spec(config.InceptionScoreSpec, args.spec)
+    synthetic = data.read_images(args.synthetic)
+    distances, facts = measure(synthetic, args.reference, _inception(spec.fid), spec.coordinates.seed)
+    common = _judged(synthetic, spec.coordinates)
+    artifacts.write_json(args.out, common | {"inception": facts, "metrics": distances})
 
 
 def verb_score_classifier(args: argparse.Namespace) -> None:
@@ -303,6 +301,20 @@ def _restored(method: Any, path: Path, impl: str) -> Any:
         ) from error
 
 
+def _judged(synthetic: Any, coordinates: config.Coordinates) -> dict[str, Any]:
+    """What every file of scores says of its synthetic set: which, how many images, drawn how, judged by which code."""
+    from dpdm.provenance import provenance
+
+    facts = {
+        "coordinates": coordinates.model_dump(mode="json"),
+        "provenance": provenance(),
+        "num_synthetic": len(synthetic.images),
+    }
+    if synthetic.drawn_by:
+        facts["drawn_by"] = config.parse_spec(config.SampleSpec, synthetic.drawn_by).model_dump(mode="json")
+    return facts
+
+
 def _inception(spec: config.FidSpec):
     from dpdm.evaluation.inception import find_weights, load_inception
 
@@ -361,9 +373,8 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
     add(verb_reference, "train", "test", "out", spec=True)
-    score = add(verb_score, "synthetic", "train", "test", "extractor", "fidelity", "utility", spec=True)
-    # without a value: what the workflow writes where the study asks for no FID
-    score.add_argument("--inception", type=Path, nargs="?", help="file written by `reference`, for the FID")
+    add(verb_score, "synthetic", "train", "test", "extractor", "fidelity", "utility", spec=True)
+    add(verb_score_inception, "synthetic", "reference", "out", spec=True)
     add(verb_score_classifier, "model", "test", "utility", spec=True)
     gather = add(verb_collect, "study", "metrics", "audits")
     paper_table = add(verb_paper_table, "study", "published", "privacy-status", "out")

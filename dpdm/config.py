@@ -322,10 +322,17 @@ class SampleSpec(Strict):
 
 
 class ScoreSpec(Strict):
-    """All that decides the scores of one synthetic set."""
+    """All that decides the scores of one synthetic set, but for those by Inception."""
 
     coordinates: Coordinates
     evaluation: EvaluationSpec
+
+
+class InceptionScoreSpec(Strict):
+    """All that decides the scores of one synthetic set by Inception."""
+
+    coordinates: Coordinates
+    fid: FidSpec
 
 
 class ClassifierScoreSpec(Strict):
@@ -552,8 +559,16 @@ class Study(Strict):
         )  # fmt: skip
 
     def score(self, coordinates: Coordinates) -> ScoreSpec:
-        """The resolved spec of one scoring job."""
-        return ScoreSpec(coordinates=coordinates, evaluation=self.evaluation)
+        """The resolved spec of one scoring job, without `fid`: to ask for the FID scores nothing else again."""
+        return ScoreSpec(coordinates=coordinates, evaluation=self.evaluation.model_copy(update={"fid": None}))
+
+    def fid(self) -> FidSpec:
+        """How Inception judges, also where the study does not ask for it but somebody for one of its files."""
+        return self.evaluation.fid or FidSpec()
+
+    def score_inception(self, coordinates: Coordinates) -> InceptionScoreSpec:
+        """The resolved spec of one scoring job by Inception."""
+        return InceptionScoreSpec(coordinates=coordinates, fid=self.fid())
 
     def score_classifier(self, run: RunSpec) -> ClassifierScoreSpec:
         """The resolved spec of the one scoring job of a classifier's run."""

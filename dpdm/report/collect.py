@@ -29,7 +29,7 @@ AUDITS: dict[str, type] = {
 BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
 
 _DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
-_SCORE_FILES = ("fidelity.json", "utility.json")
+_SCORE_FILES = ("fidelity.json", "inception.json", "utility.json")
 
 
 # --- what the files hold; keys that the tables do not need may stand beside these ------------------------------
@@ -52,12 +52,17 @@ class _Metric(_Record):
     value: float | None  # None: could not be computed
 
 
+class _Inception(_Record):
+    weights_sha256: str
+
+
 class _Scores(_Record):
     coordinates: Coordinates
     provenance: _Provenance
     num_synthetic: int
     metrics: list[_Metric]
     protocol: str = ""  # utility only
+    inception: _Inception | None = None  # inception only
     drawn_by: dict[str, Any] | None = None  # the SampleSpec of synthetic images; anchors have none
 
 
@@ -94,11 +99,11 @@ class _Audit(_Record):
 
 
 def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reads every `fidelity.json`, `utility.json` and `audits/*.json` below the folders.
+    """Reads every `fidelity.json`, `inception.json`, `utility.json` and `audits/*.json` below the folders.
 
-    Results outside the study's grid are left out: they belong to entries that were deleted or to another study.
-    Results that are missing are no error; `holes` lists them. `delta` and `accountant` of a score come from the
-    run's audit and are empty without one.
+    Results outside the study's grid are left out: they belong to entries that were deleted or to another study. So are
+    results by Inception where the study does not ask for the FID (any more). Results that are missing are no error;
+    `holes` lists them. `delta` and `accountant` of a score come from the run's audit and are empty without one.
 
     Args:
         study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
@@ -114,13 +119,14 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
 
     Raises:
         UserError: a file is malformed, a result stands twice, it was trained or judged otherwise than the study says,
-            or code versions are mixed.
+            or code versions or weights of Inception are mixed.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = study.runs()
     runs = {run.coordinates(): i for i, run in enumerate(specs)}
     models = None if unfinished is None else _current_models(study, unfinished)
     codes: dict[str, Path] = {}
+    weights: dict[str, Path] = {}
     method_codes: dict[str, str] = {}
     anchors: set[Path] = set()
     scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
@@ -130,7 +136,7 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
         if path.name in _SCORE_FILES:
             record = parse_params(_Scores, content, str(path))
             place = places.get(record.coordinates)
-            if place is None:
+            if place is None or (path.name == "inception.json" and not study.evaluation.fid):
                 continue
             if models is not None and _to_be_made_again(record, study, path, models):
                 continue
@@ -147,6 +153,8 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                     )
                 scores[key] = (path, {**row, "_order": (place, kind, position)})
             codes.setdefault(record.provenance.code, path)
+            if record.inception:
+                weights.setdefault(record.inception.weights_sha256, path)
         elif "runs" in content:
             record = parse_params(_Audit, content, str(path))
             for run in record.runs:
@@ -178,6 +186,12 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                     )
     if len(codes) > 1 and not study.allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
+    if len(weights) > 1:
+        one, two = list(weights.values())[:2]
+        raise UserError(
+            f"{one} and {two} were made with different weights of Inception, whose distances are not comparable; make "
+            "them all again with `snakemake --forcerun reference`"
+        )
 
     rows = [row for _, row in sorted(scores.values(), key=lambda item: item[1]["_order"])]
     facts = {_run_key(found[1][0]): found[1][0] for found in audits.values()}
@@ -190,15 +204,11 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
 
 
 def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str]:
-    """One line per run and sampler whose fidelity, utility or audit is missing, in the order of the grid.
+    """One line per run and sampler whose fidelity, FID, utility or audit is missing, in the order of the grid.
 
-    A classifier has one accuracy, of its own family, and no fidelity. Where the study asks for the FID, a fidelity
-    without it is a hole.
+    A classifier has one accuracy, of its own family, and no distance. The FID is missed where the study asks for it.
     """
     found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
-    fidelity = {
-        (*_run_key(row), row["sampler"]) for row in metrics.to_dict("records") if not row["metric"].startswith("acc_")
-    }
     judged = {_run_key(row) for row in metrics[metrics["protocol"] == DIRECT].to_dict("records")}
     audited = {_run_key(row) for row in audits.to_dict("records")}
     lines = []
@@ -208,9 +218,8 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
         if study.is_classifier(c.method):
             missing = [] if key in judged else ["accuracy"]
         else:
-            missing = [] if (*key, sampler) in fidelity else ["fidelity"]
-            if study.evaluation.fid and not missing and (*key, sampler, "fid") not in found:
-                missing.append("FID")
+            distances = {"fidelity": f"fd_{c.dataset}"} | ({"FID": "fid"} if study.evaluation.fid else {})
+            missing = [name for name, metric in distances.items() if (*key, sampler, metric) not in found]
             lacking = [n for n in study.evaluation.classifiers if (*key, sampler, f"acc_{n}") not in found]
             if len(lacking) == len(study.evaluation.classifiers):
                 missing.append("utility")

@@ -16,6 +16,7 @@ from dpdm.report.tables import epsilon_label
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SCORES = ("score.log", "fidelity.json", "utility.json")
+_INCEPTION_SCORES = ("score_inception.log", "inception.json")  # where the study asks for the FID
 
 
 class Places(NamedTuple):
@@ -117,7 +118,7 @@ def _set(study: Study, run: RunSpec, sampler: str, model: Path, places: Places) 
         f" --model {_quoted(model / 'model.pt')} --dataset {_quoted(data / 'dataset.json')} --out {images}"
     )
     score = _scoring(study, run.coordinates(sampler), images, folder, data)
-    files = {name: folder / name for name in ("sample.log", *_SCORES)}
+    files = {name: folder / name for name in ("sample.log", *_scores(study))}
     return {
         "sampler": sampler,
         "files": _links(files, places.page),
@@ -131,11 +132,16 @@ def _anchor(study: Study, anchor: Coordinates, places: Places) -> dict[str, Any]
     data = _data(anchor, places)
     images = data / "train.npz" if anchor.method == "real" else folder.parent.parent / f"{anchor.method}.npz"
     there = folder.exists()
-    files = {"folder": folder} | {name: folder / name for name in _SCORES} if there else {}
+    files = {"folder": folder} | {name: folder / name for name in _scores(study)} if there else {}
     return {
         "seed": anchor.seed, "files": _links(files, places.page), "verdict": "", "recipe": "", "sets": [],
         "command": _scoring(study, anchor, str(images), folder, data) if there else "",
     }  # fmt: skip
+
+
+def _scores(study: Study) -> tuple[str, ...]:
+    """The files of the scores of one synthetic set."""
+    return _SCORES + _INCEPTION_SCORES if study.evaluation.fid else _SCORES
 
 
 def _data(of: RunSpec | Coordinates, places: Places) -> Path:
@@ -165,21 +171,32 @@ def _training(run: RunSpec, recipe: Mapping[str, Any], folder: Path, data: Path,
         f"python -m dpdm train --spec {shlex.quote(json.dumps(recipe))} --data {_quoted(data / 'train.npz')}"
         f" --model {REPEATED}/model.pt --ledger {REPEATED}/ledger.json --curve {REPEATED}/train.jsonl{several}"
     )
-    return f"{train} && cmp {REPEATED}/model.pt {_quoted(folder / 'model.pt')}"
+    return f"{train} && {_compared('model.pt', folder)}"
 
 
 def _scoring(study: Study, coordinates: Coordinates, images: str, folder: Path, data: Path) -> str:
     """Scores images, and compares as `_training` does; of another commit the files say so, and differ."""
-    inception = f" --inception {_quoted(data / 'inception.npz')}" if study.evaluation.fid else ""
     inputs = (("train", "train.npz"), ("test", "test.npz"), ("extractor", "extractor.pt"))
     score = (
         f"python -m dpdm score --spec {shlex.quote(spec_json(study.score(coordinates)))}"
         f" --synthetic {shlex.quote(images)}"
         + "".join(f" --{option} {_quoted(data / name)}" for option, name in inputs)
-        + f" --fidelity {REPEATED}/fidelity.json --utility {REPEATED}/utility.json{inception}"
+        + f" --fidelity {REPEATED}/fidelity.json --utility {REPEATED}/utility.json"
     )
-    compared = (f"cmp {REPEATED}/{name} {_quoted(folder / name)}" for name in ("fidelity.json", "utility.json"))
-    return " && ".join([score, *compared])
+    commands = [score, *(_compared(name, folder) for name in ("fidelity.json", "utility.json"))]
+    if study.evaluation.fid:
+        commands += [
+            f"python -m dpdm score_inception --spec {shlex.quote(spec_json(study.score_inception(coordinates)))}"
+            f" --synthetic {shlex.quote(images)} --reference {_quoted(data / 'inception.npz')}"
+            f" --out {REPEATED}/inception.json",
+            _compared("inception.json", folder),
+        ]
+    return " && ".join(commands)
+
+
+def _compared(name: str, folder: Path) -> str:
+    """Is silent where what was repeated has the bytes of the folder's own."""
+    return f"cmp {REPEATED}/{name} {_quoted(folder / name)}"
 
 
 def _scoring_of_classifier(study: Study, run: RunSpec, folder: Path, data: Path) -> str:
@@ -187,7 +204,7 @@ def _scoring_of_classifier(study: Study, run: RunSpec, folder: Path, data: Path)
     return (
         f"python -m dpdm score_classifier --spec {shlex.quote(spec_json(study.score_classifier(run)))}"
         f" --model {REPEATED}/model.pt --test {_quoted(data / 'test.npz')} --utility {REPEATED}/utility.json"
-        f" && cmp {REPEATED}/utility.json {_quoted(folder / 'utility.json')}"
+        f" && {_compared('utility.json', folder)}"
     )
 
 

@@ -20,7 +20,8 @@ from dpdm.privacy.ledger import _seal
 
 VERBS = [
     "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "reference",
-    "score", "score_classifier", "collect", "tables", "paper_table", "figures", "comparison", "report",
+    "score", "score_inception", "score_classifier", "collect", "tables", "paper_table", "figures", "comparison",
+    "report",
 ]  # fmt: skip
 
 
@@ -140,39 +141,38 @@ def test_validate_reads_the_weights(run_cli, tmp_path, tiny_study_dict):
 
 
 @pytest.mark.slow
-def test_reference_and_score_add_the_fid_where_the_spec_asks(run_cli, tmp_path, digits64, fid_study, monkeypatch):
+def test_the_fid_has_a_file_of_its_own_beside_the_other_scores(run_cli, tmp_path, digits64, fid_study, monkeypatch):
     monkeypatch.setattr(inception, "LAYER", "64")  # the whole network takes minutes
     few = data.ImageSet(digits64.images[:20], digits64.labels[:20], 10, "few")
     drawn_by = fid_study.sample(fid_study.runs()[0], "default")
-    data.write_images(tmp_path / "images.npz", dataclasses.replace(few, drawn_by=spec_json(drawn_by)))
-    sides = ["--train", tmp_path / "images.npz", "--test", tmp_path / "images.npz"]
+    images = tmp_path / "images.npz"
+    data.write_images(images, dataclasses.replace(few, drawn_by=spec_json(drawn_by)))
+    sides = ["--train", images, "--test", images]
     assert run_cli("extractor", *sides, "--out", tmp_path / "extractor.pt")[0] == 0
     spec = spec_json(fid_study.evaluation.fid)
     assert run_cli("reference", "--spec", spec, *sides, "--out", tmp_path / "inception.npz")[0] == 0
+    anchor = fid_study.anchor_coordinates()[0]
+    files = [tmp_path / f"{name}.json" for name in ("fidelity", "utility", "inception")]
+    more = ["--extractor", tmp_path / "extractor.pt", "--fidelity", files[0], "--utility", files[1]]
+    assert run_cli("score", "--spec", spec_json(fid_study.score(anchor)), "--synthetic", images, *sides, *more)[0] == 0
+    more = ["--reference", tmp_path / "inception.npz", "--out", files[2]]
+    spec = spec_json(fid_study.score_inception(anchor))
+    assert run_cli("score_inception", "--spec", spec, "--synthetic", images, *more)[0] == 0
 
-    def score(study, *more):
-        return run_cli(
-            "score", "--spec", spec_json(study.score(study.anchor_coordinates()[0])), *sides,
-            "--synthetic", tmp_path / "images.npz", "--extractor", tmp_path / "extractor.pt",
-            "--fidelity", tmp_path / "fidelity.json", "--utility", tmp_path / "utility.json", *more,
-        )  # fmt: skip
-
-    assert "--inception" in only_error(score(fid_study, "--inception"))
-    assert not (tmp_path / "fidelity.json").exists()
-    assert score(fid_study, "--inception", tmp_path / "inception.npz")[0] == 0
-    with_fid = artifacts.read_json(tmp_path / "fidelity.json")
-    plain = parse_study(fid_study.model_dump(mode="json") | {"evaluation": {"synthetic_images": 20}}, "plain")
-    assert score(plain, "--inception")[0] == 0
-    without = artifacts.read_json(tmp_path / "fidelity.json")
-    for name in ("fidelity.json", "utility.json"):
-        assert artifacts.read_json(tmp_path / name)["drawn_by"] == drawn_by.model_dump(mode="json")
-    assert (with_fid["extractor"], with_fid["metrics"][:8]) == (without["extractor"], without["metrics"])
-    added = [(row["metric"], row["reference"]) for row in with_fid["metrics"][8:]]
+    fidelity, utility, by_inception = map(artifacts.read_json, files)
+    shared = {"coordinates", "provenance", "num_synthetic", "drawn_by"}
+    assert [set(file) - shared for file in (fidelity, utility, by_inception)] == [
+        {"extractor", "metrics"}, {"protocol", "metrics"}, {"inception", "metrics"}
+    ]  # fmt: skip
+    for file in (fidelity, utility):
+        assert {key: file[key] for key in shared} == {key: by_inception[key] for key in shared}
+    assert by_inception["drawn_by"] == drawn_by.model_dump(mode="json")
+    assert not [row for row in fidelity["metrics"] if not row["metric"].endswith("_digits")]
     names = ["fid", "kid_inception", "precision_inception", "recall_inception"]
-    assert added == [(name, side) for side in ("train", "test") for name in names]
-    assert with_fid["metrics"][8]["value"] == pytest.approx(0, abs=1e-5)
-    assert with_fid["inception"]["n"] == {"train": 20, "test": 20}
-    assert "inception" not in without
+    found = [(row["metric"], row["reference"]) for row in by_inception["metrics"]]
+    assert found == [(name, side) for side in ("train", "test") for name in names]
+    assert by_inception["metrics"][0]["value"] == pytest.approx(0, abs=1e-5)
+    assert by_inception["inception"]["n"] == {"train": 20, "test": 20}
 
 
 # --- train, audit, sample -------------------------------------------------------------------------------------

@@ -130,15 +130,71 @@ def test_holes_name_run_and_what_is_missing(results):
     assert metrics[metrics["epsilon"] == "inf"]["accountant"].tolist() == ["rdp"] * 4 + [""] * 4
 
 
-def test_a_fid_that_the_study_asks_for_and_nobody_measured_is_a_hole(results):
-    study = make_study(evaluation={"synthetic_images": 20, "classifiers": ["logreg", "mlp"], "fid": {}})
-    path = results / "runs/0/fidelity.json"
-    content = artifacts.read_json(path)
-    content["metrics"].append({"metric": "fid", "reference": "train", "value": 3.0})
-    artifacts.write_json(path, content)
-    lines = holes(study, *collect(study, [results]))
-    assert len(lines) == 3 + 4
-    assert lines[0] == "digits, dpgan, epsilon 1, seed 1, sampler default: no FID"
+FID = {"synthetic_images": 20, "classifiers": ["logreg", "mlp"], "fid": {}}
+
+
+def write_inception(folder, coordinates, weights="aaaa", **changes):
+    rows = [{"metric": "fid", "reference": r, "value": 3.0} for r in ("train", "test")]
+    shared = {"coordinates": coordinates.model_dump(mode="json"), "provenance": ONE, "num_synthetic": 20}
+    content = shared | {"inception": {"weights_sha256": weights}, "metrics": rows}
+    artifacts.write_json(folder / "inception.json", content | changes)
+
+
+@pytest.fixture
+def with_fid(results):
+    """The small study's files and those by Inception, and where each lies."""
+    study = make_study(evaluation=FID)
+    for i, run in enumerate(study.runs()):
+        write_inception(results / f"runs/{i}", run.coordinates("default"))
+    for i, anchor in enumerate(study.anchor_coordinates()):
+        write_inception(results / f"anchors/{i}", anchor)
+    return results
+
+
+def test_scores_by_inception_stand_between_the_other_distances_and_the_accuracies(with_fid):
+    study = make_study(evaluation=FID)
+    metrics, audits = collect(study, [with_fid])
+    names = ["fd_digits", "fd_digits", "fid", "fid", "acc_logreg", "acc_mlp"]
+    assert metrics["metric"].tolist() == names * 8
+    assert holes(study, metrics, audits) == []
+
+
+def test_scores_by_inception_that_the_study_does_not_ask_for_any_more_do_not_show(with_fid):
+    write_inception(with_fid / "runs/0", make_study().runs()[0].coordinates("default"), provenance=TWO)
+    assert "fid" not in set(collect(make_study(), [with_fid])[0]["metric"])
+
+
+def test_a_fid_that_the_study_asks_for_and_nobody_measured_is_a_hole(with_fid):
+    study = make_study(evaluation=FID)
+    (with_fid / "runs/0/inception.json").unlink()
+    (with_fid / "runs/1/fidelity.json").unlink()
+    (with_fid / "anchors/3/inception.json").unlink()
+    assert holes(study, *collect(study, [with_fid])) == [
+        "digits, dpgan, epsilon 1, seed 0, sampler default: no FID",
+        "digits, dpgan, epsilon 1, seed 1, sampler default: no fidelity",
+        "digits, label_only, seed 1: no FID",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"provenance": TWO}, r"made by different versions of the code \(.*1111"),
+        ({"num_synthetic": 30}, r"runs/0/inception\.json: .*judged by 30 synthetic images, and the study says 20"),
+        ({"drawn_by": {}}, r"runs/0/inception\.json: the images of .* were drawn otherwise than the study says"),
+        ({"weights": "bbbb"}, r"runs/0/inception\.json .*different weights of Inception.*--forcerun reference"),
+        (
+            {"coordinates": make_study().runs()[1].coordinates("default")},
+            r"fid of one run stands twice, in .*runs/0/inception\.json and in .*runs/1/inception\.json; delete one",
+        ),
+    ],
+)
+def test_scores_by_inception_of_other_images_code_or_weights_are_refused_in_one_sentence(with_fid, changes, part):
+    study = make_study(evaluation=FID)
+    write_inception(with_fid / "runs/0", **{"coordinates": study.runs()[0].coordinates("default"), **changes})
+    with pytest.raises(UserError, match=part) as caught:
+        collect(study, [with_fid])
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_collected_is_all_holes(tmp_path):

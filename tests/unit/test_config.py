@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dpdm import config
 from dpdm.config import (
     Coordinates,
+    InceptionScoreSpec,
     RunSpec,
     SampleSpec,
     ScoreSpec,
@@ -220,10 +221,13 @@ def test_a_study_without_fid_has_the_specs_it_had_before_there_was_such_a_key(ti
 
 
 @pytest.mark.parametrize(("value", "path"), [({}, None), ({"weights_path": "a/b.pth"}, "a/b.pth")])
-def test_fid_travels_to_the_score(tiny_study_dict, value, path):
+def test_fid_travels_to_the_score_by_inception_alone(tiny_study_dict, value, path):
+    without = parse_study(tiny_study_dict, "t")
     study = parse_study(put(tiny_study_dict, "evaluation.fid", value), "t")
-    back = parse_spec(ScoreSpec, spec_json(study.score(study.anchor_coordinates()[0])))
-    assert back.evaluation.fid.weights_path == path
+    anchor = study.anchor_coordinates()[0]
+    back = parse_spec(InceptionScoreSpec, spec_json(study.score_inception(anchor)))
+    assert (back.coordinates, back.fid.weights_path) == (anchor, path)
+    assert spec_json(study.score(anchor)) == spec_json(without.score(anchor))  # or all would be scored again
     assert parse_spec(Study, study.model_dump_json()) == study
 
 

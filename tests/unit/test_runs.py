@@ -10,7 +10,7 @@ import pytest
 
 from dpdm import artifacts, data
 from dpdm.__main__ import _parser
-from dpdm.config import RunSpec, SampleSpec, ScoreSpec, parse_spec, parse_study, spec_json
+from dpdm.config import InceptionScoreSpec, RunSpec, SampleSpec, ScoreSpec, parse_spec, parse_study, spec_json
 from dpdm.errors import UserError
 from dpdm.report.collect import AUDITS
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
@@ -141,6 +141,7 @@ def test_a_set_has_its_files_and_the_command_that_samples_and_scores_it(tiny_stu
         "fast": {"num_sampling_steps": 2},
         "fine": {"num_sampling_steps": 9},
     }
+    without = dict(tiny_study_dict["evaluation"])
     tiny_study_dict["evaluation"]["fid"] = {}
     study = parse_study(tiny_study_dict, "tiny")
     run = study.run("digits", "dpdm", 10.0, 1)
@@ -148,21 +149,31 @@ def test_a_set_has_its_files_and_the_command_that_samples_and_scores_it(tiny_stu
     folder = run.path(places.run)
     artifacts.write_text(f"{folder}/fine/sample.log", "")
     artifacts.write_text(f"{folder}/fine/synthetic.npz", "")
-    artifacts.write_json(f"{folder}/fine/utility.json", {})
+    for name in ("utility", "inception"):
+        artifacts.write_json(f"{folder}/fine/{name}.json", {})
     (section,) = runs_by_dataset(study, audits_of(study), places)
     fast, fine = section["methods"][1]["groups"][0]["runs"][1]["sets"]
     assert fast == {"sampler": "fast", "files": [], "command": ""}
     base = "runs/digits/dpdm/eps10/seed1/fine/"
-    assert fine["files"] == [("sample.log", base + "sample.log"), ("utility.json", base + "utility.json")]
-    sample, same, score, *compared = (shlex.split(part) for part in fine["command"].split(" && "))
+    assert fine["files"] == [(name, base + name) for name in ("sample.log", "utility.json", "inception.json")]
+    sample, same, score, *compared, by_inception, last = (shlex.split(p) for p in fine["command"].split(" && "))
     args = _parser().parse_args(sample[3:])
     assert parse_spec(SampleSpec, args.spec) == study.sample(run, "fine")
     assert str(args.model) == f"{folder}/model.pt"
     assert same == ["cmp", "repeated/synthetic.npz", f"{folder}/fine/synthetic.npz"]
     args = _parser().parse_args(score[3:])
     assert parse_spec(ScoreSpec, args.spec) == study.score(run.coordinates("fine"))
-    assert str(args.inception) == places.data.format(dataset="digits") + "/inception.npz"
     assert [words[2] for words in compared] == [f"{folder}/fine/{name}.json" for name in ("fidelity", "utility")]
+    args = _parser().parse_args(by_inception[3:])
+    assert args.verb == "score_inception"
+    assert parse_spec(InceptionScoreSpec, args.spec) == study.score_inception(run.coordinates("fine"))
+    assert (str(args.synthetic), str(args.out)) == ("repeated/synthetic.npz", "repeated/inception.json")
+    assert str(args.reference) == places.data.format(dataset="digits") + "/inception.npz"
+    assert last == ["cmp", "repeated/inception.json", f"{folder}/fine/inception.json"]
+    study = parse_study(tiny_study_dict | {"evaluation": without}, "tiny")
+    (section,) = runs_by_dataset(study, audits_of(study), places)
+    _, fine = section["methods"][1]["groups"][0]["runs"][1]["sets"]
+    assert "inception" not in str(fine)  # left from before the study was edited
 
 
 def test_a_classifier_is_scored_by_the_command_that_trains_it(tiny_study_dict, places):

@@ -34,9 +34,12 @@ def test_what_wants_a_gpu_shares_no_job(checkout):
     text = "\n".join(path.read_text() for path in (checkout / "workflow" / "rules").glob("*.smk"))
     rule_texts = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL))
     wanting = {rule for rule, body in rule_texts.items() if re.search(r"^ +(resources: +)?gpu=", body, re.MULTILINE)}
-    assert wanting == {"train", "reference", "sample", "score"}
+    assert wanting == {"train", "reference", "sample", "score_inception"}
+    wanting.add("score_inception_anchor")
     for name in PROFILES:
-        assert not (wanting | {"score_anchor"}) & set(profile(checkout, name)["groups"])
+        assert not wanting & set(profile(checkout, name)["groups"])
+    slurm = (checkout / "profiles" / "slurm" / "config.yaml").read_text()
+    assert set(re.findall(r"^  # (\w+): \{gpu: 0\}", slurm, re.MULTILINE)) | {"train"} == wanting
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -92,12 +92,16 @@ def test_the_real_images_meet_inception_once_per_dataset_and_only_where_asked(fo
     study = edit(tiny)
     study["datasets"]["other"] = {"source": "digits", "delta": 1.0e-5}
     folder.write(study)
-    assert "reference" not in folder.dry().counts
+    without = folder.dry().counts
     study["evaluation"]["fid"] = {"weights_path": "not/there/yet.pth"}
     folder.write(study)
-    assert folder.dry().counts["reference"] == 2
+    added = {"reference": 2, "score_inception": without["score"], "score_inception_anchor": without["score_anchor"]}
+    assert folder.dry().counts == without | added  # so none of them without
     for scored in ("anchors/digits/real/seed0", "anchors/digits/label_only/seed0", "runs/digits/dpdm/eps10/seed0/default"):
-        assert folder.dry(f"results/tiny/{scored}/fidelity.json").counts["reference"] == 1
+        counts = folder.dry(f"results/tiny/{scored}/inception.json").counts
+        assert counts["reference"] == 1
+        assert {"score", "score_anchor", "extractor"}.isdisjoint(counts)
+        assert "reference" not in folder.dry(f"results/tiny/{scored}/fidelity.json").counts
 
 
 def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
@@ -125,6 +129,11 @@ def test_a_table_of_the_paper_waits_for_the_runs_that_it_shows_alone(folder, tin
         trained = {job for job in plan.jobs if job.startswith("train ")}
         assert trained == {job.replace("digits", "mnist") for job in run_jobs("train", methods)}
         assert {"collect", "figure", "report"}.isdisjoint(plan.counts)
+    study["evaluation"]["fid"] = {}
+    folder.write(study)
+    counts = folder.dry("table_1").counts
+    assert counts["score_inception"] == counts["score"] == 6
+    assert "score_inception_anchor" not in counts
 
 
 def test_a_method_trains_and_is_audited_on_its_own_datasets_alone(folder, tiny, edit):
@@ -340,6 +349,14 @@ def change_evaluation(study):
     return anchors | {job for job in set_jobs(generators) if job.startswith("score")}
 
 
+def ask_for_the_fid(study):
+    study["evaluation"]["fid"] = {}
+    generators = [method for method in study["methods"] if method != CLASSIFIER]
+    anchors = {f"score anchor {anchor} by Inception on digits, seed 0" for anchor in ("real", "label_only")}
+    sets = {job.replace(" on ", " by Inception on ") for job in set_jobs(generators) if job.startswith("score")}
+    return {"Inception statistics of digits"} | anchors | sets
+
+
 def add_seed(study):
     study["seeds"] = [0, 1]
     methods = list(study["methods"])
@@ -365,7 +382,7 @@ def state_tuning(study):
 
 
 EDITS = [change_recipe, change_override, change_sampler, change_evaluation, add_seed, add_method, drop_method,
-         state_tuning, change_classifier]  # fmt: skip
+         state_tuning, change_classifier, ask_for_the_fid]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", EDITS)

@@ -29,6 +29,7 @@ ROOT = f"{STUDY.results_dir}/{STUDY.study}"
 RUN = f"{ROOT}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}"
 SET = f"{RUN}/{{sampler}}"
 ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
+SCORES = ["fidelity.json", "utility.json"] + (["inception.json"] if STUDY.evaluation.fid else [])  # of one set, or anchor
 FIGURES = f"{ROOT}/figures"
 BENCHMARKS = f"{ROOT}/benchmarks"
 PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands beside the Snakefile
@@ -56,6 +57,18 @@ def growing(amount):
 def run_of(wildcards):
     """The RunSpec that a path names."""
     return STUDY.run(wildcards.dataset, wildcards.method, float(wildcards.epsilon), int(wildcards.seed))
+
+
+def anchor_of(wildcards):
+    """The coordinates that the path of an anchor's scores names."""
+    return schema.Coordinates(
+        study=STUDY.study, dataset=wildcards.dataset, method=wildcards.anchor, epsilon=None, seed=int(wildcards.seed)
+    )
+
+
+def anchor_images(wildcards):
+    """What stands for the synthetic images of an anchor."""
+    return rules.prepare.output.train if wildcards.anchor == "real" else rules.label_only.output
 
 
 def run_paths(pattern, runs):

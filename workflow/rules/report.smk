@@ -2,9 +2,9 @@ rule collect:
     message: "collect all scores and audits"
     input:
         study=STUDY_JSON,
-        scores=set_paths(f"{SET}/fidelity.json", RUNS) + set_paths(f"{SET}/utility.json", RUNS),
+        scores=[path for name in SCORES for path in set_paths(f"{SET}/{name}", RUNS)],
         classifiers=run_paths(rules.score_classifier.output[0], classifier_runs()),
-        anchors=anchor_paths(rules.score_anchor.output.fidelity) + anchor_paths(rules.score_anchor.output.utility),
+        anchors=[path for name in SCORES for path in anchor_paths(f"{ANCHOR}/seed{{seed}}/{name}")],
         audits=rules.audits.input,
     output:
         metrics=f"{ROOT}/metrics.csv",

@@ -19,7 +19,7 @@ def table_inputs(number):
     for run in RUNS:
         for sampler in STUDY.methods[run.method].samplers or ("",):
             if (run.dataset, run.method, sampler) in shown:
-                scores = [f"{SET}/fidelity.json", f"{SET}/utility.json"] if sampler else [rules.score_classifier.output[0]]
+                scores = [f"{SET}/{name}" for name in SCORES] if sampler else [rules.score_classifier.output[0]]
                 paths += [run.path(score.replace("{sampler}", sampler)) for score in [*scores, rules.audit.output.audit]]
     return list(dict.fromkeys(paths))
 
