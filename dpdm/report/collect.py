@@ -119,14 +119,15 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
 
     Raises:
         UserError: a file is malformed, a result stands twice, it was trained or judged otherwise than the study says,
-            or code versions or weights of Inception are mixed.
+            code versions or weights of Inception are mixed, or, whatever is allowed, protocols within one cell.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = study.runs()
     runs = {run.coordinates(): i for i, run in enumerate(specs)}
     models = None if unfinished is None else _current_models(study, unfinished)
     codes: dict[str, Path] = {}
-    weights: dict[str, Path] = {}
+    weights: dict[str, list[Path]] = {}
+    protocols: dict[Coordinates, dict[str, list[Path]]] = {}  # by cell: coordinates but for the seed
     method_codes: dict[str, str] = {}
     anchors: set[Path] = set()
     scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
@@ -154,7 +155,10 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 scores[key] = (path, {**row, "_order": (place, kind, position)})
             codes.setdefault(record.provenance.code, path)
             if record.inception:
-                weights.setdefault(record.inception.weights_sha256, path)
+                weights.setdefault(record.inception.weights_sha256, []).append(path)
+            if record.protocol:
+                cell = record.coordinates.model_copy(update={"seed": 0})
+                protocols.setdefault(cell, {}).setdefault(record.protocol, []).append(path)
         elif "runs" in content:
             record = parse_params(_Audit, content, str(path))
             for run in record.runs:
@@ -186,14 +190,24 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                     )
     if len(codes) > 1 and not study.allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
+    left_out: set[Path] = set()
     if len(weights) > 1:
-        one, two = list(weights.values())[:2]
-        raise UserError(
-            f"{one} and {two} were made with different weights of Inception, whose distances are not comparable; make "
-            "them all again with `snakemake --forcerun reference`"
-        )
+        if models is None:
+            one, two = [files[0] for files in weights.values()][:2]
+            raise UserError(
+                f"{one} and {two} were made with different weights of Inception, whose distances are not comparable; "
+                "make them all again with `snakemake --forcerun reference`"
+            )
+        newest = max((path for files in weights.values() for path in files), key=lambda path: path.stat().st_mtime_ns)
+        left_out.update(path for files in weights.values() if newest not in files for path in files)
+    for cell, files in protocols.items():
+        if len(files) > 1:
+            if models is None:
+                raise UserError(_mixed_cell(cell, files, study))
+            left_out.update(_of_another_protocol(files, study))
 
-    rows = [row for _, row in sorted(scores.values(), key=lambda item: item[1]["_order"])]
+    kept = [(path, row) for path, row in scores.values() if path not in left_out]
+    rows = [row for _, row in sorted(kept, key=lambda item: item[1]["_order"])]
     facts = {_run_key(found[1][0]): found[1][0] for found in audits.values()}
     for row in rows:
         audit = facts.get(_run_key(row), {})
@@ -232,9 +246,10 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
     return lines
 
 
-def _place(c: Coordinates) -> str:
+def _place(c: Coordinates, seed: bool = True) -> str:
     epsilon = "" if c.epsilon is None else f"epsilon {epsilon_text(c.epsilon)}"
-    parts = [c.dataset, c.method, epsilon, f"seed {c.seed}", f"sampler {c.sampler}" if c.sampler else ""]
+    sampler = f"sampler {c.sampler}" if c.sampler else ""
+    parts = [c.dataset, c.method, epsilon, f"seed {c.seed}" if seed else "", sampler]
     return ", ".join(part for part in parts if part)
 
 
@@ -310,6 +325,19 @@ def _mixed(codes: Mapping[str, Path], anchors: set[Path]) -> str:
     return (
         f"{first} and {second} were made by different versions of the code ({one} and {two}); redo the old runs "
         f"with `snakemake --forcerun train`{by_hand}, or set `allow_mixed_code: true` in the study"
+    )
+
+
+def _of_another_protocol(files: Mapping[str, Sequence[Path]], study: Study) -> list[Path]:
+    return [path for name in files if name != study.evaluation.protocol for path in files[name]]
+
+
+def _mixed_cell(cell: Coordinates, files: Mapping[str, Sequence[Path]], study: Study) -> str:
+    """Says what is wrong with a cell whose seeds were scored by several protocols; `files` has them by protocol."""
+    others = ", ".join(map(str, _of_another_protocol(files, study)))
+    return (
+        f"the seeds of {_place(cell, seed=False)} were scored by the protocols {' and '.join(sorted(files))}, whose "
+        f"accuracies have no mean; delete {others} and run snakemake again"
     )
 
 

@@ -286,6 +286,23 @@ def test_another_protocol_than_the_studys_is_refused_unless_allowed(results):
     assert set(metrics["protocol"]) == {"", "quick"}
 
 
+def test_protocols_within_one_cell_are_refused_whatever_is_allowed(results, with_classifier):
+    """40 and 90 % by two protocols are no 65 % +- 35."""
+    seed, other, *_ = (results / f"runs/{i}/utility.json" for i in range(4))
+    study = make_study(methods=with_classifier.model_dump(mode="json")["methods"], allow_mixed_protocols=True)
+    for path in (seed, other):  # a cell of its own
+        artifacts.write_json(path, artifacts.read_json(path) | {"protocol": "paper"})
+    metrics, _ = collect(study, [results])
+    assert set(metrics["protocol"]) == {"", "paper", "quick", "direct"}
+    artifacts.write_json(other, artifacts.read_json(other) | {"protocol": "quick"})
+    with pytest.raises(UserError) as caught:
+        collect(study, [results])
+    assert str(caught.value) == (
+        "the seeds of digits, dpgan, epsilon 1, sampler default were scored by the protocols paper and quick, whose "
+        f"accuracies have no mean; delete {seed} and run snakemake again"
+    )
+
+
 def test_another_number_of_synthetic_images_than_the_studys_is_refused(results):
     more = {"synthetic_images": 30, "classifiers": ["logreg", "mlp"]}
     with pytest.raises(UserError, match=r"judged by 20 synthetic images, and the study says 30.*--forcerun sample"):
@@ -377,6 +394,22 @@ def test_of_a_running_study_what_is_judged_otherwise_is_left_out_and_not_refused
     other = make_study(methods={"dpgan": {"impl": "a:B", "params": {"lr": 1.0}}})
     metrics, audits = collect(other, [running[0]], running[1])
     assert (len(metrics), len(audits)) == (0, 0)
+
+
+def test_of_a_running_study_what_two_protocols_or_weights_would_mix_is_left_out_and_not_refused(running):
+    """The study's own protocol counts, and the weights of the newest file: the others are about to be made again."""
+    root, pattern, folders = running
+    study = make_study(evaluation=FID, allow_mixed_protocols=True)
+    for i, (run, folder) in enumerate(zip(study.runs(), folders, strict=True)):
+        write_inception(folder / "default", run.coordinates("default"), weights="new" if i == 2 else "old")
+    later(folders[2] / "default" / "inception.json")
+    utility = folders[0] / "default" / "utility.json"
+    artifacts.write_json(utility, artifacts.read_json(utility) | {"protocol": "paper"})
+    metrics, _ = collect(study, [root], pattern)
+    seeds = {name: set(zip(found["epsilon"], found["seed"], strict=True)) for name, found in metrics.groupby("metric")}
+    assert seeds["acc_mlp"] == {("1", 1), ("inf", 0), ("inf", 1)}
+    assert seeds["fid"] == {("inf", 0)}
+    assert len(seeds["fd_digits"]) == 4
 
 
 def test_mixed_code_counts_audits_and_says_how_to_redo_an_anchor(results):
