@@ -1,29 +1,5 @@
 # The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`. Each waits for the runs that it
 # shows, and for no other: one table of a large study, or all but those that a failing run stands in, can be had alone.
-
-
-def published_places(number):
-    """The published data sets of a table, and the sides of their images; none of a broken file, which `validate` names."""
-    try:
-        with open(f"{PUBLISHED}/published.csv", encoding="utf-8") as file:
-            theirs = [row for row in csv.DictReader(file) if (row["protocol"], row["table"]) == ("paper", str(number))]
-        return {(row["dataset"], int(row["resolution"])) for row in theirs}
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return set()
-
-
-def table_inputs(number):
-    """Scores and audits of what a table shows."""
-    shown = set(STUDY.table_runs(f"table_{number}", published_places(number)))
-    paths = []
-    for run in RUNS:
-        for sampler in STUDY.methods[run.method].samplers or ("",):
-            if (run.dataset, run.method, sampler) in shown:
-                scores = [f"{SET}/{name}" for name in SCORES] if sampler else [rules.score_classifier.output[0]]
-                paths += [run.path(score.replace("{sampler}", sampler)) for score in [*scores, rules.audit.output.audit]]
-    return list(dict.fromkeys(paths))
-
-
 for number in range(1, 7):
 
     rule:
