@@ -223,12 +223,13 @@ def verb_tables(args: argparse.Namespace) -> None:
 def verb_paper_table(args: argparse.Namespace) -> None:
     """write one of the paper's tables, our runs beside its numbers, as csv, md, tex and html"""
     from dpdm.report import collect, tables
-    from dpdm.report.paper import paper_table
+    from dpdm.report.paper import paper_table, table_files
     from dpdm.report.published import read_published
 
-    study = _study(args.study)
-    metrics, audits = collect.collect(study, args.folders, args.unfinished)
-    published = read_published(args.published, args.privacy_status)
+    study, published = _study(args.study), read_published(args.published, args.privacy_status)
+    # No other file is read: what a table does not show may be of other code, or be made again at this moment.
+    files = table_files(args.table, study, published, args.run_folder, args.run_audit)
+    metrics, audits = collect.collect(study, files, args.run_folder if args.unfinished else None)
     table = paper_table(args.table, study, metrics, audits, published)
     for note in table.notes:
         print(note, file=sys.stderr)
@@ -378,10 +379,14 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_score_classifier, "model", "test", "utility", spec=True)
     gather = add(verb_collect, "study", "metrics", "audits")
     paper_table = add(verb_paper_table, "study", "published", "privacy-status", "out")
-    unfinished_help = "of a study that still runs: folder of a run; what is to be made again is left out, not refused"
-    for sub in (gather, paper_table):
-        sub.add_argument("folders", type=Path, nargs="+", help="where the scores and audits lie")
-        sub.add_argument("--unfinished", metavar="PATTERN", help=unfinished_help)
+    gather.add_argument("folders", type=Path, nargs="+", help="where the scores and audits lie")
+    unfinished_help = "of a study that still runs: what is to be made again is left out, not refused"
+    gather.add_argument("--unfinished", metavar="PATTERN", help=f"folder of a run, {unfinished_help}")
+    paper_table.add_argument("--runs", dest="run_folder", required=True, metavar="PATTERN", help="folder of a run")
+    paper_table.add_argument(
+        "--audits", dest="run_audit", required=True, metavar="PATTERN", help="audit of a dataset and method"
+    )
+    paper_table.add_argument("--unfinished", action="store_true", help=unfinished_help)
     add(verb_tables, "metrics", "audits", "results", "audit")
     paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")
     figures = add(verb_figures, "study", "metrics", "real", "curves", "training", "spent", "grid")

@@ -379,6 +379,8 @@ class Study(Strict):
                     f"datasets.{dataset}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
                     f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
                 )
+        if idle := set(self.epsilons).difference(*map(self.epsilons_of, self.datasets)):
+            raise ValueError(f"epsilons: no dataset is run at {epsilon_text(min(idle))}; delete it, or add it to one")
         taken = set(ANCHORS) & set(self.methods)
         if taken:
             raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
@@ -402,10 +404,8 @@ class Study(Strict):
         """Refuses a part of a method's recipe that no run of this study has."""
         served, samplers = self.datasets_of(method), self.methods[method].samplers
         if not any(part.when.matches(d, e) for d in served for e in self.epsilons_of(d)):
-            raise ValueError(
-                f"{place}.when matches no run of this study: datasets are {', '.join(served)}, "
-                f"epsilons {', '.join(map(epsilon_text, self.epsilons))}"
-            )
+            cells = (f"{d} at epsilon {', '.join(map(epsilon_text, self.epsilons_of(d)))}" for d in served)
+            raise ValueError(f"{place}.when matches no run of this study: {method} is run on {'; '.join(cells)}")
         if unknown := set(part.samplers or ()) - set(samplers):
             raise ValueError(
                 f"{place}.samplers: no sampler {unknown.pop()!r}; "

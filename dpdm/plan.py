@@ -71,6 +71,7 @@ def describe(study: Study) -> str:
         + (f"{classifiers} trained classifiers, " if classifiers else "")
         + f"{anchors} anchor rows; jobs: {len(planned)} train, {synthetic} sample, "
         f"{synthetic + classifiers + anchors} score"
+        + (f", {synthetic + anchors} score_inception" if study.evaluation.fid else "")
     ]
     shown = set()
     for run in planned:

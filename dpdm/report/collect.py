@@ -108,9 +108,10 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
     Args:
         study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
             `allow_mixed_protocols` what one table may mix.
-        folders: searched recursively; one inside another is read once.
+        folders: searched recursively, or single files, which need not be there; one inside another is read once.
         unfinished: of a study that still runs, the folder of a run as a pattern. What is about to be made again (it was
-            trained or judged otherwise than the study says, or is older than the model or images that it judges) is
+            trained or judged otherwise than the study says, or is older than the model or images that it judges, or
+            by other weights than the newest file by Inception, or, in a cell of two protocols, not by the study's) is
             then left out, instead of refused.
 
     Returns:
@@ -265,6 +266,8 @@ def _score_coordinates(study: Study) -> list[Coordinates]:
 def _result_files(folders: Sequence[Path]) -> list[Path]:
     found = {}
     for folder in map(Path, folders):
+        if folder.suffix == ".json" and folder.is_file():
+            found.setdefault(folder.resolve(), folder)
         for path in folder.rglob("*.json"):
             inside = (folder.name, *path.relative_to(folder).parts[:-1])
             if not path.name.startswith(".") and (path.name in _SCORE_FILES or "audits" in inside):

@@ -176,15 +176,22 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
     return set(counts.index[counts > 1])
 
 
-def results_table(metrics: pd.DataFrame) -> Table:
+def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
     Cells read "mean ± std (n)" over n seeds, "mean (1)" for one; bold is the best method of each finite epsilon
     where there are at least two to compare. A method that trained a classifier on the private images has but one
     accuracy, that of its own kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric, and how the
-    classifiers were trained, `protocol`, which is printed where they were trained in several ways.
+    classifiers were trained, `protocol`.
+
+    Args:
+        columns: the metrics to show; all, if left out.
+        mixed: whether to print the protocols; if left out, where there are several.
     """
-    columns = metric_columns(metrics)
+    if columns is None:
+        columns = metric_columns(metrics)
+    if mixed is None:
+        mixed = _mixes_protocols(metrics)
     several = methods_of_several_samplers(metrics)
     keys = ["dataset", "epsilon", "method"] + (["sampler"] if several else [])
     rows = _result_rows(metrics, keys)
@@ -194,7 +201,6 @@ def results_table(metrics: pd.DataFrame) -> Table:
     cells: list[dict[str, str]] = []
     known = summaries(metrics, *keys)
     protocols = _protocols(metrics, keys)
-    mixed = len({name for name in protocols.values() if name not in ("", DIRECT)}) > 1
     for row in rows:
         protocol = protocols[tuple(row.values())]
         found = [known.get((c.metric, c.reference, *row.values()), NO_SUMMARY) for c in columns]
@@ -224,7 +230,8 @@ def results_table(metrics: pd.DataFrame) -> Table:
 
 def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
     """`results_table` of one dataset, with the metrics that have a value there."""
-    return results_table(with_values(metrics[metrics["dataset"] == dataset]))
+    chosen = metrics[metrics["dataset"] == dataset]
+    return results_table(chosen, metric_columns(with_values(chosen)), _mixes_protocols(metrics))
 
 
 def audit_table(audits: pd.DataFrame) -> Table:
@@ -309,7 +316,7 @@ def write_table(table: Table, stem: str | Path, printed: Sequence[Table] = ()) -
     """Writes `stem` + .csv, .md, .tex and .html: the same rows in each.
 
     Args:
-        printed: for tex, tables to stand below each other instead of this one.
+        printed: for tex, parts of this table to stand below each other.
     """
     stem = Path(stem)
     texts = {
@@ -426,6 +433,10 @@ def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]
         return datasets.index(row["dataset"]), anchor, epsilon, methods.index(row["method"]), row.get("sampler", "")
 
     return sorted(rows, key=place)
+
+
+def _mixes_protocols(metrics: pd.DataFrame) -> bool:
+    return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
 def _protocols(metrics: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], str]:

@@ -406,7 +406,7 @@ def test_datasets_of_a_method_that_are_wrong(tiny_study_dict):
         assert refusal(put(tiny_study_dict, "methods.dpdm.datasets", value)).startswith(part)
     put(tiny_study_dict, "methods.dpdm.datasets", ["mnist"])
     put(tiny_study_dict, "methods.dpdm.overrides.0.when", {"dataset": "digits"})
-    assert "matches no run of this study: datasets are mnist, " in refusal(tiny_study_dict)
+    assert "matches no run of this study: dpdm is run on mnist at epsilon 10, inf" in refusal(tiny_study_dict)
 
 
 def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
@@ -424,7 +424,9 @@ def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
         assert f"study.yaml: {part}" in refusal(put(tiny_study_dict, "datasets.mnist.epsilons", value))
     put(tiny_study_dict, "datasets.mnist.epsilons", [10])
     put(tiny_study_dict, "methods.dpdm.overrides.0.when", {"dataset": "mnist", "epsilon": "inf"})
-    assert "overrides[0].when matches no run of this study" in refusal(tiny_study_dict)
+    assert refusal(tiny_study_dict).endswith("dpdm is run on digits at epsilon 10, inf; mnist at epsilon 10")
+    put(tiny_study_dict, "datasets.digits.epsilons", [10])
+    assert refusal(tiny_study_dict).endswith("epsilons: no dataset is run at inf; delete it, or add it to one")
 
 
 def test_a_table_is_about_its_own_datasets_if_the_study_has_any(with_classifier):
@@ -449,7 +451,7 @@ def test_a_table_is_about_its_own_datasets_if_the_study_has_any(with_classifier)
 def test_a_when_that_matches_no_run(tiny_study_dict, when):
     message = refusal(put(tiny_study_dict, "methods.dpdm.overrides.0.when", when))
     assert "methods.dpdm.overrides[0].when matches no run of this study" in message
-    assert "datasets are digits, epsilons 10, inf" in message
+    assert message.endswith("dpdm is run on digits at epsilon 10, inf")
 
 
 def test_an_override_of_a_sampler_that_is_not_there(tiny_study_dict):

@@ -372,9 +372,12 @@ def test_the_command_writes_the_table(run_cli, tmp_path, study):
         "provenance": {"version": "1", "commit": "a", "code": "b"},
         "num_synthetic": 60000, "protocol": "quick", "metrics": [row],
     }  # fmt: skip
-    artifacts.write_json(tmp_path / "runs" / "utility.json", scores)
+    artifacts.write_json(tmp_path / "pearl-1-0" / "default" / "utility.json", scores)
+    # What the table does not show is not read: neither other code nor a broken file is in its way.
+    artifacts.write_json(tmp_path / "net-1-0" / "utility.json", {})
     code, _, told = run_cli(
-        "paper_table", tmp_path / "runs", "--table", 1, "--study", tmp_path / "study.json", "--published", PUBLISHED,
+        "paper_table", "--runs", tmp_path / "{method}-{epsilon}-{seed}", "--audits", tmp_path / "{method}.json",
+        "--table", 1, "--study", tmp_path / "study.json", "--published", PUBLISHED,
         "--privacy-status", PUBLISHED.with_name("privacy_status.csv"), "--out", tmp_path / "t",
     )  # fmt: skip
     assert code == 0

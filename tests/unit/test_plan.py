@@ -123,6 +123,9 @@ def test_a_classifier_is_counted_without_synthetic_sets(tiny_study_dict, n64, cl
     for part in ("study tiny: 12 runs", "8 synthetic sets, 4 trained classifiers, 4 anchor rows"):
         assert part in first
     assert first.endswith("jobs: 12 train, 8 sample, 16 score")
+    tiny_study_dict["evaluation"]["fid"] = {}
+    first = describe(parse_study(tiny_study_dict, "s")).splitlines()[0]
+    assert first.endswith("16 score, 12 score_inception")
 
 
 def test_an_impl_of_the_other_kind_is_refused(tiny_study_dict, n64, classifier):

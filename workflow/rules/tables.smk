@@ -17,15 +17,16 @@ for number in range(1, 7):
             ),
         params:
             number=number,
-            folders=rules.collect.params.folders,
+            # Patterns, filled in for every run.
             runs=lambda _: RUN,
+            audits=lambda _: rules.audit.output.audit,
             out=subpath(output.html, strip_suffix=".html"),
         log: f"{ROOT}/tables/table_{number}.log"
         resources: mem_mb=growing(2000), runtime=growing(10)
         shell:
-            "python -m dpdm paper_table {params.folders} --unfinished {params.runs:q} --table {params.number}"
-            " --study {input.study} --published {input.published:q} --privacy-status {input.privacy_status:q}"
-            " --out {params.out} > {log} 2>&1"
+            "python -m dpdm paper_table --table {params.number} --study {input.study} --runs {params.runs:q}"
+            " --audits {params.audits:q} --published {input.published:q}"
+            " --privacy-status {input.privacy_status:q} --out {params.out} > {log} 2>&1"
 
 
 # No output, so it is made anew whenever it is asked for; no input but what is tracked, so no missing run can hold it up.
@@ -39,6 +40,7 @@ rule partial:
         spec=STUDY_SPEC,
         folders=rules.collect.params.folders,
         runs=lambda _: RUN,
+        audits=lambda _: rules.audit.output.audit,
         out=f"{ROOT}/partial",
         numbers=[name.removeprefix("table_") for name in STUDY.tables],
     log: f"{ROOT}/partial/partial.log"
@@ -52,8 +54,8 @@ rule partial:
         python -m dpdm tables --metrics {params.out}/metrics.csv --audits {params.out}/audits.csv \
             --results {params.out}/results --audit {params.out}/audit
         for number in {params.numbers}; do
-            python -m dpdm paper_table {params.folders} --unfinished {params.runs:q} --table $number \
-                --study {params.out}/study.json --published {input.published:q} \
+            python -m dpdm paper_table --unfinished --table $number --study {params.out}/study.json \
+                --runs {params.runs:q} --audits {params.audits:q} --published {input.published:q} \
                 --privacy-status {input.privacy_status:q} --out {params.out}/table_$number
         done
         """
