@@ -33,7 +33,7 @@ def words(recipe: object) -> list[str]:
 
 
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
-    """One run per study and method of a kind, at the study's first epsilon, and the params of its first sampler.
+    """One run per study and method of a kind, at its first epsilon, and the params of its first sampler.
 
     Entries of one code that differ in no word of their recipes, as those of many an ablation, are one case: the first.
     """
@@ -41,7 +41,8 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     for path in STUDIES:
         study = load_study(path)
         for method in (name for name, spec in study.methods.items() if spec.kind == kind):
-            run = study.run(study.datasets_of(method)[0], method, study.epsilons[0], 0)
+            dataset = study.datasets_of(method)[0]
+            run = study.run(dataset, method, study.epsilons_of(dataset)[0], 0)
             samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
             if (key := repr((run.impl, words(run.params), [words(s) for s in samplers[:1]]))) not in known:
                 known.add(key)
