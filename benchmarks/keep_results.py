@@ -14,6 +14,7 @@ import pandas as pd
 from _page import where
 
 from dpdm.config import load_study
+from dpdm.provenance import provenance
 from dpdm.report.collect import AUDITS, METRICS, read_benchmarks, read_csv
 from dpdm.report.tables import resource_table, to_markdown
 
@@ -45,12 +46,14 @@ def page(study: str) -> str:
     jobs = read_benchmarks(folder / "benchmarks", spec)
     made = [read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)]
     commits = sorted({commit for frame in made for commit in frame["commit"]})
+    here = provenance()["commit"]
+    drawn = "" if here in commits else f" at commit `{here}`, and so were its tables and pictures from these runs"
     return "\n\n".join(
         [
             f"# Results of [config/{study}.yaml](../../../config/{study}.yaml)",
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by\n\n```sh\n{command}\n```\n\n"
             f"on {where(2)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
-            "This page was written by `benchmarks/keep_results.py`.",
+            f"This page was written by `benchmarks/keep_results.py`{drawn}.",
             named["results"].read_text().strip(),
             *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets),
             *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),

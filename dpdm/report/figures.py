@@ -56,6 +56,7 @@ STYLE = {
 ANCHOR_LINES = {"real": "--", "label_only": ":"}
 ANCHOR_COLOUR = "#555555"
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
+FAR = 20  # per cent below the lowest point, and further than the points span: an anchor that is not drawn
 
 # Sample grids are laid out in points of 1/100 inch and saved at twice that, so that pixels stay whole.
 UNITS, DPI = 100, 200
@@ -184,7 +185,7 @@ def _draw_panel(
         mean = np.array([value[0] for value in found])
         std = np.nan_to_num(np.array([value[1] for value in found]))
         # bars of neighbouring methods would hide each other
-        shift = (place - (len(series) - 1) / 2) * min(0.09, 0.5 / max(len(series), 1))
+        shift = (place - (len(series) - 1) / 2) * min(0.06, 0.35 / max(len(series), 1))
         where = np.arange(len(epsilons)) + shift
         panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **series_look(i, method in hollow))
         drawn += mean[np.isfinite(mean)].tolist()
@@ -194,17 +195,27 @@ def _draw_panel(
         reach = positive + [v for v in anchors.values() if v > min(positive) / LOG_RATIO]
         if max(reach) > LOG_RATIO * min(reach):
             panel.set_yscale("log", nonpositive="clip")
-            below = [name for name, mean in anchors.items() if mean not in reach]
-            for name in below:  # real against itself is almost 0, which no logarithmic axis can show
-                value = anchors.pop(name)
-                value = 0 if abs(value) < 1e-6 else value  # as exact as a distance of equal sets is (see fidelity)
-                note = f"{ANCHOR_LABELS[name]}: {value:.2g}, below the axis"
-                panel.text(0.98, 0.02, note, transform=panel.transAxes, ha="right", va="bottom", color=ANCHOR_COLOUR,
-                           fontsize=7.5)  # fmt: skip
+            # real against itself is almost 0, which no logarithmic axis can show
+            _leave_out(panel, anchors, [name for name, mean in anchors.items() if mean not in reach])
             # a deviation as large as its mean would stretch the axis by decades
             panel.set_ylim(min(reach) / 2, max(reach) * 2)
+    if column.sign > 0 and drawn:
+        # a floor far below would press all else together
+        span = max(drawn) - min(drawn)
+        _leave_out(panel, anchors, [name for name, mean in anchors.items() if min(drawn) - mean > max(span, FAR)])
     for name, mean in anchors.items():
         panel.axhline(mean, color=ANCHOR_COLOUR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
+
+
+def _leave_out(panel: Axes, anchors: dict[str, float], names: Sequence[str]) -> None:
+    """Takes anchors that are below the axis out, and tells their values over the panel."""
+    notes = []
+    for name in names:
+        value = anchors.pop(name)
+        value = 0 if abs(value) < 1e-6 else value  # as exact as a distance of equal sets is (see fidelity)
+        notes.append(f"{ANCHOR_LABELS[name]}: {value:.2g}, below the axis")
+    if notes:
+        panel.set_title("; ".join(notes), loc="right", color=ANCHOR_COLOUR, fontsize=7.5)
 
 
 # --- sample grids ---------------------------------------------------------------------------------------------

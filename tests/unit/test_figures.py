@@ -59,7 +59,19 @@ def test_wide_distances_get_a_log_axis_and_a_note_for_real(real, note):
     figure = epsilon_curves(metrics, "digits")
     fd, cnn = figure.axes[:2]
     assert (fd.get_yscale(), cnn.get_yscale()) == ("log", "linear")
-    assert any(f"real (ceiling): {note}, below the axis" == text.get_text() for text in fd.texts)
+    assert fd.get_title("right") == f"real (ceiling): {note}, below the axis"
+    assert cnn.get_title("right") == ""
+
+
+def test_a_floor_far_below_the_accuracies_is_told_and_not_drawn():
+    metrics = make_metrics()
+    accuracies = metrics["metric"] == "acc_cnn"
+    metrics.loc[accuracies & (metrics["epsilon"] == "0.2"), "value"] += 25
+    cnn = epsilon_curves(metrics, "digits").axes[1]
+    assert cnn.get_title("right") == "label_only (floor): 10, below the axis"
+    assert {"--", ":"} & {line.get_linestyle() for line in cnn.lines} == {"--"}  # the ceiling is
+    metrics.loc[accuracies & (metrics["epsilon"] == "0.2"), "value"] -= 20
+    assert epsilon_curves(metrics, "digits").axes[1].get_title("right") == ""
 
 
 def test_methods_differ_in_colour_and_marker():
