@@ -16,7 +16,7 @@ from _page import where
 from dpdm.config import load_study
 from dpdm.provenance import provenance
 from dpdm.report.collect import AUDITS, METRICS, read_benchmarks, read_csv
-from dpdm.report.tables import resource_table, to_markdown
+from dpdm.report.tables import dataset_results, resource_table, to_markdown
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("metrics.csv", "audits.csv", "tables/*.csv", "tables/*.md", "tables/*.tex", "figures/*.png")
@@ -44,8 +44,8 @@ def page(study: str) -> str:
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{command}`")
     jobs = read_benchmarks(folder / "benchmarks", spec)
-    made = [read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)]
-    commits = sorted({commit for frame in made for commit in frame["commit"]})
+    metrics, audits = read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)
+    commits = sorted({commit for frame in (metrics, audits) for commit in frame["commit"]})
     here = provenance()["commit"]
     drawn = "" if here in commits else f" at commit `{here}`, and so were its tables and pictures from these runs"
     return "\n\n".join(
@@ -54,7 +54,10 @@ def page(study: str) -> str:
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by\n\n```sh\n{command}\n```\n\n"
             f"on {where(2)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
             f"This page was written by `benchmarks/keep_results.py`{drawn}.",
-            named["results"].read_text().strip(),
+            *(
+                f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset).without('Dataset')).strip()}"
+                for dataset in spec.datasets
+            ),
             *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets),
             *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),
             f"## Time and memory\n\n{to_markdown(resource_table(jobs)).strip()}",
