@@ -56,7 +56,7 @@ STYLE = {
 ANCHOR_LINES = {"real": "--", "label_only": ":"}
 ANCHOR_COLOUR = "#555555"
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
-FAR = 20  # per cent below the lowest point, and further than the points span: an anchor that is not drawn
+FAR = 20  # per cent below the lowest point, and further than half of what the points span: an anchor that is not drawn
 
 # Sample grids are laid out in points of 1/100 inch and saved at twice that, so that pixels stay whole.
 UNITS, DPI = 100, 200
@@ -202,7 +202,7 @@ def _draw_panel(
     if column.sign > 0 and drawn:
         # a floor far below would press all else together
         span = max(drawn) - min(drawn)
-        _leave_out(panel, anchors, [name for name, mean in anchors.items() if min(drawn) - mean > max(span, FAR)])
+        _leave_out(panel, anchors, [name for name, mean in anchors.items() if min(drawn) - mean > max(span / 2, FAR)])
     for name, mean in anchors.items():
         panel.axhline(mean, color=ANCHOR_COLOUR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
 
