@@ -17,10 +17,10 @@ rivals: report
 	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
 	@echo "open results/rivals/report.html"
 
-# One process per core. The tests of a file stay together, since they share what its fixtures made, and keep the order of
-# tests/conftest.py.
+# One process more than cores, since those with a cluster and with signals wait a lot. The tests of a file stay together,
+# since they share what its fixtures made, and keep the order of tests/conftest.py.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q --numprocesses $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

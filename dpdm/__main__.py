@@ -378,16 +378,16 @@ def _parser() -> argparse.ArgumentParser:
     add(verb_score_inception, "synthetic", "reference", "out", spec=True)
     add(verb_score_classifier, "model", "test", "utility", spec=True)
     gather = add(verb_collect, "study", "metrics", "audits")
-    paper_table = add(verb_paper_table, "study", "published", "privacy-status", "out")
     gather.add_argument("folders", type=Path, nargs="+", help="where the scores and audits lie")
     unfinished_help = "of a study that still runs: what is to be made again is left out, not refused"
     gather.add_argument("--unfinished", metavar="PATTERN", help=f"folder of a run, {unfinished_help}")
+    add(verb_tables, "metrics", "audits", "results", "audit")
+    paper_table = add(verb_paper_table, "study", "published", "privacy-status", "out")
     paper_table.add_argument("--runs", dest="run_folder", required=True, metavar="PATTERN", help="folder of a run")
     paper_table.add_argument(
         "--audits", dest="run_audit", required=True, metavar="PATTERN", help="audit of a dataset and method"
     )
     paper_table.add_argument("--unfinished", action="store_true", help=unfinished_help)
-    add(verb_tables, "metrics", "audits", "results", "audit")
     paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")
     figures = add(verb_figures, "study", "metrics", "real", "curves", "training", "spent", "grid")
     figures.add_argument("--dataset", required=True)
