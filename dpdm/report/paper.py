@@ -113,14 +113,14 @@ def paper_table(
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
-    named = set(study.table_runs(f"table_{number}", places(chosen)))
+    named = study.table_runs(f"table_{number}", places(chosen))
     keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
     metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
     columns: dict[str, MetricColumn] = {}
     for column in metric_columns(metrics):
         columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
-    rows = _rows(number, study, chosen)
+    rows = _rows(number, study, chosen, named)
     known = summaries(metrics, *_Runs._fields)
     for row in rows:
         for name in shown:
@@ -175,8 +175,12 @@ def table_files(number: int, study: Study, published: pd.DataFrame, run_folder: 
 # --- rows -----------------------------------------------------------------------------------------------------
 
 
-def _rows(number: int, study: Study, chosen: pd.DataFrame) -> list[_Row]:
-    """Published rows with the runs that stand beside them, then ours alone, grouped by data set and epsilon."""
+def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple[str, str, str]]) -> list[_Row]:
+    """Published rows with the runs that stand beside them, then ours alone, grouped by data set and epsilon.
+
+    Args:
+        named: what the table shows, see `Study.table_runs`.
+    """
     entries = study.tables.get(f"table_{number}", ())
     own = datasets_by_published_name(study)
     keys = ["dataset", "resolution", "epsilon", "method", "variant", "delta"]
@@ -190,12 +194,12 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame) -> list[_Row]:
         if dataset is None or row.epsilon not in map(epsilon_text, study.epsilons_of(dataset)):
             continue
         for entry in entries:
-            named = (entry.published, entry.variant) == (row.method, row.variant)
-            if named and dataset in study.datasets_of(entry.method):
+            mapped = (entry.published, entry.variant) == (row.method, row.variant)
+            if mapped and dataset in study.datasets_of(entry.method):
                 row.runs.append(_Runs(dataset, row.epsilon, entry.method, study.sampler_of(entry) or ""))
     used = {runs for row in rows for runs in row.runs}
     names = {dataset: place for place, dataset in own.items()}
-    for dataset, method, sampler in study.table_runs(f"table_{number}", places(chosen)):
+    for dataset, method, sampler in named:
         for epsilon in study.epsilons_of(dataset):
             runs = _Runs(dataset, epsilon_text(epsilon), method, sampler)
             if runs not in used:

@@ -121,19 +121,26 @@ def shown_sets(wildcards):
     return found
 
 
-def published_places(number):
-    """The published data sets of a table, and the sides of their images; none of a broken file, which `validate` names."""
+def published_places():
+    """By table of the paper its data sets, with the sides of their images; of a broken file none: `validate` names it."""
+    places = {}
     try:
         with open(f"{PUBLISHED}/published.csv", encoding="utf-8") as file:
-            theirs = [row for row in csv.DictReader(file) if (row["protocol"], row["table"]) == ("paper", str(number))]
-        return {(row["dataset"], int(row["resolution"])) for row in theirs}
+            for row in csv.DictReader(file):
+                if row["protocol"] == "paper":
+                    places.setdefault(f"table_{row['table']}", set()).add((row["dataset"], int(row["resolution"])))
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return set()
+        return {}
+    return places
+
+
+PUBLISHED_PLACES = published_places()  # read once, for all tables
 
 
 def table_inputs(number):
     """Scores and audits of what a table shows."""
-    shown = set(STUDY.table_runs(f"table_{number}", published_places(number)))
+    table = f"table_{number}"
+    shown = set(STUDY.table_runs(table, PUBLISHED_PLACES.get(table, ())))
     paths = []
     for run in RUNS:
         for sampler in STUDY.methods[run.method].samplers or ("",):
