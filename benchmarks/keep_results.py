@@ -2,7 +2,8 @@
 
 snakemake --cores 2 --configfile config/STUDY.yaml && .venv/bin/python benchmarks/keep_results.py STUDY
 
-To be run on the machine that ran the study, which the page names. Git tracks that folder, and no job uses it.
+To be run on the machine that ran the study, which the page names, or with --cores and --machine to say what ran it.
+Git tracks that folder, and no job uses it.
 """
 
 import argparse
@@ -22,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 KEPT = ("metrics.csv", "audits.csv", "tables/*.csv", "tables/*.md", "tables/*.tex", "figures/*.png")
 
 
-def keep(study: str) -> None:
+def keep(study: str, cores: int, machine: str) -> None:
     """Makes results/STUDY/kept anew."""
     folder = ROOT / "results" / study
-    text = page(study)
+    text = page(study, cores, machine)
     shutil.rmtree(folder / "kept", ignore_errors=True)
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
         copy = folder / "kept" / path.relative_to(folder)
@@ -34,12 +35,12 @@ def keep(study: str) -> None:
     (folder / "kept" / "README.md").write_text(text + "\n")
 
 
-def page(study: str) -> str:
+def page(study: str, cores: int, machine: str) -> str:
     """The page for results/STUDY, from the files that the run left there."""
     folder = ROOT / "results" / study
     spec = load_study(ROOT / "config" / f"{study}.yaml")
     targets = sorted(spec.tables)
-    command = f"snakemake --cores 2 --configfile config/{study}.yaml"
+    command = f"snakemake --cores {cores} --configfile config/{study}.yaml"
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{command}`")
@@ -52,7 +53,7 @@ def page(study: str) -> str:
         [
             f"# Results of [config/{study}.yaml](../../../config/{study}.yaml)",
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by\n\n```sh\n{command}\n```\n\n"
-            f"on {where(2)}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
+            f"on {machine}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
             f"This page was written by `benchmarks/keep_results.py`{drawn}.",
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset).without('Dataset')).strip()}"
@@ -80,8 +81,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     studies = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
     parser.add_argument("study", nargs="+", choices=studies, metavar="STUDY")
-    for study in parser.parse_args().study:
-        keep(study)
+    parser.add_argument("--cores", type=int, default=2, help="what snakemake was given (default 2)")
+    parser.add_argument("--machine", help="what it ran on (default: this machine)")
+    args = parser.parse_args()
+    for study in args.study:
+        keep(study, args.cores, args.machine or where(args.cores))
 
 
 if __name__ == "__main__":
