@@ -48,8 +48,9 @@ def start(run: RunSpec, images: Path, folder: Path, count: int, *more: str) -> s
     outputs = [f"--{name}={folder / file}" for name, file in FILES.items()]
     command = [sys.executable, "-m", "dpdm", "train", "--spec", spec_json(run), f"--data={images}", *outputs]
     return subprocess.Popen(
-        [*command, f"--processes={count}", *more], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [*command, f"--processes={count}", *more], cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
 FILES = {"model": "model.pt", "ledger": "ledger.json", "curve": "train.jsonl", "checkpoint": "checkpoint.pt"}
