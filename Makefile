@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 CORES ?= 2
+# More for the Snakemake of `make report`, such as ARGS=--dry-run.
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -9,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: report rivals test lint clean
 
 report: $(INSTALLED)
-	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/snakemake --cores $(CORES) $(ARGS)
 	@echo "open results/digits/report.html"
 
 # The methods that are too slow or too weak at 8x8 for the report above, in a report of their own.
