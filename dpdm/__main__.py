@@ -215,8 +215,7 @@ def verb_tables(args: argparse.Namespace) -> None:
     from dpdm.report import collect, tables
 
     metrics = collect.read_csv(args.metrics, collect.METRICS)
-    each = [tables.dataset_results(metrics, dataset) for dataset in dict.fromkeys(metrics["dataset"])]
-    tables.write_table(tables.results_table(metrics), args.results, printed=each)
+    tables.write_table(tables.results_table(metrics), args.results, printed=tables.printed_results(metrics))
     tables.write_table(tables.audit_table(collect.read_csv(args.audits, collect.AUDITS)), args.audit)
 
 

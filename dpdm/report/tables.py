@@ -234,6 +234,19 @@ def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
     return results_table(chosen, metric_columns(with_values(chosen)), _mixes_protocols(metrics))
 
 
+def printed_results(metrics: pd.DataFrame) -> list[Table]:
+    """`dataset_results` of every dataset in order, for a page: what is by Inception stands in a table of its own."""
+    parts = []
+    for dataset in dict.fromkeys(metrics["dataset"]):
+        chosen = metrics[metrics["dataset"] == dataset]
+        columns = metric_columns(with_values(chosen))
+        by_inception = [c for c in columns if c.metric == "fid" or _rest(c.metric) == "inception"]
+        others = [c for c in columns if c not in by_inception]
+        halves = [half for half in (by_inception, others) if half] or [columns]
+        parts += [results_table(chosen, half, _mixes_protocols(metrics)) for half in halves]
+    return parts
+
+
 def audit_table(audits: pd.DataFrame) -> Table:
     """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, and the mechanism.
 

@@ -224,6 +224,22 @@ def test_results_of_a_dataset_leave_out_metrics_without_a_value(metrics):
     assert [c for c in tables.results_table(metrics).cells.columns if "CNN" in c] == ["CNN accuracy % ↑"]
 
 
+def test_a_page_has_the_distances_by_inception_in_a_table_of_their_own(metrics):
+    (alone,) = tables.printed_results(metrics)
+    assert alone.cells.equals(tables.dataset_results(metrics, "digits").cells)
+    of_inception = [
+        *rows_of("mean", "1", [1.0], "fid", "train"),
+        *rows_of("mean", "1", [2.0], "kid_inception", "train"),
+    ]
+    mixed = pd.concat([metrics, pd.DataFrame(of_inception), metrics.assign(dataset="other")])
+    first, second, third = tables.printed_results(mixed)
+    whole = list(tables.dataset_results(mixed, "digits").cells.columns)
+    assert [c for c in whole if "FID" in c or "Inception" in c] == list(first.cells.columns[3:])
+    assert len(first.cells.columns[3:]) == 2
+    assert [c for c in whole if c not in first.cells.columns[3:]] == list(second.cells.columns)
+    assert [set(part.cells["Dataset"]) for part in (first, second, third)] == [{"digits"}, {"digits"}, {"other"}]
+
+
 def test_protocols_are_printed_where_there_are_several(metrics):
     accuracies = metrics["metric"].str.startswith("acc")
     metrics.loc[accuracies, "protocol"] = "quick"
