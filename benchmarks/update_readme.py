@@ -1,4 +1,4 @@
-"""Puts the tables and pictures of results/digits into README.md, so that no number there is typed by hand.
+"""Puts the tables and pictures of results/digits and of results/one_gpu/kept into README.md: no number is typed by hand.
 
 make report && .venv/bin/python benchmarks/update_readme.py
 """
@@ -9,9 +9,13 @@ from pathlib import Path
 
 from _page import write_block
 
+from dpdm.report.collect import METRICS, read_csv
+from dpdm.report.tables import dataset_results, to_markdown
+
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "results" / "digits"
 IMAGES = ROOT / "docs" / "images"
+KEPT = Path("results/one_gpu/kept")
 
 
 def results_block() -> str:
@@ -23,8 +27,15 @@ def results_block() -> str:
     )
 
 
+def gpu_block() -> str:
+    """The results of config/one_gpu.yaml on MNIST, with its samples."""
+    table = dataset_results(read_csv(ROOT / KEPT / "metrics.csv", METRICS), "mnist").without("Dataset")
+    return f"{to_markdown(table).strip()}\n\n![Samples on MNIST after half an hour of a GPU]({KEPT}/figures/mnist_samples.png)"
+
+
 def main() -> None:
-    """Copies the pictures and rewrites the block."""
+    """Copies the pictures and rewrites the blocks."""
+    write_block(ROOT / "README.md", "gpu", gpu_block())
     if not (STUDY / "report.html").exists():
         sys.exit(f"error: {STUDY} holds no finished report; first run `make report`")
     shutil.copy(STUDY / "tables" / "results.md", IMAGES / "digits_results.md")

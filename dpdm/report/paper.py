@@ -96,7 +96,8 @@ def paper_table(
     """Table `number` of the paper (arXiv v1) with the study's runs beside it, as the study's key `tables` maps them.
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs that stand beside none: those
-    mapped to this table, in table 1 all generators, in table 2 all classifiers. Columns per metric of the table: ours,
+    mapped to this table, in table 1 all generators, in table 2 all classifiers. Data sets of the paper that the study
+    lacks are left out, and named, unless it has none of them. Columns per metric of the table: ours,
     the paper's, the difference. What is missing is "not run" and named in a note; what was run otherwise than in the
     paper is marked, and a note says how.
 
@@ -113,7 +114,10 @@ def paper_table(
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
-    named = study.table_runs(f"table_{number}", places(chosen))
+    theirs, own = places(chosen), set(datasets_by_published_name(study))
+    named = study.table_runs(f"table_{number}", theirs)
+    left_out = theirs - own if theirs & own else set()
+    chosen = chosen[[place not in left_out for place in zip(chosen["dataset"], chosen["resolution"], strict=True)]]
     keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
     metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
@@ -125,7 +129,7 @@ def paper_table(
     for row in rows:
         for name in shown:
             row.ours[name] = _ours(number, row, columns.get(name), study, known, metrics, audits)
-    sizes = _sizes(rows)
+    sizes = _sizes(theirs)
     headers = [header for name in shown for header in _headers(name)]
     groups = pd.factorize(pd.Series([f"{row.dataset} {row.resolution} {row.epsilon}" for row in rows]))[0]
     return Table(
@@ -136,7 +140,7 @@ def paper_table(
         ),
         frozenset(["ε", *headers]),
         groups=tuple(groups.tolist()),
-        notes=tuple(_notes(number, study, metrics, chosen, shown, rows)),
+        notes=tuple(_notes(number, study, metrics, chosen, shown, rows, left_out)),
         runs={
             (i, _headers(name)[0]): (row.runs[0].dataset, ours.method, row.epsilon)
             for i, row in enumerate(rows)
@@ -208,12 +212,11 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
     return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
 
 
-def _sizes(rows: Sequence[_Row]) -> dict[str, set[int]]:
-    """The sides of the images of every data set that the paper has."""
+def _sizes(published: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
+    """The sides of the images of every data set that the paper's table is on."""
     sizes: dict[str, set[int]] = {}
-    for row in rows:
-        if row.resolution is not None:
-            sizes.setdefault(row.dataset, set()).add(row.resolution)
+    for dataset, side in published:
+        sizes.setdefault(dataset, set()).add(side)
     return sizes
 
 
@@ -307,7 +310,8 @@ def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, 
     if line is None:
         return shown, MISSING, MISSING
     places = len(line["quoted"].partition(".")[2])
-    return shown, line["quoted"], f"{ours.mean - line['value']:+.{places}f}" if ours.n else MISSING
+    difference = round(ours.mean - line["value"], places) + 0.0  # of -0.0 it makes 0.0
+    return shown, line["quoted"], f"{difference:+.{places}f}" if ours.n else MISSING
 
 
 # --- what differs ---------------------------------------------------------------------------------------------
@@ -366,7 +370,13 @@ def _of(frame: pd.DataFrame, runs: _Runs, sampler: bool = True) -> pd.DataFrame:
 
 
 def _notes(
-    number: int, study: Study, metrics: pd.DataFrame, chosen: pd.DataFrame, shown: Sequence[str], rows: Sequence[_Row]
+    number: int,
+    study: Study,
+    metrics: pd.DataFrame,
+    chosen: pd.DataFrame,
+    shown: Sequence[str],
+    rows: Sequence[_Row],
+    left_out: set[tuple[str, int]],
 ) -> Iterable[str]:
     yield (
         f"{', '.join(dict.fromkeys(chosen['source']))}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
@@ -394,6 +404,9 @@ def _notes(
     elif "fid" in shown and (others := sorted(name for name in measured if name.startswith("fd_"))):
         yield f"FID is not run: the distances {', '.join(others)} are by other features than Inception's."
     yield from _holes(number, study, metrics, rows)
+    if left_out:
+        named = ", ".join(f"{dataset} {size}x{size}" for dataset, size in sorted(left_out))
+        yield f"Left out are the paper's rows on {named}, which the study does not have."
     absent = [_METRICS[name].removesuffix(" %") for name in shown if name not in {"fid", *measured}]
     if absent and measured:
         yield f"No run of the study has the accuracy of: {', '.join(absent)}."

@@ -243,7 +243,9 @@ def printed_results(metrics: pd.DataFrame) -> list[Table]:
         by_inception = [c for c in columns if c.metric == "fid" or _rest(c.metric) == "inception"]
         others = [c for c in columns if c not in by_inception]
         halves = [half for half in (by_inception, others) if half] or [columns]
-        parts += [results_table(chosen, half, _mixes_protocols(metrics)) for half in halves]
+        for half in halves:
+            mine = chosen[chosen["metric"].isin([c.metric for c in half])] if half != columns else chosen
+            parts.append(results_table(mine, half, _mixes_protocols(metrics)))
     return parts
 
 

@@ -238,6 +238,7 @@ def test_a_page_has_the_distances_by_inception_in_a_table_of_their_own(metrics):
     assert len(first.cells.columns[3:]) == 2
     assert [c for c in whole if c not in first.cells.columns[3:]] == list(second.cells.columns)
     assert [set(part.cells["Dataset"]) for part in (first, second, third)] == [{"digits"}, {"digits"}, {"other"}]
+    assert set(first.cells["Method"]) == {"mean"}  # no row of dashes
 
 
 def test_protocols_are_printed_where_there_are_several(metrics):
