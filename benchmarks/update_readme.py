@@ -1,4 +1,4 @@
-"""Puts the tables and pictures of results/digits and of results/one_gpu/kept into README.md: no number is typed by hand.
+"""Puts tables and pictures of results/digits and results/one_gpu/kept into README.md: no number there is typed by hand.
 
 make report && .venv/bin/python benchmarks/update_readme.py
 """
@@ -30,7 +30,8 @@ def results_block() -> str:
 def gpu_block() -> str:
     """The results of config/one_gpu.yaml on MNIST, with its samples."""
     table = dataset_results(read_csv(ROOT / KEPT / "metrics.csv", METRICS), "mnist").without("Dataset")
-    return f"{to_markdown(table).strip()}\n\n![Samples on MNIST after half an hour of a GPU]({KEPT}/figures/mnist_samples.png)"
+    picture = f"![Samples on MNIST after half an hour of a GPU]({KEPT}/figures/mnist_samples.png)"
+    return f"{to_markdown(table).strip()}\n\n{picture}"
 
 
 def main() -> None:

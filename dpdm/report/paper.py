@@ -393,6 +393,9 @@ def _notes(
         by_method.setdefault(ours.method, {}).update(dict.fromkeys(ours.told))
     for method, told in by_method.items():
         yield f"{MARK} {method}: {'; '.join(told)}."
+    others = [name for name in metrics["protocol"].unique() if name not in ("", DIRECT, PAPER)]
+    if others and "real" in study.anchors:
+        yield f"What protocol {', '.join(others)} reaches on the real images, its ceiling, is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])
     if "fid" in measured and "fid" in shown:
         train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])

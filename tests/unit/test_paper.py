@@ -263,6 +263,14 @@ def test_a_departure_marks_the_cell_and_is_told(study, published, change, told):
     assert told in set(table.data["departures"])
 
 
+def test_the_ceiling_of_another_protocol_is_pointed_at_where_the_study_has_it(study, published):
+    scores = {name: scored("dpdm", [93.0], sampler="fid", protocol=name) for name in ("quick", "paper")}
+    said = "protocol quick reaches on the real images"
+    assert note(made(1, study, published, scores["quick"]), said)
+    for rows, anchors in ((scores["paper"], ["real"]), (scores["quick"], ["label_only"])):
+        assert said not in " ".join(made(1, study | {"anchors": anchors}, published, rows).notes)
+
+
 def test_the_size_of_the_data_set_is_that_of_the_audit(study, published):
     audit = {"dataset": "numbers", "method": "dpdm", "epsilon": "1", "seed": 0, "n": 50000}
     table = made(1, study, published, scored("dpdm", [93.0], sampler="fid"), audits=[audit])
