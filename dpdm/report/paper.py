@@ -97,9 +97,9 @@ def paper_table(
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs that stand beside none: those
     mapped to this table, in table 1 all generators, in table 2 all classifiers. Data sets of the paper that the study
-    lacks are left out, and named, unless it has none of them. Columns per metric of the table: ours,
-    the paper's, the difference. What is missing is "not run" and named in a note; what was run otherwise than in the
-    paper is marked, and a note says how.
+    lacks are left out, and named, unless it has none of them. Columns per metric of the table: ours, the paper's, the
+    difference. What is missing is "not run" and named in a note; what was run otherwise than in the paper is marked,
+    and a note says how.
 
     Args:
         number: 1 to 6.
