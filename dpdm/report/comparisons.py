@@ -250,8 +250,9 @@ def _tick_labels(places: np.ndarray, ticks: Sequence[float]) -> list[str]:
     """One per tick; "" where it would run into the one before, which in a panel takes a sixth of the axis."""
     labels, last = [], -math.inf
     for place, tick in zip(places, ticks, strict=True):
-        labels.append(f"{tick:g}" if place - last > np.ptp(places) / 6 else "")
-        last = place if labels[-1] else last
+        fits = place - last > np.ptp(places) / 6
+        labels.append(f"{tick:g}" if fits else "")
+        last = place if fits else last
     return labels
 
 

@@ -20,6 +20,7 @@ from dpdm.report.tables import (
     cell_text,
     epsilon_label,
     metric_columns,
+    rounded,
     summaries,
 )
 
@@ -310,7 +311,7 @@ def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, 
     if line is None:
         return shown, MISSING, MISSING
     places = len(line["quoted"].partition(".")[2])
-    difference = round(ours.mean - line["value"], places) + 0.0  # of -0.0 it makes 0.0
+    difference = rounded(ours.mean - line["value"], places)
     return shown, line["quoted"], f"{difference:+.{places}f}" if ours.n else MISSING
 
 
@@ -325,7 +326,7 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
         sizes: their numbers of training images, from the audits.
     """
     told = [] if scale == PAPER_SCALE else [scale or "scale not stated"]
-    told += [f"protocol {name}" for name in mine["protocol"].unique() if name not in ("", DIRECT, PAPER)]
+    told += [f"protocol {name}" for name in _other_protocols(mine)]
     told += [
         f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}"
         for n in mine["num_synthetic"].unique()
@@ -340,6 +341,11 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
     told += [f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected]
     return told
+
+
+def _other_protocols(frame: pd.DataFrame) -> list[str]:
+    """The protocols of classifiers that are not the paper's."""
+    return [name for name in frame["protocol"].unique() if name not in ("", DIRECT, PAPER)]
 
 
 def _unverified(study: Study, runs: _Runs) -> list[str]:
@@ -393,9 +399,8 @@ def _notes(
         by_method.setdefault(ours.method, {}).update(dict.fromkeys(ours.told))
     for method, told in by_method.items():
         yield f"{MARK} {method}: {'; '.join(told)}."
-    others = [name for name in metrics["protocol"].unique() if name not in ("", DIRECT, PAPER)]
-    if others and "real" in study.anchors:
-        yield f"What protocol {', '.join(others)} reaches on the real images, its ceiling, is `real` in the results."
+    if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
+        yield f"What protocol {', '.join(protocols)} reaches on the real images, its ceiling, is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])
     if "fid" in measured and "fid" in shown:
         train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])

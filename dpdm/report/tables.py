@@ -237,15 +237,17 @@ def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
 def printed_results(metrics: pd.DataFrame) -> list[Table]:
     """`dataset_results` of every dataset in order, for a page: what is by Inception stands in a table of its own."""
     parts = []
+    mixed = _mixes_protocols(metrics)
     for dataset in dict.fromkeys(metrics["dataset"]):
         chosen = metrics[metrics["dataset"] == dataset]
         columns = metric_columns(with_values(chosen))
         by_inception = [c for c in columns if c.metric == "fid" or _rest(c.metric) == "inception"]
         others = [c for c in columns if c not in by_inception]
-        halves = [half for half in (by_inception, others) if half] or [columns]
-        for half in halves:
-            mine = chosen[chosen["metric"].isin([c.metric for c in half])] if half != columns else chosen
-            parts.append(results_table(mine, half, _mixes_protocols(metrics)))
+        if by_inception and others:
+            for half in (by_inception, others):
+                parts.append(results_table(chosen[chosen["metric"].isin([c.metric for c in half])], half, mixed))
+        else:
+            parts.append(dataset_results(metrics, dataset))
     return parts
 
 
@@ -484,8 +486,12 @@ def cell_text(mean: float, std: float, n: int, decimals: int | None) -> str:
     if decimals is None:
         size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
         decimals = min(max(2 - size, 1), 4) if abs(mean) >= 5e-5 else 1  # 0.0 rather than 0.0000
-    mean = round(mean, decimals) + 0.0  # no "-0.0"
-    return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
+    return f"{rounded(mean, decimals):.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
+
+
+def rounded(value: float, decimals: int) -> float:
+    """`value` as it will be printed, but never -0.0."""
+    return round(value, decimals) + 0.0
 
 
 def _epsilon(value: float, decimals: int | None = None) -> str:
