@@ -140,7 +140,11 @@ def plan_releases(params: KernelParams, meta: ImageMeta) -> tuple[Mechanism, ...
             f"generated_batch_size = {params.generated_batch_size} misses some of {meta.num_classes} classes at every "
             f"step; choose at least {meta.num_classes}"
         )
-    return (Mechanism.gaussian(COUNTS, params.count_share), Mechanism.gaussian(EMBEDDINGS, 1 - params.count_share))
+    share = params.count_share
+    return (
+        Mechanism.gaussian(COUNTS, share, sensitivity=1.0),
+        Mechanism.gaussian(EMBEDDINGS, 1 - share, sensitivity=1.0),
+    )
 
 
 def draw_frequencies(params: KernelParams, meta: ImageMeta, rng: Streams) -> Tensor:

@@ -64,8 +64,8 @@ class ClassMean:
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
         """Two Gaussian releases that share the budget."""
         return (
-            Mechanism.gaussian("class_counts", params.count_share),
-            Mechanism.gaussian("class_sums", 1 - params.count_share),
+            Mechanism.gaussian("class_counts", params.count_share, sensitivity=1.0),
+            Mechanism.gaussian("class_sums", 1 - params.count_share, sensitivity=params.max_image_norm),
         )
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:

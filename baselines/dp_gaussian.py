@@ -82,11 +82,12 @@ class DPGaussian:
         rest = 1 - params.count_share - params.sum_share - params.second_moment_share
         if rest <= 0:
             raise UserError("count_share + sum_share + second_moment_share must stay below 1")
+        bound = params.max_image_norm
         return (
-            Mechanism.gaussian("class_counts", params.count_share),
-            Mechanism.gaussian("class_sums", params.sum_share),
-            Mechanism.gaussian("second_moment", params.second_moment_share),
-            Mechanism.gaussian("class_second_moments", rest),
+            Mechanism.gaussian("class_counts", params.count_share, sensitivity=1.0),
+            Mechanism.gaussian("class_sums", params.sum_share, sensitivity=bound),
+            Mechanism.gaussian("second_moment", params.second_moment_share, sensitivity=bound**2),
+            Mechanism.gaussian("class_second_moments", rest, sensitivity=bound**2),
         )
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:

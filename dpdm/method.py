@@ -182,6 +182,8 @@ def train(
         coordinates=spec.coordinates().model_dump(mode="json"),
         recipe=spec.model_dump(mode="json"),
         provenance=provenance() | {"method_code": _method_code(spec.impl)},
+        shape=images.meta.shape,
+        num_classes=images.meta.num_classes,
     )
     recipe = spec_json(spec)
     # The digest of private data stays in the checkpoint, which is not for publication; the ledger is.

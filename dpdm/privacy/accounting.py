@@ -41,6 +41,7 @@ class Budget:
 class Mechanism:
     """One planned mechanism: an event without its noise.
 
+    `sensitivity` is the L2 bound on what one record changes; the door refuses to serve the mechanism with another.
     `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; the common scale is
     what `calibrate` finds. For Gaussian releases, giving a share s of the budget mu^2 means ratio 1/sqrt(s).
     """
@@ -50,14 +51,26 @@ class Mechanism:
     sample_rate: float = 1.0
     steps: int = 1
     noise_ratio: float = 1.0
+    sensitivity: float = 1.0
 
     @classmethod
-    def gaussian(cls, name: str, share: float = 1.0) -> "Mechanism":
-        """A one-shot Gaussian release that gets `share` (in (0, 1]) of the plan's Gaussian budget."""
-        return cls(name, noise_ratio=1 / math.sqrt(share))
+    def gaussian(cls, name: str, share: float = 1.0, sensitivity: float = 1.0) -> "Mechanism":
+        """A one-shot Gaussian release that gets `share` (in (0, 1]) of the plan's Gaussian budget.
+
+        `sensitivity` is the `l2_bound` of `release_sum`, and its square for `release_second_moment`.
+        """
+        return cls(name, noise_ratio=1 / math.sqrt(share), sensitivity=sensitivity)
 
     @classmethod
-    def poisson(cls, name: str, expected_batch_size: int, n: int, steps: int, noise_ratio: float = 1.0) -> "Mechanism":
+    def poisson(
+        cls,
+        name: str,
+        expected_batch_size: int,
+        n: int,
+        steps: int,
+        noise_ratio: float = 1.0,
+        sensitivity: float = 1.0,
+    ) -> "Mechanism":
         """`steps` Poisson batches of `expected_batch_size` of n records on average.
 
         Raises:
@@ -68,12 +81,13 @@ class Mechanism:
                 f"expected_batch_size = {expected_batch_size} is larger than the {n} training images; "
                 f"choose at most {n}"
             )
-        return cls(name, "poisson_subsampled_gaussian", expected_batch_size / n, steps, noise_ratio)
+        rate = expected_batch_size / n
+        return cls(name, "poisson_subsampled_gaussian", rate, steps, noise_ratio, sensitivity)
 
-    def event(self, noise_scale: float, sensitivity: float = 1.0, steps: int | None = None) -> Event:
-        """The event that this mechanism causes at a noise scale."""
+    def event(self, noise_scale: float, steps: int | None = None) -> Event:
+        """The event that this mechanism causes at a noise scale, after `steps` (default: all planned) steps."""
         return Event(
-            self.mechanism, self.name, noise_scale * self.noise_ratio, sensitivity, self.sample_rate,
+            self.mechanism, self.name, noise_scale * self.noise_ratio, self.sensitivity, self.sample_rate,
             self.steps if steps is None else steps,
         )  # fmt: skip
 

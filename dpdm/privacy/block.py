@@ -47,7 +47,7 @@ class PoissonBlocks(BlockParams):
         Raises:
             UserError: the expected batch is larger than the data set.
         """
-        return Mechanism.poisson(name, self.expected_batch_size, n, self.steps)
+        return Mechanism.poisson(name, self.expected_batch_size, n, self.steps, sensitivity=2 * self.max_block_norm)
 
 
 class ShardBlocks(BlockParams):
@@ -63,7 +63,9 @@ class ShardBlocks(BlockParams):
         """
         if self.shards > n:
             raise UserError(f"shards = {self.shards} is more than the {n} training images; choose at most {n}")
-        return Mechanism(name, "categorical_subsampled_gaussian", 1 / self.shards, self.steps)
+        return Mechanism(
+            name, "categorical_subsampled_gaussian", 1 / self.shards, self.steps, sensitivity=2 * self.max_block_norm
+        )
 
 
 class BlockStep(Step):

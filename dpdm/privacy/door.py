@@ -133,7 +133,7 @@ class PrivateData:
         """
         mechanism = self._serve(name, "poisson_subsampled_gaussian")
         self._check_announced(mechanism, params.mechanism(name, self.meta.n))
-        event = mechanism.event(self._noise_scale, params.max_grad_norm, steps=0)
+        event = mechanism.event(self._noise_scale, steps=0)
         return DpSgd(
             name=name,
             images=self._batch,
@@ -173,7 +173,7 @@ class PrivateData:
         announced = params.mechanism(name, self.meta.n)
         mechanism = self._serve(name, announced.mechanism)
         self._check_announced(mechanism, announced)
-        event = mechanism.event(self._noise_scale, 2 * params.max_block_norm, steps=0)
+        event = mechanism.event(self._noise_scale, steps=0)
         return BlockGradients(
             name=name,
             images=self._batch,
@@ -191,6 +191,14 @@ class PrivateData:
         if (announced.sample_rate, announced.steps) != (mechanism.sample_rate, mechanism.steps):
             raise UserError(
                 f"mechanism {mechanism.name!r} was planned with another batch size (or shards) or number of steps"
+            )
+        self._check_sensitivity(mechanism, announced.sensitivity)
+
+    def _check_sensitivity(self, mechanism: Mechanism, asked: float) -> None:
+        if asked != mechanism.sensitivity:
+            raise UserError(
+                f"mechanism {mechanism.name!r} was planned with sensitivity {mechanism.sensitivity:g}, but is asked "
+                f"for with {asked:g}; give the plan the same bound"
             )
 
     def _planned(self, name: str) -> Mechanism:
@@ -219,7 +227,9 @@ class PrivateData:
         l2_bound: float,
         reduce: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        event = self._serve(name, "gaussian").event(self._noise_scale, sensitivity)
+        mechanism = self._serve(name, "gaussian")
+        self._check_sensitivity(mechanism, sensitivity)
+        event = mechanism.event(self._noise_scale)
         self.ledger.append(event)  # before anything is released
         total = self._clipped_total(vectors, l2_bound, reduce)
         noise = torch.randn(total.shape, dtype=total.dtype, generator=self._rng.torch(f"release/{name}"))

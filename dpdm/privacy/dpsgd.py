@@ -54,7 +54,7 @@ class DpSgdParams(Strict):
         Raises:
             UserError: the expected batch is larger than the data set.
         """
-        return Mechanism.poisson(name, self.expected_batch_size, n, self.steps, noise_ratio)
+        return Mechanism.poisson(name, self.expected_batch_size, n, self.steps, noise_ratio, self.max_grad_norm)
 
 
 class DpSgdStep(Step):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ from dpdm.errors import UserError
 
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
 ACCOUNTANTS = ("rdp", "prv")
-NEIGHBOURING_RELATION = "add_or_remove_one"
-NOISE_RNG = "torch (benchmark only)"  # a pseudo-random generator with a recorded seed: not for a real release
+VERSION = 2  # of the ledger's form; 1 was without a version, named add_or_remove_one, and did not say shape and noise
+# n is public: of two neighbouring data sets of n records, one has a record that contributes nothing to any release.
+NEIGHBOURING_RELATION = "zero_out"
+NOISES = ("repeatable", "secret")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Ledger:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # the run's resolved spec: what was trained
     provenance: Mapping[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    shape: Sequence[int] = ()  # of a training image, (C, H, W): with n and num_classes all that a plan depends on
+    num_classes: int = 0
+    noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a key that nobody publishes
 
     def append(self, event: Event) -> int:
         """Records an event; returns its index."""
@@ -80,9 +85,12 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """The ledger as JSON values, sealed with a digest of all the rest."""
         facts = {
+            "version": VERSION,
             "neighbouring_relation": NEIGHBOURING_RELATION,
-            "noise_rng": NOISE_RNG,
+            "noise": self.noise,
             "n": self.n,
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
             "delta": self.delta,
             "target_epsilon": "inf" if math.isinf(self.target_epsilon) else self.target_epsilon,
             "accountant": self.accountant,
@@ -98,9 +106,15 @@ class Ledger:
         """The inverse of `to_json`.
 
         Raises:
-            UserError: a key is missing or unknown, a value impossible, or the ledger was changed after it
-                was written.
+            UserError: a key is missing or unknown, a value impossible, or the ledger is of an older version or was
+                changed after it was written.
         """
+        if value.get("version") != VERSION:
+            found = value.get("version", f"none, {value.get('neighbouring_relation', 'no neighbouring relation')}")
+            raise UserError(
+                f"{origin} is a ledger of another version ({found}; this code reads version {VERSION}, "
+                f"{NEIGHBOURING_RELATION}): train the run again, or audit it with the code that wrote it"
+            )
         facts = {key: item for key, item in value.items() if key != "seal"}
         if value.get("seal") != _seal(facts):
             raise UserError(f"{origin} was changed after it was written (its seal does not fit); train the run again")
@@ -115,6 +129,9 @@ class Ledger:
                 coordinates=facts["coordinates"],
                 recipe=facts["recipe"],
                 provenance=facts["provenance"],
+                shape=tuple(facts["shape"]),
+                num_classes=facts["num_classes"],
+                noise=facts["noise"],
                 events=[Event(**event) for event in facts["events"]],
             )
         except (KeyError, TypeError) as error:
@@ -124,8 +141,12 @@ class Ledger:
         numbers = type(ledger.n) is int and _is_number(ledger.delta) and type(ledger.target_epsilon) in (int, float)
         if not (numbers and ledger.n > 0 and 0 < ledger.delta < 1 and ledger.target_epsilon > 0):
             raise UserError(f"{origin}: n, delta and target_epsilon must be positive numbers, delta below 1")
-        if ledger.accountant not in ACCOUNTANTS:
-            raise UserError(f"{origin}: accountant must be one of {', '.join(ACCOUNTANTS)}, got {ledger.accountant!r}")
+        counts = (*ledger.shape, ledger.num_classes)
+        if len(ledger.shape) != 3 or not all(type(count) is int and count > 0 for count in counts):
+            raise UserError(f"{origin}: shape must be three sizes and num_classes a number, all whole and above 0")
+        for key, known in (("accountant", ACCOUNTANTS), ("noise", NOISES)):
+            if facts[key] not in known:
+                raise UserError(f"{origin}: {key} must be one of {', '.join(known)}, got {facts[key]!r}")
         if set(facts) != set(ledger.to_json()) - {"seal"}:
             raise UserError(f"{origin} has unknown keys; train the run again")
         return ledger

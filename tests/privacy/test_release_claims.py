@@ -18,9 +18,12 @@ def images(n: int, seed: int = 0) -> ImageSet:
     return ImageSet(rng.integers(0, 256, (n, 1, 3, 3), np.uint8), rng.integers(0, 2, n).astype(np.int64), 2)
 
 
-def door(data: ImageSet, *names: str, epsilon: float = math.inf, shares=None, seed: int = 0) -> PrivateData:
+def door(
+    data: ImageSet, *names: str, epsilon: float = math.inf, shares=None, seed: int = 0, sensitivities=None
+) -> PrivateData:
     shares = shares or [1 / len(names)] * len(names)
-    plan = [Mechanism.gaussian(name, share) for name, share in zip(names, shares, strict=True)]
+    sensitivities = sensitivities or [1.0] * len(names)
+    plan = [Mechanism.gaussian(*planned) for planned in zip(names, shares, sensitivities, strict=True)]
     ledger = Ledger(data.meta.n, 1e-4, epsilon, "rdp")
     return PrivateData(data, plan, Budget(epsilon, 1e-4), "rdp", Streams(seed, "privacy"), ledger)
 
@@ -50,7 +53,7 @@ def test_every_record_is_used_exactly_once(n):
 @pytest.mark.parametrize("bound", [0.1, 1.0, 100.0])
 def test_sum_equals_brute_force_with_clipping(bound):
     data = images(700)
-    total = door(data, "s").release_sum("s", pixels, bound)
+    total = door(data, "s", sensitivities=[bound]).release_sum("s", pixels, bound)
     x = (torch.from_numpy(data.images).double() / 127.5 - 1).flatten(1)
     clipped = x * (bound / x.norm(dim=1, keepdim=True)).clamp(max=1)
     torch.testing.assert_close(total, clipped.sum(0), rtol=1e-5, atol=1e-4)
@@ -64,7 +67,7 @@ def test_second_moment_equals_brute_force(grouped):
         v = x.flatten(1)
         return torch.nn.functional.one_hot(y, 2).float()[:, :, None] * v[:, None] if grouped else v
 
-    total = door(data, "m").release_second_moment("m", vectors, bound)
+    total = door(data, "m", sensitivities=[bound**2]).release_second_moment("m", vectors, bound)
     x = (torch.from_numpy(data.images).double() / 127.5 - 1).flatten(1)
     x = x * (bound / x.norm(dim=1, keepdim=True)).clamp(max=1)
     if grouped:
@@ -80,10 +83,10 @@ def test_one_record_moves_a_release_by_at_most_its_declared_sensitivity(seed, bo
     data = images(40, seed)
     without = ImageSet(data.images[:-1], data.labels[:-1], 2)
     for release in ("release_sum", "release_second_moment"):
-        doors = door(data, "s"), door(without, "s")
+        sensitivity = bound if release == "release_sum" else bound**2
+        doors = [door(d, "s", sensitivities=[sensitivity]) for d in (data, without)]
         totals = [getattr(d, release)("s", pixels, bound) for d in doors]
-        sensitivity = doors[0].ledger.events[0].sensitivity
-        assert sensitivity == (bound if release == "release_sum" else bound**2)
+        assert doors[0].ledger.events[0].sensitivity == sensitivity
         distance = float((totals[0] - totals[1]).norm())
         assert distance <= sensitivity * (1 + 1e-5)
         assert distance > 0.9 * min(sensitivity, 0.2)  # not vacuous
@@ -91,7 +94,7 @@ def test_one_record_moves_a_release_by_at_most_its_declared_sensitivity(seed, bo
 
 def test_observed_noise_is_the_declared_noise():
     data = images(10)
-    d = door(data, "a", "b", epsilon=1.0, shares=[0.2, 0.8])
+    d = door(data, "a", "b", epsilon=1.0, shares=[0.2, 0.8], sensitivities=[3.0, 0.5])
     for name, bound in (("a", 3.0), ("b", 0.5)):
         noise = d.release_sum(name, lambda x, y: torch.zeros(len(y), 40_000), bound)
         event = d.ledger.events[-1]
@@ -104,7 +107,7 @@ def test_observed_noise_is_the_declared_noise():
 
 
 def test_second_moment_noise_is_symmetric_and_as_declared():
-    d = door(images(10), "m", epsilon=1.0)
+    d = door(images(10), "m", epsilon=1.0, sensitivities=[4.0])
     noise = d.release_second_moment("m", lambda x, y: torch.zeros(len(y), 300), 2.0)
     assert torch.equal(noise, noise.T)
     std = d.noise_multiplier("m") * 4.0
@@ -153,6 +156,15 @@ def test_only_planned_mechanisms_and_each_once():
         )
 
 
+def test_a_release_of_another_sensitivity_than_planned_is_refused():
+    """The plan is what `check` shows and what the audit expects: a bound is a public fact of it."""
+    for release, bound in (("release_sum", 2.0), ("release_second_moment", 3.0)):
+        d = door(images(10), "s", sensitivities=[3.0])
+        with pytest.raises(UserError, match=rf"'s'.* 3\b.* {2 if bound == 2 else 9}\b"):
+            getattr(d, release)("s", pixels, bound)
+        assert d.ledger.events == []
+
+
 def test_dpsgd_with_another_recipe_than_planned_is_refused():
     data = images(10)
     planned = DpSgdParams(expected_batch_size=5, steps=3, max_grad_norm=1.0)
@@ -164,6 +176,9 @@ def test_dpsgd_with_another_recipe_than_planned_is_refused():
         with pytest.raises(UserError, match="with another batch size"):
             d.dpsgd("n", net, torch.optim.SGD(net.parameters()), planned.model_copy(update=change))
         d._served.clear()
+    wider = planned.model_copy(update={"max_grad_norm": 2.0})
+    with pytest.raises(UserError, match=r"'n'.* 1\b.* 2\b"):
+        d.dpsgd("n", net, torch.optim.SGD(net.parameters()), wider)
 
 
 def test_non_finite_or_malformed_statistics_are_refused():

@@ -373,7 +373,7 @@ def test_sample_names_a_corrupt_model(prepared, train, sample):
 def calibrated() -> dict:
     """A ledger of DP-SGD that just meets epsilon = 10, as JSON."""
     mechanism = Mechanism("denoiser", "poisson_subsampled_gaussian", 0.25, 2)
-    out = Ledger(64, 1 / 128, 10.0, "rdp")
+    out = Ledger(64, 1 / 128, 10.0, "rdp", shape=(1, 8, 8), num_classes=10)
     out.append(mechanism.event(calibrate([mechanism], Budget(10.0, 1 / 128), "rdp")))
     return out.to_json()
 

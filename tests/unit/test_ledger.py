@@ -13,7 +13,9 @@ from dpdm.privacy.ledger import _seal
 
 
 def ledger(noise: float = 5.0, target: float = 1.0) -> Ledger:
-    out = Ledger(1000, 1e-4, target, "rdp", {"method": "m"}, {"params": {}}, {"code": "x"})
+    out = Ledger(
+        1000, 1e-4, target, "rdp", {"method": "m"}, {"params": {}}, {"code": "x"}, shape=(1, 8, 8), num_classes=10
+    )
     out.append(Event("gaussian", "sums", noise, 2.0))
     out.append(Event("poisson_subsampled_gaussian", "net", noise, 1.0, 0.01, 10))
     return out
@@ -111,6 +113,15 @@ def test_missing_and_unknown_keys_and_other_relations():
     with pytest.raises(UserError, match="neighbouring_relation"):
         Ledger.from_json(resealed(facts | {"neighbouring_relation": "replace_one"}))
     for change in (
+        {"shape": []},
+        {"shape": [1, 8, 0]},
+        {"shape": [1, 8, "8"]},
+        {"num_classes": 0},
+        {"num_classes": 1.5},
+    ):
+        with pytest.raises(UserError, match=r"shape must be .* num_classes"):
+            Ledger.from_json(resealed(facts | change))
+    for change in (
         {"n": 0}, {"n": 10.0}, {"delta": 0}, {"delta": 1}, {"delta": "1e-5"}, {"target_epsilon": -1.0},
         {"target_epsilon": None}, {"target_epsilon": "1"},
     ):  # fmt: skip
@@ -118,6 +129,20 @@ def test_missing_and_unknown_keys_and_other_relations():
             Ledger.from_json(resealed(facts | change))
     with pytest.raises(UserError, match="accountant must be one of rdp, prv, got 'gdp'"):
         Ledger.from_json(resealed(facts | {"accountant": "gdp"}))
+    with pytest.raises(UserError, match="noise must be one of repeatable, secret, got 'none'"):
+        Ledger.from_json(resealed(facts | {"noise": "none"}))
+
+
+@pytest.mark.parametrize("change", [{"version": None, "neighbouring_relation": "add_or_remove_one"}, {"version": 1}])
+def test_a_ledger_of_an_older_version_is_refused_and_says_so(change):
+    """It was sealed well, by code that knew neither shape nor noise."""
+    facts = {key: item for key, item in (ledger().to_json() | change).items() if item is not None}
+    del facts["shape"]
+    with pytest.raises(
+        UserError, match=rf"old/ledger\.json .*version \({change['version'] or 'none, add_or_remove_one'}.*train"
+    ) as error:
+        audit(resealed(facts), "old/ledger.json")
+    assert "\n" not in str(error.value)
 
 
 def test_spending_ends_at_the_audited_epsilon():
@@ -134,6 +159,6 @@ def test_spending_ends_at_the_audited_epsilon():
 
 
 def test_planned_and_recorded_events_agree():
-    mechanism = Mechanism("net", "poisson_subsampled_gaussian", 0.01, 10, noise_ratio=2.0)
-    assert mechanism.event(3.0, 0.5) == Event("poisson_subsampled_gaussian", "net", 6.0, 0.5, 0.01, 10)
+    mechanism = Mechanism("net", "poisson_subsampled_gaussian", 0.01, 10, noise_ratio=2.0, sensitivity=0.5)
+    assert mechanism.event(3.0) == Event("poisson_subsampled_gaussian", "net", 6.0, 0.5, 0.01, 10)
     assert mechanism.event(3.0, steps=0).steps == 0

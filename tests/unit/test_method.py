@@ -197,7 +197,8 @@ def test_the_harness_makes_the_door_and_keeps_the_ledger(run, module, digits64):
     assert list(private._plan.values()) == [Mechanism.gaussian("sums")]
     facts = ledger.to_json()
     expected = {
-        "n": 64, "delta": 1 / 128, "target_epsilon": 10.0, "accountant": "prv", "events": [],
+        "n": 64, "shape": [1, 8, 8], "num_classes": 10, "delta": 1 / 128, "target_epsilon": 10.0, "accountant": "prv",
+        "events": [], "noise": "repeatable",
         "coordinates": spec.coordinates().model_dump(mode="json"), "recipe": spec.model_dump(mode="json"),
     }  # fmt: skip
     assert {key: facts[key] for key in expected} == expected
