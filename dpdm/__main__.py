@@ -74,9 +74,14 @@ def verb_train(args: argparse.Namespace) -> None:
         os.execv(sys.executable, [sys.executable, *command, "-m", "dpdm", *sys.argv[1:]])
     from dpdm import data, method, processes
     from dpdm.checkpoint import Checkpoint
+    from dpdm.privacy.key import key_path
     from dpdm.progress import Log
 
     spec = config.parse_spec(config.RunSpec, args.spec)
+    if args.noise:
+        spec = spec.model_copy(update={"noise": args.noise})
+    if args.keep_key and (spec.noise != "secret" or not args.checkpoint):
+        raise UserError("--keep-key needs secret noise (--noise secret) and --checkpoint, beside which the key stays")
     title = f"train {spec.method} on {spec.dataset}, epsilon {config.epsilon_text(spec.epsilon)}, seed {spec.seed}"
     images = data.read_images(args.data)
     with processes.joined() as group:
@@ -89,7 +94,8 @@ def verb_train(args: argparse.Namespace) -> None:
     artifacts.write_jsonl(args.curve, log.rows)
     artifacts.write_json(args.ledger, ledger.to_json())
     if args.checkpoint:
-        for path in (args.checkpoint, Checkpoint.aside(args.checkpoint)):
+        kept = [] if args.keep_key else [key_path(args.checkpoint)]
+        for path in (args.checkpoint, Checkpoint.aside(args.checkpoint), *kept):
             path.unlink(missing_ok=True)  # only now: the results are safe
 
 
@@ -364,6 +370,9 @@ def _parser() -> argparse.ArgumentParser:
     train = add(verb_train, "data", "model", "ledger", "curve", spec=True)
     train.add_argument("--checkpoint", type=Path, help="file to continue from, and to save to now and then")
     train.add_argument("--checkpoint-interval", type=float, default=300.0, metavar="SECONDS")
+    noise_help = "secret: from a key of the operating system, destroyed at the end; default: what the spec says"
+    train.add_argument("--noise", choices=["repeatable", "secret"], help=noise_help)
+    train.add_argument("--keep-key", action="store_true", help="leave the key of secret noise beside the checkpoint")
     processes_help = "GPUs of this machine to train on together; 0 or 1: one process"
     train.add_argument("--processes", type=int, default=1, metavar="N", help=processes_help)
     audit = add(verb_audit)

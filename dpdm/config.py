@@ -83,6 +83,7 @@ Epsilon = Annotated[
 ]
 Name = Annotated[str, Field(pattern=NAME)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
 DELTA_RULE = "1/(2n)"
@@ -284,6 +285,7 @@ class RunSpec(Strict):
     delta: float | Literal["1/(2n)"]
     allow_large_delta: bool
     accountant: Literal["rdp", "prv"]
+    noise: Noise = "repeatable"
     seed: Annotated[int, Field(ge=0)]
 
     def coordinates(self, sampler: str | None = None) -> Coordinates:
@@ -350,6 +352,7 @@ class Study(Strict):
     epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
     accountant: Literal["rdp", "prv"] = "rdp"
+    noise: Noise = "repeatable"  # secret: from a key of the operating system; for real data, no run can be repeated
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)]
     anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False)] = ANCHORS
     evaluation: EvaluationSpec
@@ -484,7 +487,7 @@ class Study(Strict):
         return RunSpec(
             study=self.study, dataset=dataset, method=method, impl=spec.impl, params=params, epsilon=epsilon,
             delta=self.datasets[dataset].delta, allow_large_delta=self.datasets[dataset].allow_large_delta,
-            accountant=self.accountant, seed=seed,
+            accountant=self.accountant, noise=self.noise, seed=seed,
         )  # fmt: skip
 
     def runs(self) -> list[RunSpec]:

@@ -13,7 +13,8 @@ from dpdm.checkpoint import Checkpoint
 from dpdm.config import RunSpec, Strict, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
-from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData
+from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness
+from dpdm.privacy.key import secret_key
 from dpdm.processes import Processes
 from dpdm.progress import Log
 from dpdm.provenance import provenance
@@ -167,7 +168,8 @@ def train(
 
     Args:
         checkpoint: a file that is read if it exists, and written every `checkpoint_interval` seconds and on
-            SIGTERM or SIGUSR1; the caller removes it once the results are safe.
+            SIGTERM or SIGUSR1; beside it lies the key of secret noise (see `key_path`). The caller removes both once
+            the results are safe.
 
     Raises:
         SystemExit: a signal asked to stop; the checkpoint was saved.
@@ -184,6 +186,7 @@ def train(
         provenance=provenance() | {"method_code": _method_code(spec.impl)},
         shape=images.meta.shape,
         num_classes=images.meta.num_classes,
+        noise=spec.noise,
     )
     recipe = spec_json(spec)
     # The digest of private data stays in the checkpoint, which is not for publication; the ledger is.
@@ -191,8 +194,11 @@ def train(
     sources = [ledger.provenance[name].encode() for name in ("code", "method_code")]
     fingerprint = sha256_of(recipe.encode(), images.digest().encode(), *sources)
     saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval, processes)
-    # Every run has noise of its own: two releases with the same noise at two epsilons would cancel it.
-    rng = Streams(spec.seed, f"privacy/{recipe}")
+    # The same noise in two releases would cancel: every run has its own, and so has every change of the data.
+    if spec.noise == "secret":
+        rng = Randomness(secret_key(checkpoint, fingerprint, processes or Processes()))
+    else:
+        rng = Randomness.repeatable(spec.seed, recipe, images.digest())
     private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, processes, saves)
     return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
 

@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     import torch
 
 
+@contextmanager
+def default_generator(seed: int) -> Iterator[None]:
+    """Inside the block torch's global CPU generator starts from `seed` (its lowest 32 bits).
+
+    The only place that seeds globally; the state before is restored.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPUs' as well
+        yield
+
+
 class Streams:
     """All randomness of one job, derived from one seed.
 
@@ -47,14 +60,8 @@ class Streams:
 
     @contextmanager
     def torch_default(self, name: str) -> Iterator[None]:
-        """Inside the block torch's global CPU generator is this stream, for constructors and layers that take none.
-
-        The only place that seeds globally; the state before is restored.
-        """
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.integer(name))  # torch.manual_seed would touch the GPUs' as well
+        """Inside the block torch's global CPU generator is this stream, for constructors and layers that take none."""
+        with default_generator(self.integer(name)):
             yield
 
     def integer(self, name: str, *index: int) -> int:

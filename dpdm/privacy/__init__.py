@@ -5,9 +5,10 @@ from dpdm.privacy.block import PoissonBlocks, ShardBlocks
 from dpdm.privacy.door import PrivateData
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams, PublicRows
 from dpdm.privacy.ledger import Event, Ledger
+from dpdm.privacy.noise import Randomness
 
 __all__ = [
     "Budget", "DpSgd", "DpSgdParams", "Event", "Ledger", "Mechanism", "PoissonBlocks", "PrivateData", "PublicRows",
-    "ShardBlocks",
+    "Randomness", "ShardBlocks",
     "calibrate", "epsilon_spent",
 ]  # fmt: skip

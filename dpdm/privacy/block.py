@@ -23,7 +23,7 @@ from dpdm.errors import UserError
 from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import PrivateLoop, Stateful, Step
-from dpdm.rng import Streams
+from dpdm.privacy.noise import Randomness, clip_factor, noised
 
 BlockGradient = Callable[..., Tensor]
 Prepare = Callable[[Tensor, Tensor, int], Any]
@@ -115,7 +115,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         prepare: Prepare | None,
         ledger: Ledger,
         event: int,
-        rng: Streams,
+        rng: Randomness,
         checkpoint: Checkpoint,
         keep: Sequence[Stateful],
     ):
@@ -126,34 +126,33 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self._prepared: dict[int, Any] = {}
         if isinstance(params, ShardBlocks):
             # Each record on its own, so that adding or removing one moves no other to another shard.
-            self._shard_of = rng.numpy("shards").integers(params.shards, size=n)
+            self._shard_of = (rng.uniform("shards", count=n) * params.shards).astype(np.int64)
 
     def noised(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
         """What `BlockStep.release` says; the step was counted before."""
         block = self._clipped(fakes, gradient, index)
-        noise = torch.randn(
-            block.shape, generator=self._rng.torch("noise", index, device=block.device), device=block.device
-        )
-        released = block + self.declared.noise_multiplier * self.declared.sensitivity * noise
+        std = self.declared.noise_multiplier * self.declared.sensitivity
+        released = noised(block, std, self._rng, "noise", index).to(fakes.dtype)
         self.released_grad_norm = float(released.norm())
         return released
 
     def _clipped(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
-        """The exact clipped block. Not a release."""
+        """The exact clipped block (float64). Not a release."""
         records, *state = self._draw(index)
         block = gradient(fakes, *self._images(records), *state).detach() if len(records) else torch.zeros_like(fakes)
         if block.shape != fakes.shape:
             raise RuntimeError(f"{self.name}: a gradient {tuple(block.shape)} for a block {tuple(fakes.shape)}")
+        block = block.double()
         norm = torch.linalg.vector_norm(block)
         if not torch.isfinite(norm):
             raise UserError("a gradient is not finite; lower the learning rate or check the images")
-        return block * (self.params.max_block_norm / norm.clamp(min=self.params.max_block_norm))
+        return block * clip_factor(norm, self.params.max_block_norm)
 
     def _draw(self, index: int) -> tuple[Any, ...]:
         """The records of a step, and with shards their shard's state."""
         if isinstance(self.params, PoissonBlocks):
             return (self._poisson_batch(index, self._n),)
-        shard = int(self._rng.numpy("shard", index).integers(self.params.shards))
+        shard = int(self._rng.uniform("shard", index, count=1)[0] * self.params.shards)
         records = np.flatnonzero(self._shard_of == shard)
         if shard not in self._prepared and len(records) and self._prepare is not None:
             self._prepared[shard] = self._prepare(*self._images(records), shard)

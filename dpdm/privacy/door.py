@@ -1,5 +1,6 @@
 """The door: the only holder of training images. Everything that leaves it is noised and in the ledger."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,14 +15,16 @@ from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBloc
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Stateful
+from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
 from dpdm.processes import Processes
 from dpdm.progress import Log
-from dpdm.rng import Streams
 
 RELEASE_CHUNK = 512  # records per chunk of a one-shot release: memory only
 
+Statistic = Callable[[Tensor, Tensor], Tensor]
 
-class PrivateData:
+
+class PrivateData(NoCopy):
     """Training images behind a privacy budget.
 
     A method announces its mechanisms as a plan; the door finds the one noise scale at which the whole plan
@@ -32,7 +35,7 @@ class PrivateData:
         images: the training split.
         plan: every mechanism that will be asked for.
         budget: target epsilon and delta.
-        accountant: "rdp" or "prv", for the calibration.
+        accountant: "rdp", "prv" or "pld", for the calibration.
         rng: the streams of sampling and DP noise.
         ledger: where releases are written; must be empty.
         processes: among whom DP-SGD parts its batches, and where this one computes; the other mechanisms do all
@@ -46,7 +49,7 @@ class PrivateData:
         plan: Sequence[Mechanism],
         budget: Budget,
         accountant: str,
-        rng: Streams,
+        rng: Randomness,
         ledger: Ledger,
         processes: Processes | None = None,
         checkpoint: Checkpoint | None = None,
@@ -71,24 +74,27 @@ class PrivateData:
         """The noise multiplier that the planned mechanism `name` will use: public, free to adapt to."""
         return self._noise_scale * self._planned(name).noise_ratio
 
-    def release_sum(self, name: str, statistic: Callable[[Tensor, Tensor], Tensor], l2_bound: float) -> Tensor:
+    def release_sum(self, name: str, statistic: Statistic, l2_bound: float) -> Tensor:
         """A noised sum over all records of a per-record vector clipped to L2 norm `l2_bound`.
 
         Args:
             name: a planned Gaussian mechanism.
-            statistic: maps images (float in [-1, 1], [b, C, H, W]) and labels (int64, [b]) to [b, ...]. It must
-                treat every record on its own; each record is shown to it exactly once.
-            l2_bound: the sensitivity under adding or removing one record; clipping to it happens here.
+            statistic: maps images (float in [-1, 1], [1, C, H, W]) and labels (int64, [1]) to [1, ...], of any real
+                dtype. It is shown one record at a time, vectorised by `torch.func.vmap` where that can be: written for
+                a batch, it gives every record what it would give a batch of one. What it draws (from torch's default
+                generator) is drawn per record.
+            l2_bound: the sensitivity, as planned: no record moves the sum further; clipping to it happens here.
 
         Returns:
             float64 tensor of the statistic's shape without its first axis, plus N(0, (z * l2_bound)^2).
 
         Raises:
-            UserError: the mechanism is not planned or was served already, or a statistic is not finite.
+            UserError: the mechanism is not planned so or was served already; or a statistic fails, is not finite, or
+                is not one vector per record.
         """
         return self._release(name, l2_bound, statistic, l2_bound, _sum)
 
-    def release_second_moment(self, name: str, vectors: Callable[[Tensor, Tensor], Tensor], l2_bound: float) -> Tensor:
+    def release_second_moment(self, name: str, vectors: Statistic, l2_bound: float) -> Tensor:
         """A noised sum over all records of v v^T, for a per-record vector v clipped to L2 norm `l2_bound`.
 
         The same mechanism as `release_sum` of the statistic v v^T, whose Frobenius norm is at most l2_bound^2,
@@ -97,15 +103,15 @@ class PrivateData:
 
         Args:
             name: a planned Gaussian mechanism.
-            vectors: maps images and labels, as for `release_sum`, to [b, d] or [b, g, d].
+            vectors: maps one record, as for `release_sum`, to [1, d] or [1, g, d].
             l2_bound: of a record's vector; the sensitivity is its square.
 
         Returns:
             float64 [d, d] or [g, d, d], symmetric: noise of std z * l2_bound^2 on the diagonal, and 1 / sqrt(2)
             of that off it (independent noise on all entries, then symmetrised: post-processing).
         """
-        noised = self._release(name, l2_bound**2, vectors, l2_bound, _second_moment)
-        return (noised + noised.mT) / 2
+        moment = self._release(name, l2_bound**2, vectors, l2_bound, _second_moment)
+        return (moment + moment.mT) / 2
 
     def dpsgd(
         self,
@@ -137,7 +143,7 @@ class PrivateData:
         return DpSgd(
             name=name,
             images=self._batch,
-            n=self.meta.n,
+            meta=self.meta,
             module=module,
             optimizer=optimizer,
             params=params,
@@ -145,7 +151,7 @@ class PrivateData:
             second_order=second_order,
             ledger=self.ledger,
             event=self.ledger.append(event),
-            rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
+            rng=self._rng.scoped(name),
             checkpoint=self._checkpoint,
             keep=keep,
             processes=self._processes,
@@ -182,7 +188,7 @@ class PrivateData:
             prepare=prepare,
             ledger=self.ledger,
             event=self.ledger.append(event),
-            rng=Streams(self._rng.seed, f"{self._rng.scope}/{name}"),
+            rng=self._rng.scoped(name),
             checkpoint=self._checkpoint,
             keep=keep,
         )
@@ -223,7 +229,7 @@ class PrivateData:
         self,
         name: str,
         sensitivity: float,
-        vectors: Callable[[Tensor, Tensor], Tensor],
+        statistic: Statistic,
         l2_bound: float,
         reduce: Callable[[Tensor], Tensor],
     ) -> Tensor:
@@ -231,26 +237,66 @@ class PrivateData:
         self._check_sensitivity(mechanism, sensitivity)
         event = mechanism.event(self._noise_scale)
         self.ledger.append(event)  # before anything is released
-        total = self._clipped_total(vectors, l2_bound, reduce)
-        noise = torch.randn(total.shape, dtype=total.dtype, generator=self._rng.torch(f"release/{name}"))
-        return total + event.noise_multiplier * event.sensitivity * noise
+        rng = self._rng.scoped(name)
+        total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
+        return noised(total, event.noise_multiplier * event.sensitivity, rng, "noise")
 
     def _clipped_total(
-        self, vectors: Callable[[Tensor, Tensor], Tensor], l2_bound: float, reduce: Callable[[Tensor], Tensor]
+        self, name: str, statistic: Statistic, l2_bound: float, reduce: Callable[[Tensor], Tensor], rng: Randomness
     ) -> Tensor:
-        """The exact sum of reduce(clipped vectors) over all chunks; every record is in exactly one. Not a release."""
+        """The sum (float64) of reduce(clipped vectors) over all chunks; every record is in exactly one.
+
+        Not a release. A record changes it by at most the sensitivity, rounding included.
+        """
         total = torch.zeros((), dtype=torch.float64)
+        records = _PerRecord(name, statistic, rng)
         for start in range(0, self.meta.n, RELEASE_CHUNK):
             images, labels = self._batch(np.arange(start, min(start + RELEASE_CHUNK, self.meta.n)))
-            v = vectors(images, labels).detach()
-            if v.shape[0] != len(labels):
-                raise UserError(f"a statistic must give one vector per record, got {tuple(v.shape)}")
-            norms = torch.linalg.vector_norm(v.flatten(1), dim=1, dtype=torch.float64)
+            v = records.vectors(images, labels, start)
+            norms = torch.linalg.vector_norm(v.reshape(len(v), -1), dim=1)
             if not torch.isfinite(norms).all():
-                raise UserError("a statistic is not finite")
-            scale = (l2_bound / norms.clamp(min=l2_bound)).to(v.dtype)
-            total = total + reduce(v * scale.view(-1, *[1] * (v.ndim - 1))).to("cpu", torch.float64)
+                raise UserError(f"{name}: a statistic is not finite; check it on an image that is black all over")
+            total = total + reduce(v * clip_factor(norms, l2_bound).view(-1, *[1] * (v.ndim - 1))).cpu()
         return total
+
+
+class _PerRecord:
+    """Shows a statistic one record at a time: vectorised, or where torch.func.vmap cannot, in a loop."""
+
+    def __init__(self, name: str, statistic: Statistic, rng: Randomness):
+        self._name, self._statistic, self._rng = name, statistic, rng
+        self._vectorised = True
+
+    def vectors(self, images: Tensor, labels: Tensor, start: int) -> Tensor:
+        """float64 [b, ...]: what the statistic says of each record; `start` is the first one's number."""
+        if self._vectorised:
+            try:
+                with self._rng.torch_default("draws", start):
+                    return torch.func.vmap(self._of_one, randomness="different")(images, labels)
+            except UserError:
+                raise
+            except Exception as error:  # whatever vmap cannot express; a fault of the statistic comes up again below
+                self._vectorised = False
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"{self._name}: its statistic runs record by record, slowly: {reason}", stacklevel=2)
+        try:
+            found = []
+            for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
+                with self._rng.torch_default("draws of one", number):
+                    found.append(self._of_one(image, label))
+            return torch.stack(found)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{self._name}: its statistic failed: {type(error).__name__}: {reason}") from error
+
+    def _of_one(self, image: Tensor, label: Tensor) -> Tensor:
+        v = self._statistic(image[None], label[None])
+        if not isinstance(v, Tensor) or v.is_complex() or v.ndim < 1 or len(v) != 1:
+            got = f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            raise UserError(f"{self._name}: a statistic must give one vector per record, real, [1, ...], got {got}")
+        return v[0].detach().double()
 
 
 def _sum(vectors: Tensor) -> Tensor:
@@ -258,4 +304,6 @@ def _sum(vectors: Tensor) -> Tensor:
 
 
 def _second_moment(vectors: Tensor) -> Tensor:
+    if vectors.ndim not in (2, 3):
+        raise UserError(f"a second moment needs [1, d] or [1, g, d] per record, got {(1, *vectors.shape[1:])}")
     return torch.einsum("b...d,b...e->...de", vectors, vectors)

@@ -14,13 +14,22 @@ from torch import Tensor, nn
 
 from dpdm.checkpoint import Checkpoint
 from dpdm.config import Finite, Strict
+from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Mechanism
+from dpdm.privacy.isolation import SwapTest
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import PrivateLoop, Stateful, Step
+from dpdm.privacy.noise import Randomness, noised
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.processes import Processes
-from dpdm.rng import Streams
+
+# Per-example gradients are clipped to this share less than max_grad_norm, which pays for rounding. With u = 2^-24, the
+# norm is off by at most 512 u = 2^-15 of itself (squares summed in float32 over 1,024 numbers, then in float64), and
+# a sum of SUMMED gradients in float32 by 2^6 u = 2^-18 of the clip norm, on each of two neighbouring data sets; all
+# other sums are in float64.
+ROUNDING = 2.0**-14
+NORM_BLOCK, SUMMED = 1024, 8
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
 
@@ -73,12 +82,15 @@ class DpSgdStep(Step):
                 sum over public rows) / (expected_batch_size + number of public rows).
 
         Raises:
-            RuntimeError: called twice, `row_losses` breaks the unit (see PerExampleGradients), or the number of
-                public rows changed since the last step.
-            UserError: loss or gradient not finite; the parameters were not touched.
+            RuntimeError: called twice or after the loop was closed, `row_losses` breaks the unit (see
+                PerExampleGradients), or the number of public rows changed since the last step.
+            UserError: `row_losses` mixes records (see dpdm.privacy.isolation), a layer does, or loss or gradient are
+                not finite; the parameters were not touched.
         """
-        self._begin()
+        self._check()
         try:
+            self._loop.check(row_losses, public)
+            self._begin()
             self._loop.descend(row_losses, public, self.index)
         except UserError as error:
             raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
@@ -98,7 +110,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         *,
         name: str,
         images: Callable[[np.ndarray], tuple[Tensor, Tensor]],
-        n: int,
+        meta: ImageMeta,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         params: DpSgdParams,
@@ -106,94 +118,89 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         second_order: bool,
         ledger: Ledger,
         event: int,
-        rng: Streams,
+        rng: Randomness,
         checkpoint: Checkpoint,
         keep: Sequence[Stateful],
         processes: Processes,
     ):
-        from opacus.optimizers import DPOptimizer  # late: see accounting
-
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if owned != {id(p) for p in module.parameters() if p.requires_grad}:
             raise UserError(f"{name}: the optimizer must hold exactly the module's trainable parameters")
         super().__init__(name, params.steps, ledger, event, rng, checkpoint, (module, optimizer, *keep))
         self.params = params
-        self._images, self._n = images, n
+        self._images, self._n = images, meta.n
         self._processes = processes
         self._public_count: int | None = None
-        self._closed = False
+        self._module, self._optimizer = module, optimizer
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._gradients = PerExampleGradients(module, rows_per_example, "vmap" if second_order else "auto")
         self.module = self._gradients.module
-        self._optimizer = DPOptimizer(
-            optimizer,
-            noise_multiplier=self.declared.noise_multiplier,
-            max_grad_norm=self.declared.sensitivity,
-            expected_batch_size=params.expected_batch_size,
-            loss_reduction="sum",  # we divide by the number of rows ourselves, in `descend`
-        )
+        self._swap_test = SwapTest(self._gradients, meta, params.max_physical_batch_size)
 
     def close(self) -> None:
         """Takes the per-example machinery off the module; further private steps are impossible."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
             self._gradients.close()
+        super().close()
+
+    def check(self, row_losses: RowLosses, public: PublicRows | None) -> None:
+        """Refuses what a step must not do, before the step is counted: see `SwapTest` and `DpSgdStep.update`."""
+        if public is not None:
+            self._check_public(public)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._swap_test.run(row_losses, self._module)
 
     def descend(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
         """What `DpSgdStep.update` says; the step was counted before."""
-        optimizer, parameters = self._optimizer, self._optimizer.params
-        if public is not None:
-            self._check_public(public)
         batch = self._draw(index)
-        optimizer.zero_grad(set_to_none=True)
-        private_sums = self._clipped_sums(
-            row_losses, len(batch), lambda chunk: self._images(batch[chunk]), f"private/{index}"
-        )
+        total = self._clipped_sum(row_losses, len(batch), lambda chunk: self._images(batch[chunk]), "private", index)
+        # Every process draws the same noise and adds it to the same sum: once, wherever the weights are looked at.
+        total = noised(total, self.declared.noise_multiplier * self.declared.sensitivity, self._rng, "noise", index)
+        # Constant numbers of rows, never the number drawn: that is secret.
         rows = self.params.expected_batch_size
         if public is not None:
             rows += len(public.images)
-            public_sums = self._clipped_sums(
+            total += self._clipped_sum(
                 public.losses,
                 len(public.images),
                 lambda chunk: (public.images[chunk], public.labels[chunk]),
-                f"public/{index}",
+                "public",
+                index,
             )
-        for p, private_sum in zip(parameters, private_sums, strict=True):
-            p.summed_grad = private_sum
-        # Every process draws the same noise and adds it to the same sum: once, wherever the weights are looked at.
-        optimizer.generator = self._rng.torch("noise", index, device=parameters[0].device)
-        optimizer.add_noise()
-        # Constant numbers of rows, never the number drawn: that is secret.
-        for i, p in enumerate(parameters):
-            p.grad = (p.grad if public is None else p.grad + public_sums[i]) / rows
-        self.released_grad_norm = float(torch.stack([p.grad.norm() for p in parameters]).norm())
-        optimizer.original_optimizer.step()
+        total /= rows
+        self.released_grad_norm = float(total.norm())
+        for p, part in zip(self._parameters, total.split([p.numel() for p in self._parameters]), strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
+        self._optimizer.step()
 
-    def _clipped_sums(
-        self, row_losses: RowLosses, count: int, load: Callable[[slice], tuple[Tensor, Tensor]], stream: str
-    ) -> list[Tensor]:
-        """The exact sum of clipped per-example gradients over all processes, for each parameter. Not a release.
+    def _clipped_sum(
+        self, row_losses: RowLosses, count: int, load: Callable[[slice], tuple[Tensor, Tensor]], stream: str, index: int
+    ) -> Tensor:
+        """The sum of clipped per-example gradients over all processes: float64, all parameters side by side.
+
+        Not a release. A record changes it by at most max_grad_norm, rounding included.
 
         Args:
             load: images and labels of a chunk of the `count` examples.
         """
-        parameters, size = self._optimizer.params, self.params.max_physical_batch_size
-        for p in parameters:
-            p.summed_grad = torch.zeros_like(p)
+        size = self.params.max_physical_batch_size
+        total = torch.zeros(
+            sum(p.numel() for p in self._parameters), dtype=torch.float64, device=self._parameters[0].device
+        )
         for number, start in enumerate(range(0, count, size)):
             if not self._processes.mine(number):
                 continue
             images, labels = load(slice(start, start + size))
             # The default generator, since under vmap a loss cannot be given one.
-            with self._rng.torch_default(f"{stream}/{number}"):
+            with self._rng.torch_default(stream, index, number):
                 self._gradients.backward(row_losses, images, labels)
-            self._optimizer.clip_and_accumulate()
-            for p in parameters:
+            add_clipped(total, [p.grad_sample for p in self._parameters], self.declared.sensitivity)
+            for p in self._parameters:
                 p.grad_sample = None
-        sums = [p.summed_grad for p in parameters]
-        self._processes.add_up(sums)
-        if not torch.stack([total.isfinite().all() for total in sums]).all():  # one wait for a GPU, not one for each
+        self._processes.add_up([total])
+        if not total.isfinite().all():
             raise UserError("a gradient is not finite; lower the learning rate or check the images")
-        return sums
+        return total
 
     def _check_public(self, public: PublicRows) -> None:
         if self._gradients.rows_per_example != 1:
@@ -207,3 +214,31 @@ class DpSgd(PrivateLoop[DpSgdStep]):
     def _draw(self, index: int) -> np.ndarray:
         """The records of a step."""
         return self._poisson_batch(index, self._n)
+
+
+def add_clipped(total: Tensor, gradients: Sequence[Tensor], max_grad_norm: float) -> None:
+    """Adds to `total` the sum over examples of their gradients, each clipped over all parameters together.
+
+    Args:
+        total: float64 [P], changed in place.
+        gradients: per parameter [B, *shape], of any floating-point dtype; P numbers an example in all.
+        max_grad_norm: L2 norm that the sum moves by at most when one example is left out, rounding included.
+    """
+    flat = [g.detach().flatten(1).float() for g in gradients]
+    bound = max_grad_norm * (1 - ROUNDING)
+    weights = (bound / torch.stack([_squared_norms(g) for g in flat]).sum(0).sqrt().clamp(min=bound)).float()
+    for part, g in zip(total.split([g.shape[1] for g in flat]), flat, strict=True):
+        if g.is_cuda:  # few large kernels, and float64 costs little there
+            part.add_(g.mul_(weights[:, None]).sum(0, dtype=torch.float64))
+            continue
+        for rows in range(0, len(g), SUMMED):
+            part.add_(torch.mv(g[rows : rows + SUMMED].T, weights[rows : rows + SUMMED]))
+
+
+def _squared_norms(g: Tensor) -> Tensor:
+    """float64 [B] of float32 [B, p]."""
+    whole = g.shape[1] // NORM_BLOCK * NORM_BLOCK
+    parts = [g[:, :whole].unflatten(1, (-1, NORM_BLOCK)).norm(dim=2)] if whole else []
+    if whole < g.shape[1]:
+        parts.append(g[:, whole:].norm(dim=1, keepdim=True))
+    return torch.cat(parts, 1).double().square().sum(1)

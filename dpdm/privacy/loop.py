@@ -9,7 +9,7 @@ import numpy as np
 from dpdm.checkpoint import Checkpoint
 from dpdm.errors import UserError
 from dpdm.privacy.ledger import Event, Ledger
-from dpdm.rng import Streams
+from dpdm.privacy.noise import NoCopy, Randomness
 
 
 class Stateful(Protocol):
@@ -22,15 +22,20 @@ class Stateful(Protocol):
         """The inverse."""
 
 
-class Step:
+class Step(NoCopy):
     """One private step; its release must be taken exactly once."""
 
     def __init__(self, loop: "PrivateLoop", index: int):
         self._loop, self.index, self.done = loop, index, False
 
-    def _begin(self) -> None:
+    def _check(self) -> None:
         if self.done:
             raise RuntimeError("one private step can be updated only once")
+        if self._loop.closed:
+            raise RuntimeError(f"{self._loop.name}: the loop is closed; a step kept from it releases nothing more")
+
+    def _begin(self) -> None:
+        self._check()
         self.done = True
         self._loop.count_step()  # before anything is released; an empty batch counts as well
 
@@ -38,7 +43,7 @@ class Step:
 StepType = TypeVar("StepType", bound=Step)
 
 
-class PrivateLoop(Generic[StepType]):
+class PrivateLoop(NoCopy, Generic[StepType]):
     """Iterates over exactly `steps` private steps of one planned mechanism.
 
     Args:
@@ -55,13 +60,14 @@ class PrivateLoop(Generic[StepType]):
         steps: int,
         ledger: Ledger,
         event: int,
-        rng: Streams,
+        rng: Randomness,
         checkpoint: Checkpoint,
         stateful: Sequence[Stateful],
     ):
         self.name = name
         self.declared = ledger.events[event]
         self.released_grad_norm = 0.0
+        self.closed = False
         self._steps, self._ledger, self._event = steps, ledger, event
         self._rng, self._checkpoint, self._stateful = rng, checkpoint, tuple(stateful)
         self._next: int | None = None  # the first step not yet handed out; None before a checkpoint was looked for
@@ -94,10 +100,11 @@ class PrivateLoop(Generic[StepType]):
 
     def _poisson_batch(self, index: int, n: int) -> np.ndarray:
         """Poisson sampling: every one of n records independently with the declared `sample_rate`."""
-        return np.flatnonzero(self._rng.numpy("poisson", index).random(n) < self.declared.sample_rate)
+        return np.flatnonzero(self._rng.uniform("poisson", index, count=n) < self.declared.sample_rate)
 
     def close(self) -> None:
         """Further private steps are impossible."""
+        self.closed = True
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds: the event as spent so far, and every stateful object of the loop."""

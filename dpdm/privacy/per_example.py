@@ -3,258 +3,451 @@
 The privacy unit is one example, which may stand in several rows: row `k * B + b` is row k of example b
 (draw-major). Laid out so, activations [K * B, C, H, W] are also [K, B * C, H, W], a free view, and the weight
 gradient of a convolution with `groups = B` over that batch of K *is* the stack of B per-example gradients,
-already summed over the rows; B group norms side by side likewise. Linear and Embedding have direct formulas. A
-module with any other parametrised layer falls back to Opacus' hooks, which hold K * B gradients, then summed.
+already summed over the rows; B group norms side by side likewise. Linear, LayerNorm and Embedding have direct
+formulas. A module in which any other layer is trained takes `torch.func.vmap` over the examples instead: each
+gradient is that of a loss which saw one example alone, whatever the layers are.
 """
 
 import functools
+import math
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from dpdm.errors import UserError
 
+# What torch raises where a layer or a loss does something that an engine cannot follow.
+FOREIGN = (RuntimeError, TypeError, AttributeError, IndexError, ValueError, NotImplementedError)
+
 
 class PerExampleGradients:
-    """Fills `p.grad_sample` ([B, *p.shape]) of every trainable parameter of `module`.
+    """Fills `p.grad_sample` ([B, *p.shape], in the parameter's dtype) of every trainable parameter of `module`.
 
     Args:
-        module: layers that treat every row of the batch on its own (no batch norm).
+        module: layers that treat every row of the batch on its own, as far as `validate` can see.
         rows_per_example: K, how many rows of the forward batch belong to one example.
-        engine: "auto"; "hooks" to force the reference path; "vmap" for losses that themselves differentiate through
-            the module (a gradient penalty): exact second-order gradients by torch.func, slow on convolutions.
+        engine: "auto": our functions where they know every trained layer, else "vmap", with a warning. "vmap": also
+            for losses that themselves differentiate through the module (a gradient penalty); exact second-order
+            gradients by torch.func, slow on convolutions.
 
     Attributes:
-        module: what the loss must call.
+        module: what the loss must call: the module itself.
+        is_fast: whether our functions compute the gradients.
 
     Raises:
-        UserError: a layer mixes rows or has no per-example gradient; the message names it.
+        UserError: `validate` refuses the module.
     """
 
     def __init__(self, module: nn.Module, rows_per_example: int = 1, engine: str = "auto"):
         if rows_per_example < 1:
             raise UserError(f"rows_per_example (the noise multiplicity) must be at least 1, got {rows_per_example}")
-        _refuse_mixing_layers(module)
+        if engine not in ("auto", "vmap"):
+            raise UserError(f"per-example gradients have no engine {engine!r}; take 'auto' or 'vmap'")
+        validate(module)
+        self.module = module
         self.rows_per_example = rows_per_example
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._closed = False
+        self._parameters = _trainable(module)
+        self._batch = _Batch(rows_per_example)
         self._layers: list[nn.Module] = []
-        self._contiguous = []
-        self.is_fast = False
-        self.is_vmap = engine == "vmap"
-        if self.is_vmap:
-            self.module = _Functional(module)
-            return
         self._forwards: list[int] = []
-        self._counter = module.register_forward_pre_hook(lambda _, inputs: self._forwards.append(len(inputs[0])))
-        layers = {name: layer for name, layer in module.named_modules() if list(layer.parameters(recurse=False))}
-        foreign = [f"{name} ({type(layer).__name__})" for name, layer in layers.items() if not _is_fast(layer)]
+        self._counter = module.register_forward_pre_hook(self._count, with_kwargs=True)
+        trained = {name: m for name, m in module.named_modules() if any(p.requires_grad for p in _own(m))}
+        foreign = [_called(name, layer) for name, layer in trained.items() if not _is_fast(layer)]
         if foreign and engine == "auto":
             warnings.warn(
-                f"layer {foreign[0]} has no fast per-example gradient: the whole module takes the slower path",
+                f"{foreign[0]} has no fast per-example gradient: the whole module takes the slower path",
                 stacklevel=2,
             )
         self.is_fast = not foreign and engine == "auto"
         if self.is_fast:
-            self.module, self._layers = module, list(layers.values())
-            for layer in self._layers:
-                function = functools.partial(_FAST[type(layer)], layer, rows_per_example)
-                layer.forward = function  # on the instance: shadows the class's, until `close`
-        else:
-            # Opacus 1.6 silently computes wrong gradients where a convolution's input is not contiguous.
-            self._contiguous = [layer.register_forward_pre_hook(_contiguous_inputs) for layer in layers.values()]
-            from opacus import GradSampleModule  # late: see accounting
-
-            try:
-                self.module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
-            except NotImplementedError as error:
-                raise UserError(f"a layer cannot be trained privately: {error}") from error
+            for name, layer in trained.items():
+                # On the instance: shadows the class's, until `close`.
+                layer.forward = functools.partial(_forward, layer, _called(name, layer), self._batch)
+                self._layers.append(layer)
 
     def backward(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
-        """Calls `row_losses` (one forward, one loss per row) and leaves the gradient of each example's mean loss.
+        """Calls `row_losses` and leaves the gradient of each example's mean loss, and no other trace.
+
+        An empty batch has gradients [0, *p.shape]; the loss is not called for it.
 
         Args:
-            row_losses: maps images [B, ...] and labels [B] to losses [K * B]. The engine "vmap" shows it one example
-                at a time, vectorised: [1, ...] to [K], with any number of forward passes.
+            row_losses: maps images [B, ...] and labels [B] to losses [K * B], with one forward pass of `module`. The
+                engine "vmap" shows it one example at a time, vectorised: [1, ...] to [K], with any number of forward
+                passes.
 
         Raises:
-            RuntimeError: not exactly one forward pass, or another number of rows than K * B: both would silently
+            RuntimeError: not exactly one forward pass, or another number of losses than rows: both would silently
                 change the privacy unit.
-            UserError: a loss is not finite.
+            UserError: a loss is not finite, `validate` refuses the module by now, a forward pass changes a buffer or
+                a parameter, a parameter's gradient would be lost, or a layer cannot be differentiated per example.
         """
-        if self.is_vmap:
-            self._backward_vmap(row_losses, images, labels)
-            return
-        examples = len(labels)
-        rows = self.rows_per_example * examples
-        self._forwards.clear()
+        if self._closed:
+            raise UserError("these per-example gradients were closed; no private step can be made with them")
+        validate(self.module)
+        if [id(p) for p in _trainable(self.module)] != [id(p) for p in self._parameters]:
+            raise UserError(
+                "the module's trainable parameters changed since private training began; freeze or replace before it"
+            )
         for p in self._parameters:
             p.grad_sample = None
-        losses = row_losses(images, labels)
-        if self._forwards != [rows] or losses.shape != (rows,):
-            raise RuntimeError(
-                f"a private step needs one forward pass over {rows} rows ({self.rows_per_example} per example) and "
-                f"one loss per row, got forward passes over {self._forwards} rows and losses {tuple(losses.shape)}"
-            )
-        if not torch.isfinite(losses).all():
-            raise UserError("the loss is not finite; lower the learning rate or check the images")
-        (losses.float().sum() / self.rows_per_example).backward()
-        for p in self._parameters:
-            if self.is_fast and p.grad is not None:
-                raise RuntimeError(
-                    f"a parameter {tuple(p.shape)} was used outside its layer, where its per-example gradient is lost; "
-                    "use it through the layer alone"
-                )
-            p.grad = None
-            if p.grad_sample is None:  # a parameter that this forward did not use
-                p.grad_sample = p.new_zeros((examples, *p.shape))
-                continue
-            if len(p.grad_sample) != (examples if self.is_fast else rows):
-                raise RuntimeError(
-                    f"a layer's input did not have the batch's {rows} rows on its first axis: what was folded into "
-                    "that axis would be clipped piece by piece; keep it on another one"
-                )
-            if not self.is_fast:
-                p.grad_sample = p.grad_sample.view(self.rows_per_example, examples, *p.shape).sum(0)
-
-    def _backward_vmap(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
-        wrapper: _Functional = self.module
-        trainable = {name: p for name, p in wrapper.inner.named_parameters() if p.requires_grad}
-
-        def example_loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            wrapper.parameters_now = parameters
-            losses = row_losses(image[None], label[None])
-            if losses.shape != (self.rows_per_example,):
-                raise RuntimeError(
-                    f"a private step needs {self.rows_per_example} losses per example, got {tuple(losses.shape)}"
-                )
-            return losses.mean()
-
-        example_gradients = torch.func.vmap(
-            torch.func.grad_and_value(example_loss), in_dims=(None, 0, 0), randomness="different"
-        )
-        try:
-            gradients, losses = example_gradients({k: p.detach() for k, p in trainable.items()}, images, labels)
-        finally:
-            wrapper.parameters_now = None
-        if not torch.isfinite(losses).all():
-            raise UserError("the loss is not finite; lower the learning rate or check the images")
-        for name, p in trainable.items():
-            p.grad_sample = gradients[name]
+        gradients: Sequence[Tensor] = [p.new_zeros((0, *p.shape)) for p in self._parameters]
+        if len(labels):
+            with torch.enable_grad(), _state_unchanged(self.module):
+                gradients = (self._fast if self.is_fast else self._vmap)(row_losses, images, labels)
+        for p, gradient in zip(self._parameters, gradients, strict=True):
+            p.grad_sample = gradient
 
     def close(self) -> None:
-        """Removes every hook and attribute from the module."""
-        if not self.is_vmap:
-            self._counter.remove()
+        """Removes every hook and attribute from the module; `backward` is impossible from then on."""
+        if self._closed:
+            return
+        self._closed = True
+        self._counter.remove()
         for layer in self._layers:
             del layer.forward
-        if not self.is_fast and not self.is_vmap:
-            self.module.to_standard_module()
-            for hook in self._contiguous:
-                hook.remove()
         for p in self._parameters:
             for name in ("grad_sample", "summed_grad"):
                 if hasattr(p, name):
                     delattr(p, name)
 
+    def _count(self, _: nn.Module, inputs: tuple, named_inputs: dict) -> None:
+        if self._batch.rows:
+            tensors = [t for t in (*inputs, *named_inputs.values()) if isinstance(t, Tensor) and t.ndim]
+            self._forwards.append(len(tensors[0]) if tensors else 0)
 
-class _Functional(nn.Module):
-    """Calls `inner` with the parameters that torch.func differentiates by; outside a backward pass with its own."""
+    def _fast(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
+        batch, examples = self._batch, len(labels)
+        rows = self.rows_per_example * examples
+        self._forwards.clear()
+        batch.rows = rows
+        try:
+            with _explained(self.module, everywhere=False):
+                losses = _tensor(row_losses(images, labels))
+            if self._forwards != [rows] or losses.shape != (rows,):
+                raise RuntimeError(
+                    f"a private step needs one forward pass over {rows} rows ({self.rows_per_example} per example) "
+                    f"and one loss per row, got forward passes over {self._forwards} rows and losses "
+                    f"{tuple(losses.shape)}"
+                )
+            _check_finite(losses)
+            if not losses.requires_grad:
+                raise UserError("the loss does not depend on any trainable parameter of the module")
+            batch.gradients = {}
+            total = _at_least_float32(losses).sum() / self.rows_per_example
+            with _explained(self.module):
+                outside = torch.autograd.grad(total, self._parameters, allow_unused=True)
+            self._refuse_outside(outside)
+            found = batch.gradients
+            return [found.get(p, p.new_zeros((examples, *p.shape))) for p in self._parameters]
+        finally:
+            batch.rows, batch.gradients = 0, None
+            self._forwards.clear()
 
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-        self.parameters_now: dict[str, Tensor] | None = None
+    def _vmap(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
+        position = {id(p): i for i, p in enumerate(self._parameters)}
+        slots = [
+            (holder, name, position[id(p)])
+            for holder in self.module.modules()
+            for name, p in holder._parameters.items()
+            if id(p) in position
+        ]
+        attributes = [(holder, dict(vars(holder))) for holder in self.module.modules()]
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        if self.parameters_now is None:
-            return self.inner(*inputs)
-        return torch.func.functional_call(self.inner, self.parameters_now, inputs)
+        def example_loss(parameters: list[Tensor], image: Tensor, label: Tensor) -> Tensor:
+            for holder, name, i in slots:  # in every place, so that tied weights and penalties on weights count
+                holder._parameters[name] = parameters[i]
+            losses = _tensor(row_losses(image[None], label[None]))
+            if losses.shape != (self.rows_per_example,):
+                raise _BrokenUnit(
+                    f"a private step needs {self.rows_per_example} losses per example, got {tuple(losses.shape)}"
+                )
+            return _at_least_float32(losses).mean()
+
+        vectorised = torch.func.vmap(
+            torch.func.grad_and_value(example_loss), in_dims=(None, 0, 0), randomness="different"
+        )
+        try:
+            with _explained(self.module):
+                gradients, losses = vectorised([p.detach() for p in self._parameters], images, labels)
+        finally:
+            for holder, name, i in slots:
+                holder._parameters[name] = self._parameters[i]
+            for holder, before in attributes:  # a tensor that was kept in the forward pass is of no use after it
+                vars(holder).clear()
+                vars(holder).update(before)
+        _check_finite(losses)
+        if losses.requires_grad:  # by a way that does not lead through the module's own names
+            with _explained(self.module):
+                outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)
+            self._refuse_outside(outside)
+        return [gradient.detach() for gradient in gradients]
+
+    def _refuse_outside(self, outside: Sequence[Tensor | None]) -> None:
+        """Raises where autograd found a way to a parameter that is not the engine's."""
+        lost = {id(p) for p, gradient in zip(self._parameters, outside, strict=True) if gradient is not None}
+        for name, layer in self.module.named_modules():
+            for key, p in layer._parameters.items():
+                if id(p) in lost:
+                    advice = (
+                        "use it through the layer alone, or ask for second_order=True"
+                        if self.is_fast
+                        else "take it from the module inside the loss, not from before"
+                    )
+                    raise UserError(
+                        f"parameter {key!r} of {_called(name, layer)} was used outside its layer, where its "
+                        f"per-example gradient is lost; {advice}"
+                    )
 
 
-def _refuse_mixing_layers(module: nn.Module) -> None:
-    from opacus.validators import ModuleValidator  # late: see accounting
+def validate(module: nn.Module) -> None:
+    """Refuses what no per-example gradient is right for, by flags alone; nothing is computed.
 
+    Batch norm with running statistics passes in eval mode: there it is a fixed function of one row.
+
+    Raises:
+        UserError: a layer mixes rows or keeps statistics of them, a parameter has no real-valued dense gradient, or
+            nothing can be trained; the message names layer and reason.
+    """
     for name, layer in module.named_modules():
-        errors = [] if any(layer.children()) else ModuleValidator.validate(layer, strict=False)
-        if errors:
-            kind = type(layer).__name__
-            raise UserError(f"layer {name or 'module'} ({kind}) cannot be trained privately: {errors[0]}")
+        if reason := _unfit(layer):
+            raise UserError(f"{_called(name, layer)} cannot be trained privately: {reason}")
+    if not _trainable(module):
+        raise UserError(f"the module ({type(module).__name__}) has no trainable parameters")
 
 
-def _contiguous_inputs(_: nn.Module, inputs: tuple) -> tuple:
-    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+def _unfit(layer: nn.Module) -> str | None:
+    """Why `layer` alone, without its children, cannot be in a module that is trained privately."""
+    if any(is_lazy(t) for t in (*_own(layer), *layer._buffers.values())):
+        return "its parameters have no shape yet; run the module once on a public batch"
+    if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+        return "it normalises by statistics of the batch; take group norm, or eval mode with running statistics"
+    if isinstance(layer, _InstanceNorm) and layer.training and layer.running_mean is not None:
+        return "it keeps running statistics of the examples; set track_running_stats=False"
+    if layer.training and any(
+        type(part).__name__ in ("SpectralNorm", "_SpectralNorm") for part in (layer, *layer._forward_pre_hooks.values())
+    ):
+        return "spectral norm changes its buffers in training mode; use eval mode or another normalisation"
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        for option, why in _UNFIT_EMBEDDING.items():
+            if getattr(layer, option):
+                return f"{option}={getattr(layer, option)} {why}; leave it out"
+    if any(p.is_quantized or (p.requires_grad and p.is_complex()) for p in _own(layer)):
+        return "its parameters are quantised or complex; train real floating-point ones"
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "it is TorchScript, whose layers cannot be reached; give the module that it was made from"
+    if type(layer).get_extra_state is not nn.Module.get_extra_state:
+        return "it saves an extra state of its own making, which may hold private data; keep state in buffers"
+    return None
+
+
+_UNFIT_EMBEDDING = {
+    "max_norm": "changes the weights in the forward pass",
+    "scale_grad_by_freq": "makes a gradient depend on the other examples of the batch",
+    "sparse": "gives sparse gradients",
+}
+
+
+def _own(layer: nn.Module) -> list[nn.Parameter]:
+    return [p for p in layer._parameters.values() if p is not None]
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _called(name: str, layer: nn.Module) -> str:
+    return f"layer {name} ({type(layer).__name__})" if name else f"the module ({type(layer).__name__})"
+
+
+def _check_finite(losses: Tensor) -> None:
+    if not torch.isfinite(losses).all():
+        raise UserError("the loss is not finite; lower the learning rate or check the images")
+
+
+def _tensor(losses: object) -> Tensor:
+    if not isinstance(losses, Tensor):
+        raise UserError(f"a loss must give a tensor with one loss per row, got {type(losses).__name__}")
+    return losses
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _BrokenUnit(RuntimeError):
+    """Of ours, to be passed on as it is."""
+
+
+@contextmanager
+def _explained(module: nn.Module, everywhere: bool = True) -> Iterator[None]:
+    """Turns what torch raises inside a layer, or with `everywhere` anywhere, into a UserError that names the layer."""
+    try:
+        yield
+    except (UserError, _BrokenUnit, torch.OutOfMemoryError):
+        raise
+    except FOREIGN as error:
+        names = {id(layer): _called(name, layer) for name, layer in module.named_modules()}
+        place = None
+        for frame, _ in traceback.walk_tb(error.__traceback__):  # from the loss inwards: the last one is innermost
+            for variable in ("self", "layer"):
+                place = names.get(id(frame.f_locals.get(variable)), place)
+        if place is None and not everywhere:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{place or 'the loss'} cannot be differentiated example by example: {reason}") from error
+
+
+@contextmanager
+def _state_unchanged(module: nn.Module) -> Iterator[None]:
+    """Refuses a forward pass that changes buffers or parameters, and puts the buffers back whatever happens.
+
+    What a pass over private images leaves in a buffer is a release outside the ledger.
+    """
+    layers = list(module.named_modules())
+    buffers = [(layer, {key: (b, None if b is None else b.clone()) for key, b in layer._buffers.items()})
+               for _, layer in layers]  # fmt: skip
+    versions = [{key: (p, p._version) for key, p in layer._parameters.items() if p is not None} for _, layer in layers]
+    changed = []
+    try:
+        yield
+    finally:
+        for (name, _), (layer, before) in zip(layers, buffers, strict=True):
+            for key in layer._buffers.keys() | before.keys():
+                b, copy = before.get(key, (None, None))
+                if not _is_same(layer._buffers.get(key), copy):
+                    changed.append(f"buffer {key!r} of {_called(name, layer)}")
+                if b is not None and not _is_same(b, copy):
+                    with torch.no_grad():
+                        b.copy_(copy)
+            layer._buffers.clear()
+            layer._buffers.update({key: b for key, (b, _) in before.items()})
+    for (name, layer), before in zip(layers, versions, strict=True):
+        changed += [f"parameter {k!r} of {_called(name, layer)}" for k, (p, v) in before.items() if p._version != v]
+    if changed:
+        raise UserError(
+            f"{changed[0]} is changed by the forward pass: what private images leave there is a release outside the "
+            "ledger; keep it fixed, or compute it from what was released"
+        )
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    try:
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    except RuntimeError:  # a tensor that torch.func left behind
+        return False
+
+
+@dataclass(eq=False)
+class _Batch:
+    """What the fast functions know of the backward pass under way.
+
+    Attributes:
+        k: K, rows per example.
+        rows: K * B while a loss is computed and differentiated; 0 outside, where every layer is its plain self.
+        gradients: per-example gradients by parameter, while `backward` collects them. None during the loss: what that
+            differentiates itself is no example's gradient.
+    """
+
+    k: int
+    rows: int = 0
+    gradients: dict[nn.Parameter, Tensor] | None = None
+
+    def add(self, p: Tensor | None, gradient: Tensor | None) -> None:
+        """Adds a [B, *p.shape] gradient; a parameter that is used twice in one forward sums both uses."""
+        if p is not None and p.requires_grad:
+            value = gradient.reshape(-1, *p.shape).to(p.dtype)
+            self.gradients[p] = self.gradients[p] + value if p in self.gradients else value
 
 
 def _is_fast(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-        return False
-    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.padding_idx is not None):
-        return False
-    # Another parametrisation (spectral or weight norm) hides the real weight behind names of its own.
-    return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"}
+    # Another parametrisation (spectral or weight norm) hides the real weight behind names of its own; a forward on
+    # the instance is somebody else's.
+    return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"} and "forward" not in vars(layer)
 
 
-def _accumulate(p: Tensor | None, gradient: Tensor | None) -> None:
-    """Adds a [B, *p.shape] gradient; a parameter that is used twice in one forward sums both uses."""
-    if p is not None and p.requires_grad:
-        value = gradient.reshape(-1, *p.shape).to(p.dtype)
-        p.grad_sample = value if p.grad_sample is None else p.grad_sample + value
+def _forward(layer: nn.Module, called: str, batch: _Batch, input: Tensor, *args, **kwargs) -> Tensor:
+    """What a layer computes while the fast engine is on it."""
+    if not batch.rows:
+        return type(layer).forward(layer, input, *args, **kwargs)
+    function, axes = _FAST[type(layer)]
+    if input.ndim < axes(layer) or len(input) != batch.rows:
+        raise UserError(
+            f"{called} got an input {tuple(input.shape)} without the batch's {batch.rows} rows on its first axis: what "
+            "is folded into that axis would be clipped piece by piece; keep it on another one"
+        )
+    return function(layer, batch, input, *args, **kwargs)
 
 
-# Each function below computes a layer as usual, but in backward leaves per-example gradients on the layer's
-# parameters, in place of the ordinary weight gradient, which is never computed. k is K, the rows per example; b is B,
-# the examples; x is the input, g the gradient of the output.
+# Each function below computes a layer as usual, but in backward leaves per-example gradients in the batch, in place
+# of the ordinary weight gradient, which is never computed. k is K, the rows per example; b is B, the examples; x is
+# the input, g the gradient of the output.
 
 
-class _Conv2d(torch.autograd.Function):
+class _Conv(torch.autograd.Function):
+    """Of one to three axes, transposed or not."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, k: int) -> Tensor:
-        out = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer, padding, output_padding, batch: _Batch):
+        name = f"conv_transpose{len(padding)}d" if layer.transposed else f"conv{len(padding)}d"
+        last = (output_padding, layer.groups, layer.dilation) if layer.transposed else (layer.dilation, layer.groups)
+        out = getattr(F, name)(x, weight, bias, layer.stride, padding, *last)
         ctx.save_for_backward(x.to(out.dtype), weight)
-        ctx.layer, ctx.k = layer, k
+        ctx.layer, ctx.batch = layer, batch
+        ctx.geometry = (layer.stride, padding, layer.dilation, layer.transposed, output_padding)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
         x, weight = ctx.saved_tensors
-        layer, k, b = ctx.layer, ctx.k, len(g) // ctx.k
+        layer, k, b = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k
         g = g.contiguous()
-        gradients = _pointwise_gradients if _is_pointwise(layer) else _grouped_gradients
-        weights, biases = gradients(x, g, layer, k, b)
-        _accumulate(layer.weight, weights)
-        _accumulate(layer.bias, biases)
+        if ctx.batch.gradients is not None:
+            gradients = _pointwise_gradients if _is_pointwise(layer, ctx.geometry) else _grouped_gradients
+            weights, biases = gradients(x, g, layer, ctx.geometry, k, b)
+            ctx.batch.add(layer.weight, weights)
+            ctx.batch.add(layer.bias, biases)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.ops.aten.convolution_backward(
-                g, x, weight.to(g.dtype), None, layer.stride, layer.padding, layer.dilation, False, (0, 0),
-                layer.groups, (True, False, False),
-            )[0]  # fmt: skip
-        return grad_x, None, None, None, None
+                g, x, weight.to(g.dtype), None, *ctx.geometry, layer.groups, (True, False, False)
+            )[0]
+        return grad_x, None, None, None, None, None, None
 
 
-def _grouped_gradients(x: Tensor, g: Tensor, layer: nn.Conv2d, k: int, b: int) -> tuple[Tensor, Tensor | None]:
-    """Of weights [B * O, C / groups, kh, kw] and biases [B * O]: B convolutions as groups of one, over a batch of K."""
-    channels = b * layer.out_channels
-    weight = g.new_empty((channels, *layer.weight.shape[1:]))  # only its shape is read
+def _grouped_gradients(x: Tensor, g: Tensor, layer: nn.Module, geometry: tuple, k: int, b: int):
+    """Of all B weights and biases, first axes joined: B convolutions as groups of one, over a batch of K."""
+    weight = g.new_empty((b * len(layer.weight), *layer.weight.shape[1:]))  # only its shape is read
     with_bias = layer.bias is not None
     _, weights, biases = torch.ops.aten.convolution_backward(
-        g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), weight, [channels] if with_bias else None,
-        layer.stride, layer.padding, layer.dilation, False, (0, 0), b * layer.groups, (False, True, with_bias),
+        g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), weight,
+        [b * layer.out_channels] if with_bias else None, *geometry, b * layer.groups, (False, True, with_bias),
     )  # fmt: skip
     return weights, biases
 
 
-def _is_pointwise(layer: nn.Conv2d) -> bool:
+def _is_pointwise(layer: nn.Module, geometry: tuple) -> bool:
     """Whether a convolution is one matrix product per pixel."""
-    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    stride, padding, _, transposed, _ = geometry
+    return not transposed and layer.groups == 1 and {*layer.kernel_size, *stride} == {1} and {*padding} == {0}
 
 
-def _pointwise_gradients(x: Tensor, g: Tensor, layer: nn.Conv2d, k: int, b: int) -> tuple[Tensor, Tensor | None]:
+def _pointwise_gradients(x: Tensor, g: Tensor, layer: nn.Module, geometry: tuple, k: int, b: int):
     """What `_grouped_gradients` gives, as one matrix product per example and row: 1.3 to 10 times as fast on a CPU."""
     gk, xk = g.view(k, b, layer.out_channels, -1), x.reshape(k, b, layer.in_channels, -1)
     weights = torch.bmm(gk[0], xk[0].mT)
@@ -265,90 +458,143 @@ def _pointwise_gradients(x: Tensor, g: Tensor, layer: nn.Conv2d, k: int, b: int)
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Linear, k: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Linear, batch: _Batch) -> Tensor:
         out = F.linear(x, weight, bias)
         ctx.save_for_backward(x.to(out.dtype), weight)
-        ctx.layer, ctx.k = layer, k
+        ctx.layer, ctx.batch = layer, batch
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
         x, weight = ctx.saved_tensors
-        layer, k, b = ctx.layer, ctx.k, len(g) // ctx.k
-        gk, xk = (t.reshape(k, b, -1, t.shape[-1]) for t in (g, x))
-        _accumulate(layer.bias, gk.sum((0, 2)))
-        _accumulate(layer.weight, torch.einsum("kbto,kbti->boi", gk, xk))
+        layer, k, b = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k
+        if ctx.batch.gradients is not None:
+            gk, xk = (t.reshape(k, b, -1, t.shape[-1]) for t in (g, x))
+            ctx.batch.add(layer.bias, gk.sum((0, 2)))
+            ctx.batch.add(layer.weight, torch.einsum("kbto,kbti->boi", gk, xk))
         grad_x = g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, None
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.GroupNorm, k: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.GroupNorm, batch: _Batch) -> Tensor:
         x = x.contiguous()
-        n, c = x.shape[:2]
-        pixels = x[0, 0].numel()
+        n, c, *pixels = x.shape
         out, mean, rstd = torch.native_group_norm(
-            x, weight.to(x.dtype), bias.to(x.dtype), n, c, pixels, layer.num_groups, layer.eps
-        )
+            x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), n, c, math.prod(pixels),
+            layer.num_groups, layer.eps,
+        )  # fmt: skip
         ctx.save_for_backward(x, mean, rstd, weight)
-        ctx.layer, ctx.k = layer, k
+        ctx.layer, ctx.batch = layer, batch
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
         x, mean, rstd, weight = ctx.saved_tensors
-        layer, k = ctx.layer, ctx.k
+        layer, k = ctx.layer, ctx.batch.k
         # As for convolutions: B group norms side by side over a batch of K, whose gradient of the (repeated) weight
         # is the stack of per-example ones.
-        b, c = len(g) // k, x.shape[1]
+        b, (_, c, *pixels) = len(g) // k, x.shape
+        collect = ctx.batch.gradients is not None
         grad_x, weights, biases = torch.ops.aten.native_group_norm_backward(
             g.to(x.dtype).contiguous().view(k, b * c, -1), x.view(k, b * c, -1), mean.view(k, -1), rstd.view(k, -1),
-            weight.to(x.dtype).repeat(b), k, b * c, x[0, 0].numel(), b * layer.num_groups,
-            (ctx.needs_input_grad[0], True, True),
+            weight.to(x.dtype).repeat(b), k, b * c, math.prod(pixels), b * layer.num_groups,
+            (ctx.needs_input_grad[0], collect, collect),
         )  # fmt: skip
-        _accumulate(layer.weight, weights)
-        _accumulate(layer.bias, biases)
+        if collect:
+            ctx.batch.add(layer.weight, weights)
+            ctx.batch.add(layer.bias, biases)
         return None if grad_x is None else grad_x.view(x.shape), None, None, None, None
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.LayerNorm, batch: _Batch) -> Tensor:
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+        out, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.layer, ctx.batch = layer, batch
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        x, mean, rstd, weight = ctx.saved_tensors
+        layer, k, b, shape = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k, ctx.layer.normalized_shape
+        g = g.to(x.dtype)
+        if ctx.batch.gradients is not None:
+            ctx.batch.add(layer.weight, (g * (x - mean) * rstd).reshape(k, b, -1, *shape).sum((0, 2)))
+            ctx.batch.add(layer.bias, g.reshape(k, b, -1, *shape).sum((0, 2)))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.native_layer_norm_backward(
+                g, x, shape, mean, rstd, weight, None, (True, False, False)
+            )[0]
+        return grad_x, None, None, None, None
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, indices: Tensor, weight: Tensor, layer: nn.Embedding, k: int) -> Tensor:
+    def forward(ctx, indices: Tensor, weight: Tensor, layer: nn.Embedding, batch: _Batch) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.layer, ctx.k = layer, k
+        ctx.layer, ctx.batch = layer, batch
         return F.embedding(indices, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
         (indices,) = ctx.saved_tensors
-        layer, b = ctx.layer, len(g) // ctx.k
-        out = g.new_zeros((b, *layer.weight.shape))
-        example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
-        example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
-        _accumulate(layer.weight, out.index_put_((example, indices), g, accumulate=True))
+        layer, b = ctx.layer, len(g) // ctx.batch.k
+        if ctx.batch.gradients is not None:
+            g = _at_least_float32(g)
+            out = g.new_zeros((b, *layer.weight.shape))
+            example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
+            example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
+            out.index_put_((example, indices), g, accumulate=True)
+            if layer.padding_idx is not None:
+                out[:, layer.padding_idx] = 0  # as in torch: the padding's row is not trained
+            ctx.batch.add(layer.weight, out)
         return None, None, None, None
 
 
-def _conv2d(layer: nn.Conv2d, k: int, x: Tensor) -> Tensor:
-    return _Conv2d.apply(x, layer.weight, layer.bias, layer, k)
+def _conv(layer: nn.Module, batch: _Batch, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    padding, output_padding = layer.padding, layer.output_padding
+    if layer.transposed:
+        output_padding = tuple(
+            layer._output_padding(
+                x, output_size, layer.stride, padding, layer.kernel_size, len(layer.kernel_size), layer.dilation
+            )
+        )
+    elif isinstance(padding, str) or layer.padding_mode != "zeros":
+        # Padded here, in the order of F.pad (last axis first), so that a convolution without padding is left.
+        if padding == "same":
+            totals = [d * (size - 1) for d, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+            sides = [(total // 2, total - total // 2) for total in totals]
+        else:
+            sides = [(p, p) for p in ([0] * len(layer.kernel_size) if padding == "valid" else padding)]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, [side for pair in reversed(sides) for side in pair], mode=mode)
+        padding = (0,) * len(sides)
+    return _Conv.apply(x, layer.weight, layer.bias, layer, padding, output_padding, batch)
 
 
-def _linear(layer: nn.Linear, k: int, x: Tensor) -> Tensor:
-    return _Linear.apply(x, layer.weight, layer.bias, layer, k)
+def _affine(function: type[torch.autograd.Function], layer: nn.Module, batch: _Batch, x: Tensor) -> Tensor:
+    return function.apply(x, layer.weight, layer.bias, layer, batch)
 
 
-def _group_norm(layer: nn.GroupNorm, k: int, x: Tensor) -> Tensor:
-    if not layer.affine:
-        return F.group_norm(x, layer.num_groups, None, None, layer.eps)
-    return _GroupNorm.apply(x, layer.weight, layer.bias, layer, k)
+def _embedding(layer: nn.Embedding, batch: _Batch, indices: Tensor) -> Tensor:
+    return _Embedding.apply(indices, layer.weight, layer, batch)
 
 
-def _embedding(layer: nn.Embedding, k: int, indices: Tensor) -> Tensor:
-    return _Embedding.apply(indices, layer.weight, layer, k)
-
-
-_FAST = {nn.Conv2d: _conv2d, nn.Linear: _linear, nn.GroupNorm: _group_norm, nn.Embedding: _embedding}
+# How a layer is computed, and how many axes its input has at least; fewer would be a layer's unbatched form.
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FAST = {
+    **dict.fromkeys(_CONVOLUTIONS, (_conv, lambda layer: 2 + len(layer.kernel_size))),
+    nn.Linear: (functools.partial(_affine, _Linear), lambda _: 2),
+    nn.GroupNorm: (functools.partial(_affine, _GroupNorm), lambda _: 2),
+    nn.LayerNorm: (functools.partial(_affine, _LayerNorm), lambda layer: 1 + len(layer.normalized_shape)),
+    nn.Embedding: (_embedding, lambda _: 1),
+}

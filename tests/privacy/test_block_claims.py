@@ -10,9 +10,8 @@ from torch import nn
 from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
-from dpdm.privacy import Budget, Ledger, PoissonBlocks, PrivateData, ShardBlocks
+from dpdm.privacy import Budget, Ledger, PoissonBlocks, PrivateData, Randomness, ShardBlocks
 from dpdm.progress import Log
-from dpdm.rng import Streams
 
 FAKES = torch.zeros(3, 1, 2, 2)
 
@@ -25,7 +24,9 @@ def random_images(n: int, seed: int = 0) -> ImageSet:
 def blocks(images: ImageSet, params, epsilon=math.inf, seed=0, prepare=None, checkpoint=None, keep=()):
     ledger = Ledger(images.meta.n, 1e-3, epsilon, "rdp")
     plan = [params.mechanism("g", images.meta.n)]
-    door = PrivateData(images, plan, Budget(epsilon, 1e-3), "rdp", Streams(seed), ledger, checkpoint=checkpoint)
+    door = PrivateData(
+        images, plan, Budget(epsilon, 1e-3), "rdp", Randomness.repeatable(seed), ledger, checkpoint=checkpoint
+    )
     return door.block_gradients("g", params, prepare, keep), ledger
 
 
@@ -193,7 +194,12 @@ def test_misuse_is_refused():
     with pytest.raises(UserError, match="shards = 9 is more than the 8"):
         ShardBlocks(steps=1, max_block_norm=1.0, shards=9).mechanism("g", 8)
     door = PrivateData(
-        images, [KINDS[0].mechanism("g", 8)], Budget(1.0, 1e-3), "rdp", Streams(0), Ledger(8, 1e-3, 1.0, "rdp")
+        images,
+        [KINDS[0].mechanism("g", 8)],
+        Budget(1.0, 1e-3),
+        "rdp",
+        Randomness.repeatable(0),
+        Ledger(8, 1e-3, 1.0, "rdp"),
     )
     with pytest.raises(UserError, match="planned as poisson_subsampled_gaussian"):
         door.block_gradients("g", KINDS[1])

@@ -8,9 +8,8 @@ import torch
 
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
-from dpdm.privacy import Budget, DpSgdParams, Ledger, Mechanism, PrivateData
+from dpdm.privacy import Budget, DpSgdParams, Ledger, Mechanism, PrivateData, Randomness
 from dpdm.privacy.door import RELEASE_CHUNK
-from dpdm.rng import Streams
 
 
 def images(n: int, seed: int = 0) -> ImageSet:
@@ -25,7 +24,7 @@ def door(
     sensitivities = sensitivities or [1.0] * len(names)
     plan = [Mechanism.gaussian(*planned) for planned in zip(names, shares, sensitivities, strict=True)]
     ledger = Ledger(data.meta.n, 1e-4, epsilon, "rdp")
-    return PrivateData(data, plan, Budget(epsilon, 1e-4), "rdp", Streams(seed, "privacy"), ledger)
+    return PrivateData(data, plan, Budget(epsilon, 1e-4), "rdp", Randomness.repeatable(seed), ledger)
 
 
 def pixels(x, y):
@@ -169,7 +168,12 @@ def test_dpsgd_with_another_recipe_than_planned_is_refused():
     data = images(10)
     planned = DpSgdParams(expected_batch_size=5, steps=3, max_grad_norm=1.0)
     d = PrivateData(
-        data, [planned.mechanism("n", 10)], Budget(1.0, 1e-3), "rdp", Streams(0), Ledger(10, 1e-3, 1.0, "rdp")
+        data,
+        [planned.mechanism("n", 10)],
+        Budget(1.0, 1e-3),
+        "rdp",
+        Randomness.repeatable(0),
+        Ledger(10, 1e-3, 1.0, "rdp"),
     )
     net = torch.nn.Linear(1, 1)
     for change in ({"steps": 4}, {"expected_batch_size": 6}):
@@ -192,4 +196,4 @@ def test_a_used_ledger_is_refused():
     d = door(images(10), "s", epsilon=1.0)
     d.release_sum("s", pixels, 1.0)
     with pytest.raises(UserError, match="empty ledger"):
-        PrivateData(images(10), [Mechanism.gaussian("s")], d.budget, "rdp", Streams(0), d.ledger)
+        PrivateData(images(10), [Mechanism.gaussian("s")], d.budget, "rdp", Randomness.repeatable(0), d.ledger)

@@ -19,7 +19,7 @@ from dpdm.config import RunSpec, spec_json
 from dpdm.data import ImageSet, write_images
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData
+from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData, Randomness
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.progress import Log
 from dpdm.provenance import provenance
@@ -250,16 +250,16 @@ class TwoLoops:
         with Streams(0).torch_default("net"):
             net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
         optimizer = torch.optim.Adam(net.parameters())
-        ratios = zip(self.names, (1, 2), strict=True)
-        plan = tuple(self.params.mechanism(name, images.meta.n, ratio) for name, ratio in ratios)
+        loops = dict(zip(self.names, (self.params, self.params.model_copy(update={"max_grad_norm": 0.5})), strict=True))
+        plan = tuple(p.mechanism(name, images.meta.n, ratio) for ratio, (name, p) in enumerate(loops.items(), 1))
         ledger = Ledger(n=images.meta.n, delta=1e-3, target_epsilon=5.0, accountant="rdp")
         private = PrivateData(
-            images, plan, Budget(5.0, 1e-3), "rdp", Streams(0), ledger,
+            images, plan, Budget(5.0, 1e-3), "rdp", Randomness.repeatable(0), ledger,
             checkpoint=Checkpoint(path, "print", Log("test"), 0.0),
         )  # fmt: skip
         done = []
-        for name, clip in zip(self.names, (1.0, 0.5), strict=True):
-            dp = private.dpsgd(name, net, optimizer, self.params.model_copy(update={"max_grad_norm": clip}))
+        for name, params in loops.items():
+            dp = private.dpsgd(name, net, optimizer, params)
             for step in dp:
                 if (name, step.index) == die_at:
                     raise Killed

@@ -15,7 +15,7 @@ from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.privacy import Budget, Ledger, PrivateData
+from dpdm.privacy import Budget, Ledger, PrivateData, Randomness
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -41,7 +41,9 @@ def door(images: ImageSet, epsilon: float = math.inf, seed: int = 0) -> PrivateD
         n=images.meta.n, delta=budget.delta, target_epsilon=epsilon, accountant="rdp", coordinates={}, recipe={},
         provenance={},
     )  # fmt: skip
-    return PrivateData(images, _kernel.plan_releases(params(), images.meta), budget, "rdp", Streams(seed), ledger)
+    return PrivateData(
+        images, _kernel.plan_releases(params(), images.meta), budget, "rdp", Randomness.repeatable(seed), ledger
+    )
 
 
 def fit(impl: str, images: ImageSet, epsilon: float = math.inf, seed: int = 0, **changes):

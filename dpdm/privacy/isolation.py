@@ -1,0 +1,146 @@
+"""The swap test: a record's gradient must not depend on the other records of its batch.
+
+DP-SGD's sensitivity is one clip norm only where every record acts on its own gradient alone. Batch statistics, mixup,
+negatives or class weights taken from the batch, or rows laid out in another order than draw-major break that, and no
+layer shows it. So before the first step the loss is tried on random images: all records but one are replaced, at equal
+size and equal draws, and that one's gradient must stay. The images are public; the private ones are never looked at.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpdm.data import ImageMeta
+from dpdm.errors import UserError
+from dpdm.privacy.per_example import PerExampleGradients
+from dpdm.rng import Streams
+
+TOLERANCE = 1e-4  # of the gradient's norm; records on their own give 0 or a rounding
+SIZES = (2, 7, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
+SECONDS = 0.4
+
+# What replaces the other records: factor on the images' contrast, share of labels that are not the record's. They
+# change the histogram of the labels, and the record's place among the losses: lower than the others', then higher.
+SHARP, GREY, SOFT = (4.0, 1.0), (0.02, 0.5), (0.5, 1.0)
+
+
+class SwapTest:
+    """Runs the test where it has to be run: once for every loss, state of the module and shape of the images.
+
+    Args:
+        gradients: the engine that the private steps use.
+        meta: of the private images: their shape and number of classes, both public.
+        max_size: the largest chunk of a step.
+    """
+
+    def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, max_size: int):
+        self._gradients = gradients
+        self._shape, self._classes = meta.shape, max(1, meta.num_classes)
+        self._sizes = [size for size in SIZES if size <= max_size] or [max_size][: max_size > 1]
+        self._passed: set[Any] = set()
+
+    def run(self, row_losses: Callable[[Tensor, Tensor], Tensor], module: nn.Module) -> None:
+        """Tries `row_losses` unless it was tried already.
+
+        Args:
+            row_losses: what a private step differentiates; see `DpSgdStep.update`.
+            module: the module in training, whose parameters are moved a little meanwhile (a layer that starts at
+                zero would hide what comes before it) and put back.
+
+        Raises:
+            UserError: a record's gradient moved; the message says which parameter's, and by how much.
+        """
+        key = _identity(row_losses), _signature(module)
+        if key in self._passed:
+            return
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        start = time.monotonic()
+        with _moved(list(parameters.values())):
+            for size in self._sizes:
+                spent = time.monotonic() - start
+                if size != self._sizes[0] and spent * (1 + size / self._sizes[0]) > SECONDS:
+                    break
+                self._try(row_losses, parameters, size)
+        self._passed.add(key)
+
+    def _try(self, row_losses: Callable, parameters: dict[str, nn.Parameter], size: int) -> None:
+        device = next(iter(parameters.values())).device
+        images, labels = self._batch(size, "first", device)
+        labels = labels[:1].expand(size).contiguous()
+        first = self._backward(row_losses, parameters, images, labels)
+        if any(moved > TOLERANCE for moved in _movement(first, self._backward(row_losses, parameters, images, labels))):
+            raise UserError(
+                "the loss gives another gradient when it is called again with the same records; it must "
+                "draw from torch's default generator on the CPU, and remember nothing"
+            )
+        middle = size // 2
+        trials = ((middle, SHARP), (middle, GREY), (size - 1, SOFT), (0, SHARP))
+        for number, (kept, (contrast, differing)) in enumerate(trials):
+            others, other_labels = self._batch(size, f"other/{number}", device)
+            others = (others * contrast).clamp(-1, 1)
+            differ = torch.arange(size, device=device) < differing * size
+            other_labels = torch.where(differ, (labels + 1 + other_labels) % self._classes, labels)
+            others[kept], other_labels[kept] = images[kept], labels[kept]
+            second = self._backward(row_losses, parameters, others, other_labels)
+            movement = _movement([g[kept] for g in first], [g[kept] for g in second])
+            worst = max(range(len(movement)), key=movement.__getitem__)
+            if movement[worst] > TOLERANCE:
+                raise UserError(
+                    f"the loss mixes records: when the other {size - 1} of {size} random records were "
+                    f"replaced, record {kept}'s gradient of {list(parameters)[worst]} moved by "
+                    f"{movement[worst]:.2g} of its size; let the loss of a row depend on its own record alone (no batch "
+                    "statistics, mixup, negatives or weights from the batch), rows draw-major (row k * B + b)"
+                )
+
+    def _batch(self, size: int, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        rng = Streams(0, f"swap test/{size}")
+        images = torch.rand((size, *self._shape), generator=rng.torch(f"{name}/images")) - 0.5
+        labels = torch.randint(max(1, self._classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
+        return images.to(device), labels.to(device)
+
+    def _backward(
+        self, row_losses: Callable, parameters: dict[str, nn.Parameter], images: Tensor, labels: Tensor
+    ) -> list[Tensor]:
+        with Streams(0, "swap test").torch_default("loss"):
+            self._gradients.backward(row_losses, images.clone(), labels.clone())
+        found = [p.grad_sample.detach().float() for p in parameters.values()]
+        for p in parameters.values():
+            p.grad_sample = None
+        return found
+
+
+def _movement(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float]:
+    """How far each parameter's gradient moved, relative to itself or, where it is small, to a tenth of all."""
+    norms = torch.stack([g.norm() for g in before])
+    moved = torch.stack([(a - b).norm() for a, b in zip(before, after, strict=True)])
+    return (moved / norms.clamp(min=0.1 * float(norms.norm())).clamp(min=1e-30)).tolist()
+
+
+@contextmanager
+def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Adds a little noise to the parameters inside the block; afterwards they are bit for bit what they were."""
+    saved = [p.detach().clone() for p in parameters]
+    generator = Streams(0, "swap test").torch("parameters")
+    try:
+        for p, old in zip(parameters, saved, strict=True):
+            noise = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
+            p.data.add_(noise * (0.02 + 0.1 * old.float().square().mean().sqrt()).to(p.dtype))
+        yield
+    finally:
+        for p, old in zip(parameters, saved, strict=True):
+            p.data.copy_(old)
+
+
+def _identity(row_losses: Any) -> Any:
+    """What stays equal when a loop makes the same closure anew at every step."""
+    inner = getattr(row_losses, "func", row_losses)  # of functools.partial
+    return getattr(inner, "__code__", inner)
+
+
+def _signature(module: nn.Module) -> tuple:
+    layers = tuple((name, type(layer), layer.training) for name, layer in module.named_modules())
+    return layers, tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in module.named_parameters())
