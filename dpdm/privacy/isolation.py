@@ -40,7 +40,7 @@ class SwapTest:
     def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, max_size: int):
         self._gradients = gradients
         self._shape, self._classes = meta.shape, max(1, meta.num_classes)
-        self._sizes = [size for size in SIZES if size <= max_size] or [max_size][: max_size > 1]
+        self._sizes = [size for size in SIZES if size <= max_size]
         self._passed: set[Any] = set()
 
     def run(self, row_losses: Callable[[Tensor, Tensor], Tensor], module: nn.Module) -> None:
@@ -63,7 +63,7 @@ class SwapTest:
         with _moved(list(parameters.values())):
             for size in self._sizes:
                 began = time.process_time()
-                if began - start + per_record * size > SECONDS:
+                if per_record and began - start + per_record * size > SECONDS:
                     break
                 self._try(row_losses, parameters, size, start + SECONDS)
                 per_record = (time.process_time() - began) / size

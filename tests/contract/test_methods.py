@@ -4,6 +4,7 @@
 """
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from dpdm.data import ImageSet, balanced_labels, load_dataset
 from dpdm.errors import UserError
 from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIER_FAMILIES
 from dpdm.method import load_method, prepare_run, train
-from dpdm.privacy import DpSgd, PrivateData, dpsgd, epsilon_spent
+from dpdm.privacy import DpSgd, PrivateData, dpsgd, epsilon_spent, isolation
 from dpdm.privacy.block import BlockGradients
+from dpdm.privacy.isolation import SwapTest
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -233,6 +235,17 @@ def test_a_private_loss_draws_anew_for_every_chunk(run, images, fitted, monkeypa
     assert change < 1e-5  # sums round otherwise in another order
 
 
+def test_a_private_loss_passes_the_whole_swap_test(run, images, monkeypatch):
+    """At every size that its chunks can have, whatever time that takes: records do not meet in it."""
+    loops, tried = [], []
+    dpsgd_of, try_size = PrivateData.dpsgd, SwapTest._try
+    monkeypatch.setattr(isolation, "SECONDS", math.inf)
+    monkeypatch.setattr(SwapTest, "_try", lambda self, *a: tried.append(a[2]) or try_size(self, *a))
+    monkeypatch.setattr(PrivateData, "dpsgd", lambda self, *a, **k: loops.append(a[0]) or dpsgd_of(self, *a, **k))
+    train(run, images, Log("test"))
+    assert tried == [2, 7] * len(loops)
+
+
 def numbers(state) -> torch.Tensor:
     """All tensors of a model's state side by side."""
     if isinstance(state, dict):
@@ -269,27 +282,34 @@ def test_data_reach_the_model_through_mechanisms_alone(run, images, monkeypatch)
     images: anything that carries data past the noise.
     """
     other = ImageSet(255 - images.images[::-1], (images.labels[::-1] + 3) % 10, 10)
-    assert saved(train(run, images, Log("test"))[0]) != saved(train(run, other, Log("test"))[0])
+    # Other data draw other noise: here they must draw the same.
+    monkeypatch.setattr(ImageSet, "digest", lambda self: "the same")
+    assert outcome(run, images) != outcome(run, other)
+    silence(monkeypatch)
+    assert outcome(run, images) == outcome(run, other)
 
-    def silent_sum(self, vectors, l2_bound, reduce):
-        x, y = self._batch(np.arange(1))
-        return torch.zeros_like(reduce(vectors(x, y)), dtype=torch.float64)
 
-    # The callbacks run as ever, and their results are dropped: what they carry out on the side is seen. Public rows are
-    # not dropped: a record passed off as one is seen.
-    clipped, sums = BlockGradients._clipped, DpSgd._clipped_sums
+def outcome(run, images) -> tuple[bytes, list]:
+    """All that a run publishes but its ledger: the model, and the training curve value by value."""
+    log = Log("test")
+    model, _ = train(run, images, log)
+    return saved(model), log.rows
 
-    def silent_block(self, *arguments):
-        return torch.zeros_like(clipped(self, *arguments))
 
-    def silent_sums(self, losses, count, load, stream):
-        found = sums(self, losses, count, load, stream)
-        return [torch.zeros_like(s) for s in found] if stream.startswith("private/") else found
+def silence(monkeypatch) -> None:
+    """The callbacks of every mechanism run as ever, on all records, and their results are dropped.
 
-    monkeypatch.setattr(PrivateData, "_clipped_total", silent_sum)
-    monkeypatch.setattr(DpSgd, "_clipped_sums", silent_sums)
-    monkeypatch.setattr(BlockGradients, "_clipped", silent_block)
-    assert saved(train(run, images, Log("test"))[0]) == saved(train(run, other, Log("test"))[0])
+    What they carry out on the side is seen. Public rows are not dropped: a record passed off as one is seen.
+    """
+    released, block, sums = PrivateData._clipped_total, BlockGradients._clipped, DpSgd._clipped_sum
+
+    def silent_sum(self, losses, count, load, stream, index):
+        found = sums(self, losses, count, load, stream, index)
+        return torch.zeros_like(found) if stream == "private" else found
+
+    monkeypatch.setattr(PrivateData, "_clipped_total", lambda *a: torch.zeros_like(released(*a)))
+    monkeypatch.setattr(BlockGradients, "_clipped", lambda *a: torch.zeros_like(block(*a)))
+    monkeypatch.setattr(DpSgd, "_clipped_sum", silent_sum)
 
 
 def unread(declared: list[BaseModel], act, monkeypatch) -> set[tuple[str, str]]:

@@ -1,0 +1,255 @@
+"""The swap test: what mixes the records of a batch is refused before its first step, all else passes untouched."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dpdm.data import ImageMeta, ImageSet
+from dpdm.diffusion.denoiser import Denoiser, Edm
+from dpdm.diffusion.loss import row_losses as dpdm_losses
+from dpdm.diffusion.network import NetworkParams, UNet
+from dpdm.errors import UserError
+from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData, Randomness, isolation
+from dpdm.privacy.isolation import SwapTest
+from dpdm.privacy.per_example import PerExampleGradients
+from dpdm.rng import Streams
+
+META = ImageMeta(n=50, shape=(1, 4, 4), num_classes=3)
+
+
+@pytest.fixture(autouse=True)
+def all_sizes(monkeypatch):
+    monkeypatch.setattr(isolation, "SECONDS", math.inf)
+
+
+def make(hidden: int = 8) -> nn.Module:
+    with Streams(0).torch_default("net"):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+
+
+def entropy(net, x, y):
+    return F.cross_entropy(net(x), y, reduction="none")
+
+
+def mixup(net, x, y):
+    share = torch.rand(len(x), 1, 1, 1)
+    return entropy(net, share * x + (1 - share) * x.flip(0), y)
+
+
+def in_batch_negatives(net, x, y):
+    z = net(x)
+    return F.cross_entropy(z @ z.T, torch.arange(len(x)), reduction="none")
+
+
+def batch_standardised(net, x, y):
+    return entropy(net, (x - x.mean(0)) / (x.std(0, unbiased=False) + 1), y)
+
+
+def class_weights(net, x, y):
+    return entropy(net, x, y) / torch.bincount(y, minlength=3).clamp(min=1)[y]
+
+
+def hard_examples(net, x, y):
+    losses = entropy(net, x, y)
+    return losses * (losses >= losses.median())
+
+
+def softmax_weights(net, x, y):
+    losses = entropy(net, x, y)
+    return losses * torch.softmax(losses.detach(), 0)
+
+
+def label_of_the_first(net, x, y):
+    return entropy(net, x, y[:1].expand(len(y)))
+
+
+def only_in_large_batches(net, x, y):
+    return batch_standardised(net, x, y) if len(x) > 16 else entropy(net, x, y)
+
+
+def image_major(net, x, y):
+    return entropy(net, x.repeat_interleave(4, 0) + torch.randn(4 * len(x), 1, 4, 4), y.repeat_interleave(4))
+
+
+def draw_major(net, x, y):
+    return entropy(net, x.repeat(4, 1, 1, 1) + torch.randn(4 * len(x), 1, 4, 4), y.repeat(4))
+
+
+def swap_test(loss, net=None, rows: int = 1, meta: ImageMeta = META, engine: str = "auto", max_size: int = 512):
+    net = net or make()
+    gradients = PerExampleGradients(net, rows, engine)
+    try:
+        SwapTest(gradients, meta, max_size).run(lambda x, y: loss(gradients.module, x, y), net)
+    finally:
+        gradients.close()
+
+
+MIXING = [mixup, in_batch_negatives, batch_standardised, class_weights, hard_examples, softmax_weights,
+          label_of_the_first, only_in_large_batches]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", MIXING)
+def test_a_loss_that_mixes_records_is_refused(loss):
+    with pytest.raises(UserError, match=r"mixes records.*gradient of \d\.(weight|bias) of record \d+.*by [\d.e+-]+"):
+        swap_test(loss)
+
+
+def test_rows_in_image_major_order_are_refused():
+    with pytest.raises(UserError, match=r"mixes records.*draw-major"):
+        swap_test(image_major, rows=4)
+
+
+@pytest.mark.parametrize(("loss", "rows"), [(entropy, 1), (draw_major, 4)])
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_a_loss_of_records_on_their_own_passes(loss, rows, engine):
+    if engine == "vmap" and rows > 1:
+        pytest.skip("the engine shows one record: every order is draw-major")
+    swap_test(loss, rows=rows, engine=engine)
+
+
+def test_a_feature_of_the_whole_minibatch_is_refused():
+    class Minibatch(nn.Module):
+        """The spread of the batch as one more feature, as in many a discriminator."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(16, 4), nn.Linear(5, 3)
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x.flatten(1)))
+            return self.last(torch.cat([h, h.std(0, unbiased=False).mean().expand(len(h), 1)], 1))
+
+    with pytest.raises(UserError, match="mixes records"):
+        swap_test(entropy, Minibatch())
+
+
+def test_what_a_zero_layer_hides_is_found():
+    net = make()
+    nn.init.zeros_(net[3].weight)
+
+    class Hiding(nn.Module):
+        """Records meet in a branch that starts at zero."""
+
+        def __init__(self):
+            super().__init__()
+            self.plain, self.branch = make(), net
+
+        def forward(self, x):
+            return self.plain(x) + self.branch(x - x.mean(0))
+
+    with pytest.raises(UserError, match="mixes records"):
+        swap_test(entropy, Hiding())
+
+
+def test_a_loss_that_draws_elsewhere_or_remembers_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(UserError, match="torch's default generator"):
+        swap_test(lambda net, x, y: entropy(net, x + torch.randn(x.shape, generator=generator), y))
+    calls = []
+    with pytest.raises(UserError, match="remember nothing"):
+        swap_test(lambda net, x, y: calls.append(1) or entropy(net, x, y) * len(calls))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_diffusion_loss_passes_and_its_image_major_twin_does_not(k):
+    net = Denoiser(UNet((1, 4, 4), 3, NetworkParams(channels=8, channel_mult=(1,), attention_resolutions=())), Edm())
+
+    def losses(net, x, y, twist=False):
+        """With `twist` the images are repeated one by one, and what follows takes them for draw-major."""
+        twisted = x.repeat_interleave(k, 0).view(k, len(x), *x.shape[1:]) if twist else x.expand(k, *x.shape)
+
+        class Images:  # stands for `images` in the loss
+            def __len__(self):
+                return len(x)
+
+            def repeat(self, *_):
+                return twisted.reshape(-1, *x.shape[1:])
+
+        return dpdm_losses(net, Edm(), Images(), y, noise_multiplicity=k, label_dropout=0.1, null_label=3)
+
+    swap_test(losses, net, rows=k)
+    if k > 1:
+        with pytest.raises(UserError, match="mixes records"):
+            swap_test(lambda *a: losses(*a, twist=True), net, rows=k)
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_images_without_labels(classes):
+    meta = ImageMeta(n=50, shape=(1, 4, 4), num_classes=classes)
+    swap_test(lambda net, x, y: net(x).square().sum(1) + y, meta=meta)
+    with pytest.raises(UserError, match="mixes records"):
+        swap_test(lambda net, x, y: net(x - x.mean(0)).square().sum(1), meta=meta)
+
+
+def test_nothing_is_left_behind():
+    net = make()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    swap_test(entropy, net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None and not hasattr(p, "grad_sample") for p in net.parameters())
+
+
+def private_loop(net, max_size: int = 512):
+    images = ImageSet(np.zeros((50, 1, 4, 4), np.uint8), np.zeros(50, np.int64), 3)
+    params = DpSgdParams(expected_batch_size=20, steps=6, max_grad_norm=1.0, max_physical_batch_size=max_size)
+    ledger = Ledger(50, 1e-3, 5.0, "rdp")
+    rng = Randomness.repeatable(0)
+    private = PrivateData(images, [params.mechanism("net", 50)], Budget(5.0, 1e-3), "rdp", rng, ledger)
+    return private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.1), params), ledger
+
+
+def test_the_door_runs_it_before_anything_is_released_or_counted():
+    net = make()
+    before = [p.detach().clone() for p in net.parameters()]
+    dp, ledger = private_loop(net)
+    with pytest.raises(UserError, match="net, step 0: the loss mixes records"):
+        next(iter(dp)).update(lambda x, y: batch_standardised(dp.module, x, y))
+    assert ledger.events[0].steps == 0
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+def test_it_never_sees_a_private_image(monkeypatch):
+    dp, _ = private_loop(make())
+    shown = []
+    monkeypatch.setattr(dp, "_images", lambda indices: shown.append(indices))
+    dp.check(lambda x, y: entropy(dp.module, x, y), None)
+    assert not shown
+
+
+def test_it_runs_again_when_the_loss_or_the_module_changes(monkeypatch):
+    net, runs = make(), []
+    tried = SwapTest._try
+    monkeypatch.setattr(SwapTest, "_try", lambda self, *a: runs.append(a[2]) or tried(self, *a))
+    dp, _ = private_loop(net, max_size=2)
+    steps = iter(dp)
+    for _ in range(2):  # a new closure of the same code at every step
+        next(steps).update(lambda x, y: entropy(dp.module, x, y))
+    assert len(runs) == 1
+    net[0].eval()
+    next(steps).update(lambda x, y: entropy(dp.module, x, y))
+    with pytest.raises(UserError, match="mixes records"):
+        next(steps).update(lambda x, y: batch_standardised(dp.module, x, y))
+    assert len(runs) == 3
+
+
+@pytest.mark.parametrize(("max_size", "sizes"), [(1, []), (2, [2]), (5, [2]), (8, [2, 7]), (512, [2, 7, 32])])
+def test_the_sizes_are_those_of_chunks(max_size, sizes, monkeypatch):
+    tried = []
+    monkeypatch.setattr(SwapTest, "_try", lambda self, losses, parameters, size, end: tried.append(size))
+    swap_test(entropy, max_size=max_size)
+    assert tried == sizes
+
+
+def test_what_takes_long_stops_after_the_smallest_size(monkeypatch):
+    tried = []
+    original = SwapTest._try
+    monkeypatch.setattr(SwapTest, "_try", lambda self, *a: tried.append(a[2]) or original(self, *a))
+    monkeypatch.setattr(isolation, "SECONDS", 0.0)
+    swap_test(entropy)
+    assert tried == [2]
