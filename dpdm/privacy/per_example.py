@@ -14,11 +14,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -59,7 +58,6 @@ class PerExampleGradients:
         self._closed = False
         self._parameters = _trainable(module)
         self._batch = _Batch(rows_per_example)
-        self._layers: list[nn.Module] = []
         self._forwards: list[int] = []
         self._counter = module.register_forward_pre_hook(self._count, with_kwargs=True)
         trained = {name: m for name, m in module.named_modules() if any(p.requires_grad for p in _own(m))}
@@ -72,9 +70,8 @@ class PerExampleGradients:
         self.is_fast = not foreign and engine == "auto"
         if self.is_fast:
             for name, layer in trained.items():
-                # On the instance: shadows the class's, until `close`.
-                layer.forward = functools.partial(_forward, layer, _called(name, layer), self._batch)
-                self._layers.append(layer)
+                self._batch.names[layer] = _called(name, layer)
+                layer.forward = functools.partial(_forward, layer, self._batch)  # shadows the class's, until `close`
 
     def backward(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
         """Calls `row_losses` and leaves the gradient of each example's mean loss, and no other trace.
@@ -114,7 +111,7 @@ class PerExampleGradients:
             return
         self._closed = True
         self._counter.remove()
-        for layer in self._layers:
+        for layer in self._batch.names:
             del layer.forward
         for p in self._parameters:
             for name in ("grad_sample", "summed_grad"):
@@ -244,6 +241,8 @@ def _unfit(layer: nn.Module) -> str | None:
                 return f"{option}={getattr(layer, option)} {why}; leave it out"
     if any(p.is_quantized or (p.requires_grad and p.is_complex()) for p in _own(layer)):
         return "its parameters are quantised or complex; train real floating-point ones"
+    if isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "it parts the batch itself; give the module inside, the harness parts batches among processes"
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is TorchScript, whose layers cannot be reached; give the module that it was made from"
     if type(layer).get_extra_state is not nn.Module.get_extra_state:
@@ -358,12 +357,14 @@ class _Batch:
 
     Attributes:
         k: K, rows per example.
+        names: of the layers, for messages.
         rows: K * B while a loss is computed and differentiated; 0 outside, where every layer is its plain self.
         gradients: per-example gradients by parameter, while `backward` collects them. None during the loss: what that
             differentiates itself is no example's gradient.
     """
 
     k: int
+    names: dict[nn.Module, str] = field(default_factory=dict)
     rows: int = 0
     gradients: dict[nn.Parameter, Tensor] | None = None
 
@@ -380,17 +381,32 @@ def _is_fast(layer: nn.Module) -> bool:
     return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"} and "forward" not in vars(layer)
 
 
-def _forward(layer: nn.Module, called: str, batch: _Batch, input: Tensor, *args, **kwargs) -> Tensor:
+def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) -> Tensor:
     """What a layer computes while the fast engine is on it."""
     if not batch.rows:
         return type(layer).forward(layer, input, *args, **kwargs)
     function, axes = _FAST[type(layer)]
     if input.ndim < axes(layer) or len(input) != batch.rows:
         raise UserError(
-            f"{called} got an input {tuple(input.shape)} without the batch's {batch.rows} rows on its first axis: what "
-            "is folded into that axis would be clipped piece by piece; keep it on another one"
+            f"{batch.names[layer]} got an input {tuple(input.shape)} without the batch's {batch.rows} rows on its "
+            "first axis: what is folded into that axis would be clipped piece by piece; keep it on another one"
         )
     return function(layer, batch, input, *args, **kwargs)
+
+
+def _first_order(backward: Callable) -> Callable:
+    """Refuses create_graph=True: what was saved is no part of the second graph, so that gradients would be lost."""
+
+    @functools.wraps(backward)
+    def checked(ctx, g: Tensor):
+        if torch.is_grad_enabled():
+            raise UserError(
+                f"the loss differentiates twice through {ctx.batch.names[ctx.layer]}, where gradients would be lost; "
+                "ask for second_order=True and differentiate by torch.func.grad"
+            )
+        return backward(ctx, g)
+
+    return checked
 
 
 # Each function below computes a layer as usual, but in backward leaves per-example gradients in the batch, in place
@@ -412,7 +428,7 @@ class _Conv(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, g: Tensor):
         x, weight = ctx.saved_tensors
         layer, k, b = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k
@@ -459,13 +475,14 @@ def _pointwise_gradients(x: Tensor, g: Tensor, layer: nn.Module, geometry: tuple
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Linear, batch: _Batch) -> Tensor:
-        out = F.linear(x, weight, bias)
+        # F.linear gives a view where x has more than two axes, and torch forbids in-place work on views from here.
+        out = torch.ops.aten._unsafe_view(F.linear(x.flatten(0, -2), weight, bias), (*x.shape[:-1], len(weight)))
         ctx.save_for_backward(x.to(out.dtype), weight)
         ctx.layer, ctx.batch = layer, batch
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, g: Tensor):
         x, weight = ctx.saved_tensors
         layer, k, b = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k
@@ -491,7 +508,7 @@ class _GroupNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, g: Tensor):
         x, mean, rstd, weight = ctx.saved_tensors
         layer, k = ctx.layer, ctx.batch.k
@@ -520,7 +537,7 @@ class _LayerNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, g: Tensor):
         x, mean, rstd, weight = ctx.saved_tensors
         layer, k, b, shape = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k, ctx.layer.normalized_shape
@@ -544,7 +561,7 @@ class _Embedding(torch.autograd.Function):
         return F.embedding(indices, weight)
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, g: Tensor):
         (indices,) = ctx.saved_tensors
         layer, b = ctx.layer, len(g) // ctx.batch.k
