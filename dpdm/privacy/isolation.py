@@ -115,6 +115,8 @@ class SwapTest:
         found = [p.grad_sample.detach().float() for p in parameters.values()]
         for p in parameters.values():
             p.grad_sample = None
+        if not torch.stack([g.isfinite().all() for g in found]).all():
+            raise UserError("a gradient is not finite on random images; check the loss where it divides or takes roots")
         return found
 
 

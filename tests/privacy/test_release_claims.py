@@ -1,6 +1,8 @@
 """What a one-shot release promises: every record once, clipped, and the noise it declares."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -122,6 +124,151 @@ def test_two_releases_have_independent_noise():
     again = door(images(10), "a", "b", epsilon=1.0, seed=1)
     other = again.release_sum("a", lambda x, y: torch.zeros(len(y), 20_000), 1.0)
     assert abs(float(torch.corrcoef(torch.stack([a, other]))[0, 1])) < 0.04
+
+
+# --- one record at a time ----------------------------------------------------------------------------------------
+
+
+def sorted_chunk(x, y):
+    return x.flatten(1).sort(0).values
+
+
+def centred(x, y):
+    return x.flatten(1) - x.flatten(1).mean(0)
+
+
+def rarity(x, y):
+    return x.flatten(1) / torch.bincount(y, minlength=2)[y][:, None]
+
+
+@pytest.mark.parametrize("statistic", [pixels, sorted_chunk, centred, rarity])
+def test_a_statistic_cannot_see_another_record(statistic):
+    """Whatever it does to its chunk, the release is the sum over records of what it says of each alone."""
+    data = images(40)
+    total = door(data, "s").release_sum("s", statistic, 1.0)
+    x = torch.from_numpy(data.images).float() / 127.5 - 1
+    y = torch.from_numpy(data.labels)
+    alone = torch.cat([statistic(x[i : i + 1], y[i : i + 1]) for i in range(40)]).double()
+    alone = alone * (1 / alone.norm(dim=1, keepdim=True)).clamp(max=1)
+    torch.testing.assert_close(total, alone.sum(0), rtol=1e-5, atol=1e-6)
+    without = ImageSet(data.images[1:], data.labels[1:], 2)
+    assert float((total - door(without, "s").release_sum("s", statistic, 1.0)).norm()) <= 1
+
+
+def remembering():
+    """A label histogram in a closure: no vmap, and every record adds to what the next ones say."""
+    seen = torch.zeros(2)
+
+    def statistic(x, y):
+        seen.add_(torch.nn.functional.one_hot(y, 2)[0])
+        return x.flatten(1).clone()
+
+    return statistic
+
+
+def in_numpy(x, y):
+    return torch.from_numpy(np.sort(x.numpy().reshape(len(x), -1), axis=1))
+
+
+@pytest.mark.parametrize("make", [remembering, lambda: in_numpy])
+def test_what_cannot_be_vectorised_is_shown_records_one_by_one(make):
+    statistic, shown = make(), []
+
+    def spy(x, y):
+        shown.append(x.shape)
+        return statistic(x, y)
+
+    with pytest.warns(UserWarning, match="s: its statistic runs record by record"):
+        total = door(images(7), "s", sensitivities=[100.0]).release_sum("s", spy, 100.0)
+    assert total.shape == (9,)
+    assert shown[-7:] == [(1, 1, 3, 3)] * 7
+
+
+def noisy(x, y):
+    return torch.rand(1, 4)
+
+
+def noisy_in_a_loop(x, y):
+    return torch.rand(1, 4) + float(x.numpy().sum()) * 0
+
+
+@pytest.mark.filterwarnings("ignore:s. its statistic runs record by record")
+@pytest.mark.parametrize("statistic", [noisy, noisy_in_a_loop])
+def test_what_a_statistic_draws_is_drawn_per_record_and_repeats(statistic):
+    before = torch.get_rng_state()
+    kept = []
+    for _ in range(2):
+        seen = []
+
+        def spy(x, y, seen=seen):
+            v = statistic(x, y)
+            seen.append(v)
+            return v
+
+        kept.append(door(images(600), "s", sensitivities=[10.0]).release_sum("s", spy, 10.0))
+    assert torch.equal(*kept)
+    assert float(kept[0].std()) > 0
+    assert kept[0].mean() / 600 == pytest.approx(0.5, abs=0.05)  # one draw for all would be 0 to 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.bfloat16, torch.float16, torch.float64])
+def test_statistics_of_any_real_dtype(dtype):
+    data = images(30)
+    d = door(data, "s", sensitivities=[100.0])
+    total = d.release_sum("s", lambda x, y: (x.flatten(1) > 0).to(dtype), 100.0)
+    assert total.dtype == torch.float64
+    assert total.tolist() == (data.images.reshape(30, -1) >= 128).sum(0).tolist()
+
+
+def test_a_statistic_of_one_number_per_record():
+    assert float(door(images(30), "s").release_sum("s", lambda x, y: torch.ones(len(y)), 1.0)) == 30
+    with pytest.raises(UserError, match="second moment needs"):
+        door(images(30), "s").release_second_moment("s", lambda x, y: torch.ones(len(y)), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("release", ["release_sum", "release_second_moment"])
+def test_rounding_does_not_widen_the_bound(dtype, release):
+    """In the statistic's dtype the sum of 20,000 records would move by 3 bounds (bfloat16) or 1.0003 (float32)."""
+    n = 20_000
+    data = ImageSet(np.full((n, 1, 1, 1), 255, np.uint8), np.zeros(n, np.int64), 2)
+    fewer = ImageSet(data.images[1:], data.labels[1:], 2)
+    bound = 1.0 / 3.0
+
+    def far(x, y):
+        return (x.flatten(1) * torch.tensor([1.0, 0.7, 0.3])).to(dtype) * 1.7
+
+    totals = [getattr(door(d, "s", sensitivities=[bound if release == "release_sum" else bound**2]), release)(
+        "s", far, bound
+    ) for d in (data, fewer)]  # fmt: skip
+    moved = float((totals[0] - totals[1]).norm())
+    limit = bound if release == "release_sum" else bound**2
+    assert 0.999 * limit < moved <= limit * (1 + 1e-9)
+
+
+def test_a_statistic_that_fails_is_a_sentence():
+    for statistic, reason in (
+        (lambda x, y: x.flatten(1) @ torch.ones(5, 5), "its statistic failed: RuntimeError"),
+        (lambda x, y: [1.0], "one vector per record.*got list"),
+        (lambda x, y: torch.ones(1, 3, dtype=torch.complex64), "got torch.complex64"),
+        (lambda x, y: torch.ones(()), r"one vector per record"),
+    ):
+        with pytest.raises(UserError, match=rf"^s: .*{reason}"):
+            door(images(10), "s").release_sum("s", statistic, 1.0)
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_door_cannot_be_copied(copier):
+    """A copy would release again, with the same noise and no event."""
+    with pytest.raises(UserError, match="PrivateData cannot be copied"):
+        copier(door(images(10), "s", epsilon=1.0))
+
+
+def test_two_mechanisms_of_one_plan_share_no_noise():
+    d = door(images(10), "a", "b", epsilon=1.0)
+    a, b = (d.release_sum(name, lambda x, y: torch.zeros(1, 2000), 1.0) for name in ("a", "b"))
+    assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.1
 
 
 def test_infinite_epsilon_is_the_same_path_without_noise():
