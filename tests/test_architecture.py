@@ -29,7 +29,9 @@ MAY_IMPORT = {
     "dpdm.privacy": FOUNDATIONS | {"dpdm.checkpoint", "dpdm.processes", "dpdm.progress"},
     "dpdm.method": FOUNDATIONS
     | {"dpdm.checkpoint", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"},
+    "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
+    "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.evaluation": FOUNDATIONS | {"dpdm.progress"},
     "dpdm.report": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.provenance"},
@@ -214,6 +216,8 @@ BREACHES = [
     ("dpdm", "from dpdm import config", "imports dpdm.config"),
     ("dpdm.provenance", "from dpdm import method", "imports dpdm.method"),
     ("dpdm.plan", "from dpdm.diffusion.method import DPDM", "imports dpdm.diffusion.method.DPDM"),
+    ("dpdm.privacy.audit", "from dpdm.attacks.bounds import Errors", "imports dpdm.attacks.bounds.Errors"),
+    ("dpdm.attacks.white_box", "import baselines.class_mean", "imports baselines.class_mean"),
     ("dpdm.data", "import torch\ntorch.manual_seed(0)", "calls torch.manual_seed"),
     ("baselines.x", "import numpy as np\ndef f():\n    np.random.seed(0)", "calls np.random.seed"),
     ("dpdm.data", "try:\n    pass\nexcept:\n    pass", "has a bare except"),

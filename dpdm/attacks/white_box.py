@@ -1,0 +1,362 @@
+"""The default attack: canaries of the worst kind through the real door, by an attacker who sees every release.
+
+What a run's ledger says it did is done again by `PrivateData`: the same plan, budget, batch size, steps, clip norms
+and number of records. Only the records are ours: each canary owns a coordinate, points along it far beyond the clip
+norm, and is there or not by a fair coin (else its place holds a null record, which contributes nothing). Over all
+releases the attacker adds up the log likelihood ratio of each canary's coordinate: of tests that look at one canary,
+the best (Neyman and Pearson). Which scores to guess in, and which out, is fixed beforehand, on simulated releases of
+what the ledger claims.
+
+- One-shot Gaussian plans: many runs, each with some canaries on coordinates of their own, alternately by `release_sum`
+  and `release_second_moment`. Bounds by the two error rates: of mu, as the plan is Gaussian, and by Clopper-Pearson
+  alone. Both take a canary for an independent trial, which it is where the noise of coordinates is independent.
+- DP-SGD plans: one run, many canaries, each the gradient of one weight of a linear model; one-run auditing.
+- Block gradients: their joint clipping leaves room for one canary, which turns the whole block. Many runs, each with a
+  canary of its own, are one run on all of them, as no record is in two; one-run auditing.
+
+Such canaries see noise, clipping, sampling and accounting. They do not see examples that mix (the swap test's part),
+nor what a method does outside the door.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from dpdm.attacks.bounds import Errors, epsilon_by_errors, epsilon_by_one_run, epsilon_of_mu, mu_by_errors
+from dpdm.config import RunSpec, parse_spec
+from dpdm.data import ImageMeta, ImageSet
+from dpdm.errors import UserError
+from dpdm.method import prepare_run
+from dpdm.privacy import (
+    Budget,
+    DpSgdParams,
+    Event,
+    Ledger,
+    Mechanism,
+    PoissonBlocks,
+    PrivateData,
+    Randomness,
+    ShardBlocks,
+    calibrate,
+)
+from dpdm.provenance import provenance
+from dpdm.rng import Streams
+
+CONFIDENCE = 0.95
+CONFIRMATIONS = 2  # attacks anew, of other randomness, before a bound above the target is believed
+ONE_SHOT_RUNS, ONE_SHOT_CANARIES = 200, 50  # the latter in each run
+CANARIES = 1000  # of one DP-SGD run; all records where there are fewer
+BLOCK_STEPS = 60_000  # that all runs of a plan with block gradients take together, about
+BLOCK_RUNS = (40, 1000)  # at least and at most
+EXCESS = 10.0  # times its clip norm is how far a canary reaches
+SIMULATED_DRAWS = 10_000_000  # of the noise, for the guess rule
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # of all canaries: guessed in, and as many out
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a ledger says was done: all that an attack repeats.
+
+    Args:
+        blocks: by mechanism, how `block_gradients` was asked for; other sampled mechanisms are DP-SGD.
+    """
+
+    plan: tuple[Mechanism, ...]
+    events: tuple[Event, ...]
+    budget: Budget
+    accountant: str
+    n: int
+    blocks: Mapping[str, PoissonBlocks | ShardBlocks]
+
+
+class Played(NamedTuple):
+    """What an attacker learnt about every canary, and the truth."""
+
+    scores: np.ndarray  # log likelihood ratios, float64 [canaries]
+    included: np.ndarray  # bool [canaries]
+
+
+def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Attacks the mechanism that a run's ledger describes.
+
+    Args:
+        value: JSON of the ledger; it decides everything, the attack's randomness included, but the run's seed does not.
+        origin: names it in errors.
+
+    Returns:
+        JSON values: the run's coordinates, recipe, delta, target and provenance, and `attack`: the lower bound
+        `epsilon` with its `method` ("gaussian" or "one_run"), `confidence`, `runs` and `canaries` (in all runs
+        together), what was guessed, and `exceeded`: whether the bound is above the target.
+
+    Raises:
+        UserError: not a ledger; a run without noise or releases; or one whose events are not those that its recipe
+            gives today.
+    """
+    ledger = Ledger.from_json(value, origin)
+    claim = claim_of(ledger, origin)
+    recipe = json.dumps({key: item for key, item in ledger.recipe.items() if key != "seed"}, sort_keys=True)
+    found = attack_claim(claim, recipe)
+    for number in range(CONFIRMATIONS):
+        # One bound in twenty may exceed the truth by chance; the smallest of three does once in 8,000 times.
+        if found["epsilon"] <= ledger.target_epsilon:
+            break
+        found = min(found, attack_claim(claim, f"{recipe}/{number}"), key=lambda one: one["epsilon"])
+    facts = ledger.to_json()
+    return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
+        "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},
+        "provenance": provenance(),
+    }
+
+
+def claim_of(ledger: Ledger, origin: str) -> Claim:
+    """The plan behind a ledger, rebuilt from its recipe and compared with its events.
+
+    Raises:
+        UserError: see `attack`.
+    """
+    if math.isinf(ledger.target_epsilon):
+        raise UserError(f"{origin} is of a run without noise (epsilon inf): it promises nothing that could be attacked")
+    if not ledger.events:
+        raise UserError(f"{origin} holds no event: nothing was released that could be attacked")
+    spec = parse_spec(RunSpec, json.dumps(dict(ledger.recipe)))
+    _, params, plan, budget = prepare_run(spec, ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes))
+    scale = calibrate(plan, budget, ledger.accountant)
+    expected = [mechanism.event(scale) for mechanism in plan]
+    if expected != ledger.events:
+        differing = next((a or b).name for a, b in zip_longest(expected, ledger.events) if a != b)
+        raise UserError(
+            f"{origin}: its recipe gives another event {differing} today than the ledger holds; train the run again"
+        )
+    asked = [part for part in _parts(params) if isinstance(part, PoissonBlocks | ShardBlocks)]
+    blocks = {
+        m.name: part for m in plan for part in asked if part.mechanism(m.name, ledger.n) == replace(m, noise_ratio=1.0)
+    }
+    return Claim(plan, tuple(ledger.events), budget, ledger.accountant, ledger.n, blocks)
+
+
+def attack_claim(claim: Claim, name: str) -> dict[str, Any]:
+    """One attack, in the form of `attack`; equal names give equal randomness."""
+    coins = Streams(0, f"attack/{name}").numpy("coins")
+    if all(event.mechanism == "gaussian" for event in claim.events):
+        certify, shape = by_errors, (ONE_SHOT_RUNS, ONE_SHOT_CANARIES)
+    elif claim.blocks:
+        runs = BLOCK_STEPS // sum(event.steps for event in claim.events)
+        certify, shape = by_one_run, (min(max(runs, BLOCK_RUNS[0]), BLOCK_RUNS[1]), 1)
+    else:
+        certify, shape = by_one_run, (1, min(CANARIES, claim.n))
+    included = coins.random(shape) < 0.5
+    scores = [
+        play(claim, row, Randomness.repeatable(0, "attack", name, str(run)), moments=run % 2 == 1)
+        for run, row in enumerate(included)
+    ]
+    return certify(claim, Played(np.concatenate(scores), included.ravel())) | {"runs": shape[0]}
+
+
+# --- one run of a plan ----------------------------------------------------------------------------------------
+
+
+def play(claim: Claim, included: np.ndarray, rng: Randomness, moments: bool = False) -> np.ndarray:
+    """The log likelihood ratio of every canary after one run of the plan through the door.
+
+    Args:
+        included: bool [canaries], at most n; exactly one where the plan has block gradients.
+        rng: of the door.
+        moments: ask for one-shot releases by `release_second_moment`, where their bound has a root.
+    """
+    canaries = len(included)
+    sampled = any(mechanism.mechanism != "gaussian" for mechanism in claim.plan)
+    labels = np.full(claim.n if sampled else canaries, canaries)  # this class is the null record's
+    labels[:canaries][included] = np.flatnonzero(included)
+    images = ImageSet(np.zeros((len(labels), 1, 1, 1), np.uint8), labels, canaries + 1, "canaries")
+    ledger = Ledger(claim.n, claim.budget.delta, claim.budget.epsilon, claim.accountant)
+    private = PrivateData(images, claim.plan, claim.budget, claim.accountant, rng, ledger)
+    scores = np.zeros(canaries)
+    for event in claim.events:
+        if event.name in claim.blocks:
+            heard = _hear_blocks(private, event, claim.blocks[event.name])
+        elif event.mechanism == "gaussian":
+            heard = _hear_release(private, event, canaries, moments)
+        else:
+            heard = _hear_dpsgd(private, event, canaries)
+        scores += heard
+    if tuple(ledger.events) != claim.events:
+        raise RuntimeError("the attack released otherwise than the ledger says")
+    return scores
+
+
+def log_ratio(event: Event, x: np.ndarray) -> np.ndarray:
+    """log p(x | the canary is in) - log p(x | it is out) of one step.
+
+    Args:
+        x: the released coordinate in units of the sensitivity: noise of std `noise_multiplier`, around 1 in steps that
+            drew the canary, around 0 in others.
+    """
+    drawn = (2 * x - 1) / (2 * event.noise_multiplier**2)
+    q = event.sample_rate
+    return drawn if q == 1 else np.logaddexp(math.log1p(-q), math.log(q) + drawn)
+
+
+def _hear_release(private: PrivateData, event: Event, canaries: int, moments: bool) -> np.ndarray:
+    directions = torch.eye(canaries + 1, canaries, dtype=torch.float64) * EXCESS * event.sensitivity
+    root = math.sqrt(event.sensitivity)
+    if moments and root**2 == event.sensitivity:
+        # A block per canary, of v = (1, 1), so that the noise off the diagonal is heard as well.
+        both = directions[..., None].expand(-1, -1, 2)
+        x = private.release_second_moment(event.name, lambda _, labels: both[labels], root).mean((1, 2)) * 2
+    else:
+        x = private.release_sum(event.name, lambda _, labels: directions[labels], event.sensitivity)
+    return log_ratio(event, x.numpy() / event.sensitivity)
+
+
+class _Listener(torch.optim.Optimizer):
+    """An optimizer that hands its gradients on, and moves nothing."""
+
+    def __init__(self, parameter: nn.Parameter, hear: Callable[[Tensor], None]):
+        super().__init__([parameter], {})
+        self._parameter, self._hear = parameter, hear
+
+    def step(self) -> None:  # type: ignore[override]
+        self._hear(self._parameter.grad)
+
+
+def _hear_dpsgd(private: PrivateData, event: Event, canaries: int) -> np.ndarray:
+    params = DpSgdParams(
+        expected_batch_size=round(event.sample_rate * private.meta.n),
+        steps=event.steps,
+        max_grad_norm=event.sensitivity,
+    )
+    scores = np.zeros(canaries)
+
+    def hear(gradient: Tensor) -> None:
+        total = gradient[0].double().numpy() * params.expected_batch_size
+        np.add(scores, log_ratio(event, total / event.sensitivity), out=scores)
+
+    module = nn.Linear(canaries, 1, bias=False)
+    directions = torch.eye(canaries + 1, canaries)
+    loop = private.dpsgd(event.name, module, _Listener(module.weight, hear), params)
+
+    def losses(_: Tensor, labels: Tensor) -> Tensor:
+        return loop.module(directions[labels])[:, 0] * (EXCESS * event.sensitivity)
+
+    for step in loop:
+        step.update(losses)
+    return scores
+
+
+def _hear_blocks(private: PrivateData, event: Event, params: PoissonBlocks | ShardBlocks) -> np.ndarray:
+    block, scores = torch.zeros(1, dtype=torch.float64), np.zeros(1)
+
+    def gradient(fakes: Tensor, _: Tensor, labels: Tensor, *__: Any) -> Tensor:
+        sign = 1.0 if (labels == 0).any() else -1.0
+        return torch.full_like(fakes, sign * EXCESS * event.sensitivity)
+
+    for step in private.block_gradients(event.name, params):
+        released = step.release(block, gradient).numpy()
+        scores += log_ratio(event, released / event.sensitivity + 0.5)  # from -C to C is one sensitivity
+    return scores
+
+
+# --- guesses --------------------------------------------------------------------------------------------------
+
+
+def simulate(events: Sequence[Event], rng: np.random.Generator) -> Played:
+    """Canaries' scores as the ledger claims them, every other canary included; many, and without the door."""
+    canaries = min(max(SIMULATED_DRAWS // sum(event.steps for event in events), 1000), 200_000)
+    included = np.arange(canaries) % 2 == 0
+    scores = np.zeros(canaries)
+    for event in events:
+        for _ in range(event.steps):
+            drawn = included & (rng.random(canaries) < event.sample_rate)
+            scores += log_ratio(event, drawn + event.noise_multiplier * rng.standard_normal(canaries))
+    return Played(scores, included)
+
+
+def by_errors(claim: Claim, played: Played) -> dict[str, Any]:
+    """The bounds of independent trials, one a canary; thresholds are fixed on a simulation.
+
+    `epsilon` takes the releases for Gaussian, as they are said to be; `epsilon_clopper_pearson`, weaker, does not.
+    """
+    simulated = simulate(claim.events, Streams(0, "attack").numpy("simulation"))
+    positives = int(played.included.sum())
+    thresholds = np.quantile(simulated.scores, np.linspace(0, 1, 101)[1:-1])
+
+    def best(bound: Callable[[Errors], float]) -> float:
+        threshold = max(
+            thresholds, key=lambda t: bound(_errors(simulated, t, len(played.scores) - positives, positives))
+        )
+        return bound(_errors(played, threshold, len(played.scores) - positives, positives))
+
+    delta = claim.budget.delta
+    return {
+        "method": "gaussian",
+        "confidence": CONFIDENCE,
+        "epsilon": best(lambda errors: epsilon_of_mu(mu_by_errors(errors, CONFIDENCE), delta)),
+        "epsilon_clopper_pearson": best(lambda errors: epsilon_by_errors(errors, delta, CONFIDENCE)),
+        "canaries": len(played.scores),
+    }
+
+
+def _errors(played: Played, threshold: float, negatives: int, positives: int) -> Errors:
+    """The errors of guessing "in" above the threshold, scaled to so many trials of both kinds."""
+    guessed_in = played.scores > threshold
+    return Errors(
+        round(float(guessed_in[~played.included].mean()) * negatives), negatives,
+        round(float((~guessed_in[played.included]).mean()) * positives), positives,
+    )  # fmt: skip
+
+
+def by_one_run(claim: Claim, played: Played) -> dict[str, Any]:
+    """The bound of one-run auditing; the share of guesses is fixed on a simulation."""
+    simulated = simulate(claim.events, Streams(0, "attack").numpy("simulation"))
+    canaries, delta = len(played.scores), claim.budget.delta
+
+    def expected(share: float) -> float:
+        guesses, right = _guess(simulated, share)
+        rate, guessed = right / guesses, 2 * round(share * canaries)
+        less_luck = math.sqrt(rate * (1 - rate) * guessed)  # a standard deviation
+        correct = max(math.floor(rate * guessed - less_luck), 0)
+        return epsilon_by_one_run(canaries, guessed, correct, delta, CONFIDENCE)
+
+    return one_run_audit(played, max(SHARES, key=expected), delta)
+
+
+def one_run_audit(played: Played, share: float, delta: float) -> dict[str, Any]:
+    """Guesses the share of highest scores in and the share of lowest scores out, and certifies.
+
+    Args:
+        share: of all canaries, at most a half; fixed without a look at `played`.
+    """
+    guesses, correct = _guess(played, share)
+    canaries = len(played.scores)
+    return {
+        "method": "one_run",
+        "confidence": CONFIDENCE,
+        "epsilon": epsilon_by_one_run(canaries, guesses, correct, delta, CONFIDENCE),
+        "canaries": canaries,
+        "guesses": guesses,
+        "correct": correct,
+    }
+
+
+def _guess(played: Played, share: float) -> tuple[int, int]:
+    """How many guesses were made, and how many were right."""
+    order = np.argsort(played.scores, kind="stable")
+    count = round(share * len(order))
+    outside, inside = order[:count], order[len(order) - count :]
+    return 2 * count, int(played.included[inside].sum() + (~played.included[outside]).sum())
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A method's parameters, and whatever models they hold."""
+    yield value
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _parts(getattr(value, name))
