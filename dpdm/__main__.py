@@ -100,21 +100,33 @@ def verb_train(args: argparse.Namespace) -> None:
 
 
 def verb_audit(args: argparse.Namespace) -> None:
-    """re-derive epsilon from ledgers alone, under both accountants; fails if one is above its target"""
-    from dpdm.privacy.audit import audit, describe_audit, spending
+    """re-derive epsilon from ledgers, under all accountants; fails above a target, or where recipe and events differ"""
+    from dpdm.plan import check_recipe
+    from dpdm.privacy.audit import audit, describe_audit, exported, spending
 
     ledgers = [artifacts.read_json(path) for path in args.ledgers]
     audits = [audit(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
-    for row, path in zip(audits, args.ledgers, strict=True):
+    above = [str(path) for row, path in zip(audits, args.ledgers, strict=True) if not row["passed"]]
+    faults = (
+        [f"epsilon is above its target in {', '.join(above)}: do not publish; train the run again"] if above else []
+    )
+    for row, ledger, path in zip(audits, ledgers, args.ledgers, strict=True):
+        try:
+            row["recipe_checked"] = check_recipe(ledger, str(path))
+        except UserError as error:
+            row |= {"recipe_checked": True, "passed": False}
+            faults.append(str(error))
         print(describe_audit(row, str(path)))
-    failed = [str(p) for row, p in zip(audits, args.ledgers, strict=True) if not row["passed"]]
-    if failed:
-        raise UserError(f"epsilon is above its target in {', '.join(failed)}: do not publish; train the run again")
+    if faults:
+        raise UserError("; ".join(faults))
     if args.out:
         artifacts.write_json(args.out, {"runs": audits})
     if args.spending:
         rows = [spending(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
         artifacts.write_jsonl(args.spending, rows)
+    if args.export:
+        rows = [exported(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
+        artifacts.write_json(args.export, {"runs": rows})
 
 
 def verb_sample(args: argparse.Namespace) -> None:
@@ -379,6 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")
     audit.add_argument("--spending", type=Path, help="where to write how epsilon grew over the steps")
+    audit.add_argument("--export", type=Path, help="where to write the events in the form of Google's dp-accounting")
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
     add(verb_reference, "train", "test", "out", spec=True)

@@ -284,7 +284,7 @@ class RunSpec(Strict):
     epsilon: Epsilon
     delta: float | Literal["1/(2n)"]
     allow_large_delta: bool
-    accountant: Literal["rdp", "prv"]
+    accountant: Literal["rdp", "prv", "pld"]
     noise: Noise = "repeatable"
     seed: Annotated[int, Field(ge=0)]
 
@@ -351,7 +351,7 @@ class Study(Strict):
     datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
     epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-    accountant: Literal["rdp", "prv"] = "rdp"
+    accountant: Literal["rdp", "prv", "pld"] = "rdp"
     noise: Noise = "repeatable"  # secret: from a key of the operating system; for real data, no run can be repeated
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)]
     anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False)] = ANCHORS

@@ -1,21 +1,27 @@
-"""What a study will do, before it does anything: every run's mechanisms, noise and epsilon."""
+"""What a run will do, before it does anything, and whether a ledger says that it did: mechanisms, noise and epsilon."""
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dpdm.config import RunSpec, Study, epsilon_text, parse_params
-from dpdm.data import known_meta
+from dpdm.config import RunSpec, Study, epsilon_text, parse_params, parse_spec
+from dpdm.data import ImageMeta, known_meta
 from dpdm.errors import UserError
-from dpdm.method import prepare_run
-from dpdm.privacy import Event, calibrate, epsilon_spent
+from dpdm.method import load_method, prepare_run
+from dpdm.privacy import Budget, Event, Ledger, Mechanism, calibrate, epsilon_spent
+from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
+from dpdm.privacy.ledger import ACCOUNTANTS
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run and the events it will write into its ledger at most."""
+    """A run, the events it will write into its ledger, and what they cost under each accountant."""
 
     spec: RunSpec
     delta: float
-    epsilon: float
+    epsilons: Mapping[str, float]
     events: tuple[Event, ...]
 
 
@@ -48,16 +54,30 @@ def planned_runs(study: Study) -> list[PlannedRun]:
                         raise UserError(f"{where} on {spec.dataset}: {error}") from error
             key = (plan, budget)
             if key not in calibrated:  # seeds share a calibration
-                scale = calibrate(plan, budget, spec.accountant)
-                events = tuple(mechanism.event(scale) for mechanism in plan)
-                calibrated[key] = events, epsilon_spent(events, budget.delta, spec.accountant)
-            events, epsilon = calibrated[key]
-            planned.append(PlannedRun(spec, budget.delta, epsilon, events))
+                calibrated[key] = _accounted(plan, budget, spec.accountant)
+            planned.append(PlannedRun(spec, budget.delta, *calibrated[key]))
         except UserError as error:
             problems[str(error)] = None
     if problems:
         raise UserError("\n".join(problems))
     return planned
+
+
+def _accounted(
+    plan: Sequence[Mechanism], budget: Budget, accountant: str
+) -> tuple[Mapping[str, float], tuple[Event, ...]]:
+    """What the audit will say of a run: the epsilon of every accountant, and the events.
+
+    Raises:
+        UserError: an accountant has no answer, or one that the audit asks says more than the target.
+    """
+    scale = calibrate(plan, budget, accountant)
+    events = tuple(mechanism.event(scale) for mechanism in plan)
+    epsilons = {name: epsilon_spent(events, budget.delta, name) for name in ACCOUNTANTS}
+    for name in audited_under(accountant):
+        if epsilons[name] > budget.epsilon:
+            raise UserError(f"accountant {name} says {epsilons[name]:g}, above the target epsilon {budget.epsilon:g}")
+    return epsilons, events
 
 
 def describe(study: Study) -> str:
@@ -83,7 +103,8 @@ def describe(study: Study) -> str:
         lines += [
             "",
             f"{spec.method} on {spec.dataset}: target epsilon {epsilon_text(spec.epsilon)}, expected "
-            f"{run.epsilon:.4f} ({spec.accountant}) at delta {run.delta:.3g}",
+            + ", ".join(f"{epsilon:.4f} ({name.upper()})" for name, epsilon in run.epsilons.items())
+            + f" at delta {run.delta:.3g}, noise by {spec.accountant}",
             *(f"    {describe_event(event)}" for event in run.events),
         ]
     return "\n".join(lines)
@@ -96,3 +117,60 @@ def describe_event(event: Event) -> str:
         return f"{event.name}: Gaussian, {noise}"
     kind = "Poisson-subsampled" if event.mechanism == "poisson_subsampled_gaussian" else "one-shard-of-many"
     return f"{event.name}: {event.steps} x {kind} Gaussian, q = {event.sample_rate:.4g}, {noise}"
+
+
+# --- a ledger against its recipe ----------------------------------------------------------------------------------
+
+
+def check_recipe(value: Mapping[str, Any], origin: str) -> bool:
+    """Compares what a ledger (as JSON) says was released with what its own recipe implies, event by event.
+
+    Plan and calibration are made anew from the recipe and the public facts of the ledger: n, shape and classes. Noise
+    multipliers may differ by the tolerance of the calibration, as another version of an accountant finds another one.
+
+    Returns:
+        False if the method cannot be imported here, hence nothing could be compared.
+
+    Raises:
+        UserError: it is no ledger, or it differs from its recipe: the sentence names the event and both values.
+    """
+    ledger = Ledger.from_json(value, origin)
+    try:
+        spec = parse_spec(RunSpec, json.dumps(ledger.recipe))
+    except UserError as error:
+        raise UserError(f"{origin}: the ledger holds no recipe of a run ({error}); train the run again") from error
+    try:
+        load_method(spec.impl)
+    except UserError:
+        return False
+    try:
+        _, _, plan, budget = prepare_run(spec, ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes))
+        scale = calibrate(plan, budget, spec.accountant)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    facts = {
+        "coordinates": (dict(ledger.coordinates), spec.coordinates().model_dump(mode="json")),
+        "target_epsilon": (ledger.target_epsilon, budget.epsilon),
+        "delta": (ledger.delta, budget.delta),
+        "accountant": (ledger.accountant, spec.accountant),
+        "noise": (ledger.noise, spec.noise),
+        "events": ([event.name for event in ledger.events], [mechanism.name for mechanism in plan]),
+    }
+    facts["events"] = tuple(map(sorted, facts["events"]))  # the order of the releases is the method's
+    for name, (found, implied) in facts.items():
+        if found != implied:
+            raise _differs(origin, name, found, implied)
+    recorded = {event.name: event for event in ledger.events}
+    for mechanism in plan:
+        found, implied = recorded[mechanism.name], mechanism.event(scale)
+        for name in ("mechanism", "sample_rate", "steps", "sensitivity"):
+            if getattr(found, name) != getattr(implied, name):
+                raise _differs(f"{origin}, event {found.name!r}", name, getattr(found, name), getattr(implied, name))
+        noises = found.noise_multiplier, implied.noise_multiplier
+        if not math.isclose(*noises, rel_tol=CALIBRATION_TOLERANCE):
+            raise _differs(f"{origin}, event {found.name!r}", "noise_multiplier", *noises)
+    return True
+
+
+def _differs(where: str, name: str, found: Any, implied: Any) -> UserError:
+    return UserError(f"{where}: the ledger says {name} = {found}, its recipe implies {implied}; train the run again")

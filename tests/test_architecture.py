@@ -9,7 +9,18 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NUMERICAL = {"torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "opacus", "torchvision", "torch_fidelity"}
+NUMERICAL = {
+    "torch",
+    "numpy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "opacus",
+    "dp_accounting",
+    "torchvision",
+    "torch_fidelity",
+}
 FOUNDATIONS = {"dpdm.errors", "dpdm.config", "dpdm.artifacts", "dpdm.rng", "dpdm.data"}
 METHOD_MAY = {f"dpdm.{name}" for name in ("method", "privacy", "data", "rng", "config", "progress", "errors")}
 
@@ -42,6 +53,7 @@ MAY_IMPORT = {
 # Libraries that only the named part may import.
 ONLY_IN = {
     "opacus": "dpdm.privacy",
+    "dp_accounting": "dpdm.privacy",
     "torch_fidelity": "dpdm.evaluation",
     "torchvision": "dpdm.evaluation",
     "snakemake": None,

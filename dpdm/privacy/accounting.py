@@ -1,7 +1,7 @@
-"""Accounting: epsilon of a list of events, and the noise that meets a budget. Both accountants are Opacus', but for
-the privacy loss of drawing one of many shards.
+"""Accounting: epsilon of a list of events, and the noise that meets a budget, under three accountants.
 
-Opacus is imported where it is used, in all of `dpdm.privacy`: it takes longer than torch, and the jobs that sample and
+RDP and PRV are Opacus', PLD is Google's dp-accounting; the privacy loss of drawing one of many shards is ours in all
+three. Both libraries are imported where they are used: Opacus takes longer than torch, and the jobs that sample and
 score import this package for the methods' sake and account for nothing.
 """
 
@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import signal, special
 
 from dpdm.errors import UserError
 from dpdm.privacy.ledger import Event
 
-Accountant = Literal["rdp", "prv"]
+Accountant = Literal["rdp", "prv", "pld"]
 
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
+SMALLEST_DELTA = 1e-12  # below, the double precision of the PRV and PLD accountants is not enough
+_NO_NOISE = 1e-3  # a noise multiplier below is accounted for as none
+LARGEST_EPSILON = 1000.0  # of a budget; ten times as much is still accounted for, and beyond it epsilon is called inf
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,15 @@ class Budget:
     delta: float
 
     def __post_init__(self):
-        if not self.epsilon > 0:
-            raise UserError(f"epsilon must be above 0, got {self.epsilon}")
-        if not 0 < self.delta < 1:
-            raise UserError(f"delta must lie between 0 and 1, got {self.delta}")
+        if not (0 < self.epsilon <= LARGEST_EPSILON or self.epsilon == math.inf):
+            raise UserError(
+                f"epsilon must be above 0 and at most {LARGEST_EPSILON:g} (or inf: no noise), got {self.epsilon}"
+            )
+        if not SMALLEST_DELTA <= self.delta < 1:
+            raise UserError(
+                f"delta must lie between {SMALLEST_DELTA:g}, the least that every accountant resolves, and 1, "
+                f"got {self.delta}"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,26 +100,53 @@ class Mechanism:
         )  # fmt: skip
 
 
+class Part(NamedTuple):
+    """`steps` equal compositions."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    categorical: bool = False
+
+
 def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant) -> float:
     """An upper bound of epsilon at `delta` for the composition of `events`.
 
-    Zero without events; inf if any event has no noise. RDP: Mironov 2017, Mironov et al. 2019, conversion of
-    Balle et al. 2020. PRV: Gopi et al. 2021, the upper end of its error interval.
+    RDP: Mironov 2017, Mironov et al. 2019, conversion of Balle et al. 2020. PRV: Gopi et al. 2021, the upper end of its
+    error interval. PLD: Google's dp-accounting, with pessimistic discretisation.
+
+    Returns:
+        At least 0, which it is without events. inf if an event has no noise or next to none, and under PRV and PLD
+        where RDP says more than 10,000: they do not resolve that.
 
     Raises:
-        UserError: the accountant is unknown.
+        UserError: the accountant is unknown, or could not account for these events.
     """
-    history = _history(events)
-    if not history:
-        return 0.0
-    if any(part.noise_multiplier == 0 for part in history):
-        return math.inf
     if accountant not in _ACCOUNTANTS:
         raise UserError(f"unknown accountant {accountant!r}; choose one of {', '.join(_ACCOUNTANTS)}")
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+    return _spent(tuple(_history(events)), delta, accountant)
+
+
+@functools.lru_cache(maxsize=4096)  # seeds share a plan, and an audit repeats what the calibration computed
+def _spent(history: tuple[Part, ...], delta: float, accountant: Accountant) -> float:
+    if not history:
+        return 0.0
+    if any(part.noise_multiplier < _NO_NOISE for part in history):
+        return math.inf
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         # "Optimal order is the largest alpha": a bound all the same. log(1 - q) at q = 1: masked by Opacus itself.
         warnings.simplefilter("ignore")
-        return _ACCOUNTANTS[accountant](history, delta)
+        try:
+            if accountant != "rdp" and epsilon_rdp(history, delta) > 10 * LARGEST_EPSILON:
+                return math.inf
+            epsilon = _ACCOUNTANTS[accountant](history, delta)
+        except (ArithmeticError, ValueError, RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"accountant {accountant} cannot account for {history} at delta = {delta:g} ({error})"
+            ) from error
+    if math.isnan(epsilon):
+        raise UserError(f"accountant {accountant} finds no epsilon (NaN) for {history} at delta = {delta:g}")
+    return max(epsilon, 0.0)
 
 
 def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> list[tuple[int, float]]:
@@ -126,7 +161,7 @@ def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> li
         is no epsilon to speak of.
     """
     happened = [event for event in events if event.steps]
-    if any(event.noise_multiplier == 0 for event in happened):
+    if any(event.noise_multiplier < _NO_NOISE for event in happened):
         return []
     counts = [0 if event.mechanism == "gaussian" else event.steps for event in happened]
     marks = np.unique(np.linspace(0, sum(counts), points + 1).round().astype(int)).tolist()
@@ -137,24 +172,16 @@ def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> li
             part = _part(event)
             one = _rdp_of_step(part.noise_multiplier, part.sample_rate, part.categorical)
             for mark in [m for m in marks if done < m < done + count]:
-                out.append((mark, _epsilon_of_rdp(total + (mark - done) * one, delta)))
+                out.append((mark, _converted(total + (mark - done) * one, delta)[0]))
             total, done = total + event.steps * one, done + count
-            out.append((done, _epsilon_of_rdp(total, delta)))
+            out.append((done, _converted(total, delta)[0]))
     return out
-
-
-class Part(NamedTuple):
-    """`steps` equal compositions."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    categorical: bool = False
 
 
 def _part(event: Event) -> Part:
     categorical = event.mechanism == "categorical_subsampled_gaussian"
-    return Part(event.noise_multiplier, event.sample_rate, event.steps, categorical)
+    # Neither more noise nor a lower rate than these, which arithmetic bears: that can only raise epsilon.
+    return Part(min(event.noise_multiplier, 1e12), max(event.sample_rate, 1e-15), event.steps, categorical)
 
 
 def _history(events: Iterable[Event]) -> list[Part]:
@@ -165,23 +192,32 @@ def _history(events: Iterable[Event]) -> list[Part]:
     """
     history, precision = [], 0.0
     for event in events:
-        if event.steps == 0:
+        part = _part(event)
+        if part.steps == 0:
             continue
-        if event.sample_rate == 1 and event.noise_multiplier > 0:
-            precision += event.steps / event.noise_multiplier**2
+        if part.sample_rate == 1 and part.noise_multiplier >= _NO_NOISE:
+            precision += part.steps / part.noise_multiplier**2
         else:
-            history.append(_part(event))
+            history.append(part)
     if precision > 0:
         history.append(Part(precision**-0.5, 1.0, 1))
     return history
 
 
 def epsilon_rdp(history: list[Part], delta: float) -> float:
-    """Epsilon of a history under the RDP accountant, at its best order."""
-    total = np.zeros(len(_orders()))
-    for z, q, steps, categorical in history:
-        total += steps * _rdp_of_step(z, q, categorical)
-    return _epsilon_of_rdp(total, delta)
+    """Epsilon of a history under the RDP accountant."""
+    return best_rdp(history, delta)[0]
+
+
+def best_rdp(history: list[Part], delta: float) -> tuple[float, float]:
+    """The same, and the order at which it is least."""
+    return _converted(sum(steps * _rdp_of_step(z, q, categorical) for z, q, steps, categorical in history), delta)
+
+
+def largest_loss(history: list[Part], mass: float) -> float:
+    """What the absolute privacy loss of a history exceeds with probability `mass` at most (Mironov 2017)."""
+    total = sum(steps * _rdp_of_step(z, q, categorical) for z, q, steps, categorical in history)
+    return float(np.min(total + math.log(2 / mass) / (np.array(_orders()) - 1)))
 
 
 @functools.cache
@@ -189,7 +225,13 @@ def _orders() -> list[float]:
     """Opacus' end at 63, too low for small epsilon, where the optimal order is near log(1/delta)/epsilon."""
     from opacus.accountants import RDPAccountant
 
-    return [*RDPAccountant.DEFAULT_ALPHAS, *(64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)]
+    return [*RDPAccountant.DEFAULT_ALPHAS, *_HIGH_ORDERS]
+
+
+_HIGH_ORDERS = (
+    *(64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024),
+    *(1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536),
+)
 
 
 @functools.lru_cache(maxsize=1024)  # an audit meets the same mechanism at every seed, and twice in one run
@@ -197,28 +239,97 @@ def _rdp_of_step(noise_multiplier: float, sample_rate: float, categorical: bool)
     """Renyi divergence of one step at each of the orders."""
     from opacus.accountants.analysis import rdp
 
-    if categorical:
-        one = categorical_rdp(sample_rate, noise_multiplier, _orders())
+    orders = _orders()
+    if sample_rate == 1:
+        one = np.array(orders) / (2 * noise_multiplier**2)
+    elif categorical:
+        one = categorical_rdp(sample_rate, noise_multiplier, orders)
     else:
-        one = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=_orders())
+        low = [order for order in orders if order < 1000]  # beyond, binomials of Opacus' sum overflow
+        one = rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=low)
+        one = np.append(one, [_poisson_rdp(sample_rate, noise_multiplier, order) for order in orders[len(low) :]])
     one.flags.writeable = False  # shared by all callers
     return one
 
 
-def _epsilon_of_rdp(total: np.ndarray, delta: float) -> float:
+def _poisson_rdp(sample_rate: float, noise_multiplier: float, order: int) -> float:
+    """Mironov et al. 2019, section 3.3: of whole orders."""
+    log_moment = special.logsumexp(_binomial_terms(sample_rate, noise_multiplier, order))
+    rounding = 1e-15 * special.gammaln(order)
+    return float(max(log_moment, 0.0) + rounding) / (order - 1)
+
+
+def _binomial_terms(q: float, z: float, order: int) -> np.ndarray:
+    """Logarithms of the terms k = 0 ... order of E_N[(dR / dN)^order], by the binomial theorem."""
+    k = np.arange(order + 1)
+    return (
+        special.gammaln(order + 1) - special.gammaln(k + 1) - special.gammaln(order - k + 1)
+        + special.xlog1py(order - k, -q) + k * math.log(q) + (k * k - k) / (2 * z * z)
+    )  # fmt: skip
+
+
+def _converted(total: np.ndarray, delta: float) -> tuple[float, float]:
     from opacus.accountants.analysis import rdp
 
-    return float(rdp.get_privacy_spent(orders=_orders(), rdp=total, delta=delta)[0])
+    epsilon, order = rdp.get_privacy_spent(orders=_orders(), rdp=total, delta=delta)
+    return float(epsilon), float(order)
 
 
 def _epsilon_prv(history: list[Part], delta: float) -> float:
-    from dpdm.privacy.prv import Prv
+    from dpdm.privacy.prv import epsilon_prv
 
-    # An error of half a per cent of epsilon: Opacus' absolute 0.01 would waste 5 % at epsilon = 0.2.
-    eps_error = min(0.01, max(5e-4, 0.005 * epsilon_rdp(history, delta)))
-    accountant = Prv()
-    accountant.history = history
-    return float(accountant.get_epsilon(delta, eps_error=eps_error))
+    return epsilon_prv(history, delta)
+
+
+def _epsilon_pld(history: list[Part], delta: float) -> float:
+    from dpdm.privacy.pld import epsilon_pld
+
+    return epsilon_pld(history, delta)
+
+
+# --- discrete privacy losses: what `prv` and `pld` share ------------------------------------------------------------
+#
+# Both compose by FFT, whose rounding error is absolute: 1e-17 times the number of steps, as large as a delta of 1e-12
+# after 1e5 steps, and of either sign. So masses are tilted by exp(theta loss) before they are composed, with theta + 1
+# the order at which RDP is best: that moves the losses near epsilon to the middle of the distribution, where an error
+# is relative. Tilting commutes with composition, and is undone after it.
+
+
+def tilted(losses: np.ndarray, masses: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
+    """Masses times exp(theta loss), normalised; and the logarithm of what they were divided by."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(masses) + theta * losses
+    log_moment = float(special.logsumexp(logs))
+    return np.exp(logs - log_moment), log_moment
+
+
+def tilted_back(masses: np.ndarray, losses: np.ndarray, theta: float, log_moment: float) -> np.ndarray:
+    """The inverse of `tilted`; what rounding made negative is 0, and no mass is above exp(100) (low losses' noise)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(masses) + (log_moment - theta * losses)
+    return np.where(masses > 0, np.exp(np.minimum(logs, 100)), 0.0)
+
+
+def epsilon_of_losses(losses: np.ndarray, masses: np.ndarray, infinity: float, delta: float) -> float:
+    """The least epsilon >= 0 at which the hockey-stick divergence is at most `delta`.
+
+    Args:
+        losses: evenly spaced, increasing; masses: of each. infinity: the mass of an infinite loss.
+    """
+    if infinity >= delta:
+        return math.inf
+    positive = losses > 0
+    losses, masses = losses[positive], masses[positive]
+    if not len(losses):
+        return 0.0
+    decay = math.exp(-(losses[1] - losses[0])) if len(losses) > 1 else 0.0
+    upper = infinity + masses[::-1].cumsum()[::-1]  # P(loss >= losses[i])
+    lower = signal.lfilter([1.0], [1.0, -decay], masses[::-1])[::-1]  # times exp(losses[i]): the other distribution's
+    exceeding = np.flatnonzero(upper - lower > delta)
+    i = exceeding[-1] + 1 if len(exceeding) else 0  # epsilon lies between the losses before i and at i
+    if i == len(losses):
+        return float(losses[-1])
+    return max(float(losses[i] + math.log((upper[i] - delta) / lower[i])) if upper[i] > delta else 0.0, 0.0)
 
 
 # --- one of many shards -----------------------------------------------------------------------------------------
@@ -251,12 +362,8 @@ def categorical_rdp(sample_rate: float, noise_multiplier: float, orders: Sequenc
         if order <= 11:
             above = _power_above(q, z, order, order + 12 * z)
         else:
-            k = np.arange(order + 1)  # the binomial theorem
-            log_above = special.logsumexp(
-                special.gammaln(order + 1) - special.gammaln(k + 1) - special.gammaln(order - k + 1)
-                + special.xlog1py(order - k, -q) + k * math.log(q) + (k * k - k) / (2 * z * z)
-                + special.log_ndtr((k - 0.5) / z)
-            )  # fmt: skip
+            k = np.arange(order + 1)
+            log_above = special.logsumexp(_binomial_terms(q, z, order) + special.log_ndtr((k - 0.5) / z))
             if log_above > 50:  # all else is below 1
                 return log_above / (order - 1)
             above = math.exp(log_above) - tail
@@ -286,41 +393,87 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(400)
 
 
-_ACCOUNTANTS = {"rdp": epsilon_rdp, "prv": _epsilon_prv}
+_ACCOUNTANTS = {"rdp": epsilon_rdp, "prv": _epsilon_prv, "pld": _epsilon_pld}
+
+
+# --- calibration --------------------------------------------------------------------------------------------------
 
 
 def calibrate(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> float:
-    """The noise scale at which the whole `plan` costs at most `budget`, and at least 0.999 of its epsilon.
+    """The noise scale at which the whole `plan` costs at most `budget`, under all that an audit will ask.
 
-    Returns 0 for epsilon = inf or an empty plan. Bisection on the noise; the side that is returned was
-    checked, so the target is never exceeded.
+    These are `accountant`, PRV and PLD. Under the one of them that says most, the plan costs at least 0.999 of the
+    budget's epsilon: that is `accountant`, unless the error intervals of two tight ones part them.
+
+    Returns 0 for epsilon = inf or an empty plan. The scale that is returned was checked under all three.
 
     Raises:
-        UserError: two mechanisms share a name, or no noise up to 2^40 suffices.
+        UserError: two mechanisms share a name, or an accountant certifies this epsilon for no noise up to 2^40.
     """
     names = [mechanism.name for mechanism in plan]
     if len(set(names)) != len(names):
         raise UserError(f"a privacy plan needs distinct names, got {', '.join(names)}")
     if math.isinf(budget.epsilon) or not plan:
         return 0.0
+    return _calibrated(tuple(plan), budget, accountant)
 
-    def spent(scale: float) -> float:
-        return epsilon_spent([mechanism.event(scale) for mechanism in plan], budget.delta, accountant)
 
-    high = 1.0
-    while spent(high) > budget.epsilon:
-        high *= 2
+@functools.lru_cache(maxsize=1024)
+def _calibrated(plan: tuple[Mechanism, ...], budget: Budget, accountant: Accountant) -> float:
+    scale = None
+    for _ in range(4):
+        for name in audited_under(accountant):
+            if scale is None or _cost(plan, scale, budget.delta, name) > budget.epsilon:
+                scale = _least_scale(plan, budget, name, scale)
+        if all(_cost(plan, scale, budget.delta, name) <= budget.epsilon for name in audited_under(accountant)):
+            return scale
+    raise UserError(f"no noise scale meets epsilon = {budget.epsilon:g} under all of {audited_under(accountant)}")
+
+
+def audited_under(accountant: Accountant) -> tuple[Accountant, ...]:
+    """The accountants whose epsilon must not exceed the target: the declared one, and the two tight ones."""
+    return tuple(dict.fromkeys((accountant, "prv", "pld")))
+
+
+def _cost(plan: Sequence[Mechanism], scale: float, delta: float, accountant: Accountant) -> float:
+    return epsilon_spent([mechanism.event(scale) for mechanism in plan], delta, accountant)
+
+
+def _least_scale(plan: tuple[Mechanism, ...], budget: Budget, accountant: Accountant, guess: float | None) -> float:
+    """The scale at which `accountant` says at most the budget's epsilon, and at least 0.999 of it.
+
+    By false position on log scale and log epsilon, with halving where that stalls. The scale that is returned was
+    evaluated.
+    """
+    target, factor = budget.epsilon, 1.02
+    if guess is None:
+        guess, factor = 1.0, 2.0
+        if accountant != "rdp" and _cost(plan, 2.0**40, budget.delta, "rdp") <= target:
+            guess, factor = _least_scale(plan, budget, "rdp", None), 1.25  # near, and quick to find
+    high = guess
+    while (reached := _cost(plan, high, budget.delta, accountant)) > target:
+        high *= factor
         if high > 2**40:
-            raise UserError(f"no amount of noise meets epsilon = {budget.epsilon:g} at delta = {budget.delta:g}")
-    low = high / 2
-    while low > 1e-3 and spent(low) <= budget.epsilon:
-        low, high = low / 2, low
-    reached = spent(high)
-    while reached < (1 - CALIBRATION_TOLERANCE) * budget.epsilon and high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        epsilon = spent(middle)
-        if epsilon <= budget.epsilon:
+            raise UserError(
+                f"accountant {accountant} certifies epsilon = {target:g} at delta = {budget.delta:g} for no amount of "
+                f"noise; choose a larger epsilon" + (", or accountant pld" if accountant != "pld" else "")
+            )
+    low = high / factor
+    while (above := _cost(plan, low, budget.delta, accountant)) <= target:
+        if low < _NO_NOISE:
+            return low
+        low, high, reached = low / factor, low, above
+    for step in range(200):
+        if reached >= (1 - CALIBRATION_TOLERANCE) * target or high - low <= 1e-9 * high:
+            break
+        share = 0.5
+        if step % 3 < 2 and 0 < reached < above < math.inf:
+            aim = math.log((1 - CALIBRATION_TOLERANCE / 2) * target / reached)
+            share = min(max(aim / math.log(above / reached), 1e-3), 1 - 1e-3)
+        middle = high ** (1 - share) * low**share
+        epsilon = _cost(plan, middle, budget.delta, accountant)
+        if epsilon <= target:
             high, reached = middle, epsilon
         else:
-            low = middle
+            low, above = middle, epsilon
     return high

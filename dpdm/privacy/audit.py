@@ -1,42 +1,76 @@
-"""The audit: epsilon from a ledger alone, under both accountants."""
+"""The audit: epsilon from a ledger alone, under three accountants, and its events in dp-accounting's form."""
 
 import math
 from typing import Any
 
-from dpdm.privacy.accounting import epsilon_along, epsilon_spent
-from dpdm.privacy.ledger import NEIGHBOURING_RELATION, Ledger
+from dpdm.errors import UserError
+from dpdm.privacy.accounting import Budget, audited_under, epsilon_along, epsilon_spent
+from dpdm.privacy.ledger import ACCOUNTANTS, NEIGHBOURING_RELATION, Event, Ledger
 
 
 def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Re-derives epsilon from the JSON of a ledger.
 
-    Passed means: at most the target under the declared accountant *and* under PRV (the tighter one, so that
-    a fault of the declared one would show).
+    Passed means: at most the target under the declared accountant *and* under PRV and PLD (the tight ones, so that a
+    fault of the declared one would show). Whether the events are those of the recipe is not asked here: see
+    `dpdm.plan.check_recipe`.
 
     Returns:
-        The ledger's facts and events, epsilon_rdp and epsilon_prv ("inf" for no bound), and `passed`.
+        The ledger's facts and events, epsilon_rdp, epsilon_prv and epsilon_pld ("inf" for no bound), and `passed`.
 
     Raises:
-        UserError: the ledger is not one, or was changed after it was written.
+        UserError: the ledger is not one, is of an older version, was changed after it was written, or has a budget or
+            events for which an accountant has no answer.
     """
     ledger = Ledger.from_json(value, origin)
-    spent = {name: epsilon_spent(ledger.events, ledger.delta, name) for name in ("rdp", "prv")}
-    passed = max(spent[ledger.accountant], spent["prv"]) <= ledger.target_epsilon
+    try:
+        Budget(ledger.target_epsilon, ledger.delta)
+        spent = {name: epsilon_spent(ledger.events, ledger.delta, name) for name in ACCOUNTANTS}
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
     facts = ledger.to_json()
     return {
         "coordinates": facts["coordinates"],
         "recipe": facts["recipe"],
         "provenance": facts["provenance"],
         "neighbouring_relation": NEIGHBOURING_RELATION,
+        "noise": ledger.noise,
         "n": ledger.n,
         "delta": ledger.delta,
         "accountant": ledger.accountant,
         "target_epsilon": _json(ledger.target_epsilon),
-        "epsilon_rdp": _json(spent["rdp"]),
-        "epsilon_prv": _json(spent["prv"]),
+        **{f"epsilon_{name}": _json(epsilon) for name, epsilon in spent.items()},
         "events": facts["events"],
-        "passed": passed,
+        "passed": max(spent[name] for name in audited_under(ledger.accountant)) <= ledger.target_epsilon,
     }
+
+
+def exported(value: dict[str, Any], origin: str) -> dict[str, Any]:
+    """A run's events as a DpEvent of Google's dp-accounting: objects that name its classes and their fields.
+
+    dp-accounting has no event for drawing one of many shards: it becomes an UnsupportedDpEvent, which its accountants
+    refuse.
+
+    Raises:
+        UserError: as `audit`.
+    """
+    ledger = Ledger.from_json(value, origin)
+    return {
+        "coordinates": dict(ledger.coordinates),
+        "neighboring_relation": "REPLACE_SPECIAL",
+        "delta": ledger.delta,
+        "event": {"class_name": "ComposedDpEvent", "events": [_dp_event(event) for event in ledger.events]},
+    }
+
+
+def _dp_event(event: Event) -> dict[str, Any]:
+    if event.mechanism == "categorical_subsampled_gaussian":
+        return {"class_name": "UnsupportedDpEvent"}
+    one: dict[str, Any] = {"class_name": "GaussianDpEvent", "noise_multiplier": event.noise_multiplier}
+    if event.mechanism == "gaussian":
+        return one
+    sampled = {"class_name": "PoissonSampledDpEvent", "sampling_probability": event.sample_rate, "event": one}
+    return {"class_name": "SelfComposedDpEvent", "event": sampled, "count": event.steps}
 
 
 def spending(value: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -60,10 +94,10 @@ def spending(value: dict[str, Any], origin: str) -> dict[str, Any]:
 def describe_audit(row: dict[str, Any], origin: str) -> str:
     """One line of a terminal."""
     verdict = "passed" if row["passed"] else "FAILED"
-    return (
-        f"{verdict}  target epsilon {row['target_epsilon']}, spent {_text(row['epsilon_rdp'])} (RDP) "
-        f"{_text(row['epsilon_prv'])} (PRV) at delta {row['delta']:.3g}  {origin}"
-    )
+    spent = ", ".join(f"{_text(row[f'epsilon_{name}'])} ({name.upper()})" for name in ACCOUNTANTS)
+    recipe = "" if row["recipe_checked"] else ", events NOT compared with the recipe"
+    target = f"target epsilon {row['target_epsilon']}, spent {spent} at delta {row['delta']:.3g}"
+    return f"{verdict}  {target}{recipe}  {origin}"
 
 
 def _json(epsilon: float) -> float | str:

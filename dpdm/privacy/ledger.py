@@ -10,7 +10,7 @@ from dpdm.artifacts import sha256_of
 from dpdm.errors import UserError
 
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
-ACCOUNTANTS = ("rdp", "prv")
+ACCOUNTANTS = ("rdp", "prv", "pld")
 VERSION = 2  # of the ledger's form; 1 was without a version, named add_or_remove_one, and did not say shape and noise
 # n is public: of two neighbouring data sets of n records, one has a record that contributes nothing to any release.
 NEIGHBOURING_RELATION = "zero_out"
@@ -64,7 +64,7 @@ class Ledger:
     n: int
     delta: float
     target_epsilon: float
-    accountant: Literal["rdp", "prv"]
+    accountant: Literal["rdp", "prv", "pld"]
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)  # the run's resolved spec: what was trained
     provenance: Mapping[str, str] = field(default_factory=dict)

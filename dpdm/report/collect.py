@@ -23,8 +23,9 @@ METRICS: dict[str, type] = {
 AUDITS: dict[str, type] = {
     "study": str, "dataset": str, "method": str, "epsilon": str, "seed": int, "n": int, "delta": float,
     "accountant": str, "neighbouring_relation": str, "target_epsilon": float, "epsilon_rdp": float,
-    "epsilon_prv": float, "passed": bool, "mechanism": str, "name": str, "noise_multiplier": float,
-    "sample_rate": float, "steps": int, "sensitivity": float, "version": str, "commit": str, "code": str,
+    "epsilon_prv": float, "epsilon_pld": float, "passed": bool, "recipe_checked": bool, "mechanism": str, "name": str,
+    "noise_multiplier": float, "sample_rate": float, "steps": int, "sensitivity": float, "version": str,
+    "commit": str, "code": str,
 }  # fmt: skip
 BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
 
@@ -85,7 +86,9 @@ class _Audited(_Record):
     target_epsilon: Epsilon
     epsilon_rdp: Epsilon
     epsilon_prv: Epsilon
+    epsilon_pld: Epsilon
     passed: bool
+    recipe_checked: bool
     events: list[_Event]
     provenance: _Provenance | None = None  # of the training; else that of the file
 
@@ -161,6 +164,13 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 cell = record.coordinates.model_copy(update={"seed": 0})
                 protocols.setdefault(cell, {}).setdefault(record.protocol, []).append(path)
         elif "runs" in content:
+            if any("epsilon_pld" not in run for run in content["runs"]):
+                if models is not None:
+                    continue
+                raise UserError(
+                    f"{path} is an audit of an older version (it lacks epsilon_pld); make it again with "
+                    "`snakemake --forcerun audit`, and where a ledger is of an older version too, train that run again"
+                )
             record = parse_params(_Audit, content, str(path))
             for run in record.runs:
                 if run.coordinates not in runs:

@@ -270,7 +270,9 @@ def audit_table(audits: pd.DataFrame) -> Table:
             "dataset": dataset, "method": method, "target_epsilon": target, "delta": delta, "accountant": accountant,
             "epsilon_rdp_max": max(run["epsilon_rdp"] for run in runs),
             "epsilon_prv_max": max(run["epsilon_prv"] for run in runs),
+            "epsilon_pld_max": max(run["epsilon_pld"] for run in runs),
             "mechanism": mechanism, "runs": len(runs), "passed": all(run["passed"] for run in runs),
+            "recipe_checked": all(run["recipe_checked"] for run in runs),
         }
         for (dataset, method, target, delta, accountant, mechanism), runs in found.items()
     ]  # fmt: skip
@@ -278,15 +280,17 @@ def audit_table(audits: pd.DataFrame) -> Table:
         {
             "Dataset": row["dataset"], "Method": row["method"], "Target ε": _epsilon(row["target_epsilon"]),
             "Spent, RDP": _epsilon(row["epsilon_rdp_max"], 3), "Spent, PRV": _epsilon(row["epsilon_prv_max"], 3),
-            "Passed": "✓ yes" if row["passed"] else "✗ NO", "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
+            "Spent, PLD": _epsilon(row["epsilon_pld_max"], 3),
+            "Passed": ("✓ yes" if row["passed"] else "✗ NO") + ("" if row["recipe_checked"] else ", recipe unchecked"),
+            "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
             "Mechanism": row["mechanism"],
         }
         for row in data
     ]  # fmt: skip
     names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
-             "mechanism", "runs", "passed"]  # fmt: skip
-    right = ("Target ε", "Spent, RDP", "Spent, PRV", "δ", "Runs")
-    headers = ["Dataset", "Method", *right[:3], "Passed", *right[3:], "Mechanism"]
+             "epsilon_pld_max", "mechanism", "runs", "passed", "recipe_checked"]  # fmt: skip
+    right = ("Target ε", "Spent, RDP", "Spent, PRV", "Spent, PLD", "δ", "Runs")
+    headers = ["Dataset", "Method", *right[:4], "Passed", *right[4:], "Mechanism"]
     return Table(
         pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
         groups=_group_numbers([(row["dataset"], row["method"]) for row in data]),

@@ -1,6 +1,5 @@
 """The command line: verbs make their artifacts byte for byte alike, and mistakes end in one `error:` and status 2."""
 
-import copy
 import dataclasses
 import json
 import math
@@ -14,8 +13,9 @@ import yaml
 from dpdm import artifacts, data
 from dpdm.config import SourceSpec, epsilon_text, load_study, parse_study, spec_json
 from dpdm.evaluation import inception
-from dpdm.method import load_method
-from dpdm.privacy import Budget, Ledger, Mechanism, calibrate
+from dpdm.method import load_method, prepare_run
+from dpdm.privacy import Ledger, calibrate, epsilon_spent
+from dpdm.privacy.audit import audit
 from dpdm.privacy.ledger import _seal
 
 VERBS = [
@@ -197,6 +197,11 @@ def test_train_audit_and_sample_make_their_artifacts(run_cli, prepared, train, s
     (row,) = artifacts.read_json(folder / "audit.json")["runs"]
     assert row["passed"] is True
     assert 9.9 < row["epsilon_rdp"] <= 10
+    assert 0.8 * row["epsilon_rdp"] < row["epsilon_pld"] < row["epsilon_prv"] * 1.003 < row["epsilon_rdp"]
+    for name in ("rdp", "prv", "pld"):
+        assert row[f"epsilon_{name}"] == epsilon_spent(ledger.events, ledger.delta, name)
+        assert f"{row[f'epsilon_{name}']:.4f} ({name.upper()})" in stdout
+    assert row["recipe_checked"] is True
     assert row["coordinates"] == study.run("digits", "class_mean", 10.0, 0).coordinates().model_dump(mode="json")
     (spent,) = artifacts.read_jsonl(folder / "spending.jsonl")
     assert spent["coordinates"] == row["coordinates"]
@@ -250,7 +255,7 @@ def test_without_noise_the_audit_says_infinity_and_passes(run_cli, prepared, tra
     assert train(epsilon=float("inf"))[0] == 0
     code, stdout, _ = run_cli("audit", prepared / "run" / "ledger.json")
     assert code == 0
-    assert stdout.startswith("passed  target epsilon inf, spent inf (RDP) inf (PRV)")
+    assert stdout.startswith("passed  target epsilon inf, spent inf (RDP), inf (PRV), inf (PLD)")
 
 
 # --- score_classifier -----------------------------------------------------------------------------------------
@@ -369,20 +374,19 @@ def test_sample_names_a_corrupt_model(prepared, train, sample):
     assert str(path) in only_error(sample())
 
 
-@pytest.fixture(scope="module")
-def calibrated() -> dict:
-    """A ledger of DP-SGD that just meets epsilon = 10, as JSON."""
-    mechanism = Mechanism("denoiser", "poisson_subsampled_gaussian", 0.25, 2)
-    out = Ledger(64, 1 / 128, 10.0, "rdp", shape=(1, 8, 8), num_classes=10)
-    out.append(mechanism.event(calibrate([mechanism], Budget(10.0, 1 / 128), "rdp")))
-    return out.to_json()
-
-
 @pytest.fixture
-def ledger(tmp_path, calibrated) -> dict:
-    """The same, also written to good.json."""
-    artifacts.write_json(tmp_path / "good.json", calibrated)
-    return copy.deepcopy(calibrated)
+def ledger(tmp_path, study) -> dict:
+    """A ledger of DP-SGD that just meets epsilon = 10, as JSON, also written to good.json."""
+    run = study.run("digits", "dpdm", 10.0, 0)
+    _, _, plan, budget = prepare_run(run, data.ImageMeta(64, (1, 8, 8), 10))
+    scale = calibrate(plan, budget, "rdp")
+    out = Ledger(
+        64, budget.delta, 10.0, "rdp", run.coordinates().model_dump(mode="json"), run.model_dump(mode="json"),
+        shape=(1, 8, 8), num_classes=10,
+        events=[mechanism.event(scale) for mechanism in plan],
+    )  # fmt: skip
+    artifacts.write_json(tmp_path / "good.json", out.to_json())
+    return out.to_json()
 
 
 def test_audit_refuses_a_ledger_that_was_edited(run_cli, tmp_path, ledger):
@@ -405,6 +409,56 @@ def test_audit_fails_above_the_target_however_well_sealed(run_cli, tmp_path, led
         assert stdout.startswith("FAILED")
         assert f"epsilon is above its target in {path}" in only_error((code, stdout, stderr))
     assert not (tmp_path / "audit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"steps": 1}, ("'denoiser'", "steps = 1", "2")),
+        ({"sample_rate": 0.125}, ("'denoiser'", "sample_rate = 0.125", "0.25")),
+        ({"sensitivity": 0.5}, ("'denoiser'", "sensitivity = 0.5", "1.0")),
+        ({"noise_multiplier": 99.0}, ("'denoiser'", "noise_multiplier = 99.0")),
+        ({"name": "other"}, ("events = ['other']", "['denoiser']")),
+        (None, ("events = []", "['denoiser']")),
+    ],
+    ids=str,
+)
+def test_audit_compares_the_events_with_the_recipe_however_well_sealed(run_cli, tmp_path, ledger, change, parts):
+    """Each of these costs less than the target: the accountants alone would let them pass."""
+    events = [] if change is None else [ledger["events"][0] | change]
+    path = write_sealed(tmp_path / "resealed.json", ledger | {"events": events})
+    assert audit(artifacts.read_json(path), "l")["passed"]
+    code, stdout, stderr = run_cli("audit", path, "--out", tmp_path / "audit.json")
+    assert stdout.startswith("FAILED")
+    message = only_error((code, stdout, stderr))
+    assert all(part in message for part in (str(path), *parts))
+    assert not (tmp_path / "audit.json").exists()
+
+
+@pytest.mark.parametrize("key", ["target_epsilon", "delta", "accountant", "recipe"])
+def test_audit_compares_the_budget_with_the_recipe(run_cli, tmp_path, ledger, key):
+    change = {"target_epsilon": 20.0, "delta": 1 / 100, "accountant": "prv", "recipe": {}}[key]
+    path = write_sealed(tmp_path / "resealed.json", ledger | {key: change})
+    message = only_error(run_cli("audit", path))
+    assert str(path) in message
+    assert key in message
+
+
+def test_audit_says_where_the_method_is_not_here(run_cli, tmp_path, ledger):
+    recipe = ledger["recipe"] | {"impl": "somewhere.else:Method"}
+    path = write_sealed(tmp_path / "foreign.json", ledger | {"recipe": recipe})
+    code, stdout, _ = run_cli("audit", path, "--out", tmp_path / "audit.json")
+    assert code == 0
+    assert re.match(r"passed .*NOT compared with the recipe", stdout)
+    (row,) = artifacts.read_json(tmp_path / "audit.json")["runs"]
+    assert row["recipe_checked"] is False
+
+
+def test_audit_of_an_older_ledger_says_so(run_cli, tmp_path, ledger):
+    old = {key: item for key, item in ledger.items() if key not in ("version", "shape", "num_classes", "noise")}
+    path = write_sealed(tmp_path / "old.json", old | {"neighbouring_relation": "add_or_remove_one"})
+    message = only_error(run_cli("audit", path))
+    assert all(part in message for part in (str(path), "version", "add_or_remove_one", "train the run again"))
 
 
 def test_audit_of_several_names_the_ones_that_fail(run_cli, tmp_path, ledger):
@@ -446,12 +500,13 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
     assert stdout.startswith(f"study digits: {len(study.runs())} runs")
     for run in study.runs():
         head = f"^{run.method} on digits: target epsilon {epsilon_text(run.epsilon)}, expected "
-        (found,) = re.finditer(head + r"(\S+) \(rdp\).*\n(.*)", stdout, re.MULTILINE)
+        (found,) = re.finditer(head + r"(\S+) \(RDP\), (\S+) \(PRV\), (\S+) \(PLD\).*\n(.*)", stdout, re.MULTILINE)
         assert 0.99 * run.epsilon <= float(found[1]) <= run.epsilon
-        noise = float(re.search(r"noise multiplier (\S+)$", found[2])[1])
+        assert all(0.5 * run.epsilon <= float(found[i]) <= run.epsilon for i in (2, 3))
+        noise = float(re.search(r"noise multiplier (\S+)$", found[4])[1])
         assert (noise == 0) == math.isinf(run.epsilon)
         if "dp" in run.params:
-            assert f"{run.params['dp']['steps']} x Poisson-subsampled Gaussian" in found[2]
+            assert f"{run.params['dp']['steps']} x Poisson-subsampled Gaussian" in found[4]
 
 
 @pytest.mark.parametrize(

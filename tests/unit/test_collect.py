@@ -48,6 +48,7 @@ def write_audit(path, runs, provenance=ONE):
         {
             "coordinates": run.coordinates().model_dump(mode="json"), "n": 1437, "delta": 3.5e-4, "accountant": "rdp",
             "neighbouring_relation": "zero_out", "target_epsilon": e, "epsilon_rdp": e, "epsilon_prv": e,
+            "epsilon_pld": e, "recipe_checked": True,
             "passed": True, "events": [event],
         }
         for run, e in zip(runs, epsilon, strict=True)
@@ -523,6 +524,17 @@ def test_a_run_of_another_recipe_is_refused(results):
     artifacts.write_json(path, content)
     with pytest.raises(UserError, match=r"epsilon inf, seed 0 was trained by another recipe than the study's"):
         collect(study, [results])
+
+
+def test_an_audit_of_an_older_version_is_refused_or_left_out_of_what_is_unfinished(results):
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    for audited in content["runs"]:
+        del audited["epsilon_pld"]
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError, match=r"digits_dpgan\.json .*older version.*epsilon_pld.*forcerun audit"):
+        collect(make_study(), [results])
+    assert len(collect(make_study(), [results], str(results / "nowhere"))[1]) == 0
 
 
 def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(results):

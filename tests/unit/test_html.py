@@ -51,7 +51,8 @@ def make_frames(study):
             target = float(epsilon)
             audits.append({
                 **audit, "dataset": "digits", "method": method, "epsilon": epsilon, "n": 1437, "delta": 3.5e-4,
-                "target_epsilon": target, "epsilon_rdp": target, "epsilon_prv": target, "passed": True,
+                "target_epsilon": target, "epsilon_rdp": target, "epsilon_prv": target,
+                "epsilon_pld": target, "passed": True, "recipe_checked": True,
                 "mechanism": "gaussian", "steps": 1, "sample_rate": math.nan,
             })  # fmt: skip
     jobs = [("train", "digits", "dpgan", 90.0, 512.0), ("prepare", "", "", 2.0, 9.0)]

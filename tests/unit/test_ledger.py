@@ -46,10 +46,24 @@ def test_audit_fails_above_the_target():
     assert not row["passed"]
 
 
-def test_audit_fails_when_only_prv_is_above(monkeypatch):
-    """Should the declared accountant be wrong, the second one still says no."""
-    monkeypatch.setattr("dpdm.privacy.audit.epsilon_spent", lambda events, delta, name: {"rdp": 0.5, "prv": 1.1}[name])
+@pytest.mark.parametrize("above", ["rdp", "prv", "pld"])
+def test_audit_fails_when_one_accountant_alone_is_above(monkeypatch, above):
+    """Should the declared accountant be wrong, another one still says no."""
+    says = {"rdp": 0.5, "prv": 0.5, "pld": 0.5} | {above: 1.1}
+    monkeypatch.setattr("dpdm.privacy.audit.epsilon_spent", lambda events, delta, name: says[name])
     assert not audit(ledger().to_json(), "l")["passed"]
+
+
+def test_rdp_is_asked_only_where_it_was_declared(monkeypatch):
+    """It is looser: a run that PRV calibrated is above its target under RDP, and honest."""
+    says = {"rdp": 1.1, "prv": 0.9, "pld": 0.9}
+    monkeypatch.setattr("dpdm.privacy.audit.epsilon_spent", lambda events, delta, name: says[name])
+    assert audit(resealed(ledger().to_json() | {"accountant": "prv"}), "l")["passed"]
+
+
+def test_a_delta_below_what_the_accountants_resolve_is_refused():
+    with pytest.raises(UserError, match=r"tiny.json: delta .* 1e-12.* 1e-17"):
+        audit(resealed(ledger().to_json() | {"delta": 1e-17}), "tiny.json")
 
 
 @pytest.mark.parametrize("target", [1.0, math.inf])
@@ -127,7 +141,7 @@ def test_missing_and_unknown_keys_and_other_relations():
     ):  # fmt: skip
         with pytest.raises(UserError, match="positive"):
             Ledger.from_json(resealed(facts | change))
-    with pytest.raises(UserError, match="accountant must be one of rdp, prv, got 'gdp'"):
+    with pytest.raises(UserError, match="accountant must be one of rdp, prv, pld, got 'gdp'"):
         Ledger.from_json(resealed(facts | {"accountant": "gdp"}))
     with pytest.raises(UserError, match="noise must be one of repeatable, secret, got 'none'"):
         Ledger.from_json(resealed(facts | {"noise": "none"}))

@@ -37,15 +37,26 @@ def test_the_planned_events_are_those_of_the_ledger(tiny_study_dict, digits64, n
 def test_the_planned_epsilon_meets_the_target_and_wastes_little(tiny_study_dict, n64):
     del tiny_study_dict["methods"]["dpdm"]
     spent = {}
-    for accountant in ("rdp", "prv"):
+    for accountant in ("rdp", "prv", "pld"):
         for run in planned_runs(parse_study(tiny_study_dict | {"accountant": accountant, "seeds": [0]}, "s")):
             if math.isinf(run.spec.epsilon):
-                assert run.epsilon == math.inf
+                assert set(run.epsilons.values()) == {math.inf}
                 assert all(event.noise_multiplier == 0 for event in run.events)
             else:
-                assert 0.99 * run.spec.epsilon < run.epsilon <= run.spec.epsilon
+                judges = {accountant, "prv", "pld"}
+                assert 0.99 * run.spec.epsilon < max(run.epsilons[name] for name in judges) <= run.spec.epsilon
                 spent[accountant] = run.events[0].noise_multiplier
-    assert spent["prv"] < spent["rdp"]  # the tighter accountant asks for less noise
+    assert spent["prv"] == pytest.approx(spent["pld"], rel=0.01)
+    assert spent["prv"] < 0.99 * spent["rdp"]  # the tighter accountants ask for less noise
+
+
+def test_a_plan_that_one_accountant_puts_above_its_target_is_refused(tiny_study_dict, n64, monkeypatch):
+    """Whatever calibrated it: nothing trains that the audit would fail."""
+    honest = plan.epsilon_spent
+    monkeypatch.setattr(plan, "epsilon_spent", lambda e, delta, name: honest(e, delta, name) * (1 + (name == "pld")))
+    del tiny_study_dict["methods"]["dpdm"]
+    with pytest.raises(UserError, match=r"pld says 1\d\.\d+, above the target epsilon 10"):
+        planned_runs(parse_study(tiny_study_dict, "s"))
 
 
 def test_overrides_decide_what_is_planned(tiny_study_dict, n64):

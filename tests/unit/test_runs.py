@@ -45,7 +45,8 @@ def audits_of(study, **changes):
     return pd.DataFrame([
         {
             **blank, "dataset": r.dataset, "method": r.method, "epsilon": f"{r.epsilon:g}", "seed": r.seed,
-            "epsilon_rdp": r.epsilon, "epsilon_prv": r.epsilon * 0.9, "passed": True,
+            "epsilon_rdp": r.epsilon, "epsilon_prv": r.epsilon * 0.9,
+            "epsilon_pld": r.epsilon * 0.8, "passed": True, "recipe_checked": True,
         } | changes
         for r in study.runs()
     ])  # fmt: skip
@@ -62,8 +63,8 @@ def test_every_run_and_anchor_stands_below_the_id_that_its_row_links_to(study, p
     assert [g["id"] for g in groups] == ["runs-digits-dpdm-10", "runs-digits-dpdm-inf"]
     assert [g["epsilon"] for g in groups] == ["10", "∞"]
     assert [r["seed"] for r in groups[0]["runs"]] == [0, 1]
-    assert groups[0]["runs"][0]["verdict"] == "passed, spent ε = 10 (RDP), 9 (PRV)"
-    assert groups[1]["runs"][0]["verdict"] == "passed, spent ε = ∞ (RDP), ∞ (PRV)"
+    assert groups[0]["runs"][0]["verdict"] == "passed, spent ε = 10 (RDP), 9 (PRV), 8 (PLD)"
+    assert groups[1]["runs"][0]["verdict"] == "passed, spent ε = ∞ (RDP), ∞ (PRV), ∞ (PLD)"
     assert section["methods"][2]["groups"][0]["id"] == run_anchor("digits", "real", "") == "runs-digits-real"
 
 

@@ -277,10 +277,17 @@ def audits():
     run = {
         **blank, "dataset": "digits", "method": "dp_gan", "epsilon": "1", "target_epsilon": 1.0, "delta": 3.5e-4,
         "mechanism": "poisson_subsampled_gaussian", "name": "net", "noise_multiplier": 3.14159, "sample_rate": 0.178,
-        "steps": 300, "accountant": "rdp", "passed": True, "epsilon_prv": 0.9,
+        "steps": 300, "accountant": "rdp", "passed": True, "epsilon_prv": 0.9, "epsilon_pld": 0.8,
+        "recipe_checked": True,
     }  # fmt: skip
     release = {"mechanism": "gaussian", "name": "", "sample_rate": 1.0, "steps": 1, "noise_multiplier": 7.0}
-    endless = {"epsilon": "inf", "target_epsilon": math.inf, "epsilon_rdp": math.inf, "epsilon_prv": math.inf}
+    endless = {
+        "epsilon": "inf",
+        "target_epsilon": math.inf,
+        "epsilon_rdp": math.inf,
+        "epsilon_prv": math.inf,
+        "epsilon_pld": math.inf,
+    }
     return pd.DataFrame(
         [
             {**run, "seed": 0, "epsilon_rdp": 0.95},
@@ -296,7 +303,13 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     table = tables.audit_table(audits)
     assert len(table.cells) == 2
     row = table.cells.iloc[0]
-    assert (row["Target ε"], row["Spent, RDP"], row["Spent, PRV"], row["Runs"]) == ("1", "0.990", "0.900", "2")
+    assert (row["Target ε"], row["Spent, RDP"], row["Spent, PRV"], row["Spent, PLD"]) == (
+        "1",
+        "0.990",
+        "0.900",
+        "0.800",
+    )
+    assert row["Runs"] == "2"
     assert row["Passed"] == "✗ NO"
     assert row["Mechanism"] == (
         "net: 300 × Poisson-subsampled Gaussian, q = 0.178, noise 3.14; 1 × Gaussian, noise 7"  # noqa: RUF001
@@ -304,6 +317,10 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     last = table.cells.iloc[1]
     assert (last["Target ε"], last["Spent, RDP"], last["Passed"]) == ("∞", "∞", "✓ yes")
     assert tables.to_tex(table).isascii()
+    audits.loc[4, "recipe_checked"] = False
+    unchecked = tables.audit_table(audits)
+    assert list(unchecked.cells["Passed"]) == ["✗ NO", "✓ yes, recipe unchecked"]
+    assert list(unchecked.data["recipe_checked"]) == [True, False]
 
 
 def test_resource_table_adds_up():
