@@ -18,11 +18,13 @@ def verb_schema(_: argparse.Namespace) -> None:
 
 
 def verb_check(args: argparse.Namespace) -> None:
-    """print the grid a study resolves to: runs, jobs, epsilon and noise per run; trains nothing"""
-    study = config.load_study(args.study)  # before the import below, which takes seconds
+    """print the grid a study resolves to: runs, jobs, epsilon and noise per run; tries methods on random images"""
+    study = config.load_study(args.study)  # before the imports below, which take seconds
     from dpdm.plan import describe
+    from dpdm.rehearsal import rehearse_study
 
     print(describe(study))
+    print(f"\nbegun on random images, where no record moved another's gradient: {', '.join(rehearse_study(study))}")
 
 
 def verb_validate(args: argparse.Namespace) -> None:

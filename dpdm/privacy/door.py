@@ -250,8 +250,9 @@ class PrivateData(NoCopy):
         """
         total = torch.zeros((), dtype=torch.float64)
         records = _PerRecord(name, statistic, rng)
-        for start in range(0, self.meta.n, RELEASE_CHUNK):
-            images, labels = self._batch(np.arange(start, min(start + RELEASE_CHUNK, self.meta.n)))
+        count = len(self._images.labels)
+        for start in range(0, count, RELEASE_CHUNK):
+            images, labels = self._batch(np.arange(start, min(start + RELEASE_CHUNK, count)))
             v = records.vectors(images, labels, start)
             norms = torch.linalg.vector_norm(v.reshape(len(v), -1), dim=1)
             if not torch.isfinite(norms).all():

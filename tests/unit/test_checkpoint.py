@@ -21,6 +21,7 @@ from dpdm.errors import UserError
 from dpdm.method import train
 from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData, Randomness
 from dpdm.privacy.dpsgd import DpSgdStep
+from dpdm.privacy.key import key_path
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
@@ -289,3 +290,85 @@ def test_a_run_cut_between_its_loops(images, tmp_path):
     assert done == [("second", i) for i in range(4)]
     assert all(torch.equal(a, b) for a, b in zip(again, weights, strict=True))
     assert ledger_again == ledger
+
+
+# --- secret noise ------------------------------------------------------------------------------------------------
+
+
+def secret(images, path, monkeypatch, key: int) -> tuple[bytes, str]:
+    """One whole run whose key is made of the byte `key`."""
+    monkeypatch.setattr("secrets.token_hex", lambda count: f"{key:02x}" * count)
+    return result(*train(spec(noise="secret"), images, Log("test"), checkpoint=path))
+
+
+def test_secret_noise_follows_from_the_key_alone(images, tmp_path, monkeypatch):
+    first, again, other = (
+        secret(images, tmp_path / f"{number}.pt", monkeypatch, key) for number, key in enumerate((1, 1, 2))
+    )
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] == other[1]  # the ledger knows nothing of the key
+    assert '"noise": "secret"' in first[1]
+
+
+def test_a_cut_secret_run_ends_byte_for_byte_with_its_key(images, tmp_path, monkeypatch):
+    whole = secret(images, tmp_path / "whole.pt", monkeypatch, 1)
+    path, run = tmp_path / "checkpoint.pt", spec(noise="secret")
+    cut(images, path, 4, 0.0, monkeypatch, run)  # with the first run's key
+    monkeypatch.setattr("secrets.token_hex", None)  # no other is made
+    assert result(*train(run, images, Log("test"), checkpoint=path)) == whole
+    assert bytes.fromhex("01" * 32) not in path.read_bytes()
+    assert "01" * 32 not in path.read_bytes().decode("latin-1")
+
+
+def test_secret_noise_needs_its_own_key_to_go_on(images, tmp_path, monkeypatch):
+    path, run = tmp_path / "checkpoint.pt", spec(noise="secret")
+    cut(images, path, 4, 0.0, monkeypatch, run)
+    with pytest.raises(UserError, match="another run"):
+        train(run.model_copy(update={"epsilon": 1.0}), images, Log("test"), checkpoint=path)
+    changed = ImageSet(images.images[::-1].copy(), images.labels, 10)
+    with pytest.raises(UserError, match="another run"):
+        train(run, changed, Log("test"), checkpoint=path)
+    key_path(path).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        train(run, images, Log("test"), checkpoint=path)
+
+
+def test_one_record_less_means_other_noise_for_all(images):
+    """Else two runs, before and after a person withdrew, would show that person when subtracted."""
+
+    def of(data):
+        run = spec(impl="baselines.class_mean:ClassMean", params={"max_image_norm": 1e-9})  # noise and nothing else
+        return train(run, data, Log("test"))[0].means
+
+    fewer = ImageSet(images.images[1:], images.labels[1:], 10)
+    changed = images.images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    means = [of(images), of(fewer), of(ImageSet(changed, images.labels, 10))]
+    assert torch.equal(means[0], of(images))
+    assert not torch.equal(means[0], means[1])
+    assert not torch.equal(means[0], means[2])
+
+
+def test_the_command_line_destroys_the_key_when_the_run_is_done(images, tmp_path, run_cli):
+    write_images(tmp_path / "train.npz", images)
+    base = [str(part) for part in command(tmp_path, 2)[3:]]
+    checkpoint = tmp_path / "checkpoint.pt"
+    code, _, err = run_cli(*base, "--keep-key")
+    assert code == 2
+    assert "--keep-key needs secret noise" in err
+    models = []
+    for extra, kept in ([], False), (["--keep-key"], True):
+        code, out, err = run_cli(*base, "--noise", "secret", *extra)
+        assert code == 0
+        models.append((tmp_path / "model.pt").read_bytes())
+        assert artifacts.read_json(tmp_path / "ledger.json")["noise"] == "secret"
+        assert not checkpoint.exists()
+        assert key_path(checkpoint).exists() == kept
+    key = artifacts.read_json(key_path(checkpoint))["key"]
+    for name in OUTPUTS:
+        content = (tmp_path / name).read_bytes()
+        assert key.encode() not in content
+        assert bytes.fromhex(key) not in content
+    assert key not in out + err
+    assert models[0] != models[1]

@@ -1,0 +1,114 @@
+"""The beginning of a run on random images, before anything real: does the method start, and keep records apart?"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpdm.config import RunSpec, Study
+from dpdm.data import ImageMeta, ImageSet, known_meta
+from dpdm.errors import UserError
+from dpdm.method import prepare_run
+from dpdm.privacy import Budget, DpSgd, Ledger, Mechanism, PrivateData, Randomness
+from dpdm.progress import Item, Log
+from dpdm.rng import Streams
+
+IMAGES = 8  # random ones that stand for all records
+
+
+class _Done(BaseException):
+    """Everything that was to be tried has been."""
+
+
+class _Rehearsal(PrivateData):
+    """A door before random images. It has the plan and public facts of a run, and stops its first private step."""
+
+    def __init__(self, meta: ImageMeta, plan: tuple[Mechanism, ...]):
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (IMAGES, *meta.shape), np.uint8)
+        labels = np.arange(IMAGES) % max(1, meta.num_classes)
+        images = ImageSet(pixels, labels, meta.num_classes, "random images")
+        ledger = Ledger(meta.n, 0.5, math.inf, "rdp")
+        super().__init__(images, plan, Budget(math.inf, 0.5), "rdp", Randomness.repeatable(0), ledger)
+        self.meta = meta
+
+    def dpsgd(self, *args: Any, **kwargs: Any) -> DpSgd:
+        loop = super().dpsgd(*args, **kwargs)
+        loop.descend = self._stop  # what a step does once its loss has passed the swap test
+        return loop
+
+    def block_gradients(self, *args: Any, **kwargs: Any) -> None:
+        raise _Done  # whatever happens inside a block, it is clipped as a whole
+
+    def _release(self, *args: Any) -> torch.Tensor:
+        released = super()._release(*args)
+        if len(self._served) == len(self._plan):
+            raise _Done
+        return released
+
+    def _stop(self, *_: Any) -> None:
+        raise _Done
+
+
+class _Brief(Log):
+    """Cuts the loops that need no records (a generator's, a pretraining's) after their first item."""
+
+    def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
+        for item in items:
+            yield item
+            if not isinstance(items, DpSgd):
+                return
+
+
+def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
+    """Begins a run on random images, up to its first private step.
+
+    Raises:
+        UserError: its loss or a layer mixes records, a statistic fails, or `fit` does.
+    """
+    where = f"methods.{spec.method} on {spec.dataset}"
+    method, params, plan, _ = prepare_run(spec, meta)
+    try:
+        method.fit(_Rehearsal(meta, plan), params, Streams(0, "method"), _Brief(quiet=True))
+    except _Done:
+        pass
+    except UserError as error:
+        raise UserError(f"{where}, tried on random images: {error}") from error
+    except Exception as error:  # whatever a method's code raises
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{where}, tried on random images: {type(error).__name__}: {reason}") from error
+
+
+def rehearse_study(study: Study) -> list[str]:
+    """Rehearses every method of a study once for each choice of words in its recipe, where its images are smallest.
+
+    Returns:
+        The names of the methods, in the study's order.
+
+    Raises:
+        UserError: all that failed, one per line.
+    """
+    chosen: dict[str, tuple[int, RunSpec, ImageMeta]] = {}
+    for spec in study.runs():
+        meta = known_meta(study.datasets[spec.dataset])
+        key, size = f"{spec.impl} {_words(spec.params)}", math.prod(meta.shape)
+        if key not in chosen or size < chosen[key][0]:
+            chosen[key] = size, spec, meta
+    problems = []
+    for _, spec, meta in chosen.values():
+        try:
+            rehearse(spec, meta)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return list(dict.fromkeys(spec.method for _, spec, _ in chosen.values()))
+
+
+def _words(recipe: Any) -> list[str]:
+    """What a recipe chooses by name: a network, a kind of parametrisation."""
+    if isinstance(recipe, dict):
+        return [word for _, value in sorted(recipe.items()) for word in _words(value)]
+    return [recipe] if isinstance(recipe, str) else []
