@@ -360,6 +360,7 @@ class Study(Strict):
     allow_mixed_code: bool = False  # let one table mix runs made by different versions of the code
     tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = {}
     allow_mixed_protocols: bool = False  # let one table mix ways of training classifiers
+    attacks: bool = False  # attack what every private run did, and show the lower bound beside its epsilon
 
     @field_validator("epsilons")
     @classmethod
@@ -500,6 +501,10 @@ class Study(Strict):
             for epsilon in self.epsilons_of(dataset)
             for seed in self.seeds
         ]
+
+    def attacked_runs(self) -> list[RunSpec]:
+        """The runs whose mechanism is attacked: one of each private cell, since all its seeds share the mechanism."""
+        return [run for run in self.runs() if run.seed == self.seeds[0] and math.isfinite(run.epsilon)]
 
     def sweeps(self) -> list[Sweep]:
         """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""

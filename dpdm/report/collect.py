@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS, DIRECT, Coordinates, Epsilon, Strict, Study, epsilon_text, parse_params
+from dpdm.config import ANCHORS, DIRECT, Coordinates, Epsilon, RunSpec, Strict, Study, epsilon_text, parse_params
 from dpdm.errors import UserError
 
 # Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as it stands in paths.
@@ -23,9 +23,14 @@ METRICS: dict[str, type] = {
 AUDITS: dict[str, type] = {
     "study": str, "dataset": str, "method": str, "epsilon": str, "seed": int, "n": int, "delta": float,
     "accountant": str, "neighbouring_relation": str, "target_epsilon": float, "epsilon_rdp": float,
-    "epsilon_prv": float, "epsilon_pld": float, "passed": bool, "recipe_checked": bool, "mechanism": str, "name": str,
-    "noise_multiplier": float, "sample_rate": float, "steps": int, "sensitivity": float, "version": str,
-    "commit": str, "code": str,
+    "epsilon_prv": float, "passed": bool, "mechanism": str, "name": str, "noise_multiplier": float,
+    "sample_rate": float, "steps": int, "sensitivity": float, "version": str, "commit": str, "code": str,
+    "attack": str, "attacked_epsilon": float, "attack_confidence": float, "attack_runs": int, "attack_canaries": int,
+    "attack_exceeded": bool,
+}  # fmt: skip
+NO_ATTACK = {
+    "attack": "", "attacked_epsilon": math.nan, "attack_confidence": math.nan, "attack_runs": 0, "attack_canaries": 0,
+    "attack_exceeded": False,
 }  # fmt: skip
 BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
 
@@ -98,11 +103,31 @@ class _Audit(_Record):
     runs: list[_Audited]
 
 
+class _Bound(_Record):
+    method: str
+    epsilon: float
+    confidence: float
+    runs: int
+    canaries: int
+    exceeded: bool
+
+
+class _Attacked(_Record):
+    coordinates: Coordinates
+    recipe: dict[str, Any]
+    attack: _Bound
+    provenance: _Provenance
+
+
+class _Attacks(_Record):
+    attacks: list[_Attacked]
+
+
 # --- collecting -----------------------------------------------------------------------------------------------
 
 
 def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reads every `fidelity.json`, `inception.json`, `utility.json` and `audits/*.json` below the folders.
+    """Reads all `fidelity.json`, `inception.json`, `utility.json`, `audits/*.json` and `attacks/*.json` in the folders.
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study. So are
     results by Inception where the study does not ask for the FID (any more). Results that are missing are no error;
@@ -119,7 +144,8 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
 
     Returns:
         Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one
-        row per run and event; a run without events has one row with an empty mechanism).
+        row per run and event; a run without events has one row with an empty mechanism). All seeds of a cell have the
+        one attack on their common mechanism.
 
     Raises:
         UserError: a file is malformed, a result stands twice, it was trained or judged otherwise than the study says,
@@ -136,6 +162,7 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
     anchors: set[Path] = set()
     scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
     audits: dict[Coordinates, tuple[Path, list[dict[str, Any]]]] = {}
+    attacks: dict[tuple[str, ...], tuple[Path, dict[str, Any]]] = {}
     for path in _result_files(folders):
         content = artifacts.read_json(path)
         if path.name in _SCORE_FILES:
@@ -178,15 +205,11 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 if run.coordinates in audits:
                     first = audits[run.coordinates][0]
                     raise UserError(f"the audit of one run stands twice, in {first} and in {path}; delete one")
-                expected = specs[runs[run.coordinates]]
-                other_recipe = run.recipe is not None and run.recipe != expected.model_dump(mode="json")
+                other_recipe = run.recipe is not None and not _recipe_is(specs[runs[run.coordinates]], run.recipe)
                 if models is not None and (other_recipe or run.coordinates not in models):
                     continue
                 if other_recipe:
-                    raise UserError(
-                        f"{path}: {_place(run.coordinates)} was trained by another recipe than the study's; "
-                        "train it again with `snakemake --forcerun train`"
-                    )
+                    raise _other_recipe(path, run.coordinates)
                 made_by = run.provenance or record.provenance
                 if made_by is None:
                     raise UserError(f"{path} lacks the key 'provenance'; delete it and run snakemake again")
@@ -199,6 +222,19 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                         f"({one} and {made_by.method_code}); redo them with `snakemake --forcerun train`, or set "
                         "`allow_mixed_code: true` in the study"
                     )
+        elif "attacks" in content and study.attacks:
+            for attacked in parse_params(_Attacks, content, str(path)).attacks:
+                if attacked.coordinates not in runs:
+                    continue
+                if not _recipe_is(specs[runs[attacked.coordinates]], attacked.recipe):
+                    if models is not None:
+                        continue
+                    raise _other_recipe(path, attacked.coordinates)
+                cell = _run_key(_coordinate_row(attacked.coordinates))[:-1]
+                if cell in attacks:
+                    raise UserError(f"one attack stands twice, in {attacks[cell][0]} and in {path}; delete one")
+                attacks[cell] = path, _attack_columns(attacked.attack)
+                codes.setdefault(attacked.provenance.code, path)
     if len(codes) > 1 and not study.allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
     left_out: set[Path] = set()
@@ -224,7 +260,11 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
         audit = facts.get(_run_key(row), {})
         row["delta"] = audit.get("delta", math.nan)
         row["accountant"] = audit.get("accountant", "")
-    audit_rows = [row for c in sorted(audits, key=runs.__getitem__) for row in audits[c][1]]
+    audit_rows = [
+        row | attacks.get(_run_key(row)[:-1], ("", NO_ATTACK))[1]
+        for c in sorted(audits, key=runs.__getitem__)
+        for row in audits[c][1]
+    ]
     return _frame(rows, METRICS), _frame(audit_rows, AUDITS)
 
 
@@ -236,6 +276,7 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
     found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
     judged = {_run_key(row) for row in metrics[metrics["protocol"] == DIRECT].to_dict("records")}
     audited = {_run_key(row) for row in audits.to_dict("records")}
+    attacked = {_run_key(row) for row in audits[audits["attack"] != ""].to_dict("records")}
     lines = []
     for c in _score_coordinates(study):
         row = _coordinate_row(c)
@@ -252,6 +293,8 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
                 missing += [f"accuracy of {name}" for name in lacking]
         if c.epsilon is not None and key not in audited:
             missing.append("audit")
+        elif study.attacks and c.epsilon is not None and math.isfinite(c.epsilon) and key not in attacked:
+            missing.append("attack")
         if missing:
             lines.append(f"{_place(c)}: no {', no '.join(missing)}")
     return lines
@@ -280,7 +323,7 @@ def _result_files(folders: Sequence[Path]) -> list[Path]:
             found.setdefault(folder.resolve(), folder)
         for path in folder.rglob("*.json"):
             inside = (folder.name, *path.relative_to(folder).parts[:-1])
-            if not path.name.startswith(".") and (path.name in _SCORE_FILES or "audits" in inside):
+            if not path.name.startswith(".") and (path.name in _SCORE_FILES or {"audits", "attacks"} & set(inside)):
                 found.setdefault(path.resolve(), path)
     return sorted(found.values())
 
@@ -309,12 +352,23 @@ def _other_evaluation(record: _Scores, study: Study) -> str:
     return ""
 
 
+def _recipe_is(expected: RunSpec, recipe: Mapping[str, Any]) -> bool:
+    return recipe == expected.model_dump(mode="json")
+
+
+def _other_recipe(path: Path, c: Coordinates) -> UserError:
+    return UserError(
+        f"{path}: {_place(c)} was trained by another recipe than the study's; "
+        "train it again with `snakemake --forcerun train`"
+    )
+
+
 def _current_models(study: Study, folder: str) -> dict[Coordinates, Path]:
     """The models that stand below the pattern of a run's folder and were trained by the study's recipe."""
     found = {}
     for run in study.runs():
         ledger = Path(run.path(folder)) / "ledger.json"
-        if ledger.exists() and artifacts.read_json(ledger).get("recipe") == run.model_dump(mode="json"):
+        if ledger.exists() and _recipe_is(run, artifacts.read_json(ledger).get("recipe", {})):
             found[run.coordinates()] = ledger.with_name("model.pt")
     return found
 
@@ -385,6 +439,11 @@ def _audit_rows(run: _Audited, provenance: _Provenance) -> list[dict[str, Any]]:
     events = [event.model_dump() for event in run.events] or [none]
     numbers = ("noise_multiplier", "sample_rate", "sensitivity")
     return [{**shared, **event, **{name: _number(event.get(name)) for name in numbers}} for event in events]
+
+
+def _attack_columns(bound: _Bound) -> dict[str, Any]:
+    names = {"method": "attack", "epsilon": "attacked_epsilon"}
+    return {names.get(name, f"attack_{name}"): value for name, value in bound.model_dump().items()}
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pd.DataFrame:

@@ -71,7 +71,10 @@ def render_report(
         }
         for dataset in study.datasets
     ]
-    failed = int((~runs["passed"]).sum())
+    private = runs[runs["epsilon"] != epsilon_text(math.inf)]
+    failed = int((~private["passed"]).sum())
+    attacked = private[private["attack"] != ""].drop_duplicates(["dataset", "method", "epsilon"])
+    exceeded = int(attacked["attack_exceeded"].sum())
     kinds = {name.partition("_")[0] for name in metrics["metric"]}
     template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -79,7 +82,7 @@ def render_report(
     page.filters["text"] = lambda value: html.escape(value, quote=False)
     return page.from_string(template).render(
         study=study.study,
-        facts=_facts(study, runs, missing, failed, len(benchmarks), seconds),
+        facts=_facts(study, runs, missing, len(private), failed, attacked, len(benchmarks), seconds),
         summary=_summary(study, runs),
         holes=missing,
         holes_in_sentence=HOLES_IN_SENTENCE,
@@ -98,6 +101,8 @@ def render_report(
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
+        attacked=len(attacked),
+        exceeded=exceeded,
         resources=tables.to_html(tables.resource_table(benchmarks)) if len(benchmarks) else "",
         sources=_sources(metrics, audits),
         environment=environment_facts() if environment is None else environment,
@@ -144,15 +149,25 @@ def _requirements() -> list[str]:
 
 
 def _facts(
-    study: Study, runs: pd.DataFrame, missing: list[str], failed: int, jobs: int, seconds: float
+    study: Study,
+    runs: pd.DataFrame,
+    missing: list[str],
+    private: int,
+    failed: int,
+    attacked: pd.DataFrame,
+    jobs: int,
+    seconds: float,
 ) -> list[tuple[str, str, bool]]:
     """Label, value, whether all is well."""
     expected = len(study.runs())
     facts = [
         ("training runs audited", f"{len(runs)} of {expected}", len(runs) == expected),
-        ("audits passed", f"{len(runs) - failed} of {len(runs)}", not failed),
+        ("private runs whose accounting passed", f"{private - failed} of {private}", not failed),
         ("results missing", str(len(missing)), not missing),
     ]
+    if len(attacked):
+        held = int((~attacked["attack_exceeded"]).sum())
+        facts.append(("claims that their attack left standing", f"{held} of {len(attacked)}", held == len(attacked)))
     return facts + ([(f"in {jobs} jobs, summed", _duration(seconds), True)] if jobs else [])
 
 

@@ -1,6 +1,7 @@
 """The runs behind a report's numbers: where their files are, how the audit went, the commands that repeat each."""
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import pandas as pd
 
 from dpdm import artifacts
 from dpdm.config import Coordinates, RunSpec, Study, epsilon_text, spec_json
-from dpdm.report.tables import epsilon_label
+from dpdm.report.tables import accounting_verdict, epsilon_label
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SCORES = ("score.log", "fidelity.json", "utility.json")
@@ -70,7 +71,7 @@ def _method(dataset: str, name: str, groups: dict[str, list[dict[str, Any]]]) ->
         "name": name,
         "runs": len(runs),
         "absent": sum(not run["files"] for run in runs),
-        "failed": sum(run["verdict"].startswith("FAILED") for run in runs),
+        "failed": sum("FAILED" in run["verdict"] for run in runs),
         "groups": [
             {
                 "id": run_anchor(dataset, name, epsilon),
@@ -89,11 +90,11 @@ def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Pl
     there = ledger.exists()
     recipe = artifacts.read_json(ledger, ("recipe",))["recipe"] if there else {}
     verdict = "not audited"
-    if audit is not None:
-        names = ("rdp", "prv", "pld")
-        spent = ", ".join(epsilon_label(format(audit[f"epsilon_{a}"], ".4g")) + f" ({a.upper()})" for a in names)
-        verdict = f"{'passed' if audit['passed'] else 'FAILED'}, spent ε = {spent}"
-        verdict += "" if audit["recipe_checked"] else ", recipe unchecked"
+    if audit is not None and math.isinf(run.epsilon):
+        verdict = accounting_verdict(audit["passed"], run.epsilon)
+    elif audit is not None:
+        rdp, prv = (epsilon_label(f"{audit[name]:.4g}") for name in ("epsilon_rdp", "epsilon_prv"))
+        verdict = f"{accounting_verdict(audit['passed'], run.epsilon)}, spent ε = {rdp} (RDP), {prv} (PRV)"
     files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
     spec, data = study.methods[run.method], _data(run, places)
     command = _training(run, recipe, folder, data, spec.gpus_per_run) if there else ""

@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[str, int, int | None]] = {
     "acc": ("accuracy %", 1, 1),
 }
 _METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
+_ATTACKS = {"gaussian": "Gaussian DP", "one_run": "one-run auditing"}
 _EXTRACTORS = {"inception": "Inception"}
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 
@@ -252,9 +253,11 @@ def printed_results(metrics: pd.DataFrame) -> list[Table]:
 
 
 def audit_table(audits: pd.DataFrame) -> Table:
-    """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, and the mechanism.
+    """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, the lower bound that
+    an attack reached, and the mechanism.
 
-    Seeds stand in one row when their budget, delta and mechanism agree; a row passes only if all its runs do.
+    Seeds stand in one row when their budget, delta and mechanism agree; its accounting passes only if that of all its
+    runs does. Without noise there is none.
     """
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     runs_of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -270,9 +273,11 @@ def audit_table(audits: pd.DataFrame) -> Table:
             "dataset": dataset, "method": method, "target_epsilon": target, "delta": delta, "accountant": accountant,
             "epsilon_rdp_max": max(run["epsilon_rdp"] for run in runs),
             "epsilon_prv_max": max(run["epsilon_prv"] for run in runs),
-            "epsilon_pld_max": max(run["epsilon_pld"] for run in runs),
+            "attacked_epsilon": max((run["attacked_epsilon"] for run in runs if run["attack"]), default=math.nan),
+            "attack": runs[0]["attack"], "attack_confidence": runs[0]["attack_confidence"],
+            "attack_runs": runs[0]["attack_runs"], "attack_canaries": runs[0]["attack_canaries"],
+            "attack_exceeded": any(run["attack_exceeded"] for run in runs),
             "mechanism": mechanism, "runs": len(runs), "passed": all(run["passed"] for run in runs),
-            "recipe_checked": all(run["recipe_checked"] for run in runs),
         }
         for (dataset, method, target, delta, accountant, mechanism), runs in found.items()
     ]  # fmt: skip
@@ -280,21 +285,45 @@ def audit_table(audits: pd.DataFrame) -> Table:
         {
             "Dataset": row["dataset"], "Method": row["method"], "Target ε": _epsilon(row["target_epsilon"]),
             "Spent, RDP": _epsilon(row["epsilon_rdp_max"], 3), "Spent, PRV": _epsilon(row["epsilon_prv_max"], 3),
-            "Spent, PLD": _epsilon(row["epsilon_pld_max"], 3),
-            "Passed": ("✓ yes" if row["passed"] else "✗ NO") + ("" if row["recipe_checked"] else ", recipe unchecked"),
-            "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
+            "Accounting": accounting_verdict(row["passed"], row["target_epsilon"]), "Attacked": _attacked(row),
+            "Attack": attack_text(row), "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
             "Mechanism": row["mechanism"],
         }
         for row in data
     ]  # fmt: skip
     names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
-             "epsilon_pld_max", "mechanism", "runs", "passed", "recipe_checked"]  # fmt: skip
-    right = ("Target ε", "Spent, RDP", "Spent, PRV", "Spent, PLD", "δ", "Runs")
-    headers = ["Dataset", "Method", *right[:4], "Passed", *right[4:], "Mechanism"]
+             "attacked_epsilon", "attack", "attack_confidence", "attack_runs", "attack_canaries", "attack_exceeded",
+             "mechanism", "runs", "passed"]  # fmt: skip
+    right = ("Target ε", "Spent, RDP", "Spent, PRV", "Attacked", "δ", "Runs")
+    headers = ["Dataset", "Method", *right[:3], "Accounting", "Attacked", "Attack", *right[4:], "Mechanism"]
     return Table(
         pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
         groups=_group_numbers([(row["dataset"], row["method"]) for row in data]),
     )  # fmt: skip
+
+
+def accounting_verdict(passed: bool, target_epsilon: float) -> str:
+    """What accounting says of a run; without noise it has nothing to say."""
+    if math.isinf(target_epsilon):
+        return "no noise: no guarantee"
+    return "✓ passed" if passed else "✗ FAILED"
+
+
+def attack_text(row: Mapping[str, Any]) -> str:
+    """How an attack went about it, from the columns of AUDITS; a dash where there was none."""
+    if not row["attack"]:
+        return MISSING
+    runs = f"{row['attack_runs']:,} run{'' if row['attack_runs'] == 1 else 's'}"
+    return (
+        f"{_ATTACKS.get(row['attack'], row['attack'])}, {row['attack_confidence']:.0%} confidence, "
+        f"{row['attack_canaries']:,} canaries in {runs}"
+    )
+
+
+def _attacked(row: Mapping[str, Any]) -> str:
+    if not row["attack"]:
+        return MISSING
+    return f"≥ {row['attacked_epsilon']:.2f}" + (" ✗ ABOVE TARGET" if row["attack_exceeded"] else "")
 
 
 def method_table(study: Study) -> Table:
@@ -367,7 +396,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",  # noqa: RUF001
-    "δ": r"$\delta$", "×": r"$\times$", "†": r"$^\dagger$",  # noqa: RUF001
+    "≥": r"$\geq$", "δ": r"$\delta$", "×": r"$\times$", "†": r"$^\dagger$",  # noqa: RUF001
 }  # fmt: skip
 
 

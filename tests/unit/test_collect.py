@@ -546,3 +546,65 @@ def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(r
     with pytest.raises(UserError, match=r"runs of dpgan were made by different versions of its code \(old and new\)"):
         collect(make_study(), [results])
     assert len(collect(make_study(allow_mixed_code=True), [results])[1]) == 4
+
+
+# --- attacks --------------------------------------------------------------------------------------------------
+
+
+def write_attack(path, run, provenance=ONE, **changes):
+    bound = {"method": "one_run", "epsilon": 0.4, "confidence": 0.95, "runs": 1, "canaries": 1000, "exceeded": False}
+    attacked = {
+        "coordinates": run.coordinates().model_dump(mode="json"), "recipe": run.model_dump(mode="json"),
+        "provenance": provenance, "attack": bound | {"guesses": 300},
+    } | changes  # fmt: skip
+    artifacts.write_json(path, {"attacks": [attacked]})
+
+
+def test_an_attack_stands_beside_every_seed_of_its_cell(results):
+    study = make_study(attacks=True)
+    write_attack(results / "attacks/digits/dpgan.json", study.attacked_runs()[0])
+    metrics, audits = collect(study, [results])
+    assert list(audits["attack"]) == ["one_run", "one_run", "", ""]
+    assert list(audits["attacked_epsilon"][:2]) == [0.4, 0.4]
+    assert math.isnan(audits["attacked_epsilon"][2])
+    assert list(audits["attack_canaries"]) == [1000, 1000, 0, 0]
+    assert holes(study, metrics, audits) == []
+
+
+def test_a_study_that_wants_attacks_misses_them_for_its_private_runs(results):
+    study = make_study(attacks=True)
+    lines = holes(study, *collect(study, [results]))
+    assert [line for line in lines if "no attack" in line] == lines
+    assert len(lines) == 2
+    assert all("epsilon 1" in line for line in lines)
+
+
+def test_a_study_without_attacks_passes_over_them(results):
+    write_attack(results / "attacks/x.json", make_study().runs()[0], TWO)
+    _, audits = collect(make_study(), [results])
+    assert set(audits["attack"]) == {""}
+
+
+def test_an_attack_on_another_recipe_is_refused_or_left_out(results):
+    study = make_study(attacks=True)
+    run = study.runs()[0]
+    write_attack(results / "attacks/x.json", run, recipe=run.model_dump(mode="json") | {"delta": 1e-3})
+    with pytest.raises(UserError, match=r"x\.json.*dpgan.*another recipe"):
+        collect(study, [results])
+    _, audits = collect(study, [results], unfinished=str(results / "none"))
+    assert set(audits["attack"]) <= {""}
+
+
+def test_an_attack_of_other_code_is_refused(results):
+    study = make_study(attacks=True)
+    write_attack(results / "attacks/x.json", study.runs()[0], TWO)
+    with pytest.raises(UserError, match="different versions of the code"):
+        collect(study, [results])
+
+
+def test_two_attacks_on_one_cell_are_refused(results):
+    study = make_study(attacks=True)
+    for seed in (0, 1):
+        write_attack(results / f"attacks/{seed}.json", study.runs()[seed])
+    with pytest.raises(UserError, match=r"twice.*0\.json.*1\.json"):
+        collect(study, [results])

@@ -299,7 +299,8 @@ def test_every_row_of_results_leads_to_its_runs(full_page):
     assert len(set(ids)) == len(ids)
     assert {a["href"][1:] for tag, a in tags.seen if tag == "a" and a["href"].startswith("#")} <= set(ids)
     assert "missing" not in Tags(section).text
-    assert section.count("audit passed, spent ε") == 4
+    assert section.count("accounting: ✓ passed, spent ε") == 2
+    assert section.count("accounting: no noise: no guarantee") == 2
 
 
 def test_our_numbers_beside_the_papers_lead_to_their_runs(places):
@@ -378,13 +379,58 @@ def test_failed_audit_and_mixed_code_cannot_be_overlooked(pictures):
     metrics.loc[0, "code"] = "2222"
     page = render_report(study, metrics, audits, jobs, *pictures, COMMAND, ENVIRONMENT)
     assert "1 of the runs failed: their numbers must not be used." in page
-    assert "✗ NO" in page
+    assert "✗ FAILED" in page
+    assert ("private runs whose accounting passed", "1 of 2") in facts_of(page)
     assert "They mix versions of the code." in page
+
+
+def facts_of(page):
+    return re.findall(r"<dt>(.*?)</dt><dd[^>]*>(.*?)</dd>", page)
+
+
+def test_runs_without_noise_are_never_said_to_have_passed(page):
+    assert ("private runs whose accounting passed", "2 of 2") in facts_of(page)
+    endless = re.findall(r"<tr>(?:(?!</tr>).)*<td[^>]*>∞</td>(?:(?!</tr>).)*Gaussian(?:(?!</tr>).)*</tr>", page)
+    assert len(endless) == 2
+    assert all("no guarantee" in row and "passed" not in row for row in endless)
+
+
+def attacked(audits, **changes):
+    bound = {"attack": "one_run", "attacked_epsilon": 0.42, "attack_confidence": 0.95, "attack_canaries": 1000}
+    for name, value in (bound | {"attack_runs": 1} | changes).items():
+        audits.loc[audits["epsilon"] == "1", name] = value
+    return audits
+
+
+def test_attacks_stand_beside_the_accounting_with_method_and_confidence(pictures):
+    study = make_study()
+    metrics, audits, jobs = make_frames(study)
+    page = render_report(study, metrics, attacked(audits), jobs, *pictures, COMMAND, ENVIRONMENT)
+    assert page.count("≥ 0.42") == 2
+    assert page.count("one-run auditing, 95% confidence, 1,000 canaries in 1 run") == 2
+    assert ("claims that their attack left standing", "2 of 2") in facts_of(page)
+    assert re.search("cannot see.*mix", page)
+    assert "ABOVE TARGET" not in page
+
+
+def test_an_attack_above_its_target_cannot_be_overlooked(pictures):
+    study = make_study()
+    metrics, audits, jobs = make_frames(study)
+    audits = attacked(audits, attacked_epsilon=3.0, attack_exceeded=True)
+    page = render_report(study, metrics, audits, jobs, *pictures, COMMAND, ENVIRONMENT)
+    assert page.count("≥ 3.00 ✗ ABOVE TARGET") == 2
+    assert re.search('class="bad">2 attacks reached more than the target', page)
+    assert ("claims that their attack left standing", "0 of 2") in facts_of(page)
+
+
+def test_a_report_without_attacks_does_not_speak_of_them(page):
+    assert "<em>Attacks</em>" not in page
+    assert not any("attack" in label for label, _ in facts_of(page))
 
 
 def test_a_study_without_any_result_still_renders():
     frames = [pd.DataFrame(columns=list(columns)) for columns in (METRICS, AUDITS, BENCHMARKS)]
-    frames[1]["passed"] = frames[1]["passed"].astype(bool)
+    frames[1][["passed", "attack_exceeded"]] = frames[1][["passed", "attack_exceeded"]].astype(bool)
     text = Tags(render_report(make_study(), *frames, {}, {}, COMMAND, ENVIRONMENT)).text
     assert "No audit was found." in text
     assert "0 of 4" in text

@@ -63,8 +63,8 @@ def test_every_run_and_anchor_stands_below_the_id_that_its_row_links_to(study, p
     assert [g["id"] for g in groups] == ["runs-digits-dpdm-10", "runs-digits-dpdm-inf"]
     assert [g["epsilon"] for g in groups] == ["10", "∞"]
     assert [r["seed"] for r in groups[0]["runs"]] == [0, 1]
-    assert groups[0]["runs"][0]["verdict"] == "passed, spent ε = 10 (RDP), 9 (PRV), 8 (PLD)"
-    assert groups[1]["runs"][0]["verdict"] == "passed, spent ε = ∞ (RDP), ∞ (PRV), ∞ (PLD)"
+    assert groups[0]["runs"][0]["verdict"] == "✓ passed, spent ε = 10 (RDP), 9 (PRV)"
+    assert groups[1]["runs"][0]["verdict"] == "no noise: no guarantee"
     assert section["methods"][2]["groups"][0]["id"] == run_anchor("digits", "real", "") == "runs-digits-real"
 
 
@@ -110,10 +110,10 @@ def test_holes_and_failures_are_counted(study, places):
         finish(run, places)
     (section,) = runs_by_dataset(study, audits_of(study, passed=False).iloc[:3], places)
     mean, dpdm, *_ = section["methods"]
-    assert (mean["absent"], mean["failed"]) == (1, 3)
+    assert (mean["absent"], mean["failed"]) == (1, 2)  # a run without noise promised nothing
     absent = mean["groups"][0]["runs"][0]
     assert (absent["files"], absent["command"], absent["recipe"]) == ([], "", "")
-    assert mean["groups"][0]["runs"][1]["verdict"].startswith("FAILED, spent")
+    assert mean["groups"][0]["runs"][1]["verdict"].startswith("✗ FAILED, spent")
     assert mean["groups"][1]["runs"][1]["verdict"] == "not audited"
     assert dpdm["failed"] == 0
 

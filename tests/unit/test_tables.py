@@ -303,24 +303,29 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     table = tables.audit_table(audits)
     assert len(table.cells) == 2
     row = table.cells.iloc[0]
-    assert (row["Target ε"], row["Spent, RDP"], row["Spent, PRV"], row["Spent, PLD"]) == (
-        "1",
-        "0.990",
-        "0.900",
-        "0.800",
-    )
-    assert row["Runs"] == "2"
-    assert row["Passed"] == "✗ NO"
+    assert (row["Target ε"], row["Spent, RDP"], row["Spent, PRV"], row["Runs"]) == ("1", "0.990", "0.900", "2")
+    assert row["Accounting"] == "✗ FAILED"
+    assert (row["Attacked"], row["Attack"]) == ("–", "–")  # noqa: RUF001
     assert row["Mechanism"] == (
         "net: 300 × Poisson-subsampled Gaussian, q = 0.178, noise 3.14; 1 × Gaussian, noise 7"  # noqa: RUF001
     )
     last = table.cells.iloc[1]
-    assert (last["Target ε"], last["Spent, RDP"], last["Passed"]) == ("∞", "∞", "✓ yes")
+    assert (last["Target ε"], last["Spent, RDP"], last["Accounting"]) == ("∞", "∞", "no noise: no guarantee")
     assert tables.to_tex(table).isascii()
-    audits.loc[4, "recipe_checked"] = False
-    unchecked = tables.audit_table(audits)
-    assert list(unchecked.cells["Passed"]) == ["✗ NO", "✓ yes, recipe unchecked"]
-    assert list(unchecked.data["recipe_checked"]) == [True, False]
+
+
+@pytest.mark.parametrize(("exceeded", "text"), [(False, "≥ 0.35"), (True, "≥ 0.35 ✗ ABOVE TARGET")])
+def test_audit_table_has_the_attacked_bound_and_how_it_was_found(audits, exceeded, text):
+    bound = {"attack": "gaussian", "attacked_epsilon": 0.351, "attack_confidence": 0.95, "attack_runs": 200,
+             "attack_canaries": 10_000, "attack_exceeded": exceeded}  # fmt: skip
+    for name, value in bound.items():
+        audits.loc[audits["epsilon"] == "1", name] = value
+    table = tables.audit_table(audits)
+    assert table.cells["Attacked"].tolist() == [text, "–"]  # noqa: RUF001
+    assert table.cells["Attack"][0] == "Gaussian DP, 95% confidence, 10,000 canaries in 200 runs"
+    assert table.data["attacked_epsilon"][0] == 0.351
+    assert table.data["attack_exceeded"].tolist() == [exceeded, False]
+    assert tables.to_tex(table).isascii()
 
 
 def test_resource_table_adds_up():
