@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from _page import where, write_block
+from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
 from dpdm.diffusion.denoiser import Denoiser, Edm
@@ -56,10 +57,28 @@ def plain_step(images, labels, k, device):
     return step
 
 
+def ours(net, images, labels, k, autocast):
+    """Our per-example gradients: one per example."""
+    gradients = PerExampleGradients(net, k)
+    return lambda: gradients.backward(lambda x, y: losses(gradients.module, x, y, k, autocast), images, labels)
+
+
+def hooks(net, images, labels, k, autocast):
+    """Opacus' per-example gradients: one per row, then summed over an example's rows."""
+    module = GradSampleModule(net, batch_first=True, loss_reduction="sum")
+
+    def backward():
+        (losses(module, images, labels, k, autocast).sum() / k).backward()
+        for p in net.parameters():
+            p.grad_sample = p.grad_sample.view(k, len(images), *p.shape).sum(0)
+
+    return backward
+
+
 def private_step(images, labels, k, device, engine, autocast):
     """Per-example gradients, clipping, noise, Adam."""
     net = build(device)
-    gradients = PerExampleGradients(net, k, engine)
+    backward = engine(net, images, labels, k, autocast)
     optimizer = DPOptimizer(
         torch.optim.Adam(net.parameters()), noise_multiplier=1.0, max_grad_norm=1.0,
         expected_batch_size=len(images), loss_reduction="sum",
@@ -67,7 +86,7 @@ def private_step(images, labels, k, device, engine, autocast):
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        gradients.backward(lambda x, y: losses(gradients.module, x, y, k, autocast), images, labels)
+        backward()
         optimizer.clip_and_accumulate()
         for p in optimizer.params:
             p.grad_sample = None
@@ -85,9 +104,9 @@ def steps(args, device: torch.device) -> dict[str, Callable[[], None]]:
     off, bf16 = contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16)
     return {
         "plain fp32": lambda: plain_step(images, labels, k, device),
-        "ours fp32": lambda: private_step(images, labels, k, device, "auto", off),
-        "ours bf16": lambda: private_step(images, labels, k, device, "auto", bf16),
-        "Opacus hooks fp32": lambda: private_step(images, labels, k, device, "hooks", off),
+        "ours fp32": lambda: private_step(images, labels, k, device, ours, off),
+        "ours bf16": lambda: private_step(images, labels, k, device, ours, bf16),
+        "Opacus hooks fp32": lambda: private_step(images, labels, k, device, hooks, off),
     }
 
 
