@@ -23,8 +23,9 @@ METRICS: dict[str, type] = {
 AUDITS: dict[str, type] = {
     "study": str, "dataset": str, "method": str, "epsilon": str, "seed": int, "n": int, "delta": float,
     "accountant": str, "neighbouring_relation": str, "target_epsilon": float, "epsilon_rdp": float,
-    "epsilon_prv": float, "passed": bool, "mechanism": str, "name": str, "noise_multiplier": float,
-    "sample_rate": float, "steps": int, "sensitivity": float, "version": str, "commit": str, "code": str,
+    "epsilon_prv": float, "epsilon_pld": float, "passed": bool, "recipe_checked": bool, "mechanism": str, "name": str,
+    "noise_multiplier": float, "sample_rate": float, "steps": int, "sensitivity": float, "version": str,
+    "commit": str, "code": str,
     "attack": str, "attacked_epsilon": float, "attack_confidence": float, "attack_runs": int, "attack_canaries": int,
     "attack_exceeded": bool,
 }  # fmt: skip

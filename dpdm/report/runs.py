@@ -91,10 +91,11 @@ def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Pl
     recipe = artifacts.read_json(ledger, ("recipe",))["recipe"] if there else {}
     verdict = "not audited"
     if audit is not None and math.isinf(run.epsilon):
-        verdict = accounting_verdict(audit["passed"], run.epsilon)
+        verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"])
     elif audit is not None:
-        rdp, prv = (epsilon_label(f"{audit[name]:.4g}") for name in ("epsilon_rdp", "epsilon_prv"))
-        verdict = f"{accounting_verdict(audit['passed'], run.epsilon)}, spent ε = {rdp} (RDP), {prv} (PRV)"
+        names = ("rdp", "prv", "pld")
+        spent = ", ".join(epsilon_label(format(audit[f"epsilon_{a}"], ".4g")) + f" ({a.upper()})" for a in names)
+        verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"]) + f", spent ε = {spent}"
     files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
     spec, data = study.methods[run.method], _data(run, places)
     command = _training(run, recipe, folder, data, spec.gpus_per_run) if there else ""

@@ -273,11 +273,13 @@ def audit_table(audits: pd.DataFrame) -> Table:
             "dataset": dataset, "method": method, "target_epsilon": target, "delta": delta, "accountant": accountant,
             "epsilon_rdp_max": max(run["epsilon_rdp"] for run in runs),
             "epsilon_prv_max": max(run["epsilon_prv"] for run in runs),
+            "epsilon_pld_max": max(run["epsilon_pld"] for run in runs),
             "attacked_epsilon": max((run["attacked_epsilon"] for run in runs if run["attack"]), default=math.nan),
             "attack": runs[0]["attack"], "attack_confidence": runs[0]["attack_confidence"],
             "attack_runs": runs[0]["attack_runs"], "attack_canaries": runs[0]["attack_canaries"],
             "attack_exceeded": any(run["attack_exceeded"] for run in runs),
             "mechanism": mechanism, "runs": len(runs), "passed": all(run["passed"] for run in runs),
+            "recipe_checked": all(run["recipe_checked"] for run in runs),
         }
         for (dataset, method, target, delta, accountant, mechanism), runs in found.items()
     ]  # fmt: skip
@@ -285,28 +287,30 @@ def audit_table(audits: pd.DataFrame) -> Table:
         {
             "Dataset": row["dataset"], "Method": row["method"], "Target ε": _epsilon(row["target_epsilon"]),
             "Spent, RDP": _epsilon(row["epsilon_rdp_max"], 3), "Spent, PRV": _epsilon(row["epsilon_prv_max"], 3),
-            "Accounting": accounting_verdict(row["passed"], row["target_epsilon"]), "Attacked": _attacked(row),
+            "Spent, PLD": _epsilon(row["epsilon_pld_max"], 3),
+            "Accounting": accounting_verdict(row["passed"], row["target_epsilon"], row["recipe_checked"]),
+            "Attacked": _attacked(row),
             "Attack": attack_text(row), "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
             "Mechanism": row["mechanism"],
         }
         for row in data
     ]  # fmt: skip
     names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
-             "attacked_epsilon", "attack", "attack_confidence", "attack_runs", "attack_canaries", "attack_exceeded",
-             "mechanism", "runs", "passed"]  # fmt: skip
-    right = ("Target ε", "Spent, RDP", "Spent, PRV", "Attacked", "δ", "Runs")
-    headers = ["Dataset", "Method", *right[:3], "Accounting", "Attacked", "Attack", *right[4:], "Mechanism"]
+             "epsilon_pld_max", "attacked_epsilon", "attack", "attack_confidence", "attack_runs", "attack_canaries",
+             "attack_exceeded", "mechanism", "runs", "passed", "recipe_checked"]  # fmt: skip
+    right = ("Target ε", "Spent, RDP", "Spent, PRV", "Spent, PLD", "Attacked", "δ", "Runs")
+    headers = ["Dataset", "Method", *right[:4], "Accounting", "Attacked", "Attack", *right[5:], "Mechanism"]
     return Table(
         pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
         groups=_group_numbers([(row["dataset"], row["method"]) for row in data]),
     )  # fmt: skip
 
 
-def accounting_verdict(passed: bool, target_epsilon: float) -> str:
+def accounting_verdict(passed: bool, target_epsilon: float, recipe_checked: bool) -> str:
     """What accounting says of a run; without noise it has nothing to say."""
     if math.isinf(target_epsilon):
         return "no noise: no guarantee"
-    return "✓ passed" if passed else "✗ FAILED"
+    return ("✓ passed" if passed else "✗ FAILED") + ("" if recipe_checked else ", recipe unchecked")
 
 
 def attack_text(row: Mapping[str, Any]) -> str:

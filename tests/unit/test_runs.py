@@ -63,7 +63,7 @@ def test_every_run_and_anchor_stands_below_the_id_that_its_row_links_to(study, p
     assert [g["id"] for g in groups] == ["runs-digits-dpdm-10", "runs-digits-dpdm-inf"]
     assert [g["epsilon"] for g in groups] == ["10", "∞"]
     assert [r["seed"] for r in groups[0]["runs"]] == [0, 1]
-    assert groups[0]["runs"][0]["verdict"] == "✓ passed, spent ε = 10 (RDP), 9 (PRV)"
+    assert groups[0]["runs"][0]["verdict"] == "✓ passed, spent ε = 10 (RDP), 9 (PRV), 8 (PLD)"
     assert groups[1]["runs"][0]["verdict"] == "no noise: no guarantee"
     assert section["methods"][2]["groups"][0]["id"] == run_anchor("digits", "real", "") == "runs-digits-real"
 

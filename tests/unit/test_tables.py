@@ -281,13 +281,9 @@ def audits():
         "recipe_checked": True,
     }  # fmt: skip
     release = {"mechanism": "gaussian", "name": "", "sample_rate": 1.0, "steps": 1, "noise_multiplier": 7.0}
-    endless = {
-        "epsilon": "inf",
-        "target_epsilon": math.inf,
-        "epsilon_rdp": math.inf,
-        "epsilon_prv": math.inf,
-        "epsilon_pld": math.inf,
-    }
+    endless = {"epsilon": "inf"} | dict.fromkeys(
+        ("target_epsilon", "epsilon_rdp", "epsilon_prv", "epsilon_pld"), math.inf
+    )
     return pd.DataFrame(
         [
             {**run, "seed": 0, "epsilon_rdp": 0.95},
@@ -303,7 +299,8 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     table = tables.audit_table(audits)
     assert len(table.cells) == 2
     row = table.cells.iloc[0]
-    assert (row["Target ε"], row["Spent, RDP"], row["Spent, PRV"], row["Runs"]) == ("1", "0.990", "0.900", "2")
+    spent = [row[f"Spent, {name}"] for name in ("RDP", "PRV", "PLD")]
+    assert (row["Target ε"], spent, row["Runs"]) == ("1", ["0.990", "0.900", "0.800"], "2")
     assert row["Accounting"] == "✗ FAILED"
     assert (row["Attacked"], row["Attack"]) == ("–", "–")  # noqa: RUF001
     assert row["Mechanism"] == (
@@ -312,6 +309,10 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     last = table.cells.iloc[1]
     assert (last["Target ε"], last["Spent, RDP"], last["Accounting"]) == ("∞", "∞", "no noise: no guarantee")
     assert tables.to_tex(table).isascii()
+    audits.loc[0, "recipe_checked"] = False  # of one seed: nothing vouches for the row
+    unchecked = tables.audit_table(audits)
+    assert unchecked.cells["Accounting"][0] == "✗ FAILED, recipe unchecked"
+    assert list(unchecked.data["recipe_checked"]) == [False, True]
 
 
 @pytest.mark.parametrize(("exceeded", "text"), [(False, "≥ 0.35"), (True, "≥ 0.35 ✗ ABOVE TARGET")])
