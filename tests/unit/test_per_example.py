@@ -546,6 +546,19 @@ def test_inputs_by_name_are_counted():
         engine.backward(lambda *_: row_losses(net, net(labels=y, x=x).sum() * 0 + x, y), x[:2], y[:2])
 
 
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_a_caller_without_gradients_changes_nothing(engine):
+    net, (x, y) = make("conv3"), inputs(3)
+    exact, weight = brute_force(net, x, y, 1), net[0].weight
+    gradients = PerExampleGradients(net, 1, engine)
+    with torch.no_grad():
+        gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
+        with pytest.raises(UserError, match="outside its layer"):
+            gradients.backward(lambda x, y: row_losses(gradients.module, x, y) + weight.sum(), x, y)
+    gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
+    assert_exact([p.grad_sample for p in net.parameters()], exact)
+
+
 def test_an_unknown_engine_is_refused():
     with pytest.raises(UserError, match="'hooks'"):
         PerExampleGradients(make("conv3"), 1, "hooks")

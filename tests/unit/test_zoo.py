@@ -137,6 +137,7 @@ def convolutions():
             "dilation": {"dilation": 3, "output_padding": 2},
         }.items():
             add(FAST, kind, option, 2, 4, kernel, view=view, **kwargs)
+        add(FAST, kind, "pointwise", 2, 3, one, view=view)
         size = {1: (15,), 2: (12, 15), 3: (4, 12, 15)}[axes]
         add(FAST, kind, "output size", 2, 3, kernel, stride=2, view=view,
             call=lambda layer, h, y, size=size: layer(h, output_size=size))  # fmt: skip
@@ -384,6 +385,7 @@ REFUSED = {
     "Linear: wrong width": (lambda: Animal(nn.Linear(8, 3)), "shapes"),
     "Conv2d: without rows": (lambda: Animal(nn.Conv2d(2, 3, 3), lambda layer, h, y: layer(h[0])[None]),
                              "rows on its first axis"),
+    "LayerNorm: over the rows": (lambda: Animal(nn.LayerNorm((6, 7)), view="vector"), "rows on its first axis"),
     "Conv1d: images": (lambda: Animal(nn.Conv1d(2, 3, 3)), "1d|D"),
     "MultiheadAttention: mask of two axes": (lambda: Animal(nn.MultiheadAttention(7, 1, batch_first=True), lambda f, h,
                                              y: f(h, h, h, attn_mask=torch.zeros(3, 3)), "tokens"), "mask"),
