@@ -312,8 +312,14 @@ COMPANY_SLOW = {
     "parametrised spectral norm, eval": lambda: Animal(nn.utils.parametrizations.spectral_norm(nn.Linear(7, 3))).eval(),
     "subclass": lambda: Animal(type("Doubled", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(
         self, x)})(7, 3)),
+    "forward of the instance": lambda: Animal(doubled(nn.Linear(7, 3))),
     "frozen part of the slow": lambda: frozen(Animal(nn.Sequential(nn.PReLU(), nn.Linear(7, 3))), "layer.1"),
 }  # fmt: skip
+
+
+def doubled(layer):
+    layer.forward = lambda x: 2 * type(layer).forward(layer, x)
+    return layer
 
 
 def with_then(net, then):
@@ -386,6 +392,7 @@ REFUSED = {
     "Conv2d: without rows": (lambda: Animal(nn.Conv2d(2, 3, 3), lambda layer, h, y: layer(h[0])[None]),
                              "rows on its first axis"),
     "LayerNorm: over the rows": (lambda: Animal(nn.LayerNorm((6, 7)), view="vector"), "rows on its first axis"),
+    "LazyInstanceNorm2d: buffers": (lambda: Animal(nn.LazyInstanceNorm2d(track_running_stats=True)), "no shape yet"),
     "Conv1d: images": (lambda: Animal(nn.Conv1d(2, 3, 3)), "1d|D"),
     "MultiheadAttention: mask of two axes": (lambda: Animal(nn.MultiheadAttention(7, 1, batch_first=True), lambda f, h,
                                              y: f(h, h, h, attn_mask=torch.zeros(3, 3)), "tokens"), "mask"),
