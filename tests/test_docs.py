@@ -1,15 +1,20 @@
 """The documents against the code: keys, commands, links and numbers."""
 
 import importlib
+import math
 import re
 import shlex
 from pathlib import Path
 
+import dp_accounting
 import pytest
 from pydantic import BaseModel
 
+from dpdm import artifacts
 from dpdm.__main__ import _parser
 from dpdm.config import DatasetSpec, EvaluationSpec, MethodSpec, Study, load_study
+from dpdm.privacy import Event, Ledger, epsilon_spent
+from dpdm.privacy.audit import exported
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")]
@@ -43,6 +48,29 @@ def test_documented_dpdm_commands_parse():
     assert len(commands) >= 2
     for command in commands:
         _parser().parse_args(shlex.split(command)[3:])
+
+
+def test_an_outsider_recomputes_epsilon_by_the_documented_lines(tmp_path, monkeypatch, capsys):
+    """The lines themselves, run on exported ledgers; where dp-accounting has no event they refuse, not understate."""
+    text = (ROOT / "docs" / "privacy.md").read_text().partition("## Recompute epsilon yourself")[2]
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    poisson = Event("poisson_subsampled_gaussian", "net", 1.1, 0.5, 0.02, 300)
+    one_shot = Event("gaussian", "sums", 4.0, 3.0)
+    shards = Event("categorical_subsampled_gaussian", "blocks", 2.0, 1.0, 0.01, 10)
+
+    def recomputed(*events: Event) -> float:
+        ledger = Ledger(1000, 1e-5, 10.0, "rdp", shape=(1, 8, 8), num_classes=10, events=list(events))
+        artifacts.write_json(tmp_path / "events.json", {"runs": [exported(ledger.to_json(), "l")]})
+        exec(compile(code, "docs/privacy.md", "exec"), {})
+        return float(capsys.readouterr().out)
+
+    monkeypatch.chdir(tmp_path)
+    for events in ([poisson], [one_shot], [poisson, one_shot]):
+        assert recomputed(*events) == pytest.approx(epsilon_spent(events, 1e-5, "pld"), rel=5e-3)
+    assert recomputed(Event("gaussian", "sums", 0.0, 3.0)) == math.inf
+    assert recomputed() == 0
+    with pytest.raises(dp_accounting.UnsupportedEventError):
+        recomputed(poisson, shards)
 
 
 def test_documented_make_targets_and_studies_exist():

@@ -8,7 +8,7 @@ score import this package for the methods' sake and account for nothing.
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -222,12 +222,13 @@ def largest_loss(history: list[Part], mass: float) -> float:
 
 @functools.cache
 def _orders() -> list[float]:
-    """Opacus' end at 63, too low for small epsilon, where the optimal order is near log(1/delta)/epsilon."""
+    """Opacus' go from 1.1 to 63; the optimal order is near log(1/delta)/epsilon where epsilon is small."""
     from opacus.accountants import RDPAccountant
 
-    return [*RDPAccountant.DEFAULT_ALPHAS, *_HIGH_ORDERS]
+    return [*_LOW_ORDERS, *RDPAccountant.DEFAULT_ALPHAS, *_HIGH_ORDERS]
 
 
+_LOW_ORDERS = (1.001, 1.002, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.05, 1.06, 1.08)  # for epsilons of hundreds
 _HIGH_ORDERS = (
     *(64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024),
     *(1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536),
@@ -295,6 +296,23 @@ def _epsilon_pld(history: list[Part], delta: float) -> float:
 # is relative. Tilting commutes with composition, and is undone after it.
 
 
+def by_tilt(composed: Callable[[float], tuple[float, float]], order: float, steps: int, delta: float) -> float:
+    """Epsilon by the first tilt whose rounding does not count: the one that fits `order`, others, or none.
+
+    Args:
+        composed: maps theta to epsilon, and to the logarithm of what all masses together were divided by.
+
+    Raises:
+        RuntimeError: rounding may change delta by more than a hundredth either way.
+    """
+    for factor in (1, 8, 64, 512, 1 / 8, 0):
+        theta = factor * (order - 1)
+        epsilon, log_moment = composed(theta)
+        if 1e-16 * steps * math.exp(min(log_moment - theta * epsilon, 700)) <= 0.01 * delta:
+            return epsilon
+    raise RuntimeError("rounding errors are as large as delta")
+
+
 def tilted(losses: np.ndarray, masses: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
     """Masses times exp(theta loss), normalised; and the logarithm of what they were divided by."""
     with np.errstate(divide="ignore"):
@@ -343,6 +361,13 @@ def epsilon_of_losses(losses: np.ndarray, masses: np.ndarray, infinity: float, d
 # profile on both sides dominates the mechanism, and dominating pairs compose (Zhu, Dong, Wang 2022, theorem 10). Its
 # privacy loss, with L = log(dR / dN) and P* its first distribution:
 #   P*(loss > t) = R(L > t) and P*(loss < -t) = N(L > t) for t >= 0, and the remaining mass at 0.
+
+
+def point_of_loss(loss: np.ndarray, sample_rate: float, noise_multiplier: float) -> np.ndarray:
+    """Where L is `loss` >= 0: z^2 log((exp(loss) - 1) / q + 1) + 1 / 2, without overflow."""
+    q, z = sample_rate, noise_multiplier
+    small = np.log1p(np.expm1(np.minimum(loss, 1)) / q)
+    return z * z * np.where(loss < 1, small, loss + np.log1p((q - 1) * np.exp(-loss)) - math.log(q)) + 0.5
 
 
 def categorical_rdp(sample_rate: float, noise_multiplier: float, orders: Sequence[float]) -> np.ndarray:

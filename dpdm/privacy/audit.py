@@ -57,7 +57,6 @@ def exported(value: dict[str, Any], origin: str) -> dict[str, Any]:
     ledger = Ledger.from_json(value, origin)
     return {
         "coordinates": dict(ledger.coordinates),
-        "neighboring_relation": "REPLACE_SPECIAL",
         "delta": ledger.delta,
         "event": {"class_name": "ComposedDpEvent", "events": [_dp_event(event) for event in ledger.events]},
     }

@@ -14,9 +14,9 @@ from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 from dp_accounting.privacy_accountant import NeighboringRelation
 from scipy import special
 
-from dpdm.privacy.accounting import Part, best_rdp, epsilon_of_losses, tilted, tilted_back
+from dpdm.privacy.accounting import Part, best_rdp, by_tilt, epsilon_of_losses, point_of_loss, tilted, tilted_back
 
-MAX_POINTS = 2**18  # of one step's discretised loss: memory and time
+MAX_POINTS = 2**17  # of one step's discretised loss: memory and time
 TRUNCATED = 1e-18  # (tilted) mass that a composition may cut off; what is cut above counts as an infinite loss
 LOG_TAIL = -50  # of the noise: mass exp(-50) beyond its ends counts as an infinite loss
 
@@ -24,10 +24,14 @@ LOG_TAIL = -50  # of the noise: mass exp(-50) beyond its ends counts as an infin
 def epsilon_pld(history: list[Part], delta: float) -> float:
     """Epsilon of a history at `delta`."""
     scale, order = best_rdp(history, delta)
-    theta = order - 1
-    for _ in range(4):
+    steps = sum(part.steps for part in history)
+    for _ in range(3):
         interval = _interval(history, delta, scale)
-        found = max(_composed([pair[i] for pair in _pairs(history, interval)], history, theta, delta) for i in (0, 1))
+        pairs = _pairs(history, interval)
+        found = max(
+            by_tilt(lambda theta, one=one: _composed(one, history, theta, delta), order, steps, delta)
+            for one in zip(*pairs, strict=True)
+        )
         if found > scale / 4 or scale < 1e-6:  # the interval was fine enough for what was found
             break
         scale = max(found, scale / 100)
@@ -74,7 +78,7 @@ def _categorical(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_
     q, z = part.sample_rate, part.noise_multiplier
     last = math.ceil(_largest_loss(part) / interval)
     above = np.arange(last + 1) * interval
-    x = _point(above, q, z)
+    x = point_of_loss(above, q, z)
     with_record = np.logaddexp(
         (math.log1p(-q) if q < 1 else -math.inf) + special.log_ndtr(-x / z), math.log(q) + special.log_ndtr((1 - x) / z)
     )
@@ -87,27 +91,8 @@ def _categorical(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_
     return pmf, pmf
 
 
-def _point(loss: np.ndarray, q: float, z: float) -> np.ndarray:
-    """Where log(dR / dN) is `loss` (at least 0): z^2 log((exp(loss) - 1) / q + 1) + 1 / 2, without overflow."""
-    return (
-        z
-        * z
-        * np.where(
-            loss < 1,
-            np.log1p(np.expm1(np.minimum(loss, 1)) / q),
-            loss + np.log1p((q - 1) * np.exp(-loss)) - math.log(q),
-        )
-        + 0.5
-    )
-
-
-def _composed(pmfs: list[pld_pmf.DensePLDPmf], history: list[Part], theta: float, delta: float) -> float:
-    """Epsilon at `delta` of all steps of one direction.
-
-    dp-accounting composes by FFT, whose rounding error is near 1e-17 times the number of steps in absolute terms: as
-    large as a delta of 1e-12 after 1e5 steps. So masses are tilted before by exp(theta loss), which brings the
-    losses near epsilon to the middle of the distribution, and tilted back after: the error becomes relative.
-    """
+def _composed(pmfs: list[pld_pmf.DensePLDPmf], history: list[Part], theta: float, delta: float) -> tuple[float, float]:
+    """Epsilon at `delta` of all steps of one direction; and the logarithm of what tilting divided all masses by."""
     total, log_scale, finite, cut = None, 0.0, 0.0, 0.0
     for pmf, part in zip(pmfs, history, strict=True):
         losses = (pmf._lower_loss + np.arange(pmf.size)) * pmf._discretization
@@ -117,9 +102,9 @@ def _composed(pmfs: list[pld_pmf.DensePLDPmf], history: list[Part], theta: float
         log_scale += part.steps * log_moment
         finite += part.steps * math.log1p(-pmf._infinity_mass)
         top = (many._lower_loss + many.size - 1) * many._discretization
-        cut += TRUNCATED * math.exp(min(part.steps * log_moment - theta * top, 0.0))  # at most 0, see Chernoff
+        cut += TRUNCATED * math.exp(min(part.steps * log_moment - theta * top, 0.0))  # at most 0, by Chernoff
         total = many if total is None else total.compose(many)
     losses = (total._lower_loss + np.arange(total.size)) * total._discretization
-    return epsilon_of_losses(
-        losses, tilted_back(total._probs, losses, theta, log_scale), cut - math.expm1(finite), delta
-    )
+    masses = tilted_back(total._probs, losses, theta, log_scale)
+    masses[0] += 1.0  # what was cut below, and may be anything up to 1 before tilting
+    return epsilon_of_losses(losses, masses, cut - math.expm1(finite), delta), log_scale

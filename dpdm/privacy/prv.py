@@ -16,7 +16,16 @@ from opacus.accountants.analysis.prv import (
 )
 from scipy import integrate, special
 
-from dpdm.privacy.accounting import Part, best_rdp, epsilon_of_losses, largest_loss, tilted, tilted_back
+from dpdm.privacy.accounting import (
+    Part,
+    best_rdp,
+    by_tilt,
+    epsilon_of_losses,
+    largest_loss,
+    point_of_loss,
+    tilted,
+    tilted_back,
+)
 
 MAX_POINTS = 2**21  # of the domain: memory and time
 DELTA_SHARE = 1e-3  # of delta, for the error of the tails: Opacus' choice
@@ -39,28 +48,38 @@ def epsilon_prv(history: list[Part], delta: float) -> float:
     reach += 2 * error
     domain = Domain.create_aligned(-reach, reach, error / fineness)
 
-    log_scale, theta, masses = 0.0, order - 1, []
-    for part in history:
-        kind = _CategoricalPrv if part.categorical else _PoissonPrv
-        discrete = _discrete(kind(part.sample_rate, part.noise_multiplier), domain)
-        mass, log_moment = tilted(discrete.domain.ts, discrete.pmf, theta)
-        masses.append(DiscretePRV(pmf=mass, domain=discrete.domain))
-        log_scale += part.steps * log_moment
-    total = compose_heterogeneous(masses, [part.steps for part in history])
-    losses = total.domain.ts
-    return epsilon_of_losses(losses, tilted_back(total.pmf, losses, theta, log_scale), 0.0, delta - delta_error) + error
+    kinds = [_CategoricalPrv if part.categorical else _PoissonPrv for part in history]
+    each = [
+        _discrete(kind(part.sample_rate, part.noise_multiplier), domain)
+        for kind, part in zip(kinds, history, strict=True)
+    ]
+
+    def composed(theta: float) -> tuple[float, float]:
+        log_scale, masses = 0.0, []
+        for one, part in zip(each, history, strict=True):
+            mass, log_moment = tilted(one.domain.ts, one.pmf, theta)
+            masses.append(DiscretePRV(pmf=mass, domain=one.domain))
+            log_scale += part.steps * log_moment
+        total = compose_heterogeneous(masses, [part.steps for part in history])
+        losses = total.domain.ts
+        found = epsilon_of_losses(losses, tilted_back(total.pmf, losses, theta, log_scale), 0.0, delta - delta_error)
+        return found, log_scale
+
+    return by_tilt(composed, order, steps, delta) + error
 
 
 class _PoissonPrv(PoissonSubsampledGaussianPRV):
     """The privacy loss of Poisson sampling, from with the record to without: L under R in `accounting`."""
 
-    def _point(self, loss: np.ndarray) -> np.ndarray:
-        """Where L is `loss` >= 0."""
-        return self.noise_multiplier**2 * np.log1p(np.expm1(loss) / self.sample_rate) + 0.5
+    def cdf(self, t: np.ndarray) -> np.ndarray:
+        """Opacus' overflows where the loss is above 700."""
+        t = np.asarray(t, float)
+        return np.where(t < 0, super().cdf(np.minimum(t, 0)), 1 - self.above(np.maximum(t, 0)))
 
     def above(self, t: np.ndarray) -> np.ndarray:
         """P(loss > t), t >= 0, with full relative precision."""
-        q, z, x = self.sample_rate, self.noise_multiplier, self._point(t)
+        q, z = self.sample_rate, self.noise_multiplier
+        x = point_of_loss(t, q, z)
         return (1 - q) * special.ndtr(-x / z) + q * special.ndtr((1 - x) / z)
 
     def mean(self) -> float:
@@ -90,7 +109,8 @@ class _CategoricalPrv(_PoissonPrv):
 
     def cdf(self, t: np.ndarray) -> np.ndarray:
         t = np.asarray(t, float)
-        return np.where(t < 0, special.ndtr(-self._point(np.abs(t)) / self.noise_multiplier), 1 - self.above(np.abs(t)))
+        x = point_of_loss(np.abs(t), self.sample_rate, self.noise_multiplier)
+        return np.where(t < 0, special.ndtr(-x / self.noise_multiplier), 1 - self.above(np.abs(t)))
 
     def mean(self) -> float:
         return self._expected(lambda normal, shifted, q: q * (shifted - normal), 0.5)
