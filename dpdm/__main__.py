@@ -131,6 +131,26 @@ def verb_audit(args: argparse.Namespace) -> None:
         artifacts.write_json(args.export, {"runs": rows})
 
 
+def verb_attack(args: argparse.Namespace) -> None:
+    """attack what private runs did, on canaries: a lower bound of epsilon each; fails if one is above its target"""
+    from dpdm.attacks.white_box import attack, describe_attack
+
+    if bool(args.study) == bool(args.ledgers):
+        raise UserError("attack needs a study (and, if not all of it is meant, a run), or else --ledgers")
+    if args.black_box:
+        found = _black_box(args)
+    else:
+        paths = args.ledgers or _attacked_ledgers(args)
+        ledgers = [artifacts.read_json(path) for path in paths]  # all of them before any compute
+        found = [attack(ledger, str(path)) for ledger, path in zip(ledgers, paths, strict=True)]
+    for one in found:
+        print(describe_attack(one))
+    if args.out:
+        artifacts.write_json(args.out, {"attacks": found})
+    if broken := [describe_attack(one) for one in found if one["attack"]["exceeded"]]:
+        raise UserError("the code does not keep its promise, publish nothing that it made:\n" + "\n".join(broken))
+
+
 def verb_sample(args: argparse.Namespace) -> None:
     """draw one synthetic set from a model, with balanced labels"""
     from dpdm import data, method, processes
@@ -306,6 +326,46 @@ def verb_report(args: argparse.Namespace) -> None:
     artifacts.write_text(args.out, text)
 
 
+def _black_box(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from dpdm import data
+    from dpdm.attacks.black_box import attack_black_box
+    from dpdm.progress import Log
+
+    if args.ledgers:
+        raise UserError("a black-box attack trains anew: give a study and a run instead of --ledgers")
+    study = config.load_study(args.study)
+    folder = args.data or f"{study.results_dir}/data/{{dataset}}"
+    runs = _attacked_runs(study, args)
+    images = {run.dataset: data.read_images(f"{folder.format(dataset=run.dataset)}/train.npz") for run in runs}
+    found = []
+    for run in runs:
+        samplers = study.methods[run.method].samplers
+        sample = study.sample(run, next(iter(samplers))) if samplers else None
+        log = Log(f"black-box attack on {run.method} on {run.dataset}, epsilon {config.epsilon_text(run.epsilon)}")
+        found.append(attack_black_box(run, images[run.dataset], sample, args.canaries, log))
+    return found
+
+
+def _attacked_ledgers(args: argparse.Namespace) -> list[Path]:
+    study = config.load_study(args.study)
+    root = f"{study.results_dir}/{study.study}"  # as in workflow/rules/common.smk
+    folder = args.runs or f"{root}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}"
+    return [Path(run.path(folder)) / "ledger.json" for run in _attacked_runs(study, args)]
+
+
+def _attacked_runs(study: config.Study, args: argparse.Namespace) -> list[config.RunSpec]:
+    """The runs of a study that `attack` means."""
+    if not args.run_name:
+        return study.attacked_runs()
+    named = {"/".join([r.dataset, r.method, config.epsilon_text(r.epsilon), str(r.seed)]): r for r in study.runs()}
+    if args.run_name not in named:
+        raise UserError(
+            f"{args.study} has no run {args.run_name}, written DATASET/METHOD/EPSILON/SEED; "
+            f"{config.nearest(args.run_name, named)}"
+        )
+    return [named[args.run_name]]
+
+
 def _restored(method: Any, path: Path, impl: str) -> Any:
     """The model of a method in a file that `train` wrote."""
     saved = artifacts.read_tensors(path)
@@ -394,6 +454,16 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", type=Path, help="where to write the audit")
     audit.add_argument("--spending", type=Path, help="where to write how epsilon grew over the steps")
     audit.add_argument("--export", type=Path, help="where to write the events in the form of Google's dp-accounting")
+    attack = add(verb_attack)
+    attack.add_argument("study", nargs="?", type=Path, help="a study file; its runs must have been trained")
+    attack.add_argument("run_name", nargs="?", metavar="run", help="DATASET/METHOD/EPSILON/SEED; else all private ones")
+    attack.add_argument("--ledgers", type=Path, nargs="+", help="ledger.json files, instead of a study")
+    attack.add_argument("--out", type=Path, help="where to write what was found")
+    attack.add_argument("--runs", metavar="PATTERN", help="folder of a run, if not where the workflow has it")
+    black_box_help = "train again with canaries among the images, and look at nothing but what is published (weak)"
+    attack.add_argument("--black-box", action="store_true", help=black_box_help)
+    attack.add_argument("--canaries", type=int, default=1000, help="of a black-box attack")
+    attack.add_argument("--data", metavar="PATTERN", help="folder of a dataset, if not where the workflow has it")
     add(verb_sample, "model", "dataset", "out", spec=True)
     add(verb_extractor, "train", "test", "out")
     add(verb_reference, "train", "test", "out", spec=True)

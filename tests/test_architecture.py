@@ -42,7 +42,7 @@ MAY_IMPORT = {
     | {"dpdm.checkpoint", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
-    "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
+    "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.evaluation": FOUNDATIONS | {"dpdm.progress"},
     "dpdm.report": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.provenance"},

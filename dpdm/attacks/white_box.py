@@ -22,7 +22,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from dpdm.config import RunSpec, parse_spec
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
+from dpdm.plan import check_recipe
 from dpdm.privacy import (
     Budget,
     DpSgdParams,
@@ -58,7 +59,7 @@ BLOCK_STEPS = 60_000  # that all runs of a plan with block gradients take togeth
 BLOCK_RUNS = (40, 1000)  # at least and at most
 EXCESS = 10.0  # times its clip norm is how far a canary reaches
 SIMULATED_DRAWS = 10_000_000  # of the noise, for the guess rule
-SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # of all canaries: guessed in, and as many out
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of all canaries: guessed in, and guessed out
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
         together), what was guessed, and `exceeded`: whether the bound is above the target.
 
     Raises:
-        UserError: not a ledger; a run without noise or releases; or one whose events are not those that its recipe
-            gives today.
+        UserError: not a ledger; a run without noise or releases; one whose events are not those that its recipe
+            implies; or the method cannot be imported here.
     """
     ledger = Ledger.from_json(value, origin)
-    claim = claim_of(ledger, origin)
+    claim = claim_of(value, origin)
     recipe = json.dumps({key: item for key, item in ledger.recipe.items() if key != "seed"}, sort_keys=True)
     found = attack_claim(claim, recipe)
     for number in range(CONFIRMATIONS):
@@ -116,30 +117,39 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
     }
 
 
-def claim_of(ledger: Ledger, origin: str) -> Claim:
-    """The plan behind a ledger, rebuilt from its recipe and compared with its events.
+def describe_attack(found: dict[str, Any]) -> str:
+    """One line of a terminal, of what `attack` returned."""
+    one, c = found["attack"], found["coordinates"]
+    verdict = "BROKEN" if one["exceeded"] else "holds"
+    guesses = f", {one['correct']} of {one['guesses']} guesses right" if "guesses" in one else ""
+    return (
+        f"{verdict}  target epsilon {found['target_epsilon']}, attacked at least {one['epsilon']:.3f} "
+        f"({one['method']}, {one['confidence']:.0%} confidence, {one['canaries']} canaries in {one['runs']} runs"
+        f"{guesses}) at delta {found['delta']:.3g}  {c['dataset']}/{c['method']}/{c['epsilon']:g}"
+    )
+
+
+def claim_of(value: dict[str, Any], origin: str) -> Claim:
+    """What a ledger (as JSON) claims, once its events were found to be those that its recipe implies.
 
     Raises:
         UserError: see `attack`.
     """
+    ledger = Ledger.from_json(value, origin)
     if math.isinf(ledger.target_epsilon):
         raise UserError(f"{origin} is of a run without noise (epsilon inf): it promises nothing that could be attacked")
     if not ledger.events:
         raise UserError(f"{origin} holds no event: nothing was released that could be attacked")
-    spec = parse_spec(RunSpec, json.dumps(dict(ledger.recipe)))
+    check_recipe(value, origin)
+    spec = parse_spec(RunSpec, json.dumps(ledger.recipe))
     _, params, plan, budget = prepare_run(spec, ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes))
     scale = calibrate(plan, budget, ledger.accountant)
-    expected = [mechanism.event(scale) for mechanism in plan]
-    if expected != ledger.events:
-        differing = next((a or b).name for a, b in zip_longest(expected, ledger.events) if a != b)
-        raise UserError(
-            f"{origin}: its recipe gives another event {differing} today than the ledger holds; train the run again"
-        )
+    events = tuple(mechanism.event(scale) for mechanism in plan)
     asked = [part for part in _parts(params) if isinstance(part, PoissonBlocks | ShardBlocks)]
     blocks = {
         m.name: part for m in plan for part in asked if part.mechanism(m.name, ledger.n) == replace(m, noise_ratio=1.0)
     }
-    return Claim(plan, tuple(ledger.events), budget, ledger.accountant, ledger.n, blocks)
+    return Claim(plan, events, budget, ledger.accountant, ledger.n, blocks)
 
 
 def attack_claim(claim: Claim, name: str) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def play(claim: Claim, included: np.ndarray, rng: Randomness, moments: bool = Fa
             heard = _hear_dpsgd(private, event, canaries)
         scores += heard
     if tuple(ledger.events) != claim.events:
-        raise RuntimeError("the attack released otherwise than the ledger says")
+        raise RuntimeError("the door wrote other events than were claimed")
     return scores
 
 
@@ -314,44 +324,48 @@ def _errors(played: Played, threshold: float, negatives: int, positives: int) ->
 
 
 def by_one_run(claim: Claim, played: Played) -> dict[str, Any]:
-    """The bound of one-run auditing; the share of guesses is fixed on a simulation."""
+    """The bound of one-run auditing; the shares guessed in and out are fixed on a simulation."""
     simulated = simulate(claim.events, Streams(0, "attack").numpy("simulation"))
     canaries, delta = len(played.scores), claim.budget.delta
+    order = np.argsort(simulated.scores)
+    right_out = np.cumsum(~simulated.included[order]) / np.arange(1, len(order) + 1)  # of so many lowest scores
+    right_in = np.cumsum(simulated.included[order[::-1]]) / np.arange(1, len(order) + 1)
 
-    def expected(share: float) -> float:
-        guesses, right = _guess(simulated, share)
-        rate, guessed = right / guesses, 2 * round(share * canaries)
-        less_luck = math.sqrt(rate * (1 - rate) * guessed)  # a standard deviation
-        correct = max(math.floor(rate * guessed - less_luck), 0)
-        return epsilon_by_one_run(canaries, guessed, correct, delta, CONFIDENCE)
+    def rate(right: np.ndarray, share: float) -> float:
+        return float(right[max(round(share * len(order)), 1) - 1])
 
-    return one_run_audit(played, max(SHARES, key=expected), delta)
+    def expected(shares: tuple[float, float]) -> tuple[float, float]:
+        inside, outside = (round(share * canaries) for share in shares)
+        rates = rate(right_in, shares[0]), rate(right_out, shares[1])
+        mean = inside * rates[0] + outside * rates[1]
+        less_luck = math.sqrt(inside * rates[0] * (1 - rates[0]) + outside * rates[1] * (1 - rates[1]))
+        # With a little bad luck; where that leaves nothing, without.
+        return tuple(
+            epsilon_by_one_run(canaries, inside + outside, max(math.floor(correct), 0), delta, CONFIDENCE)
+            for correct in (mean - less_luck, mean)
+        )
+
+    return one_run_audit(played, max(product(SHARES, SHARES), key=expected), delta)
 
 
-def one_run_audit(played: Played, share: float, delta: float) -> dict[str, Any]:
-    """Guesses the share of highest scores in and the share of lowest scores out, and certifies.
+def one_run_audit(played: Played, shares: tuple[float, float], delta: float) -> dict[str, Any]:
+    """Guesses a share of highest scores in and a share of lowest scores out, and certifies.
 
     Args:
-        share: of all canaries, at most a half; fixed without a look at `played`.
+        shares: of all canaries, guessed in and guessed out, together at most 1; fixed without a look at `played`.
     """
-    guesses, correct = _guess(played, share)
-    canaries = len(played.scores)
+    order = np.argsort(played.scores, kind="stable")
+    canaries = len(order)
+    inside, outside = (round(share * canaries) for share in shares)
+    correct = int(played.included[order[canaries - inside :]].sum() + (~played.included[order[:outside]]).sum())
     return {
         "method": "one_run",
         "confidence": CONFIDENCE,
-        "epsilon": epsilon_by_one_run(canaries, guesses, correct, delta, CONFIDENCE),
+        "epsilon": epsilon_by_one_run(canaries, inside + outside, correct, delta, CONFIDENCE),
         "canaries": canaries,
-        "guesses": guesses,
+        "guesses": inside + outside,
         "correct": correct,
     }
-
-
-def _guess(played: Played, share: float) -> tuple[int, int]:
-    """How many guesses were made, and how many were right."""
-    order = np.argsort(played.scores, kind="stable")
-    count = round(share * len(order))
-    outside, inside = order[:count], order[len(order) - count :]
-    return 2 * count, int(played.included[inside].sum() + (~played.included[outside]).sum())
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.privacy import Budget, DpSgdParams, calibrate, door, epsilon_spent
+from dpdm.privacy import Budget, DpSgdParams, calibrate, door, dpsgd, epsilon_spent
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.progress import Log
@@ -248,18 +248,18 @@ def test_the_calibrated_total_is_within_the_budget_under_both_accountants(epsilo
 
 
 def test_every_segment_clips_and_noises_as_its_event_says(given_noise, images, monkeypatch):
-    seen = []
-    update = DpSgdStep.update
+    seen, stds, clips = [], [], []
+    update, noised, add_clipped = DpSgdStep.update, dpsgd.noised, dpsgd.add_clipped
 
     def spy(self, *arguments):
         loop = self._loop
-        assert loop._gradients.is_vmap
+        assert not loop._gradients.is_fast
         seen.append((loop.name, self.index, loop.declared.sensitivity, loop.declared.noise_multiplier))
-        assert loop._optimizer.max_grad_norm == loop.declared.sensitivity
-        assert loop._optimizer.noise_multiplier == loop.declared.noise_multiplier
         update(self, *arguments)
 
     monkeypatch.setattr(DpSgdStep, "update", spy)
+    monkeypatch.setattr(dpsgd, "noised", lambda total, std, *a: stds.append(std) or noised(total, std, *a))
+    monkeypatch.setattr(dpsgd, "add_clipped", lambda total, g, c: clips.append(c) or add_clipped(total, g, c))
     _, ledger = train(spec(), images, Log("test"))
     factors = [1.0] * 5 + [0.7] * 5 + [0.4] * 2
     assert [name for name, *_ in seen] == ["critic/0"] * 5 + ["critic/1"] * 5 + ["critic/2"] * 2
@@ -268,6 +268,8 @@ def test_every_segment_clips_and_noises_as_its_event_says(given_noise, images, m
     first = seen[0][-1]
     assert first == 1.3
     assert [noise for *_, noise in seen] == pytest.approx([first * a for a in factors])
+    assert stds == pytest.approx([first * a * 0.5 * a for a in factors])
+    assert sorted(set(clips)) == pytest.approx([0.5 * a for a in (0.4, 0.7, 1.0)])
     assert [(e.name, e.steps) for e in ledger.events] == [("critic/0", 5), ("critic/1", 5), ("critic/2", 2)]
     assert [e.sensitivity for e in ledger.events] == pytest.approx([0.5, 0.35, 0.2])
 

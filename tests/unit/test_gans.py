@@ -20,7 +20,7 @@ from dpdm.config import RunSpec, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.privacy import DpSgdParams, door
+from dpdm.privacy import DpSgdParams, Randomness, door
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.progress import Log
@@ -207,9 +207,10 @@ def plain_gan(method: str, run: RunSpec, params, images: ImageSet):
     bce = F.binary_cross_entropy_with_logits
     for step in range(params.dp.steps):
         if method == "dp_wgan":  # a fake of each record's label, drawn for each chunk of the batch
-            labels, private, chunks = y, Streams(0, f"privacy/{spec_json(run)}/critic"), []
+            private = Randomness.repeatable(0, spec_json(run), images.digest()).scoped("critic")
+            labels, chunks = y, []
             for number, part in enumerate(y.split(16)):
-                with private.torch_default(f"private/{step}/{number}"):
+                with private.torch_default("private", step, number):
                     chunks.append(torch.randn(len(part), params.latent_dim))
             fakes = g(torch.cat(chunks), y).detach()
         else:

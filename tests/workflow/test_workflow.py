@@ -104,6 +104,26 @@ def test_the_real_images_meet_inception_once_per_dataset_and_only_where_asked(fo
     assert "reference" not in folder.dry(f"results/tiny/{scored}/fidelity.json").counts
 
 
+def test_attacks_are_part_of_a_report_where_the_study_says_so_and_a_target_anywhere(folder, tiny, edit):
+    study = edit(tiny)
+    study["epsilons"] = [1, 10, float("inf")]
+    study["seeds"] = [0, 1]
+    folder.write(study)
+    without = folder.dry().counts
+    plan = folder.dry("attacks")
+    methods = len(study["methods"])
+    private = 2 * methods  # one seed of each finite epsilon
+    assert plan.counts == {"prepare": 1, "train": private, "attack": methods, "attacks": 1}
+    (command,) = re.findall(
+        r"dpdm attack --ledgers (.*dp_gaussian/.*) --out results/tiny/attacks/digits/dp_g", plan.text
+    )
+    assert [ledger.split("/")[5:7] for ledger in command.split()] == [["eps1", "seed0"], ["eps10", "seed0"]]
+    study["attacks"] = True
+    folder.write(study)
+    assert folder.dry().counts == without | {"attack": methods}
+    assert "results/tiny/attacks" in next(line for line in folder.dry().text.splitlines() if "dpdm collect" in line)
+
+
 def test_a_named_target_leaves_out_what_it_does_not_need(folder, tiny):
     folder.write(tiny)
     assert set(folder.dry("audits").counts) == {"prepare", "train", "audit", "audits"}
@@ -202,7 +222,8 @@ def test_every_run_is_audited_and_passed(finished, tiny):
     assert all(float(r["epsilon_rdp"]) <= 10 and float(r["epsilon_prv"]) <= 10 for r in rows if r["epsilon"] == "10")
     assert {p.stem for p in (root / "audits" / "digits").glob("*.json")} == set(tiny["methods"])
     page = (root / "report.html").read_text()
-    assert page.count("; audit passed, spent ε") == len(tiny["methods"]) * 2
+    assert page.count("; accounting: ✓ passed, spent ε") == len(tiny["methods"])
+    assert page.count("; accounting: no noise: no guarantee") == len(tiny["methods"])
 
 
 def test_every_job_is_announced_by_its_coordinates(finished, tiny):

@@ -36,6 +36,7 @@ PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands bes
 STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
+ATTACKED = STUDY.attacked_runs()  # likewise
 COMPARISONS = STUDY.comparisons()  # likewise
 
 

@@ -6,11 +6,12 @@ rule collect:
         classifiers=run_paths(rules.score_classifier.output[0], classifier_runs()),
         anchors=[path for name in SCORES for path in anchor_paths(f"{ANCHOR}/seed{{seed}}/{name}")],
         audits=rules.audits.input,
+        attacks=rules.attacks.input if STUDY.attacks else [],
     output:
         metrics=f"{ROOT}/metrics.csv",
         audits=f"{ROOT}/audits.csv",
     # Folders, not thousands of paths: a command line has an end. `collect` reads what belongs to the study.
-    params: folders=[f"{ROOT}/{folder}" for folder in ("runs", "anchors", "audits")]
+    params: folders=[f"{ROOT}/{folder}" for folder in ("runs", "anchors", "audits", *["attacks"] * STUDY.attacks)]
     log: f"{ROOT}/collect.log"
     resources: mem_mb=growing(2000), runtime=growing(30)
     shell:

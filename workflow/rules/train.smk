@@ -45,3 +45,20 @@ rule audit:
 rule audits:
     input: method_paths(rules.audit.output.audit)
     localrule: True
+
+
+# What the private runs of a method did, attacked: one seed of each epsilon, as seeds share the mechanism. One job for
+# all epsilons: importing costs as much as an attack. Part of a report where the study says `attacks: true`.
+rule attack:
+    message: "attack {wildcards.method} on {wildcards.dataset}"
+    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in ATTACKED if (r.dataset, r.method) == (w.dataset, w.method)])
+    output: f"{ROOT}/attacks/{{dataset}}/{{method}}.json"
+    log: f"{ROOT}/attacks/{{dataset}}/{{method}}.log"
+    benchmark: f"{BENCHMARKS}/attack/{{dataset}}-{{method}}.tsv"
+    resources: mem_mb=growing(2000), runtime=growing(60)
+    shell: "python -m dpdm attack --ledgers {input} --out {output} --threads {threads} > {log} 2>&1"
+
+
+rule attacks:
+    input: list(dict.fromkeys(run_paths(rules.attack.output[0], ATTACKED)))
+    localrule: True

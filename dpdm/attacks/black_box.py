@@ -1,0 +1,90 @@
+"""On request: an attack that sees nothing but what a run publishes, its synthetic images or its predictions.
+
+The method itself is trained once more, as the study says, on the training images and on canaries: random images with
+random labels, each there by a fair coin. Of all canaries those nearest to the synthetic images of their class (or
+which a classifier labels right) are guessed in, the farthest out, and one-run auditing certifies the guesses.
+
+Weak by nature: one model spreads its budget over all it learns, and of most canaries nothing can be seen in it. What it
+adds to the white-box attack is that it runs through the method's own code.
+
+n counts the canaries that are there, so it varies a little with the coins, and batch size over n and delta with it; the
+guesses do not use it, being public.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from dpdm.attacks.white_box import Played, one_run_audit
+from dpdm.config import RunSpec, SampleSpec, parse_params
+from dpdm.data import ImageSet, balanced_labels
+from dpdm.errors import UserError
+from dpdm.method import load_method, train
+from dpdm.progress import Log
+from dpdm.provenance import provenance
+from dpdm.rng import Streams
+
+SHARES = 0.1, 0.1  # of all canaries: guessed in and guessed out, fixed beforehand
+
+
+def attack_black_box(
+    spec: RunSpec, images: ImageSet, sample: SampleSpec | None, canaries: int, log: Log
+) -> dict[str, Any]:
+    """Trains a run with canaries among its records, and guesses which of them were there.
+
+    Args:
+        images: the training split.
+        sample: how a generator's synthetic set is drawn; None for a classifier.
+        canaries: at least 2; about half of them are added to the images.
+
+    Returns:
+        What `dpdm.attacks.white_box.attack` returns, with the method "black_box".
+
+    Raises:
+        UserError: a run without noise, too few canaries, or what `dpdm.method.train` refuses.
+    """
+    if math.isinf(spec.epsilon):
+        raise UserError(f"{spec.method} at epsilon inf has no noise: it promises nothing that could be attacked")
+    if canaries < 2:
+        raise UserError(f"canaries must be at least 2, got {canaries}")
+    rng = Streams(0, f"black box/{json.dumps(spec.model_dump(mode='json', exclude={'seed'}), sort_keys=True)}")
+    pixels = rng.numpy("images").integers(0, 256, (canaries, *images.meta.shape), np.uint8)
+    labels = rng.numpy("labels").integers(0, images.num_classes, canaries)
+    included = rng.numpy("coins").random(canaries) < 0.5
+    together = ImageSet(
+        np.concatenate([images.images, pixels[included]]),
+        np.concatenate([images.labels, labels[included]]),
+        images.num_classes,
+        f"{images.origin} and canaries",
+    )
+    model, ledger = train(spec, together, log)
+    if sample is None:
+        scores = (model.predict(pixels) == labels).astype(float)
+    else:
+        params = parse_params(load_method(spec.impl).SamplerParams, sample.sampler_params, "sampler")
+        drawn_labels = balanced_labels(sample.synthetic_images, images.num_classes)
+        streams = Streams(spec.seed, f"sample/{sample.coordinates.sampler}")
+        scores = -distances(pixels, labels, model.sample(drawn_labels, params, streams), drawn_labels)
+    found = one_run_audit(Played(scores, included), SHARES, ledger.delta) | {"method": "black_box", "runs": 1}
+    facts = ledger.to_json()
+    return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
+        "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},
+        "provenance": provenance(),
+    }
+
+
+def distances(images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> np.ndarray:
+    """L2 distance (float64 [n], in grey levels) of each image to the nearest of the others with its label.
+
+    Infinite where there is none. Images are uint8 [n, C, H, W] and [m, C, H, W], labels int64.
+    """
+    found = np.full(len(images), np.inf)
+    flat, other = (part.reshape(len(part), -1).astype(np.float64) for part in (images, others))
+    for label in np.unique(labels):
+        mine, theirs = flat[labels == label], other[other_labels == label]
+        if len(theirs):
+            squares = (mine**2).sum(1)[:, None] - 2 * mine @ theirs.T + (theirs**2).sum(1)
+            found[labels == label] = np.sqrt(np.maximum(squares.min(1), 0))
+    return found
