@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dpdm.attacks.white_box import Played, one_run_audit
+from dpdm.attacks.white_box import CONFIDENCE, Played, one_run_audit
 from dpdm.config import RunSpec, SampleSpec, parse_params
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
@@ -67,7 +67,9 @@ def attack_black_box(
         drawn_labels = balanced_labels(sample.synthetic_images, images.num_classes)
         streams = Streams(spec.seed, f"sample/{sample.coordinates.sampler}")
         scores = -distances(pixels, labels, model.sample(drawn_labels, params, streams), drawn_labels)
-    found = one_run_audit(Played(scores, included), SHARES, ledger.delta) | {"method": "black_box", "runs": 1}
+    bound, guesses = one_run_audit(Played(scores, included), SHARES, ledger.delta, CONFIDENCE)
+    found = {"method": "black_box", "confidence": CONFIDENCE, "runs": 1, "canaries": canaries}
+    found |= {"epsilon": bound, "certified": bound} | guesses
     facts = ledger.to_json()
     return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
         "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},

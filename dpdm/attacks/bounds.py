@@ -43,6 +43,12 @@ def epsilon_by_errors(errors: Errors, delta: float, confidence: float) -> float:
     return max(0.0, math.log(max(ratios))) if max(ratios) > 0 else 0.0
 
 
+def delta_by_errors(errors: Errors, epsilon: float, confidence: float) -> float:
+    """The delta below which the two error rates refute (epsilon, delta); may be negative. See `epsilon_by_errors`."""
+    fpr, fnr = _upper_rates(errors, confidence)
+    return 1 - min(fnr + math.exp(epsilon) * fpr, fpr + math.exp(epsilon) * fnr)
+
+
 def mu_by_errors(errors: Errors, confidence: float) -> float:
     """The largest mu that the two error rates refute for a mu-GDP mechanism (Nasr et al. 2023); 0 for none.
 

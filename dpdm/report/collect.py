@@ -26,12 +26,12 @@ AUDITS: dict[str, type] = {
     "epsilon_prv": float, "epsilon_pld": float, "passed": bool, "recipe_checked": bool, "mechanism": str, "name": str,
     "noise_multiplier": float, "sample_rate": float, "steps": int, "sensitivity": float, "version": str,
     "commit": str, "code": str,
-    "attack": str, "attacked_epsilon": float, "attack_confidence": float, "attack_runs": int, "attack_canaries": int,
-    "attack_exceeded": bool,
+    "attack": str, "attacked_epsilon": float, "attack_certified": float, "attack_confidence": float, "attack_runs": int,
+    "attack_canaries": int, "attack_exceeded": bool,
 }  # fmt: skip
 NO_ATTACK = {
-    "attack": "", "attacked_epsilon": math.nan, "attack_confidence": math.nan, "attack_runs": 0, "attack_canaries": 0,
-    "attack_exceeded": False,
+    "attack": "", "attacked_epsilon": math.nan, "attack_certified": math.nan, "attack_confidence": math.nan,
+    "attack_runs": 0, "attack_canaries": 0, "attack_exceeded": False,
 }  # fmt: skip
 BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
 
@@ -107,6 +107,7 @@ class _Audit(_Record):
 class _Bound(_Record):
     method: str
     epsilon: float
+    certified: float
     confidence: float
     runs: int
     canaries: int

@@ -25,7 +25,9 @@ _KINDS: dict[str, tuple[str, int, int | None]] = {
     "acc": ("accuracy %", 1, 1),
 }
 _METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
-_ATTACKS = {"gaussian": "Gaussian DP", "one_run": "one-run auditing"}
+_ATTACKS = {
+    "gaussian": "noise taken for Gaussian", "one_run": "one-run auditing", "clopper_pearson": "Clopper-Pearson",
+}  # fmt: skip
 _EXTRACTORS = {"inception": "Inception"}
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 
@@ -275,7 +277,8 @@ def audit_table(audits: pd.DataFrame) -> Table:
             "epsilon_prv_max": max(run["epsilon_prv"] for run in runs),
             "epsilon_pld_max": max(run["epsilon_pld"] for run in runs),
             "attacked_epsilon": max((run["attacked_epsilon"] for run in runs if run["attack"]), default=math.nan),
-            "attack": runs[0]["attack"], "attack_confidence": runs[0]["attack_confidence"],
+            "attack": runs[0]["attack"], "attack_certified": runs[0]["attack_certified"],
+            "attack_confidence": runs[0]["attack_confidence"],
             "attack_runs": runs[0]["attack_runs"], "attack_canaries": runs[0]["attack_canaries"],
             "attack_exceeded": any(run["attack_exceeded"] for run in runs),
             "mechanism": mechanism, "runs": len(runs), "passed": all(run["passed"] for run in runs),
@@ -296,8 +299,9 @@ def audit_table(audits: pd.DataFrame) -> Table:
         for row in data
     ]  # fmt: skip
     names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
-             "epsilon_pld_max", "attacked_epsilon", "attack", "attack_confidence", "attack_runs", "attack_canaries",
-             "attack_exceeded", "mechanism", "runs", "passed", "recipe_checked"]  # fmt: skip
+             "epsilon_pld_max", "attacked_epsilon", "attack", "attack_certified", "attack_confidence",
+             "attack_runs", "attack_canaries", "attack_exceeded", "mechanism", "runs", "passed",
+             "recipe_checked"]  # fmt: skip
     right = ("Target ε", "Spent, RDP", "Spent, PRV", "Spent, PLD", "Attacked", "δ", "Runs")
     headers = ["Dataset", "Method", *right[:4], "Accounting", "Attacked", "Attack", *right[5:], "Mechanism"]
     return Table(
@@ -318,8 +322,9 @@ def attack_text(row: Mapping[str, Any]) -> str:
     if not row["attack"]:
         return MISSING
     runs = f"{row['attack_runs']:,} run{'' if row['attack_runs'] == 1 else 's'}"
+    without = f" (≥ {row['attack_certified']:.2f} without that)" if row["attack"] == "gaussian" else ""
     return (
-        f"{_ATTACKS.get(row['attack'], row['attack'])}, {row['attack_confidence']:.0%} confidence, "
+        f"{_ATTACKS.get(row['attack'], row['attack'])}{without}, {row['attack_confidence']:.0%} confidence, "
         f"{row['attack_canaries']:,} canaries in {runs}"
     )
 

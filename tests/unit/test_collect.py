@@ -552,7 +552,15 @@ def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(r
 
 
 def write_attack(path, run, provenance=ONE, **changes):
-    bound = {"method": "one_run", "epsilon": 0.4, "confidence": 0.95, "runs": 1, "canaries": 1000, "exceeded": False}
+    bound = {
+        "method": "one_run",
+        "epsilon": 0.4,
+        "certified": 0.4,
+        "confidence": 0.95,
+        "runs": 1,
+        "canaries": 1000,
+        "exceeded": False,
+    }
     attacked = {
         "coordinates": run.coordinates().model_dump(mode="json"), "recipe": run.model_dump(mode="json"),
         "provenance": provenance, "attack": bound | {"guesses": 300},

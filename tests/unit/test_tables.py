@@ -317,13 +317,15 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
 
 @pytest.mark.parametrize(("exceeded", "text"), [(False, "≥ 0.35"), (True, "≥ 0.35 ✗ ABOVE TARGET")])
 def test_audit_table_has_the_attacked_bound_and_how_it_was_found(audits, exceeded, text):
-    bound = {"attack": "gaussian", "attacked_epsilon": 0.351, "attack_confidence": 0.95, "attack_runs": 200,
-             "attack_canaries": 10_000, "attack_exceeded": exceeded}  # fmt: skip
+    bound = {"attack": "gaussian", "attacked_epsilon": 0.351, "attack_certified": 0.2, "attack_confidence": 0.95,
+             "attack_runs": 200, "attack_canaries": 10_000, "attack_exceeded": exceeded}  # fmt: skip
     for name, value in bound.items():
         audits.loc[audits["epsilon"] == "1", name] = value
     table = tables.audit_table(audits)
     assert table.cells["Attacked"].tolist() == [text, "–"]  # noqa: RUF001
-    assert table.cells["Attack"][0] == "Gaussian DP, 95% confidence, 10,000 canaries in 200 runs"
+    assert table.cells["Attack"][0] == (
+        "noise taken for Gaussian (≥ 0.20 without that), 95% confidence, 10,000 canaries in 200 runs"
+    )
     assert table.data["attacked_epsilon"][0] == 0.351
     assert table.data["attack_exceeded"].tolist() == [exceeded, False]
     assert tables.to_tex(table).isascii()
