@@ -22,7 +22,7 @@ METRICS: dict[str, type] = {
 }  # fmt: skip
 AUDITS: dict[str, type] = {
     "study": str, "dataset": str, "method": str, "epsilon": str, "seed": int, "n": int, "delta": float,
-    "accountant": str, "neighbouring_relation": str, "target_epsilon": float, "epsilon_rdp": float,
+    "accountant": str, "neighbouring_relation": str, "noise": str, "target_epsilon": float, "epsilon_rdp": float,
     "epsilon_prv": float, "epsilon_pld": float, "passed": bool, "recipe_checked": bool, "mechanism": str, "name": str,
     "noise_multiplier": float, "sample_rate": float, "steps": int, "sensitivity": float, "version": str,
     "commit": str, "code": str,
@@ -89,6 +89,7 @@ class _Audited(_Record):
     delta: float
     accountant: str
     neighbouring_relation: str
+    noise: str
     target_epsilon: Epsilon
     epsilon_rdp: Epsilon
     epsilon_prv: Epsilon

@@ -101,6 +101,7 @@ def render_report(
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
+        noise={kind: int((private["noise"] == kind).sum()) for kind in ("repeatable", "secret")},
         attacked=len(attacked),
         exceeded=exceeded,
         resources=tables.to_html(tables.resource_table(benchmarks)) if len(benchmarks) else "",

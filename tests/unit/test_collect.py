@@ -47,7 +47,7 @@ def write_audit(path, runs, provenance=ONE):
     audited = [
         {
             "coordinates": run.coordinates().model_dump(mode="json"), "n": 1437, "delta": 3.5e-4, "accountant": "rdp",
-            "neighbouring_relation": "zero_out", "target_epsilon": e, "epsilon_rdp": e, "epsilon_prv": e,
+            "neighbouring_relation": "zero_out", "noise": "repeatable", "target_epsilon": e, "epsilon_rdp": e, "epsilon_prv": e,
             "epsilon_pld": e, "recipe_checked": True,
             "passed": True, "events": [event],
         }

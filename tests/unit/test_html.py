@@ -52,7 +52,7 @@ def make_frames(study):
             audits.append({
                 **audit, "dataset": "digits", "method": method, "epsilon": epsilon, "n": 1437, "delta": 3.5e-4,
                 "target_epsilon": target, "epsilon_rdp": target, "epsilon_prv": target,
-                "epsilon_pld": target, "passed": True, "recipe_checked": True,
+                "epsilon_pld": target, "noise": "repeatable", "passed": True, "recipe_checked": True,
                 "mechanism": "gaussian", "steps": 1, "sample_rate": math.nan,
             })  # fmt: skip
     jobs = [("train", "digits", "dpgan", 90.0, 512.0), ("prepare", "", "", 2.0, 9.0)]
@@ -466,3 +466,20 @@ def test_report_never_imports_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["repeatable"] * 2, "All private runs"),
+        (["repeatable", "secret"], "1 of the private runs"),
+        (["secret"] * 2, None),
+    ],
+)
+def test_the_page_says_against_whom_repeatable_noise_is_private(kinds, said, tmp_path):
+    study = make_study(epsilons=[1])
+    metrics, audits, benchmarks = make_frames(study)
+    audits["noise"] = kinds
+    page = render_report(study, metrics, audits, benchmarks, {}, {}, COMMAND, environment=ENVIRONMENT)
+    assert ("do not know the seed" in page) == (said is not None)
+    assert said is None or said in page
