@@ -71,9 +71,9 @@ CANARIES = 1000  # of one DP-SGD run; all records where there are fewer
 BLOCK_STEPS = 60_000  # that all runs of a plan with block gradients take together, about
 BLOCK_RUNS = (40, 1000)  # at least and at most
 EXCESS = 10.0  # times its clip norm is how far a canary reaches
-SIMULATED_DRAWS = 5_000_000  # of the noise, for the guess rule
-PROFILE = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.6, 0.3, 0.15, 0.05)  # epsilons at which a claimed profile is tested
-NOISE_FACTORS = (0.25, 2.5)  # times the claimed noise: what a bound is looked for among
+SIMULATED_DRAWS = 2_000_000  # of the noise, for the guess rule
+PROFILE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)  # epsilons at which a claimed profile is tested
+NOISE_FACTORS = (0.25, 2.0)  # times the claimed noise: what a bound is looked for among
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of all canaries: guessed in, and guessed out
 
 
@@ -341,7 +341,7 @@ def by_errors(claim: Claim, played: Played) -> float:
     low, high = NOISE_FACTORS
     if not refuted(high):
         return 0.0
-    for _ in range(7):
+    for _ in range(6):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if refuted(middle) else (middle, high)
     return epsilon_spent(noisier(high), delta, "pld")

@@ -614,3 +614,36 @@ def test_bytes_do_not_depend_on_the_process(run_python, prepared, train, study):
 def test_schema_needs_no_numerical_library_but_numpy(run_python):
     code = "import sys; from dpdm.__main__ import main; main(['schema']); sys.exit('torch' in sys.modules)"
     assert run_python("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["study", "--ledgers"]),
+        (["STUDY", "--ledgers", "x.json"], ["study", "--ledgers"]),
+        (["STUDY", "digits/class_mean/3/0"], ["digits/class_mean/3/0", "DATASET/METHOD/EPSILON/SEED"]),
+        (["STUDY", "digits/class_mean/10/0"], ["cannot read", "runs/digits/class_mean/eps10/seed0/ledger.json"]),
+        (["STUDY", "digits/class_mean/10/0", "--black-box"], ["cannot read", "data/digits/train.npz"]),
+    ],
+)
+def test_an_attack_without_what_it_needs_is_refused(run_cli, tmp_path, tiny_study_dict, arguments, parts):
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(tiny_study_dict | {"results_dir": str(tmp_path)}))
+    code, _, stderr = run_cli("attack", *[str(study) if a == "STUDY" else a for a in arguments])
+    assert code == 2
+    assert [part for part in parts if part not in stderr] == []
+
+
+def test_an_attack_above_its_target_is_written_and_fails(run_cli, tmp_path, monkeypatch):
+    found = {
+        "attack": {"epsilon": 3.0, "certified": 3.0, "method": "one_run", "confidence": 0.95, "runs": 1, "canaries": 9,
+                   "exceeded": True},
+        "coordinates": {"dataset": "digits", "method": "m", "epsilon": 1.0}, "target_epsilon": 1.0, "delta": 1e-5,
+    }  # fmt: skip
+    monkeypatch.setattr("dpdm.attacks.white_box.attack", lambda *_: found)
+    (tmp_path / "ledger.json").write_text("{}")
+    code, stdout, stderr = run_cli("attack", "--ledgers", tmp_path / "ledger.json", "--out", tmp_path / "out.json")
+    assert code == 2
+    assert "BROKEN" in stdout
+    assert "digits/m/1" in stderr
+    assert artifacts.read_json(tmp_path / "out.json") == {"attacks": [found]}
