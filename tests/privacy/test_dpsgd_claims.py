@@ -195,6 +195,19 @@ def test_empty_batches_are_noised_and_counted():
     assert seen == list(range(1, 31))
 
 
+def test_a_step_is_counted_before_its_records_are_seen():
+    params, seen = full_batch(20, steps=4), []
+    dp = loop_of(Net(), params)
+
+    def losses(x, y):
+        seen.append(dp._ledger.events[0].steps)
+        return squared(dp.module)(x, y)
+
+    for step in dp:
+        step.update(losses)  # first on the random images of the swap test, last on the records
+        assert seen[-1] == step.index + 1
+
+
 def test_the_mean_is_over_the_expected_batch_never_the_drawn_one():
     """Gradient of every example is exactly 1: the update reveals the divisor."""
     images = random_images(30)

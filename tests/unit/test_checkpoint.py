@@ -334,22 +334,6 @@ def test_secret_noise_needs_its_own_key_to_go_on(images, tmp_path, monkeypatch):
         train(run, images, Log("test"), checkpoint=path)
 
 
-def test_one_record_less_means_other_noise_for_all(images):
-    """Else two runs, before and after a person withdrew, would show that person when subtracted."""
-
-    def of(data):
-        run = spec(impl="baselines.class_mean:ClassMean", params={"max_image_norm": 1e-9})  # noise and nothing else
-        return train(run, data, Log("test"))[0].means
-
-    fewer = ImageSet(images.images[1:], images.labels[1:], 10)
-    changed = images.images.copy()
-    changed[0, 0, 0, 0] ^= 1
-    means = [of(images), of(fewer), of(ImageSet(changed, images.labels, 10))]
-    assert torch.equal(means[0], of(images))
-    assert not torch.equal(means[0], means[1])
-    assert not torch.equal(means[0], means[2])
-
-
 def test_the_command_line_destroys_the_key_when_the_run_is_done(images, tmp_path, run_cli):
     write_images(tmp_path / "train.npz", images)
     base = [str(part) for part in command(tmp_path, 2)[3:]]

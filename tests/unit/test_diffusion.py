@@ -232,15 +232,15 @@ def losses(denoiser, images, labels, k, dropout=0.0, seed=0):
 
 
 def test_loss_by_hand():
-    """D = 0 on images of ones: every row's loss is lambda(sigma) * mean(1)."""
+    """D = 0 on images of one value each: every row's loss is lambda(sigma) times its square, in draw-major order."""
     recorder = Recorder()
-    images, labels = torch.ones(3, 1, 4, 4), torch.tensor([1, 2, 3])
+    images, labels = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(3, 1, 4, 4), torch.tensor([1, 2, 3])
     out = losses(recorder, images, labels, k=2)
     (x, sigma, y) = recorder.calls[0]
     assert out.shape == (6,)
-    torch.testing.assert_close(out, Edm().weight(sigma))
+    torch.testing.assert_close(out, Edm().weight(sigma) * torch.tensor([1.0, 4.0, 9.0, 1.0, 4.0, 9.0]))
     assert y.tolist() == [1, 2, 3, 1, 2, 3]  # draw-major
-    noise = (x - 1) / sigma[:, None, None, None]
+    noise = (x - images.repeat(2, 1, 1, 1)) / sigma[:, None, None, None]
     assert len(set(sigma.tolist())) == 6  # every row has its own noise level
     assert not torch.allclose(noise[:3], noise[3:])
     assert float(noise.std()) == pytest.approx(1, rel=0.2)

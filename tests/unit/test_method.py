@@ -9,7 +9,7 @@ from dpdm.config import parse_study
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
 from dpdm.method import MEMBERS, MEMBERS_OF_KIND, load_method, prepare_run, train
-from dpdm.privacy import Mechanism
+from dpdm.privacy import Mechanism, Randomness
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 
@@ -210,8 +210,9 @@ def test_the_harness_makes_the_door_and_keeps_the_ledger(run, module, digits64):
 def test_a_methods_own_randomness_is_not_the_privacy_noise(run, module, digits64):
     """A method that could draw the door's noise could subtract it."""
     (private, rng, _), _ = train(run(impl=module(MODULE) + ":Good", params={}), digits64, Log())
-    for name in ("release/sums", "sums", "noise"):
-        assert rng.integer(name) != private._rng.integer(name)
+    known = Randomness.repeatable(rng.seed), Randomness.repeatable(rng.seed, rng.scope)
+    noise = private._rng.scoped("sums").words("noise", count=4)
+    assert all((one.scoped("sums").words("noise", count=4) != noise).all() for one in known)
 
 
 def test_training_on_nothing(run):
@@ -221,13 +222,27 @@ def test_training_on_nothing(run):
         train(run(), ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), 10), Log())
 
 
+def test_one_record_less_means_other_noise_for_all(run, module, digits64):
+    """Else two runs, before and after a person withdrew, would show that person when subtracted."""
+    changed = digits64.images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    fewer = ImageSet(digits64.images[1:], digits64.labels[1:], 10)
+    words = []
+    for images in (digits64, digits64, fewer, ImageSet(changed, digits64.labels, 10)):
+        (private, _, _), _ = train(run(impl=module(MODULE) + ":Good", params={}), images, Log())
+        words.append(private._rng.scoped("sums").words("noise", count=2).tobytes())
+    assert words[0] == words[1]
+    assert len(set(words)) == 3
+
+
 @pytest.mark.parametrize("change", [{"epsilon": 1.0}, {"dataset": "other"}, {"method": "other"}, {"study": "other"}])
 def test_two_runs_of_one_seed_do_not_share_their_noise(run, module, digits64, change):
     """Shared noise at two epsilons would cancel, and give away what both of them hid."""
     (one, _, _), _ = train(run(impl=module(MODULE) + ":Good", params={}), digits64, Log())
     spec = run(impl=module(MODULE) + ":Good", params={}).model_copy(update=change)
     (two, _, _), _ = train(spec, digits64, Log())
-    assert one._rng.integer("release/sums") != two._rng.integer("release/sums")
+    noises = [door._rng.scoped("sums").words("noise", count=4) for door in (one, two)]
+    assert (noises[0] != noises[1]).all()
 
 
 def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, module, digits64, tmp_path):

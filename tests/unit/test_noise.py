@@ -105,6 +105,15 @@ def test_a_release_is_the_sum_plus_noise_on_a_grid_of_the_noise_alone(std):
     assert not torch.equal(noised(total, std, rng, "other", 7), released)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_the_grid_does_not_depend_on_the_total(size):
+    """A total that is moved by points of the grid gives a release that is moved by them, however large it is."""
+    rng, std = Randomness(bytes(32)), 0.7
+    shift = 2.0**-GRID_BITS * round(size * 2**GRID_BITS)  # of the grid, which std gives: 2^-20
+    total = torch.linspace(-3, 5, 1000, dtype=torch.float64)
+    assert torch.equal(noised(total + shift, std, rng, "noise") - shift, noised(total, std, rng, "noise"))
+
+
 def test_without_noise_a_release_is_the_sum():
     total = torch.rand(5, dtype=torch.float64)
     assert torch.equal(noised(total, 0.0, Randomness(bytes(32)), "noise"), total)
@@ -119,6 +128,7 @@ def test_the_draws_of_a_loss_are_a_stream_too():
 
     assert draw("a", 0) == draw("a", 0)
     assert len({tuple(draw(*where)) for where in (("a", 0), ("a", 1), ("b", 0), ("a", 0, 0))}) == 4
+    assert len({tuple(draw("a", step)) for step in range(2000)}) == 2000  # seeds of 16 bits would meet
     assert torch.equal(torch.get_rng_state(), before)
 
 
