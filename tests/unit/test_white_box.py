@@ -165,6 +165,31 @@ def test_guesses_are_the_highest_scores_in_and_the_lowest_out():
     assert (found["guesses"], found["correct"]) == (5, 3)  # 2 of 3 in, 1 of 2 out
 
 
+@pytest.mark.parametrize("bound", ["by_errors", "by_clopper_pearson", "by_one_run"])
+def test_a_guess_rule_is_fixed_before_the_scores_that_it_certifies_are_seen(bound, monkeypatch):
+    """Chosen on them, the best of many rules would exceed the truth too often."""
+    mechanism, coins, rules = Mechanism.gaussian("sums"), np.arange(400) % 2 == 0, []
+    plan = Claim((mechanism,), (mechanism.event(1.0),), CLAIMED, "rdp", 1, {})
+    simulated = Played(np.random.default_rng(0).normal(coins), coins)
+    monkeypatch.setattr(white_box, "simulate", lambda events: simulated)
+    monkeypatch.setattr(white_box, "SHARES", (0.0, 0.1, 0.5))
+    errors_of, audit = white_box._errors, white_box.one_run_audit
+
+    def errors(scored, threshold, *trials):
+        if scored is played:
+            rules[-1] = threshold
+        return errors_of(scored, threshold, *trials)
+
+    monkeypatch.setattr(white_box, "_errors", errors)
+    monkeypatch.setattr(white_box, "one_run_audit", lambda *a: rules.__setitem__(-1, a[1]) or audit(*a))
+    for scores in (np.where(coins, 9.0, -9.0), np.where(coins, -5.0, 5.0) + np.arange(400) / 400):
+        played = Played(scores, coins)
+        rules.append(None)
+        getattr(white_box, bound)(plan, played)
+    assert rules[0] is not None
+    assert rules[0] == rules[1]
+
+
 # --- power: broken doors break their claims -------------------------------------------------------------------
 
 
