@@ -127,9 +127,10 @@ def test_a_feature_of_the_whole_minibatch_is_refused():
         swap_test(entropy, Minibatch())
 
 
-def test_what_a_zero_layer_hides_is_found():
-    net = make()
-    nn.init.zeros_(net[3].weight)
+def test_what_zero_layers_hide_is_found():
+    net = make().append(nn.Linear(3, 3))
+    for layer in net[3:]:  # one alone would show what it is given by its own gradient
+        nn.init.zeros_(layer.weight)
 
     class Hiding(nn.Module):
         """Records meet in a branch that starts at zero."""

@@ -182,8 +182,8 @@ def test_a_guess_rule_is_fixed_before_the_scores_that_it_certifies_are_seen(boun
 
     monkeypatch.setattr(white_box, "_errors", errors)
     monkeypatch.setattr(white_box, "one_run_audit", lambda *a: rules.__setitem__(-1, a[1]) or audit(*a))
-    for scores in (np.where(coins, 9.0, -9.0), np.where(coins, -5.0, 5.0) + np.arange(400) / 400):
-        played = Played(scores, coins)
+    scores = np.random.default_rng(1).normal(2.0 * coins)
+    for played in (Played(scores, coins), Played(-scores, coins)):
         rules.append(None)
         getattr(white_box, bound)(plan, played)
     assert rules[0] is not None
