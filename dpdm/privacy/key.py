@@ -1,5 +1,7 @@
 """The secret key of a run's noise: made by the operating system, kept beside the checkpoint, destroyed at the end."""
 
+import contextlib
+import glob
 import json
 import os
 import secrets
@@ -25,29 +27,44 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
         processes: the first makes the key, all read it.
 
     Raises:
-        UserError: the key is missing beside a checkpoint, readable by others, of another run, or no key at all.
+        UserError: the key is missing beside a checkpoint, readable by others, of another run, or no key at all;
+            the operating system refuses to make or read it; the checkpoint is a folder.
     """
     if checkpoint is None:
         if processes.size > 1:
             raise UserError("noise: secret with several processes needs --checkpoint, beside which they share the key")
         return secrets.token_bytes(KEY_BYTES)
     path = key_path(checkpoint)
-    if processes.is_first and not path.exists():
-        if checkpoint.exists():
+    try:
+        if checkpoint.is_dir():
             raise UserError(
-                f"{path} is missing, without which {checkpoint} cannot go on with the same noise; delete {checkpoint} "
-                "to start again, with a new key"
+                f"the checkpoint {checkpoint} is a folder; name a file, such as {checkpoint / 'checkpoint.pt'}"
             )
-        _write(path, json.dumps({"run": run, "key": secrets.token_hex(KEY_BYTES)}))
-    processes.any(False)  # the others wait for the file
-    mode = path.stat().st_mode & 0o777
+        if processes.is_first and not path.exists():
+            if checkpoint.exists():
+                raise UserError(
+                    f"{path} is missing, without which {checkpoint} cannot go on with the same noise; delete "
+                    f"{checkpoint} to start again, with a new key"
+                )
+            _create(path, json.dumps({"run": run, "key": secrets.token_hex(KEY_BYTES)}))
+        processes.any(False)  # the others wait for the file
+        with path.open("rb") as file:
+            facts, content = os.fstat(file.fileno()), file.read()
+        if facts.st_nlink > 1 and processes.is_first:
+            _drop_temporaries(path)
+    except OSError as error:
+        raise UserError(
+            f"the key {path} cannot be made or read ({error.strerror or error}); make it and its folder yours to read "
+            "and write, or choose another --checkpoint"
+        ) from error
+    mode = facts.st_mode & 0o777
     if mode & 0o077:
         raise UserError(
             f"{path} has mode {mode:o}: whoever read it can subtract the noise; delete it and {checkpoint}, and start "
             "again with a new key"
         )
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(content)
         key = bytes.fromhex(saved["key"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no key; delete it and {checkpoint}, and start again") from error
@@ -59,13 +76,27 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
     return key
 
 
-def _write(path: Path, text: str) -> None:
-    """Never readable by others, not even for a moment, and on the disk before it is used."""
+def _create(path: Path, text: str) -> None:
+    """Never readable by others, not even for a moment; complete and on the disk before it is seen under its name.
+
+    Of two commands at once one wins, and the other finds that one's key: a link, unlike a rename, replaces nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _drop_temporaries(path: Path) -> None:
+    """Other names of the key, of a command killed before it dropped its own: they would outlive the key."""
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
+        with contextlib.suppress(FileNotFoundError):  # its command, still alive, was quicker
+            if other.samefile(path):
+                other.unlink()
