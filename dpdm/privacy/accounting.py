@@ -23,6 +23,7 @@ Accountant = Literal["rdp", "prv", "pld"]
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
 SMALLEST_DELTA = 1e-12  # below, the double precision of the PRV and PLD accountants is not enough
 _NO_NOISE = 1e-3  # a noise multiplier below is accounted for as none
+SENSITIVITIES = (1e-30, 1e30)  # beyond, the grid to which a release is rounded could leave the range of float64
 LARGEST_EPSILON = 1000.0  # of a budget; ten times as much is still accounted for, and beyond it epsilon is called inf
 
 
@@ -49,9 +50,13 @@ class Budget:
 class Mechanism:
     """One planned mechanism: an event without its noise.
 
-    `sensitivity` is the L2 bound on what one record changes; the door refuses to serve the mechanism with another.
+    `sensitivity` is the L2 bound on what one record changes, in [1e-30, 1e30]; the door refuses to serve the mechanism
+    with another.
     `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; the common scale is
     what `calibrate` finds. For Gaussian releases, giving a share s of the budget mu^2 means ratio 1/sqrt(s).
+
+    Raises:
+        UserError: the sensitivity is outside its range.
     """
 
     name: str
@@ -61,12 +66,25 @@ class Mechanism:
     noise_ratio: float = 1.0
     sensitivity: float = 1.0
 
+    def __post_init__(self):
+        least, most = SENSITIVITIES
+        if not least <= self.sensitivity <= most:
+            raise UserError(
+                f"mechanism {self.name}: sensitivity must lie between {least:g} and {most:g}, got {self.sensitivity}; "
+                "rescale what it releases"
+            )
+
     @classmethod
     def gaussian(cls, name: str, share: float = 1.0, sensitivity: float = 1.0) -> "Mechanism":
         """A one-shot Gaussian release that gets `share` (in (0, 1]) of the plan's Gaussian budget.
 
         `sensitivity` is the `l2_bound` of `release_sum`, and its square for `release_second_moment`.
+
+        Raises:
+            UserError: the share is outside (0, 1].
         """
+        if not 0 < share <= 1:
+            raise UserError(f"mechanism {name}: its share of the budget must be above 0 and at most 1, got {share}")
         return cls(name, noise_ratio=1 / math.sqrt(share), sensitivity=sensitivity)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -15,11 +16,14 @@ VERSION = 2  # of the ledger's form; 1 was without a version, named add_or_remov
 # n is public: of two neighbouring data sets of n records, one has a record that contributes nothing to any release.
 NEIGHBOURING_RELATION = "zero_out"
 NOISES = ("repeatable", "secret")
+MOST_STEPS = 10**8  # of an event: an audit of more could take hours
 
 
 @dataclass(frozen=True)
 class Event:
     """One mechanism's releases, documented so that an accountant needs no other detail.
+
+    Its name is not empty, and its steps are at most `MOST_STEPS`.
 
     Each of `steps` times: draw records, compute a vector that one record more or less among the drawn ones moves by
     at most `sensitivity` in L2 norm, add N(0, (noise_multiplier * sensitivity)^2) to every coordinate.
@@ -28,6 +32,9 @@ class Event:
     - gaussian: all records are drawn; sample_rate = 1, steps = 1.
     - categorical_subsampled_gaussian: every record belongs to one of 1 / `sample_rate` shards, dealt independently;
       one shard is drawn uniformly. The vectors of any two shards are at most `sensitivity` apart as well.
+
+    Raises:
+        UserError: a field has a type or value that no event can have.
     """
 
     mechanism: Literal["gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian"]
@@ -40,10 +47,11 @@ class Event:
     def __post_init__(self):
         checks = {
             "mechanism": self.mechanism in MECHANISMS,
+            "name": type(self.name) is str and self.name != "",
             "noise_multiplier": _is_number(self.noise_multiplier) and self.noise_multiplier >= 0,
             "sensitivity": _is_number(self.sensitivity) and self.sensitivity > 0,
             "sample_rate": _is_number(self.sample_rate) and 0 < self.sample_rate <= 1,
-            "steps": type(self.steps) is int and self.steps >= 0,
+            "steps": type(self.steps) is int and 0 <= self.steps <= MOST_STEPS,
         }
         if self.mechanism == "gaussian":
             checks["sample_rate"] = checks["sample_rate"] and self.sample_rate == 1
@@ -109,7 +117,7 @@ class Ledger:
             UserError: a key is missing or unknown, a value impossible, or the ledger is of an older version or was
                 changed after it was written.
         """
-        if value.get("version") != VERSION:
+        if type(value.get("version")) is not int or value["version"] != VERSION:
             found = value.get("version", f"none, {value.get('neighbouring_relation', 'no neighbouring relation')}")
             raise UserError(
                 f"{origin} is a ledger of another version ({found}; this code reads version {VERSION}, "
@@ -120,6 +128,9 @@ class Ledger:
             raise UserError(f"{origin} was changed after it was written (its seal does not fit); train the run again")
         if facts.get("neighbouring_relation") != NEIGHBOURING_RELATION:
             raise UserError(f"{origin}: neighbouring_relation must be {NEIGHBOURING_RELATION!r}")
+        for key, kind in (("coordinates", dict), ("recipe", dict), ("provenance", dict), ("events", list)):
+            if key in facts and not isinstance(facts[key], kind):
+                raise UserError(f"{origin}: {key} must be a {kind.__name__}, got {facts[key]!r}; train the run again")
         try:
             ledger = cls(
                 n=facts["n"],
@@ -138,8 +149,9 @@ class Ledger:
             raise UserError(f"{origin} is not a ledger ({error}); train the run again") from error
         except UserError as error:
             raise UserError(f"{origin}: {error}; train the run again") from error
-        numbers = type(ledger.n) is int and _is_number(ledger.delta) and type(ledger.target_epsilon) in (int, float)
-        if not (numbers and ledger.n > 0 and 0 < ledger.delta < 1 and ledger.target_epsilon > 0):
+        target = ledger.target_epsilon
+        numbers = type(ledger.n) is int and _is_number(ledger.delta) and (target == math.inf or _is_number(target))
+        if not (numbers and ledger.n > 0 and 0 < ledger.delta < 1 and target > 0):
             raise UserError(f"{origin}: n, delta and target_epsilon must be positive numbers, delta below 1")
         counts = (*ledger.shape, ledger.num_classes)
         if len(ledger.shape) != 3 or not all(type(count) is int and count > 0 for count in counts):
@@ -153,7 +165,8 @@ class Ledger:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    """A finite number that a float can hold, as not every int is."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _seal(facts: Mapping[str, Any]) -> str:

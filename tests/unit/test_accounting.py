@@ -2,11 +2,13 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from opacus.accountants.analysis import rdp
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
@@ -18,6 +20,7 @@ from dpdm.method import prepare_run
 from dpdm.privacy import accounting
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate, categorical_rdp, epsilon_along, epsilon_spent
 from dpdm.privacy.ledger import Event
+from dpdm.privacy.noise import Randomness, noised
 
 PAPER = load_study(Path(__file__).parents[2] / "config" / "paper.yaml")
 
@@ -210,6 +213,33 @@ def test_shards_cost_more_than_poisson_under_each_accountant():
         assert epsilon_spent([subsampled(0.8, 0.02, 1000)], 1e-5, name) == pytest.approx(poisson, abs=0.015)
         event = Event("categorical_subsampled_gaussian", "s", 0.8, 1.0, 0.02, 1000)
         assert epsilon_spent([event], 1e-5, name) == pytest.approx(shards, abs=0.015)
+
+
+# --- what a plan may hold -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 5, 1 + 1e-9, math.nan, math.inf])
+def test_a_share_is_a_part_of_the_budget(share):
+    with pytest.raises(UserError, match=rf"counts.*share.*{share}"):
+        Mechanism.gaussian("counts", share)
+    assert Mechanism.gaussian("counts", 1).noise_ratio == 1
+    assert Mechanism.gaussian("counts", 0.25).noise_ratio == 2
+
+
+@pytest.mark.parametrize("sensitivity", [1e-310, 9.9e-31, 0.0, -1.0, 1.1e30, 1e308, math.nan, math.inf])
+def test_a_sensitivity_that_the_noise_s_grid_cannot_bear_is_refused(sensitivity):
+    for make in (Mechanism, Mechanism.gaussian):
+        with pytest.raises(UserError, match=rf"sums.*sensitivity.*{re.escape(str(sensitivity))}"):
+            make("sums", sensitivity=sensitivity)
+
+
+@pytest.mark.parametrize("sensitivity", accounting.SENSITIVITIES)
+@pytest.mark.parametrize("noise_multiplier", [1e-3, 2.0**40])
+def test_releases_at_the_ends_of_sensitivity_are_finite_and_noised(sensitivity, noise_multiplier):
+    std = Mechanism("sums", sensitivity=sensitivity).sensitivity * noise_multiplier
+    total = torch.linspace(-1000 * sensitivity, 1000 * sensitivity, 50, dtype=torch.float64)
+    error = (noised(total, std, Randomness.repeatable(0), "sums") - total) / std
+    assert 0.5 < error.std() < 1.5
 
 
 # --- edges --------------------------------------------------------------------------------------------------------

@@ -102,14 +102,33 @@ def test_resealing_cannot_hide_what_the_events_cost():
     [
         ("noise_multiplier", -1.0), ("noise_multiplier", math.nan), ("noise_multiplier", "5"), ("sensitivity", 0.0),
         ("sample_rate", 0.0), ("sample_rate", 1.5), ("steps", -1), ("steps", 1.5),
-        ("mechanism", "laplace"), ("extra", 1),
+        ("mechanism", "laplace"), ("mechanism", []), ("extra", 1), ("name", None), ("name", 5), ("name", [1]),
+        ("name", ""), ("noise_multiplier", 10**400), ("noise_multiplier", math.inf), ("noise_multiplier", True),
+        ("sensitivity", 10**400), ("sample_rate", True), ("steps", True), ("steps", 10**8 + 1), ("steps", 10**400),
     ],
 )  # fmt: skip
 def test_impossible_events_are_refused(key, value):
     facts = ledger().to_json()
     facts["events"][1][key] = value
-    with pytest.raises(UserError, match="train the run again"):
-        audit(resealed(facts), "l")
+    with pytest.raises(UserError, match=f"^odd.*{key}.*train the run again"):
+        audit(resealed(facts), "odd")
+
+
+def test_as_many_steps_as_an_audit_bears_are_allowed():
+    assert Event("poisson_subsampled_gaussian", "net", 1.0, 1.0, 0.01, 10**8).steps == 10**8
+
+
+@pytest.mark.parametrize("key", ["coordinates", "recipe", "provenance", "events"])
+@pytest.mark.parametrize("value", [5, None, True, "text"])
+def test_what_is_of_another_type_is_named(key, value):
+    with pytest.raises(UserError, match=rf"^odd\.json: {key} .*{value!r}.*train the run again"):
+        Ledger.from_json(resealed(ledger().to_json() | {key: value}), "odd.json")
+
+
+@pytest.mark.parametrize(("key", "value"), [("recipe", []), ("provenance", [1]), ("coordinates", [[]]), ("events", {})])
+def test_an_object_is_no_list(key, value):
+    with pytest.raises(UserError, match=rf"^odd\.json: {key} "):
+        Ledger.from_json(resealed(ledger().to_json() | {key: value}), "odd.json")
 
 
 def test_a_gaussian_is_one_full_batch_step():
@@ -136,8 +155,9 @@ def test_missing_and_unknown_keys_and_other_relations():
         with pytest.raises(UserError, match=r"shape must be .* num_classes"):
             Ledger.from_json(resealed(facts | change))
     for change in (
-        {"n": 0}, {"n": 10.0}, {"delta": 0}, {"delta": 1}, {"delta": "1e-5"}, {"target_epsilon": -1.0},
-        {"target_epsilon": None}, {"target_epsilon": "1"},
+        {"n": 0}, {"n": True}, {"n": 10.0}, {"n": None}, {"n": "10"}, {"delta": 0}, {"delta": 1}, {"delta": "1e-5"},
+        {"delta": True}, {"target_epsilon": -1.0}, {"target_epsilon": None}, {"target_epsilon": "1"},
+        {"target_epsilon": True}, {"target_epsilon": 10**400}, {"target_epsilon": math.nan},
     ):  # fmt: skip
         with pytest.raises(UserError, match="positive"):
             Ledger.from_json(resealed(facts | change))
@@ -147,9 +167,11 @@ def test_missing_and_unknown_keys_and_other_relations():
         Ledger.from_json(resealed(facts | {"noise": "none"}))
 
 
-@pytest.mark.parametrize("change", [{"version": None, "neighbouring_relation": "add_or_remove_one"}, {"version": 1}])
+@pytest.mark.parametrize(
+    "change", [{"version": None, "neighbouring_relation": "add_or_remove_one"}, {"version": 1}, {"version": 2.0}]
+)
 def test_a_ledger_of_an_older_version_is_refused_and_says_so(change):
-    """It was sealed well, by code that knew neither shape nor noise."""
+    """It was sealed well, by code that knew neither shape nor noise. The version is an int, which 2.0 is not."""
     facts = {key: item for key, item in (ledger().to_json() | change).items() if item is not None}
     del facts["shape"]
     with pytest.raises(
