@@ -8,10 +8,12 @@ formulas. A module in which any other layer is trained takes `torch.func.vmap` o
 gradient is that of a loss which saw one example alone, whatever the layers are.
 """
 
+import copy
 import functools
 import math
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,8 +88,9 @@ class PerExampleGradients:
         Raises:
             RuntimeError: not exactly one forward pass, or another number of losses than rows: both would silently
                 change the privacy unit.
-            UserError: a loss is not finite, `validate` refuses the module by now, a forward pass changes a buffer or
-                a parameter, a parameter's gradient would be lost, or a layer cannot be differentiated per example.
+            UserError: a loss is not finite, `validate` refuses the module by now, a forward pass changes a buffer, a
+                parameter or a tensor attribute, a parameter's gradient would be lost, or a layer cannot be
+                differentiated per example.
         """
         if self._closed:
             raise UserError("these per-example gradients were closed; no private step can be made with them")
@@ -146,6 +149,11 @@ class PerExampleGradients:
                 outside = torch.autograd.grad(total, self._parameters, allow_unused=True)
             self._refuse_outside(outside)
             found = batch.gradients
+            if not found:
+                raise UserError(
+                    f"the loss reaches no trained layer of the module ({type(self.module).__name__}): every gradient "
+                    "would be zero; compute the loss from the module's output, without torch.compile"
+                )
             return [found.get(p, p.new_zeros((examples, *p.shape))) for p in self._parameters]
         finally:
             batch.rows, batch.gradients = 0, None
@@ -245,6 +253,12 @@ def _unfit(layer: nn.Module) -> str | None:
         return "it parts the batch itself; give the module inside, the harness parts batches among processes"
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is TorchScript, whose layers cannot be reached; give the module that it was made from"
+    if any(kind.__name__ == "OptimizedModule" for kind in type(layer).__mro__):
+        return (
+            "torch.compile wraps it, and its per-example gradients are lost there; give the module inside (_orig_mod)"
+        )
+    if layer._compiled_call_impl is not None:
+        return "its call is compiled, where per-example gradients are lost; leave out its compile()"
     if type(layer).get_extra_state is not nn.Module.get_extra_state:
         return "it saves an extra state of its own making, which may hold private data; keep state in buffers"
     return None
@@ -309,35 +323,89 @@ def _explained(module: nn.Module, everywhere: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _state_unchanged(module: nn.Module) -> Iterator[None]:
-    """Refuses a forward pass that changes buffers or parameters, and puts the buffers back whatever happens.
+    """Refuses a forward pass that changes tensors of the module, and puts all but parameters back whatever happens.
 
-    What a pass over private images leaves in a buffer is a release outside the ledger.
+    What a pass over private images leaves there is a release outside the ledger. Seen are buffers, parameters, and
+    plain attributes that are tensors or lists, tuples, sets and dicts of tensors; numbers and other objects are not.
     """
-    layers = list(module.named_modules())
-    buffers = [(layer, {key: (b, None if b is None else b.clone()) for key, b in layer._buffers.items()})
-               for _, layer in layers]  # fmt: skip
-    versions = [{key: (p, p._version) for key, p in layer._parameters.items() if p is not None} for _, layer in layers]
+    layers = {id(layer): (name, layer) for name, layer in module.named_modules()}
+    states = {key: _State(layer) for key, (_, layer) in layers.items()}
     changed = []
     try:
         yield
     finally:
-        for (name, _), (layer, before) in zip(layers, buffers, strict=True):
-            for key in layer._buffers.keys() | before.keys():
-                b, copy = before.get(key, (None, None))
-                if not _is_same(layer._buffers.get(key), copy):
-                    changed.append(f"buffer {key!r} of {_called(name, layer)}")
-                if b is not None and not _is_same(b, copy):
-                    with torch.no_grad():
-                        b.copy_(copy)
-            layer._buffers.clear()
-            layer._buffers.update({key: b for key, (b, _) in before.items()})
-    for (name, layer), before in zip(layers, versions, strict=True):
-        changed += [f"parameter {k!r} of {_called(name, layer)}" for k, (p, v) in before.items() if p._version != v]
+        now = {id(layer): (name, layer) for name, layer in module.named_modules()}  # may have grown
+        for key, (name, layer) in (now | layers).items():
+            changed += [f"{what} of {_called(name, layer)}" for what in states.get(key, _NO_STATE).restore(layer)]
     if changed:
         raise UserError(
             f"{changed[0]} is changed by the forward pass: what private images leave there is a release outside the "
-            "ledger; keep it fixed, or compute it from what was released"
+            "ledger; build it before training and keep it fixed, or compute it from what was released"
         )
+
+
+class _State:
+    """The tensors that one layer holds itself, and copies of them."""
+
+    def __init__(self, layer: nn.Module):
+        self.buffers = {key: (b, None if b is None else b.clone()) for key, b in layer._buffers.items()}
+        self.parameters = {key: (p, p._version) for key, p in layer._parameters.items() if p is not None}
+        self.attributes = {}
+        for key, value in _plain(layer).items():
+            copies = [(t, t.detach().clone()) for t in _tensors(value)]
+            self.attributes[key] = (copy.copy(value) if isinstance(value, _CONTAINERS) else value, copies)
+
+    def restore(self, layer: nn.Module) -> list[str]:
+        """Puts buffers and attributes back; says what had changed. An equal tensor in another's place is no change."""
+        changed = []
+        for key in layer._buffers.keys() | self.buffers.keys():
+            b, before = self.buffers.get(key, (None, None))
+            if not _is_same(layer._buffers.get(key), before):
+                changed.append(f"buffer {key!r}")
+            _put_back(b, before)
+        layer._buffers.clear()
+        layer._buffers.update({key: b for key, (b, _) in self.buffers.items()})
+        for key in [key for key, p in layer._parameters.items() if p is not None] + list(self.parameters):
+            p, version = self.parameters.get(key, (None, None))
+            if p is None or layer._parameters.get(key) is not p or p._version != version:
+                changed.append(f"parameter {key!r}")
+        for key, value in _plain(layer).items():
+            old, copies = self.attributes.get(key, (None, []))
+            tensors = _tensors(value)
+            if len(tensors) == len(copies) and all(
+                _is_same(t, before) for t, (_, before) in zip(tensors, copies, strict=True)
+            ):
+                continue
+            changed.append(f"attribute {key!r}")
+            for t, before in copies:
+                _put_back(t, before)
+            del vars(layer)[key]
+            if key in self.attributes:
+                vars(layer)[key] = old
+        return changed
+
+
+_CONTAINERS = (list, tuple, set, dict, deque)
+_MODULES_OWN = vars(nn.Module()).keys()
+
+
+def _plain(layer: nn.Module) -> dict[str, object]:
+    return {key: value for key, value in vars(layer).items() if key not in _MODULES_OWN}
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """Of a plain attribute: itself, or the items of a container, one level deep."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else (value,)
+    return [t for t in items if isinstance(t, Tensor)]
+
+
+def _put_back(t: Tensor | None, before: Tensor | None) -> None:
+    if t is not None and not _is_same(t, before):
+        with torch.no_grad():
+            t.copy_(before)
+
+
+_NO_STATE = _State(nn.Module())  # of a layer that a forward pass added
 
 
 def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -391,7 +459,14 @@ def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) ->
             f"{batch.names[layer]} got an input {tuple(input.shape)} without the batch's {batch.rows} rows on its "
             "first axis: what is folded into that axis would be clipped piece by piece; keep it on another one"
         )
-    return function(layer, batch, input, *args, **kwargs)
+    out = function(layer, batch, input, *args, **kwargs)
+    # A compiled function has a backward pass that was traced, and leaves nothing in the batch. What raises while it is
+    # traced runs again untraced, but with the functions below compiled one by one.
+    if torch.compiler.is_compiling() or (out.requires_grad and getattr(out.grad_fn, "batch", None) is not batch):
+        raise UserError(
+            f"{batch.names[layer]} is compiled, where its per-example gradient is lost; leave out torch.compile"
+        )
+    return out
 
 
 def _first_order(backward: Callable) -> Callable:

@@ -389,6 +389,52 @@ def test_a_loss_that_does_not_depend_on_the_module_is_refused():
         engine.backward(lambda x, y: row_losses(engine.module, x, y).detach(), x, y)
 
 
+def test_a_loss_that_reaches_no_layer_of_the_module_is_refused():
+    net, other, (x, y) = make("conv3"), make("conv3"), inputs(3)
+    engine = PerExampleGradients(net)
+
+    def losses(x, y):
+        net(x).sum()
+        return row_losses(other, x, y)
+
+    with pytest.raises(UserError, match=r"the module \(Sequential\).*zero"):
+        engine.backward(losses, x, y)
+
+
+def compiled_in_place():
+    net = make("two convs")
+    net[2].compile(backend="eager")
+    return net
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: torch.compile(make("two convs"), backend="eager"), r"the module \(OptimizedModule\).*_orig_mod"),
+        (compiled_in_place, r"layer 2 \(Conv2d\).*compile\(\)"),
+    ],
+)
+def test_a_compiled_module_is_refused(build, message):
+    with pytest.raises(UserError, match=message):
+        PerExampleGradients(build())
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_function_compiled_within_the_module_is_refused(fullgraph):
+    class Within(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(7, 7), nn.Linear(7, 7)
+            self.block = torch.compile(lambda x: torch.tanh(self.a(x)), backend="eager", fullgraph=fullgraph)
+
+        def forward(self, x, labels=None):
+            return self.b(self.block(x))
+
+    engine = PerExampleGradients(Within())
+    with pytest.raises(UserError, match=r"layer a \(Linear\).*compiled"):
+        engine.backward(lambda x, y: row_losses(engine.module, x, y), *inputs(3))
+
+
 # --- what a backward pass leaves behind -----------------------------------------------------------------------
 
 
@@ -457,11 +503,94 @@ def test_parameters_that_a_forward_pass_changes_are_refused(engine):
         gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
 
 
+class Keeping(Remembering):
+    """Holds tensors that are neither parameters nor buffers."""
+
+    def __init__(self, remember, *layers):
+        super().__init__(remember, *layers)
+        self.steps, self.mean, self.table = 0, torch.zeros(()), {"a": torch.ones(2)}
+        self.log, self.pair = [], (torch.zeros(1), 3)
+
+
+def keep(name, value):
+    def remember(net, x):
+        setattr(net, name, value(net, x.detach()))
+
+    return remember
+
+
+KEEPS = {
+    "new": ("last", keep("last", lambda net, x: x)),
+    "new list": ("lasts", keep("lasts", lambda net, x: [x])),
+    "rebound": ("mean", keep("mean", lambda net, x: 0.9 * net.mean + 0.1 * x.mean())),
+    "in place": ("mean", lambda net, x: net.mean.add_(1)),
+    "behind the back": ("mean", lambda net, x: net.mean.data.add_(1)),
+    "appended": ("log", lambda net, x: net.log.append(x.detach())),
+    "in a tuple": ("pair", keep("pair", lambda net, x: (x.mean(), 3))),
+    "in a dict": ("table", lambda net, x: net.table.update(b=x.detach())),
+    "in place in a dict": ("table", lambda net, x: net.table["a"].add_(1)),
+    "parameter": ("extra", keep("extra", lambda net, x: nn.Parameter(x[0], requires_grad=False))),
+    "layer": ("memory", lambda net, x: setattr(net, "part", Remembering(in_place))),
+}
+
+
+@pytest.mark.parametrize("case", KEEPS)
+def test_tensors_that_a_forward_pass_keeps_in_attributes_are_refused_by_name_and_not_kept(case):
+    key, remember = KEEPS[case]
+    inner, (x, y) = Keeping(remember, nn.Conv2d(2, 2, 3)), inputs(3)
+    net = Sequential(inner, nn.Conv2d(2, 2, 3))
+    gradients = PerExampleGradients(net)
+    for _ in range(1 if case in ("parameter", "layer") else 2):  # what a module registers stays there
+        with pytest.raises(
+            UserError, match=rf"(attribute|parameter|buffer) '{key}' of layer 0(\.part)? .*before training"
+        ):
+            gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
+        assert not hasattr(inner, "last")
+        assert not hasattr(inner, "lasts")
+        assert inner.log == []
+        assert inner.table.keys() == {"a"}
+        assert torch.equal(inner.table["a"], torch.ones(2))
+        assert inner.mean == inner.pair[0] == 0
+    assert all(p.grad_sample is None for p in gradients._parameters)
+
+
+@pytest.mark.parametrize("case", ["in place", "behind the back", "appended", "in a dict", "in place in a dict"])
+def test_the_vmap_engine_refuses_what_it_sees_in_attributes(case):
+    key, remember = KEEPS[case]
+    net, (x, y) = Keeping(remember, nn.Conv2d(2, 2, 3)), inputs(3)
+    gradients = PerExampleGradients(net, 1, "vmap")
+    with pytest.raises(UserError, match=f"attribute '{key}' of the module|the module.* in-place"):
+        gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
+    assert net.log == []
+    assert net.table.keys() == {"a"}
+
+
+def test_attributes_that_hold_no_private_tensor_may_change():
+    def remember(net, x):
+        net.steps += 1
+        net.mean = net.mean.clone()  # equal to what it was
+
+    net, (x, y) = Keeping(remember, nn.Conv2d(2, 2, 3)), inputs(3)
+    gradients = PerExampleGradients(net)
+    gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
+    assert net.steps == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_frozen_weight_norm_computes_its_attribute_anew():
+    net, (x, y) = Sequential(nn.utils.weight_norm(nn.Linear(7, 7)).requires_grad_(False), nn.Linear(7, 7)), inputs(3)
+    gradients = PerExampleGradients(net)
+    assert gradients.is_fast
+    gradients.backward(lambda x, y: row_losses(gradients.module, x, y), x, y)
+    assert len(net[1].weight.grad_sample) == 3
+
+
 @pytest.mark.parametrize("engine", ["auto", "vmap"])
 def test_nothing_but_grad_sample_is_left(engine):
     class Keeping(Sequential):
         def forward(self, x, labels=None):
-            self.kept = self[0].weight * 2
+            if engine == "vmap":
+                self.kept = self[0].weight * 2
             return super().forward(x)
 
     net, (x, y) = Keeping(nn.Conv2d(2, 2, 3, bias=False)), inputs(3)
@@ -472,7 +601,7 @@ def test_nothing_but_grad_sample_is_left(engine):
     assert net[0].weight is parameter
     assert parameter.grad is grad
     assert torch.equal(grad, torch.ones_like(grad))
-    assert engine == "auto" or not hasattr(net, "kept")  # what torch.func left there is of no use
+    assert not hasattr(net, "kept")  # what torch.func left there is of no use
     assert not net._forward_hooks
     gradients.close()
     assert not hasattr(parameter, "grad_sample")
