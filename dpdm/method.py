@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -188,19 +189,26 @@ def train(
         num_classes=images.meta.num_classes,
         noise=spec.noise,
     )
-    recipe = spec_json(spec)
-    # The digest of private data stays in the checkpoint, which is not for publication; the ledger is.
-    # Of the provenance the digests of the sources alone: a commit that changed neither must not lose a day of training.
-    sources = [ledger.provenance[name].encode() for name in ("code", "method_code")]
-    fingerprint = sha256_of(recipe.encode(), images.digest().encode(), *sources)
+    fingerprint = run_fingerprint(spec, images, ledger.provenance)
     saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval, processes)
-    # The same noise in two releases would cancel: every run has its own, and so has every change of the data.
+    # The same noise in two releases would cancel: another recipe, other data and other code have other noise.
     if spec.noise == "secret":
         rng = Randomness(secret_key(checkpoint, fingerprint, processes or Processes()))
     else:
-        rng = Randomness.repeatable(spec.seed, recipe, images.digest())
+        rng = Randomness.repeatable(spec.seed, fingerprint)
     private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, processes, saves)
     return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
+
+
+def run_fingerprint(spec: RunSpec, images: ImageSet, made_by: Mapping[str, str]) -> str:
+    """Of all that decides a run: recipe, data and sources. Not for publication, as a guess at the data fits it or not.
+
+    Args:
+        made_by: the ledger's provenance. Of it the digests of the sources alone count: a commit that changed neither
+            must not lose a day of training.
+    """
+    sources = [made_by[name].encode() for name in ("code", "method_code")]
+    return sha256_of(spec_json(spec).encode(), images.digest().encode(), *sources)
 
 
 def _method_code(impl: str) -> str:

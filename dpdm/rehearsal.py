@@ -12,6 +12,8 @@ from dpdm.data import ImageMeta, ImageSet, known_meta
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
 from dpdm.privacy import Budget, DpSgd, Ledger, Mechanism, PrivateData, Randomness
+from dpdm.privacy.block import BlockGradients
+from dpdm.privacy.loop import PrivateLoop
 from dpdm.progress import Item, Log
 from dpdm.rng import Streams
 
@@ -39,8 +41,10 @@ class _Rehearsal(PrivateData):
         loop.descend = self._stop  # what a step does once its loss has passed the swap test
         return loop
 
-    def block_gradients(self, *args: Any, **kwargs: Any) -> None:
-        raise _Done  # whatever happens inside a block, it is clipped as a whole
+    def block_gradients(self, *args: Any, **kwargs: Any) -> BlockGradients:
+        loop = super().block_gradients(*args, **kwargs)
+        loop.noised = self._stop
+        return loop
 
     def _release(self, *args: Any) -> torch.Tensor:
         released = super()._release(*args)
@@ -58,7 +62,7 @@ class _Brief(Log):
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
         for item in items:
             yield item
-            if not isinstance(items, DpSgd):
+            if not isinstance(items, PrivateLoop):
                 return
 
 
@@ -108,7 +112,7 @@ def rehearse_study(study: Study) -> list[str]:
 
 
 def _words(recipe: Any) -> list[str]:
-    """What a recipe chooses by name: a network, a kind of parametrisation."""
+    """What a recipe chooses by name or by a flag: a network, a kind of parametrisation."""
     if isinstance(recipe, dict):
         return [word for _, value in sorted(recipe.items()) for word in _words(value)]
-    return [recipe] if isinstance(recipe, str) else []
+    return [str(recipe)] if isinstance(recipe, str | bool | None) else []

@@ -19,11 +19,14 @@ from torch import Tensor
 
 from dpdm.checkpoint import Checkpoint
 from dpdm.config import Finite, Strict
+from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Mechanism
+from dpdm.privacy.isolation import random_records
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import PrivateLoop, Stateful, Step
 from dpdm.privacy.noise import Randomness, clip_factor, noised
+from dpdm.rng import Streams
 
 BlockGradient = Callable[..., Tensor]
 Prepare = Callable[[Tensor, Tensor, int], Any]
@@ -85,11 +88,14 @@ class BlockStep(Step):
             coordinate. Use it as `fakes.backward(...)`.
 
         Raises:
-            RuntimeError: called twice, or a gradient of another shape.
-            UserError: the gradient is not finite.
+            RuntimeError: called twice or after the loop was closed, or a gradient of another shape.
+            UserError: `gradient` remembers records (tried on random ones, at steps 0, 1, 2, 4, 8, ...), or gives no
+                finite tensor; or the fakes are no floating-point numbers.
         """
-        self._begin()
+        self._check()
         try:
+            self._loop.check(fakes.detach(), gradient, self.index)
+            self._begin()
             return self._loop.noised(fakes.detach(), gradient, self.index)
         except UserError as error:
             raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
@@ -110,7 +116,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         *,
         name: str,
         images: Callable[[np.ndarray], tuple[Tensor, Tensor]],
-        n: int,
+        meta: ImageMeta,
         params: PoissonBlocks | ShardBlocks,
         prepare: Prepare | None,
         ledger: Ledger,
@@ -121,12 +127,45 @@ class BlockGradients(PrivateLoop[BlockStep]):
     ):
         super().__init__(name, params.steps, ledger, event, rng, checkpoint, keep)
         self.params = params
-        self._images, self._n = images, n
+        self._images, self._n, self._meta = images, meta.n, meta
         self._prepare = prepare
         self._prepared: dict[int, Any] = {}
+        self._rehearsed: tuple[Any, ...] | None = None  # the state of a shard of random records
         if isinstance(params, ShardBlocks):
             # Each record on its own, so that adding or removing one moves no other to another shard.
-            self._shard_of = (rng.uniform("shards", count=n) * params.shards).astype(np.int64)
+            self._shard_of = (rng.uniform("shards", count=meta.n) * params.shards).astype(np.int64)
+
+    def check(self, fakes: Tensor, gradient: BlockGradient, index: int) -> None:
+        """Tries `gradient` on random records: again the same ones, after others, must give the same.
+
+        One that remembers (a critic that goes on learning) makes later releases depend on who was drawn before, which
+        is secret, and which no accountant here covers.
+        """
+        if not fakes.is_floating_point():
+            raise UserError(f"generated images must be floating-point numbers, got {fakes.dtype}")
+        if self._rehearsed is not None and (index == 0 or index & (index - 1)):
+            return
+        shape, classes = self._meta.shape, max(1, self._meta.num_classes)
+        drawn = [random_records(8, shape, classes, f"block/{i}", fakes.device) for i in range(2)]
+        if self._rehearsed is None:
+            self._rehearsed = () if isinstance(self.params, PoissonBlocks) else (self._prepare_shard(*drawn[0], 0),)
+        found = []
+        for images, labels in (drawn[0], drawn[1], drawn[0]):
+            with Streams(0, "block").torch_default("draws"):
+                found.append(gradient(fakes.clone(), images.clone(), labels.clone(), *copy.deepcopy(self._rehearsed)))
+            if not isinstance(found[-1], Tensor):
+                raise UserError(f"a block's gradient must be a tensor, got {type(found[-1]).__name__}")
+        if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num()):
+            raise UserError(
+                "the gradient remembers records: called again with the same random ones, it gives something else; let "
+                "it change nothing that outlives it (train a copy of a critic), and draw from torch's default generator"
+            )
+
+    def _prepare_shard(self, images: Tensor, labels: Tensor, shard: int) -> Any:
+        if self._prepare is None:
+            return None
+        with self._rng.torch_default("prepare", shard):
+            return self._prepare(images, labels, shard)
 
     def noised(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
         """What `BlockStep.release` says; the step was counted before."""
@@ -139,7 +178,10 @@ class BlockGradients(PrivateLoop[BlockStep]):
     def _clipped(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
         """The exact clipped block (float64). Not a release."""
         records, *state = self._draw(index)
-        block = gradient(fakes, *self._images(records), *state).detach() if len(records) else torch.zeros_like(fakes)
+        block = torch.zeros_like(fakes)
+        if len(records):
+            with self._rng.torch_default("draws", index):
+                block = gradient(fakes, *self._images(records), *state).detach()
         if block.shape != fakes.shape:
             raise RuntimeError(f"{self.name}: a gradient {tuple(block.shape)} for a block {tuple(fakes.shape)}")
         block = block.double()
@@ -154,6 +196,6 @@ class BlockGradients(PrivateLoop[BlockStep]):
             return (self._poisson_batch(index, self._n),)
         shard = int(self._rng.uniform("shard", index, count=1)[0] * self.params.shards)
         records = np.flatnonzero(self._shard_of == shard)
-        if shard not in self._prepared and len(records) and self._prepare is not None:
-            self._prepared[shard] = self._prepare(*self._images(records), shard)
+        if shard not in self._prepared and len(records):
+            self._prepared[shard] = self._prepare_shard(*self._images(records), shard)
         return records, copy.deepcopy(self._prepared.get(shard))

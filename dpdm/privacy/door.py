@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dpdm.checkpoint import Checkpoint
-from dpdm.data import ImageSet, to_network
+from dpdm.data import ImageMeta, ImageSet, to_network
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
 from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBlocks
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
+from dpdm.privacy.isolation import random_records
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
@@ -183,7 +184,7 @@ class PrivateData(NoCopy):
         return BlockGradients(
             name=name,
             images=self._batch,
-            n=self.meta.n,
+            meta=self.meta,
             params=params,
             prepare=prepare,
             ledger=self.ledger,
@@ -248,12 +249,18 @@ class PrivateData(NoCopy):
 
         Not a release. A record changes it by at most the sensitivity, rounding included.
         """
-        total = torch.zeros((), dtype=torch.float64)
         records = _PerRecord(name, statistic, rng)
+        shape = _PerRecord(name, statistic, Randomness.repeatable(0)).rehearse(self.meta, self.device)
+        total = torch.zeros((), dtype=torch.float64)
         count = len(self._images.labels)
         for start in range(0, count, RELEASE_CHUNK):
             images, labels = self._batch(np.arange(start, min(start + RELEASE_CHUNK, count)))
             v = records.vectors(images, labels, start)
+            if v.shape[1:] != shape:
+                raise UserError(
+                    f"{name}: a statistic must have one shape for all records, got {tuple(shape)} and "
+                    f"{tuple(v.shape[1:])}; give it a fixed number of classes"
+                )
             norms = torch.linalg.vector_norm(v.reshape(len(v), -1), dim=1)
             if not torch.isfinite(norms).all():
                 raise UserError(f"{name}: a statistic is not finite; check it on an image that is black all over")
@@ -268,6 +275,29 @@ class _PerRecord:
         self._name, self._statistic, self._rng = name, statistic, rng
         self._vectorised = True
 
+    def rehearse(self, meta: ImageMeta, device: torch.device) -> torch.Size:
+        """Calls the statistic on random records, one again after another; returns the shape of what it says of each.
+
+        Raises:
+            UserError: it remembers records, in what it says or in a buffer of a module that it holds.
+        """
+        images, labels = random_records(2, meta.shape, max(1, meta.num_classes), "statistic", device)
+        cells = [cell.cell_contents for cell in getattr(self._statistic, "__closure__", None) or ()]
+        held = [value for value in (*cells, getattr(self._statistic, "__self__", None)) if isinstance(value, nn.Module)]
+        before = [buffer.clone() for module in held for buffer in module.buffers()]
+        first, _, again = (self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0) for i in (0, 1, 0))
+        after = [buffer for module in held for buffer in module.buffers()]
+        if not (
+            first.shape == again.shape
+            and torch.equal(first.nan_to_num(), again.nan_to_num())
+            and all(map(torch.equal, before, after))
+        ):
+            raise UserError(
+                f"{self._name}: its statistic remembers records: called again with the same random record, it says "
+                "something else, or a buffer of a module has changed; let it keep nothing from one call to the next"
+            )
+        return first.shape[1:]
+
     def vectors(self, images: Tensor, labels: Tensor, start: int) -> Tensor:
         """float64 [b, ...]: what the statistic says of each record; `start` is the first one's number."""
         if self._vectorised:
@@ -280,6 +310,9 @@ class _PerRecord:
                 self._vectorised = False
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"{self._name}: its statistic runs record by record, slowly: {reason}", stacklevel=2)
+        return self._in_a_loop(images, labels, start)
+
+    def _in_a_loop(self, images: Tensor, labels: Tensor, start: int) -> Tensor:
         try:
             found = []
             for number, (image, label) in enumerate(zip(images, labels, strict=True), start):

@@ -89,7 +89,7 @@ class DpSgdStep(Step):
         """
         self._check()
         try:
-            self._loop.check(row_losses, public)
+            self._loop.check(row_losses, public, self.index)
             self._begin()
             self._loop.descend(row_losses, public, self.index)
         except UserError as error:
@@ -143,12 +143,12 @@ class DpSgd(PrivateLoop[DpSgdStep]):
             self._gradients.close()
         super().close()
 
-    def check(self, row_losses: RowLosses, public: PublicRows | None) -> None:
+    def check(self, row_losses: RowLosses, public: PublicRows | None = None, index: int = 0) -> None:
         """Refuses what a step must not do, before the step is counted: see `SwapTest` and `DpSgdStep.update`."""
         if public is not None:
             self._check_public(public)
         self._optimizer.zero_grad(set_to_none=True)
-        self._swap_test.run(row_losses, self._module)
+        self._swap_test.run(row_losses, self._module, index)
 
     def descend(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
         """What `DpSgdStep.update` says; the step was counted before."""

@@ -1,9 +1,10 @@
 """The swap test: a record's gradient must not depend on the other records of its batch.
 
 DP-SGD's sensitivity is one clip norm only where every record acts on its own gradient alone. Batch statistics, mixup,
-negatives or class weights taken from the batch, or rows laid out in another order than draw-major break that, and no
-layer shows it. So before the first step the loss is tried on random images: all records but one are replaced, at equal
-size and equal draws, and that one's gradient must stay. The images are public; the private ones are never looked at.
+negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records, or rows laid out in
+another order than draw-major break that, and no layer shows it. So the loss is tried on random images: other records
+are replaced, left out, or come before it, at equal draws, and a record's gradient must stay. The images are public; the
+private ones are never looked at.
 """
 
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
@@ -20,7 +22,8 @@ from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.rng import Streams
 
 TOLERANCE = 1e-4  # of the gradient's norm; records on their own give 0 or a rounding
-SIZES = (2, 7, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
+SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round otherwise
+SIZES = (3, 8, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
 SECONDS = 0.4
 
 # What replaces the other records: factor on the images' contrast, share of labels that are not the record's. They
@@ -29,7 +32,10 @@ SHARP, GREY, SOFT = (4.0, 1.0), (0.02, 0.5), (0.5, 1.0)
 
 
 class SwapTest:
-    """Runs the test where it has to be run: once for every loss, state of the module and shape of the images.
+    """Runs the test where it has to be run.
+
+    In full before the first step, and when the code of the loss, or the kind, mode or a flag of a module changes. In
+    brief at steps 1, 2, 4, 8, ..., for what changes later: a schedule in the loss, a memory that fills.
 
     Args:
         gradients: the engine that the private steps use.
@@ -43,25 +49,28 @@ class SwapTest:
         self._sizes = [size for size in SIZES if size <= max_size]
         self._passed: set[Any] = set()
 
-    def run(self, row_losses: Callable[[Tensor, Tensor], Tensor], module: nn.Module) -> None:
-        """Tries `row_losses` unless it was tried already.
+    def run(self, row_losses: Callable[[Tensor, Tensor], Tensor], module: nn.Module, step: int = 0) -> None:
+        """Tries `row_losses` if it is time.
 
         Args:
             row_losses: what a private step differentiates; see `DpSgdStep.update`.
             module: the module in training, whose parameters are moved a little meanwhile (a layer that starts at
                 zero would hide what comes before it) and put back.
+            step: index of the step.
 
         Raises:
             UserError: a record's gradient moved; the message says which parameter's, and by how much.
         """
         key = _identity(row_losses), _signature(module)
-        if key in self._passed:
+        known, power_of_two = key in self._passed, step & (step - 1) == 0
+        if known and not (step and power_of_two):
             return
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         start = time.process_time()  # not the clock: a busy machine must not test less
         per_record = 0.0
         with _moved(list(parameters.values())):
-            for size in self._sizes:
+            self._try_alone(row_losses, parameters, step)
+            for size in self._sizes[:1] if known else self._sizes:
                 began = time.process_time()
                 if per_record and began - start + per_record * size > SECONDS:
                     break
@@ -69,7 +78,31 @@ class SwapTest:
                 per_record = (time.process_time() - began) / size
         self._passed.add(key)
 
+    def _try_alone(self, row_losses: Callable, parameters: dict[str, nn.Parameter], step: int) -> None:
+        """A record alone, after another one, and among others: batches of other sizes, all rows with equal draws."""
+        size = self._sizes[0] if self._sizes else 1
+        images, labels = self._batch(max(size, 2), f"alone at {step}", next(iter(parameters.values())).device)
+        rows = [(0, 1), (1, 2), (0, 1), (0, size)]  # the record, another, the record, all of them
+        with _SameDraws():
+            found = [self._backward(row_losses, parameters, images[a:b], labels[a:b]) for a, b in rows]
+        alone, _, again, among = ([g[0] for g in gradients] for gradients in found)
+        worst, moved = _movement(alone, again)
+        if moved > TOLERANCE:
+            raise UserError(
+                f"the loss remembers records or draws: it gives the same record another gradient when it is called "
+                f"again ({list(parameters)[worst]} moves by {moved:.2g} of its size); let it draw from torch's default "
+                "generator on the CPU, and keep nothing from one call to the next"
+            )
+        worst, moved = _movement(alone, among)
+        if moved > SIZE_TOLERANCE:
+            raise UserError(
+                f"the loss mixes records: the gradient of {list(parameters)[worst]} of one record moves by {moved:.2g} "
+                f"of its size when {size - 1} others are in its batch; give one loss per row, not divided by their "
+                "number, nor of anything taken from the batch (rows in draw-major order, row k * B + b)"
+            )
+
     def _try(self, row_losses: Callable, parameters: dict[str, nn.Parameter], size: int, end: float) -> None:
+        """A record among others that are replaced."""
         device = next(iter(parameters.values())).device
         images, labels = self._batch(size, "first", device)
         labels = labels[:1].expand(size).contiguous()
@@ -77,7 +110,7 @@ class SwapTest:
         middle = size // 2
         trials = ((middle, SHARP), (middle, GREY), (size - 1, SOFT), (0, SHARP))
         for number, (kept, (contrast, differing)) in enumerate(trials):
-            if number and time.process_time() > end:
+            if number > 1 and time.process_time() > end:
                 break
             others, other_labels = self._batch(size, f"other/{number}", device)
             others = (others * contrast).clamp(-1, 1)
@@ -86,26 +119,16 @@ class SwapTest:
             others[kept], other_labels[kept] = images[kept], labels[kept]
             second = self._backward(row_losses, parameters, others, other_labels)
             worst, moved = _movement([g[kept] for g in first], [g[kept] for g in second])
-            if moved <= TOLERANCE:
-                continue
-            again = self._backward(row_losses, parameters, images, labels)
-            if _movement(first, again)[1] > TOLERANCE:
+            if moved > TOLERANCE:
                 raise UserError(
-                    f"the loss gives other gradients when it is called again with the same {size} random records; let "
-                    "it draw from torch's default generator on the CPU, and remember nothing"
+                    f"the loss mixes records: when {size - 1} of {size} random records are replaced, the gradient of "
+                    f"{list(parameters)[worst]} of record {kept}, which is not, moves by {moved:.2g} of its size; let "
+                    "the loss of a row depend on its own record alone (no batch statistics, mixup, negatives or "
+                    "weights from the batch), rows in draw-major order (row k * B + b)"
                 )
-            raise UserError(
-                f"the loss mixes records: when {size - 1} of {size} random records are replaced, the gradient of "
-                f"{list(parameters)[worst]} of record {kept}, which is not, moves by {moved:.2g} of its size; let the "
-                "loss of a row depend on its own record alone (no batch statistics, mixup, negatives or weights from "
-                "the batch), rows in draw-major order (row k * B + b)"
-            )
 
     def _batch(self, size: int, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        rng = Streams(0, f"swap test/{size}")
-        images = torch.rand((size, *self._shape), generator=rng.torch(f"{name}/images")) - 0.5
-        labels = torch.randint(max(1, self._classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
-        return images.to(device), labels.to(device)
+        return random_records(size, self._shape, self._classes, f"{name}/{size}", device)
 
     def _backward(
         self, row_losses: Callable, parameters: dict[str, nn.Parameter], images: Tensor, labels: Tensor
@@ -118,6 +141,38 @@ class SwapTest:
         if not torch.stack([g.isfinite().all() for g in found]).all():
             raise UserError("a gradient is not finite on random images; check the loss where it divides or takes roots")
         return found
+
+
+def random_records(
+    size: int, shape: Sequence[int], classes: int, name: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Public images [size, *shape], uniform in [-0.5, 0.5], and labels [size] in 0 .. classes - 2 (0 for one class)."""
+    rng = Streams(0, "random records")
+    images = torch.rand((size, *shape), generator=rng.torch(f"{name}/images")) - 0.5
+    labels = torch.randint(max(1, classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
+    return images.to(device), labels.to(device)
+
+
+class _SameDraws(TorchDispatchMode):
+    """Inside the block every row of a random tensor is the first one, whatever the number of rows."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
+        if name in ("rand", "randn", "randint", "normal") and not isinstance(args[0], Tensor):
+            place = next((i for i, a in enumerate(args) if isinstance(a, list | tuple)), None)
+            size = kwargs.get("size") if place is None else args[place]
+            if size:
+                one = [1, *size[1:]]
+                if place is None:
+                    kwargs = kwargs | {"size": one}
+                else:
+                    args = (*args[:place], one, *args[place + 1 :])
+                return func(*args, **kwargs).expand(*size).clone()
+        if name in ("rand_like", "randn_like", "randint_like", "bernoulli") and args[0].ndim and len(args[0]):
+            return func(args[0][:1], *args[1:], **kwargs).expand_as(args[0]).clone()
+        if name in ("uniform_", "normal_", "bernoulli_", "exponential_", "random_") and args[0].ndim and len(args[0]):
+            return args[0].copy_(func(args[0][:1].clone(), *args[1:], **kwargs).expand_as(args[0]))
+        return func(*args, **kwargs)
 
 
 def _movement(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[int, float]:
@@ -144,11 +199,19 @@ def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _identity(row_losses: Any) -> Any:
-    """What stays equal when a loop makes the same closure anew at every step."""
+    """What stays equal when a loop makes the same closure anew at every step: its code, and the flags that it holds."""
     inner = getattr(row_losses, "func", row_losses)  # of functools.partial
-    return getattr(inner, "__code__", inner)
+    inner = getattr(inner, "__func__", inner)  # of a bound method
+    code = getattr(inner, "__code__", None) or type(inner).__call__.__code__
+    cells = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
+    held = [*cells, *(getattr(inner, "__defaults__", None) or ()), *getattr(row_losses, "args", ())]
+    held += getattr(row_losses, "keywords", {}).values()
+    return code, tuple(value for value in held if isinstance(value, bool | str))
 
 
 def _signature(module: nn.Module) -> tuple:
-    layers = tuple((name, type(layer), layer.training) for name, layer in module.named_modules())
+    layers = tuple(
+        (name, type(layer), *((key, value) for key, value in vars(layer).items() if isinstance(value, bool | str)))
+        for name, layer in module.named_modules()
+    )
     return layers, tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in module.named_parameters())

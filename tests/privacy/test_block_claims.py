@@ -11,6 +11,7 @@ from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
 from dpdm.privacy import Budget, Ledger, PoissonBlocks, PrivateData, Randomness, ShardBlocks
+from dpdm.privacy.block import BlockGradients
 from dpdm.progress import Log
 
 FAKES = torch.zeros(3, 1, 2, 2)
@@ -28,6 +29,12 @@ def blocks(images: ImageSet, params, epsilon=math.inf, seed=0, prepare=None, che
         images, plan, Budget(epsilon, 1e-3), "rdp", Randomness.repeatable(seed), ledger, checkpoint=checkpoint
     )
     return door.block_gradients("g", params, prepare, keep), ledger
+
+
+@pytest.fixture
+def untried(monkeypatch):
+    """A gradient that counts its calls, or remembers by design, is not tried on random records."""
+    monkeypatch.setattr(BlockGradients, "check", lambda *_: None)
 
 
 def spread(fakes, images, labels, state=None):
@@ -80,6 +87,7 @@ def test_the_noise_has_the_declared_standard_deviation(params):
     assert abs(float((flat[:-1] * flat[1:]).mean())) < 0.05 * expected**2  # every step has noise of its own
 
 
+@pytest.mark.usefixtures("untried")
 def test_poisson_batches_draw_every_record_at_the_declared_rate():
     params = PoissonBlocks(steps=2000, max_block_norm=1.0, expected_batch_size=2)
     images = ImageSet(np.arange(8, dtype=np.uint8).repeat(4).reshape(8, 1, 2, 2), np.zeros(8, np.int64), 1)
@@ -110,6 +118,7 @@ def shards_of(images: ImageSet, shards: int, seed: int = 0) -> list[frozenset]:
     return sorted(groups, key=sorted)
 
 
+@pytest.mark.usefixtures("untried")
 def test_shards_are_a_partition_that_one_record_less_changes_in_one_place():
     values = np.arange(40, dtype=np.uint8)
     images = ImageSet(values.repeat(4).reshape(40, 1, 2, 2), np.zeros(40, np.int64), 1)
@@ -137,6 +146,7 @@ def test_shards_are_drawn_uniformly():
     assert ledger.events[0].sample_rate == 0.25
 
 
+@pytest.mark.usefixtures("untried")
 def test_a_step_leaves_no_trace_in_a_shards_state():
     """Which shards were drawn before is secret: what a step does to a critic must not reach a later step."""
     prepared = []
@@ -156,6 +166,7 @@ def test_a_step_leaves_no_trace_in_a_shards_state():
     assert sorted(prepared) == [0, 1, 2]  # each shard once
 
 
+@pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize("params", KINDS)
 def test_steps_are_counted_even_when_no_record_was_drawn(params):
     rare = params.model_copy(update={"steps": 30})
@@ -169,14 +180,14 @@ def test_steps_are_counted_even_when_no_record_was_drawn(params):
     assert 0 not in calls
 
 
-@pytest.mark.parametrize("params", KINDS)
-def test_a_step_is_counted_before_its_records_are_seen(params):
-    loop, ledger = blocks(random_images(20), params.model_copy(update={"steps": 10}))
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize(("params", "whole"), zip(KINDS, ({"expected_batch_size": 20}, {"shards": 1}), strict=True))
+def test_a_step_is_counted_before_its_records_are_seen(params, whole):
+    loop, ledger = blocks(random_images(20), params.model_copy(update=whole))
     seen = []
     for step in loop:
-        step.release(FAKES, lambda f, *_, i=step.index: seen.append((i, ledger.events[0].steps)) or torch.ones_like(f))
-    assert len(seen) > 5
-    assert all(steps == index + 1 for index, steps in seen)
+        step.release(FAKES, lambda fakes, *_: seen.append(ledger.events[0].steps) or torch.ones_like(fakes))
+        assert seen[-1] == step.index + 1  # the last call, after any on random records
 
 
 @pytest.mark.parametrize("params", KINDS)
@@ -248,3 +259,54 @@ def test_cut_and_continued_equals_uninterrupted(params, tmp_path):
     expected = run(None)
     assert run(tmp_path / "c.pt", 4) is None
     assert run(tmp_path / "c.pt") == expected
+
+
+# --- what a gradient remembers ------------------------------------------------------------------------------------
+
+
+def learning_critic():
+    critic = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+
+    def gradient(fakes, images, labels, *state):
+        optimizer.zero_grad()
+        critic(images.flatten(1)[:, :4]).mean().backward()
+        optimizer.step()
+        return torch.full_like(fakes, float(critic.weight.detach().sum()))
+
+    return gradient
+
+
+def own_generator():
+    generator = torch.Generator().manual_seed(0)
+    return lambda fakes, *_: torch.rand(fakes.shape, generator=generator)
+
+
+@pytest.mark.parametrize("make", [learning_critic, own_generator])
+@pytest.mark.parametrize("params", KINDS)
+def test_a_gradient_that_remembers_is_refused_before_a_record_is_drawn(params, make, monkeypatch):
+    loop, ledger = blocks(random_images(8), params)
+    monkeypatch.setattr(loop, "_images", None)
+    with pytest.raises(UserError, match="g, step 0: the gradient remembers records"):
+        next(iter(loop)).release(FAKES, make())
+    assert ledger.events[0].steps == 0
+
+
+@pytest.mark.parametrize("params", KINDS)
+def test_what_a_gradient_draws_repeats_and_differs_between_steps(params):
+    def run():
+        loop, _ = blocks(random_images(40), params)
+        return [step.release(FAKES, lambda f, *_: torch.rand(f.shape) - 0.5) for step in loop]
+
+    first, again = run(), run()
+    assert all(map(torch.equal, first, again))
+    assert len({tuple(block.flatten().tolist()) for block in first}) == len(first)
+
+
+def test_a_gradient_must_be_a_tensor_and_fakes_real_numbers():
+    loop, _ = blocks(random_images(8), KINDS[0])
+    step = next(iter(loop))
+    with pytest.raises(UserError, match="must be a tensor, got NoneType"):
+        step.release(FAKES, lambda *_: None)
+    with pytest.raises(UserError, match=r"floating-point numbers, got torch\.int64"):
+        step.release(FAKES.long(), lambda f, *_: f)

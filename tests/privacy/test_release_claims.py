@@ -47,7 +47,8 @@ def test_every_record_is_used_exactly_once(n):
         return torch.ones(len(y), 1)
 
     total = door(data, "count").release_sum("count", spy, 1.0)
-    assert sorted(shown) == list(range(n))
+    assert sorted(shown[-n:]) == list(range(n))  # before them come three random ones
+    assert len(shown) == n + 3
     assert float(total) == n
 
 
@@ -182,6 +183,43 @@ def test_what_cannot_be_vectorised_is_shown_records_one_by_one(make):
         total = door(images(7), "s", sensitivities=[100.0]).release_sum("s", spy, 100.0)
     assert total.shape == (9,)
     assert shown[-7:] == [(1, 1, 3, 3)] * 7
+
+
+def first_of_each_class():
+    seen = set()
+
+    def statistic(x, y):
+        new = int(y) not in seen
+        seen.add(int(y))
+        return x.flatten(1) * new
+
+    return statistic
+
+
+def with_running_statistics():
+    norm = torch.nn.BatchNorm2d(1)
+    return lambda x, y: norm(x).detach().flatten(1)
+
+
+def counting():
+    calls = []
+    return lambda x, y: x.flatten(1) * (calls.append(1) or len(calls))
+
+
+@pytest.mark.parametrize("make", [first_of_each_class, with_running_statistics, counting])
+def test_a_statistic_that_remembers_is_refused_before_it_sees_a_record(make, monkeypatch):
+    d = door(images(20), "s")
+    monkeypatch.setattr(d, "_batch", None)
+    with pytest.raises(UserError, match="s: its statistic remembers records"):
+        d.release_sum("s", make(), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:s. its statistic runs record by record")
+def test_a_shape_that_follows_from_the_records_is_refused():
+    """Sums of two shapes would broadcast: a record would count once for every class."""
+    data = ImageSet(np.full((1000, 1, 3, 3), 255, np.uint8), np.repeat([0, 1], 500), 2)
+    with pytest.raises(UserError, match=r"s: a statistic must have one shape for all records|its statistic failed"):
+        door(data, "s").release_sum("s", lambda x, y: torch.bincount(y)[None].float(), 1.0)
 
 
 def noisy(x, y):

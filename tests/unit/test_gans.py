@@ -16,10 +16,10 @@ from baselines.dp_wgan import DPWGAN
 from baselines.dpcgan import DPCGAN
 from baselines.dpgan_r import Adaptive, DPGANr, Schedule
 from dpdm.artifacts import canonical_json
-from dpdm.config import RunSpec, parse_params, spec_json
+from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
-from dpdm.method import train
+from dpdm.method import run_fingerprint, train
 from dpdm.privacy import DpSgdParams, Randomness, door
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
@@ -186,7 +186,7 @@ def test_the_frozen_view_follows_the_discriminator():
 # --- the training loops, against plain ones -------------------------------------------------------------------
 
 
-def plain_gan(method: str, run: RunSpec, params, images: ImageSet):
+def plain_gan(method: str, fingerprint: str, params, images: ImageSet):
     """The published loop on all records at once, in plain torch: what a run without noise and clipping must equal."""
     rng, classes = Streams(0, "method"), images.num_classes
     x = torch.from_numpy(images.images).float() / 127.5 - 1
@@ -207,7 +207,7 @@ def plain_gan(method: str, run: RunSpec, params, images: ImageSet):
     bce = F.binary_cross_entropy_with_logits
     for step in range(params.dp.steps):
         if method == "dp_wgan":  # a fake of each record's label, drawn for each chunk of the batch
-            private = Randomness.repeatable(0, spec_json(run), images.digest()).scoped("critic")
+            private = Randomness.repeatable(0, fingerprint).scoped("critic")
             labels, chunks = y, []
             for number, part in enumerate(y.split(16)):
                 with private.torch_default("private", step, number):
@@ -245,9 +245,9 @@ def test_without_noise_and_clipping_it_is_the_plain_gan(method, images):
     rate = {"dpgan_r": {"lr": 1e-2}, "dpcgan": {"g_lr": 1e-2}, "dp_wgan": {"lr": 1e-3, "weight_clip": 0.05}}[method]
     dp = {"expected_batch_size": N, "steps": 7, "max_grad_norm": 1e6, "max_physical_batch_size": 16}
     run = spec(method, math.inf, dp=dp, **rate)
-    model, _ = train(run, images, Log("test"))
+    model, ledger = train(run, images, Log("test"))
     params = parse_params(METHODS[method].Params, run.params, "params")
-    plain = plain_gan(method, run, params, images).state_dict()
+    plain = plain_gan(method, run_fingerprint(run, images, ledger.provenance), params, images).state_dict()
     for name, value in model.generator.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
     with Streams(0, "method").torch_default("init"):
