@@ -181,13 +181,13 @@ def test_steps_are_counted_even_when_no_record_was_drawn(params):
 
 
 @pytest.mark.usefixtures("untried")
-@pytest.mark.parametrize(("params", "whole"), zip(KINDS, ({"expected_batch_size": 20}, {"shards": 1}), strict=True))
+@pytest.mark.parametrize(("params", "whole"), [(KINDS[0], {"expected_batch_size": 20}), (KINDS[1], {"shards": 1})])
 def test_a_step_is_counted_before_its_records_are_seen(params, whole):
     loop, ledger = blocks(random_images(20), params.model_copy(update=whole))
     seen = []
     for step in loop:
         step.release(FAKES, lambda fakes, *_: seen.append(ledger.events[0].steps) or torch.ones_like(fakes))
-        assert seen[-1] == step.index + 1  # the last call, after any on random records
+        assert seen[-1] == step.index + 1
 
 
 @pytest.mark.parametrize("params", KINDS)
