@@ -122,17 +122,25 @@ def describe_event(event: Event) -> str:
 # --- a ledger against its recipe ----------------------------------------------------------------------------------
 
 
-def check_recipe(value: Mapping[str, Any], origin: str) -> bool:
+class MethodMissing(UserError):
+    """The method of a ledger cannot be imported: nothing is compared with its recipe."""
+
+
+def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False) -> bool:
     """Compares what a ledger (as JSON) says was released with what its own recipe implies, event by event.
 
     Plan and calibration are made anew from the recipe and the public facts of the ledger: n, shape and classes. Noise
     multipliers may differ by the tolerance of the calibration, as another version of an accountant finds another one.
 
+    Args:
+        or_without: go without the comparison, rather than refuse, where the method cannot be imported.
+
     Returns:
-        False if the method cannot be imported here, hence nothing could be compared.
+        Whether anything could be compared: False only by `or_without`.
 
     Raises:
-        UserError: it is no ledger, or it differs from its recipe: the sentence names the event and both values.
+        UserError: it is no ledger; its method cannot be imported here; or it differs from its recipe: the sentence
+            names the event and both values.
     """
     ledger = Ledger.from_json(value, origin)
     try:
@@ -141,8 +149,13 @@ def check_recipe(value: Mapping[str, Any], origin: str) -> bool:
         raise UserError(f"{origin}: the ledger holds no recipe of a run ({error}); train the run again") from error
     try:
         load_method(spec.impl)
-    except UserError:
-        return False
+    except UserError as error:
+        if or_without:
+            return False
+        raise MethodMissing(
+            f"{origin}: {error}, so its events cannot be compared with its recipe; do so where the code of the method "
+            "is, or let `python -m dpdm audit --without-recipe` go without"
+        ) from error
     try:
         _, _, plan, budget = prepare_run(spec, ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes))
         scale = calibrate(plan, budget, spec.accountant)

@@ -19,9 +19,9 @@ from dpdm.privacy.audit import audit
 from dpdm.privacy.ledger import _seal
 
 VERBS = [
-    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "sample", "extractor", "reference",
-    "score", "score_inception", "score_classifier", "collect", "tables", "paper_table", "figures", "comparison",
-    "report",
+    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "attack", "sample", "extractor",
+    "reference", "score", "score_inception", "score_classifier", "collect", "tables", "paper_table", "figures",
+    "comparison", "report",
 ]  # fmt: skip
 
 
@@ -444,14 +444,39 @@ def test_audit_compares_the_budget_with_the_recipe(run_cli, tmp_path, ledger, ke
     assert key in message
 
 
-def test_audit_says_where_the_method_is_not_here(run_cli, tmp_path, ledger):
-    recipe = ledger["recipe"] | {"impl": "somewhere.else:Method"}
-    path = write_sealed(tmp_path / "foreign.json", ledger | {"recipe": recipe})
-    code, stdout, _ = run_cli("audit", path, "--out", tmp_path / "audit.json")
+@pytest.mark.parametrize("impl", ["somewhere.else:Method", "dpdm.diffusion.method:Else", "dpdm.rng:Streams"])
+def test_audit_fails_where_the_method_is_not_here(run_cli, tmp_path, ledger, impl):
+    """One changed word must not turn the comparison off: unasked, nothing passes without it."""
+    events = [event | {"noise_multiplier": 99.0} for event in ledger["events"]]
+    path = write_sealed(
+        tmp_path / "foreign.json", ledger | {"recipe": ledger["recipe"] | {"impl": impl}, "events": events}
+    )
+    code, stdout, stderr = run_cli("audit", path, "--out", tmp_path / "audit.json")
+    assert re.match(r"FAILED .*NOT compared with the recipe", stdout)
+    message = only_error((code, stdout, stderr))
+    assert all(part in message for part in (str(path), f"impl {impl}", "--without-recipe"))
+    assert message.count("\n") == 1
+    assert not (tmp_path / "audit.json").exists()
+
+    code, stdout, _ = run_cli("audit", path, "--without-recipe", "--out", tmp_path / "audit.json")
     assert code == 0
     assert re.match(r"passed .*NOT compared with the recipe", stdout)
     (row,) = artifacts.read_json(tmp_path / "audit.json")["runs"]
-    assert row["recipe_checked"] is False
+    assert (row["passed"], row["recipe_checked"]) == (True, False)
+
+
+def test_audit_without_recipe_still_compares_where_the_method_is_here(run_cli, tmp_path, ledger):
+    event = ledger["events"][0]
+    path = write_sealed(tmp_path / "resealed.json", ledger | {"events": [event | {"noise_multiplier": 99.0}]})
+    code, stdout, stderr = run_cli("audit", path, "--without-recipe")
+    assert stdout.startswith("FAILED")
+    assert "noise_multiplier = 99.0" in only_error((code, stdout, stderr))
+    path = write_sealed(
+        tmp_path / "resealed.json",
+        ledger | {"recipe": ledger["recipe"] | {"impl": "no.where:X"}, "events": [event | {"noise_multiplier": 0.1}]},
+    )
+    assert "above its target" in only_error(run_cli("audit", path, "--without-recipe"))
+    assert "NOT compared" not in run_cli("audit", tmp_path / "good.json", "--without-recipe")[1]
 
 
 def test_audit_of_an_older_ledger_says_so(run_cli, tmp_path, ledger):

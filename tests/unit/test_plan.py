@@ -10,7 +10,7 @@ from dpdm.config import parse_study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.plan import describe, describe_event, planned_runs
+from dpdm.plan import check_recipe, describe, describe_event, planned_runs
 from dpdm.privacy import Event
 from dpdm.progress import Log
 
@@ -155,3 +155,13 @@ def test_events_in_words():
     assert describe_event(Event("gaussian", "sums", 2.5, 1.0)) == "sums: Gaussian, noise multiplier 2.5"
     event = Event("poisson_subsampled_gaussian", "net", 1.25, 1.0, 0.25, 30)
     assert describe_event(event) == "net: 30 x Poisson-subsampled Gaussian, q = 0.25, noise multiplier 1.25"
+
+
+def test_a_ledger_is_compared_with_its_recipe_or_refused(tiny_study_dict, digits64):
+    _, ledger = train(parse_study(tiny_study_dict, "s").run("digits", "class_mean", 10.0, 0), digits64, Log())
+    assert check_recipe(ledger.to_json(), "l.json")
+    assert check_recipe(ledger.to_json(), "l.json", or_without=True)
+    ledger.recipe = dict(ledger.recipe) | {"impl": "baselines.gone:Gone"}
+    with pytest.raises(UserError, match=r"l\.json: .*baselines\.gone.*recipe.*--without-recipe"):
+        check_recipe(ledger.to_json(), "l.json")
+    assert not check_recipe(ledger.to_json(), "l.json", or_without=True)
