@@ -75,8 +75,8 @@ def make_results(study: Study, steps: int) -> None:
         job = f"{run.dataset}-{run.method}-{epsilon_text(run.epsilon)}-{run.seed}"
         for rule in ("train", "sample", "score"):
             artifacts.write_text(f"benchmarks/{rule}/{job}.tsv", "s\th:m:s\tmax_rss\n1.5\t0:00:01\t500\n")
-        keys = ("recipe", "provenance", "neighbouring_relation", "noise", "n", "delta", "accountant", "target_epsilon", "events")
-        audited = {key: facts[key] for key in keys} | {"coordinates": place, "passed": True}
+        keys = ("recipe", "provenance", "neighbouring_relation", "noise", "n", "delta", "accountant", "target_epsilon")
+        audited = {key: facts[key] for key in (*keys, "events")} | {"coordinates": place, "passed": True}
         audited |= {f"epsilon_{name}": run.epsilon for name in ("rdp", "prv", "pld")} | {"recipe_checked": True}
         spending = {"coordinates": place, "steps": [s for s, _ in along], "epsilon": [e for _, e in along]}
         audits.setdefault((run.dataset, run.method), []).append((audited, spending))

@@ -47,9 +47,8 @@ def write_audit(path, runs, provenance=ONE):
     audited = [
         {
             "coordinates": run.coordinates().model_dump(mode="json"), "n": 1437, "delta": 3.5e-4, "accountant": "rdp",
-            "neighbouring_relation": "zero_out", "noise": "repeatable", "target_epsilon": e, "epsilon_rdp": e, "epsilon_prv": e,
-            "epsilon_pld": e, "recipe_checked": True,
-            "passed": True, "events": [event],
+            "neighbouring_relation": "zero_out", "noise": "repeatable", "target_epsilon": e, "epsilon_rdp": e,
+            "epsilon_prv": e, "epsilon_pld": e, "recipe_checked": True, "passed": True, "events": [event],
         }
         for run, e in zip(runs, epsilon, strict=True)
     ]  # fmt: skip
