@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: report rivals test lint clean
+.PHONY: report rivals test mutants lint clean
 
 report: $(INSTALLED)
 	$(BIN)/snakemake --cores $(CORES) $(ARGS)
@@ -23,6 +23,10 @@ rivals: report
 # since they share what its fixtures made, and keep the order of tests/conftest.py.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q --numprocesses $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder
+
+# Plants one bug at a time in a copy of the code and runs the check that must notice it: minutes, for who changes privacy code.
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants/run.py --jobs $(CORES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
