@@ -30,6 +30,7 @@ from dpdm.processes import Processes
 # other sums are in float64.
 ROUNDING = 2.0**-14
 NORM_BLOCK, SUMMED = 1024, 8
+WHOLE = 2**22  # numbers that are copied to float64 at once; more would cost more time than the sums themselves
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
 
@@ -226,13 +227,16 @@ def add_clipped(total: Tensor, gradients: Sequence[Tensor], max_grad_norm: float
     """
     flat = [g.detach().flatten(1).float() for g in gradients]
     bound = max_grad_norm * (1 - ROUNDING)
-    weights = (bound / torch.stack([_squared_norms(g) for g in flat]).sum(0).sqrt().clamp(min=bound)).float()
+    weights = bound / torch.stack([_squared_norms(g) for g in flat]).sum(0).sqrt().clamp(min=bound)
     for part, g in zip(total.split([g.shape[1] for g in flat]), flat, strict=True):
         if g.is_cuda:  # few large kernels, and float64 costs little there
-            part.add_(g.mul_(weights[:, None]).sum(0, dtype=torch.float64))
-            continue
-        for rows in range(0, len(g), SUMMED):
-            part.add_(torch.mv(g[rows : rows + SUMMED].T, weights[rows : rows + SUMMED]))
+            part.add_(g.mul_(weights[:, None].float()).sum(0, dtype=torch.float64))
+        elif g.numel() <= WHOLE:
+            part.addmv_(g.double().T, weights)
+        else:
+            w = weights.float()
+            for rows in range(0, len(g), SUMMED):
+                part.add_(torch.mv(g[rows : rows + SUMMED].T, w[rows : rows + SUMMED]))
 
 
 def _squared_norms(g: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ private ones are never looked at.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class SwapTest:
         start = time.process_time()  # not the clock: a busy machine must not test less
         per_record = 0.0
         with _moved(list(parameters.values())):
-            self._try_alone(row_losses, parameters, step)
+            self._try_alone(row_losses, parameters, step, among=not known)
             for size in self._sizes[:1] if known else self._sizes:
                 began = time.process_time()
                 if per_record and began - start + per_record * size > SECONDS:
@@ -78,14 +78,14 @@ class SwapTest:
                 per_record = (time.process_time() - began) / size
         self._passed.add(key)
 
-    def _try_alone(self, row_losses: Callable, parameters: dict[str, nn.Parameter], step: int) -> None:
-        """A record alone, after another one, and among others: batches of other sizes, all rows with equal draws."""
+    def _try_alone(self, row_losses: Callable, parameters: dict[str, nn.Parameter], step: int, among: bool) -> None:
+        """A record alone, after another one, and `among` others: in batches of other sizes, with equal draws."""
         size = self._sizes[0] if self._sizes else 1
         images, labels = self._batch(max(size, 2), f"alone at {step}", next(iter(parameters.values())).device)
-        rows = [(0, 1), (1, 2), (0, 1), (0, size)]  # the record, another, the record, all of them
-        with _SameDraws():
+        rows = [(0, 1), (1, 2), (0, 1), *[(0, size)] * among]  # the record, another, the record, all of them
+        with _SameDraws() if among else nullcontext():
             found = [self._backward(row_losses, parameters, images[a:b], labels[a:b]) for a, b in rows]
-        alone, _, again, among = ([g[0] for g in gradients] for gradients in found)
+        alone, again, last = ([g[0] for g in found[i]] for i in (0, 2, -1))
         worst, moved = _movement(alone, again)
         if moved > TOLERANCE:
             raise UserError(
@@ -93,7 +93,7 @@ class SwapTest:
                 f"again ({list(parameters)[worst]} moves by {moved:.2g} of its size); let it draw from torch's default "
                 "generator on the CPU, and keep nothing from one call to the next"
             )
-        worst, moved = _movement(alone, among)
+        worst, moved = _movement(alone, last)
         if moved > SIZE_TOLERANCE:
             raise UserError(
                 f"the loss mixes records: the gradient of {list(parameters)[worst]} of one record moves by {moved:.2g} "
