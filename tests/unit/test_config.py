@@ -180,7 +180,7 @@ def test_a_missing_key(tiny_study_dict, key):
         ("results_dir", "", "results_dir: String should match pattern"),
         ("results_dir", "my results", "results_dir: String should match pattern"),
         ("results_dir", "r/{dataset}", "results_dir: String should match pattern"),
-        ("accountant", "moments", "accountant: Input should be 'rdp' or 'prv', got 'moments'"),
+        ("accountant", "moments", "accountant: Input should be 'rdp', 'prv' or 'pld', got 'moments'"),
         ("evaluation.fid", None, "evaluation.fid: write `fid: {}` to ask for the FID, or leave the key out"),
         ("evaluation.fid", {"weights_path": " "}, "evaluation.fid.weights_path: "),
         (
