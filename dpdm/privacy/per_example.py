@@ -117,9 +117,8 @@ class PerExampleGradients:
         for layer in self._batch.names:
             del layer.forward
         for p in self._parameters:
-            for name in ("grad_sample", "summed_grad"):
-                if hasattr(p, name):
-                    delattr(p, name)
+            if hasattr(p, "grad_sample"):
+                del p.grad_sample
 
     def _count(self, _: nn.Module, inputs: tuple, named_inputs: dict) -> None:
         if self._batch.rows:
@@ -260,7 +259,7 @@ def _unfit(layer: nn.Module) -> str | None:
     if layer._compiled_call_impl is not None:
         return "its call is compiled, where per-example gradients are lost; leave out its compile()"
     if type(layer).get_extra_state is not nn.Module.get_extra_state:
-        return "it saves an extra state of its own making, which may hold private data; keep state in buffers"
+        return "it saves an extra state, which may hold private data; keep state in buffers"
     return None
 
 

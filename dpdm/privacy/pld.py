@@ -4,7 +4,7 @@ Every privacy loss distribution is discretised by "connect the dots" (Doroshenko
 exact one, and both directions (with the record against without, and back) are composed: the larger epsilon counts.
 Zero-out adjacency is the library's REPLACE_SPECIAL, for which it composes the same pair as for adding or removing.
 
-Part of `accounting`, in a file of its own because dp-accounting is imported late (see there).
+Part of `accounting`, in a separate file because dp-accounting is imported late (see there).
 """
 
 import math
