@@ -45,7 +45,6 @@ def make_study(args: argparse.Namespace) -> Study:
 
 def make_results(study: Study, steps: int) -> None:
     """Every file that the verbs below read, in the working folder."""
-    from dpdm.privacy.accounting import epsilon_along
     from dpdm.privacy.ledger import Event, Ledger
 
     rng, made_by = np.random.default_rng(0), provenance()
@@ -56,18 +55,13 @@ def make_results(study: Study, steps: int) -> None:
     for c in study.anchor_coordinates():
         write_scores(Path(ANCHOR.format(dataset=c.dataset, anchor=c.method, seed=c.seed)), c, made_by, rng)
     event = Event("poisson_subsampled_gaussian", "net", 2.0, 1.0, 0.01, steps)
-    along = epsilon_along([event], 1e-5)
-    audits: dict[tuple[str, str], list[tuple[dict, dict]]] = {}
+    audits: dict[tuple[str, str], list[dict]] = {}
     for run in study.runs():
         folder, c = Path(run.path(RUN)), run.coordinates()
         place = c.model_dump(mode="json")
         ledger = Ledger(60000, 1e-5, run.epsilon, "rdp", place, run.model_dump(mode="json"), made_by, [event])
         facts = ledger.to_json()
         artifacts.write_json(folder / "ledger.json", facts)
-        norms = rng.uniform(1, 2, steps).tolist()
-        artifacts.write_jsonl(
-            folder / "train.jsonl", [{"step": i, "released_grad_norm": norm} for i, norm in enumerate(norms)]
-        )
         artifacts.write_text(folder / "train.log", "")
         write_scores(folder / "default", run.coordinates("default"), made_by, rng)
         if run.seed == study.seeds[0]:
@@ -78,11 +72,9 @@ def make_results(study: Study, steps: int) -> None:
         keys = ("recipe", "provenance", "neighbouring_relation", "noise", "n", "delta", "accountant", "target_epsilon")
         audited = {key: facts[key] for key in (*keys, "events")} | {"coordinates": place, "passed": True}
         audited |= {f"epsilon_{name}": run.epsilon for name in ("rdp", "prv", "pld")} | {"recipe_checked": True}
-        spending = {"coordinates": place, "steps": [s for s, _ in along], "epsilon": [e for _, e in along]}
-        audits.setdefault((run.dataset, run.method), []).append((audited, spending))
+        audits.setdefault((run.dataset, run.method), []).append(audited)
     for (dataset, method), rows in audits.items():
-        artifacts.write_json(f"audits/{dataset}/{method}.json", {"runs": [audited for audited, _ in rows]})
-        artifacts.write_jsonl(f"audits/{dataset}/{method}.spending.jsonl", [spending for _, spending in rows])
+        artifacts.write_json(f"audits/{dataset}/{method}.json", {"runs": rows})
 
 
 def write_scores(folder: Path, c: Coordinates, made_by: dict[str, str], rng: np.random.Generator) -> None:
@@ -137,23 +129,17 @@ def main() -> None:
         tables = ("--metrics", "metrics.csv", "--audits", "audits.csv")
         total = verb("collect", "collect", "--study", "study.json", *tables, "runs", "anchors", "audits")
         total += verb("tables", "tables", *tables, "--results", "tables/results", "--audit", "tables/audit")
-        pictures = [f"--{name}=figures/{first}_{name}" for name in ("curves", "training", "spent", "grid")]
+        pictures = [f"--{name}=figures/{first}_{name}" for name in ("curves", "grid")]
         shown = [run for run in study.runs() if run.dataset == first and run.seed == study.seeds[0]]
         each = verb(
-            "figures of one dataset", "figures", "--dataset", first, "--study", "study.json", *tables[:2], *pictures,
-            "--real", f"data/{first}/train.npz", "--train-curves", f"{RUN}/train.jsonl",
+            "figures of one dataset", "figures", "--dataset", first, *tables[:2], *pictures,
+            "--real", f"data/{first}/train.npz",
             *(f"{r.method},{epsilon_text(r.epsilon)},{r.seed}={r.path(RUN)}/default/synthetic.npz" for r in shown),
-            "--spending", *map(str, sorted(Path("audits", first).glob("*.jsonl"))),
         )  # fmt: skip
         total += verb(
             "ranks", "comparison", "--kind", "ranks", "--study", "study.json", *tables[:2], "--out", "figures/ranks"
         )
-        drawn = [
-            f"--{name}={first}=figures/{first}_{stem}"
-            for name, stem in (
-                ("curves", "curves.svg"), ("training", "training.svg"), ("spent", "spent.svg"), ("grids", "grid.png")
-            )
-        ]  # fmt: skip
+        drawn = [f"--curves={first}=figures/{first}_curves.svg", f"--grids={first}=figures/{first}_grid.png"]
         total += verb(
             "report", "report", "--study", "study.json", *tables, *drawn, "--comparisons=ranks=figures/ranks.svg",
             "--runs", RUN, "--anchors", ANCHOR, "--data", "data/{dataset}", "--benchmarks", "benchmarks",

@@ -104,7 +104,7 @@ def verb_train(args: argparse.Namespace) -> None:
 def verb_audit(args: argparse.Namespace) -> None:
     """re-derive epsilon from ledgers, under all accountants; fails above a target, or where recipe and events differ"""
     from dpdm.plan import MethodMissing, check_recipe
-    from dpdm.privacy.audit import audit, describe_audit, exported, spending
+    from dpdm.privacy.audit import audit, describe_audit, exported
 
     ledgers = [artifacts.read_json(path) for path in args.ledgers]
     audits = [audit(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
@@ -123,9 +123,6 @@ def verb_audit(args: argparse.Namespace) -> None:
         raise UserError("; ".join(faults))
     if args.out:
         artifacts.write_json(args.out, {"runs": audits})
-    if args.spending:
-        rows = [spending(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
-        artifacts.write_jsonl(args.spending, rows)
     if args.export:
         rows = [exported(ledger, str(path)) for ledger, path in zip(ledgers, args.ledgers, strict=True)]
         artifacts.write_json(args.export, {"runs": rows})
@@ -276,18 +273,11 @@ def verb_paper_table(args: argparse.Namespace) -> None:
 
 
 def verb_figures(args: argparse.Namespace) -> None:
-    """draw what one dataset's runs scored, how they trained, what privacy they spent and what they made"""
-    from dpdm.report import collect, figures, run_figures
+    """draw what one dataset's runs scored and what they made"""
+    from dpdm.report import collect, figures
 
-    study = _study(args.study)
     metrics = collect.read_csv(args.metrics, collect.METRICS)
     figures.save_figure(figures.epsilon_curves(metrics, args.dataset), args.curves)
-    runs = [run for run in study.runs() if run.dataset == args.dataset]
-    curves = [run_figures.Curve(r.method, r.epsilon, r.seed, Path(r.path(args.train_curves))) for r in runs]
-    figures.save_figure(run_figures.training_curves(args.dataset, curves), args.training)
-    spending = run_figures.read_spending(args.spending)
-    looks = figures.method_looks(metrics)
-    figures.save_figure(run_figures.privacy_spent(args.dataset, spending, looks), args.spent)
     samples = list(map(figures.sample_set, args.samples))
     figures.save_figure(figures.sample_grid(args.dataset, args.real, samples), args.grid)
 
@@ -318,8 +308,6 @@ def verb_report(args: argparse.Namespace) -> None:
         dict(map(_named_path, args.grids)),
         args.command,
         published=read_published(args.published, args.privacy_status),
-        training=dict(map(_named_path, args.training)),
-        spent=dict(map(_named_path, args.spent)),
         comparisons=dict(map(_named_path, args.comparisons)),
         places=Places(args.run_folder, args.anchors, args.data, args.out),
     )
@@ -452,7 +440,6 @@ def _parser() -> argparse.ArgumentParser:
     audit = add(verb_audit)
     audit.add_argument("ledgers", type=Path, nargs="+", help="ledger.json files")
     audit.add_argument("--out", type=Path, help="where to write the audit")
-    audit.add_argument("--spending", type=Path, help="where to write how epsilon grew over the steps")
     audit.add_argument("--export", type=Path, help="where to write the events in the form of Google's dp-accounting")
     without_help = "pass a ledger whose method cannot be imported here by its epsilon alone, and say so"
     audit.add_argument("--without-recipe", action="store_true", help=without_help)
@@ -484,15 +471,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     paper_table.add_argument("--unfinished", action="store_true", help=unfinished_help)
     paper_table.add_argument("--table", type=int, required=True, help="its number in the paper (arXiv v1): 1 to 6")
-    figures = add(verb_figures, "study", "metrics", "real", "curves", "training", "spent", "grid")
+    figures = add(verb_figures, "metrics", "real", "curves", "grid")
     figures.add_argument("--dataset", required=True)
-    figures.add_argument("--train-curves", required=True, metavar="PATTERN", help="path of a run's train.jsonl")
-    figures.add_argument("--spending", type=Path, nargs="*", default=[], help="what `audit` wrote of this dataset")
     figures.add_argument("samples", nargs="*", metavar="METHOD[,SAMPLER],EPSILON,SEED=NPZ")
     comparison = add(verb_comparison, "study", "metrics", "out")
     comparison.add_argument("--kind", required=True, choices=config.COMPARISONS)
     report = add(verb_report, "study", "metrics", "audits", "benchmarks", "published", "privacy-status", "out")
-    for name in ("curves", "training", "spent", "grids"):
+    for name in ("curves", "grids"):
         report.add_argument(f"--{name}", nargs="*", default=[], metavar="DATASET=PICTURE")
     report.add_argument("--comparisons", nargs="*", default=[], metavar="NAME=PICTURE")
     report.add_argument("--runs", dest="run_folder", required=True, metavar="PATTERN", help="folder of a run")

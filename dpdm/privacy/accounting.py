@@ -167,35 +167,6 @@ def _spent(history: tuple[Part, ...], delta: float, accountant: Accountant) -> f
     return max(epsilon, 0.0)
 
 
-def epsilon_along(events: Iterable[Event], delta: float, points: int = 20) -> list[tuple[int, float]]:
-    """How epsilon at `delta` grew while `events` were released one after the other, under RDP.
-
-    Args:
-        points: about how many; the steps of a mechanism are spread evenly over them.
-
-    Returns:
-        (steps, epsilon): from (0, 0) to all steps and `epsilon_spent(events, delta, "rdp")`. A one-shot release
-        counts no step: two pairs of equal steps are its jump. Empty where a release has no noise: there
-        is no epsilon to speak of.
-    """
-    happened = [event for event in events if event.steps]
-    if any(event.noise_multiplier < _NO_NOISE for event in happened):
-        return []
-    counts = [0 if event.mechanism == "gaussian" else event.steps for event in happened]
-    marks = np.unique(np.linspace(0, sum(counts), points + 1).round().astype(int)).tolist()
-    out, done, total = [(0, 0.0)], 0, np.zeros(len(_orders()))
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
-        warnings.simplefilter("ignore")  # as in epsilon_spent
-        for event, count in zip(happened, counts, strict=True):
-            part = _part(event)
-            one = _rdp_of_step(part.noise_multiplier, part.sample_rate, part.categorical)
-            for mark in [m for m in marks if done < m < done + count]:
-                out.append((mark, _converted(total + (mark - done) * one, delta)[0]))
-            total, done = total + event.steps * one, done + count
-            out.append((done, _converted(total, delta)[0]))
-    return out
-
-
 def _part(event: Event) -> Part:
     categorical = event.mechanism == "categorical_subsampled_gaussian"
     # Neither more noise nor a lower rate than these, which arithmetic bears: that can only raise epsilon.

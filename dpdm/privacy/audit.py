@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from dpdm.errors import UserError
-from dpdm.privacy.accounting import Budget, audited_under, epsilon_along, epsilon_spent
+from dpdm.privacy.accounting import Budget, audited_under, epsilon_spent
 from dpdm.privacy.ledger import ACCOUNTANTS, NEIGHBOURING_RELATION, Event, Ledger
 
 
@@ -70,24 +70,6 @@ def _dp_event(event: Event) -> dict[str, Any]:
         return one
     sampled = {"class_name": "PoissonSampledDpEvent", "sampling_probability": event.sample_rate, "event": one}
     return {"class_name": "SelfComposedDpEvent", "event": sampled, "count": event.steps}
-
-
-def spending(value: dict[str, Any], origin: str) -> dict[str, Any]:
-    """How epsilon grew over a run, from the JSON of its ledger; by the RDP accountant, whichever the run declared.
-
-    Returns:
-        The run's coordinates, and two lists of equal length, `steps` and `epsilon`: see `epsilon_along`.
-
-    Raises:
-        UserError: the ledger is not one, or was changed after it was written.
-    """
-    ledger = Ledger.from_json(value, origin)
-    along = epsilon_along(ledger.events, ledger.delta)
-    return {
-        "coordinates": dict(ledger.coordinates),
-        "steps": [steps for steps, _ in along],
-        "epsilon": [epsilon for _, epsilon in along],
-    }
 
 
 def describe_audit(row: dict[str, Any], origin: str) -> str:

@@ -24,6 +24,7 @@ from dpdm.report.tables import (
 RESAMPLES = 2000
 COVERAGE = 0.95
 ENOUGH_SEEDS = 6  # from here on the range of the seeds holds their median with a probability above COVERAGE
+# Below, there are no intervals: not even the whole range of the seeds would have that probability.
 
 
 # --- ranks ----------------------------------------------------------------------------------------------------
@@ -32,14 +33,19 @@ ENOUGH_SEEDS = 6  # from here on the range of the seeds holds their median with 
 class Ranks(NamedTuple):
     """Mean ranks by one metric, the best first, with the ends of their bootstrap intervals.
 
-    `table` has the columns method, sampler, rank, low, high and cells, how many were averaged; `datasets` and `seeds`
-    are how many the intervals resample.
+    `table` has the columns method, sampler, rank, low, high (NaN below ENOUGH_SEEDS) and cells, how many were averaged;
+    `datasets` and `seeds` are how many the intervals resample.
     """
 
     title: str
     table: pd.DataFrame
     datasets: int
     seeds: int
+
+    @property
+    def intervals(self) -> bool:
+        """Whether there are enough seeds for them."""
+        return self.seeds >= ENOUGH_SEEDS
 
 
 def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
@@ -71,8 +77,8 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
     one without any value, as of accuracies on unlabelled images. Classifiers and anchors are not ranked,
     nor is epsilon = inf: it is a ceiling, no setting to choose.
 
-    The interval is a percentile bootstrap of two stages, datasets and then seeds within each: cells of one seed, and
-    datasets, are what would be drawn anew in another study. Equal arguments give equal intervals.
+    From ENOUGH_SEEDS on, the interval is a percentile bootstrap of two stages, datasets and then seeds within each:
+    both would be drawn anew in another study. Equal arguments give equal intervals.
 
     Args:
         columns: by dataset, the metric to rank by.
@@ -118,7 +124,7 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
 def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the interval of sum / count, both [datasets, seeds, series], pooled over a resampled study."""
     datasets, seeds, _ = sums.shape
-    if not sums.size:
+    if not sums.size or seeds < ENOUGH_SEEDS:
         return np.full(sums.shape[2], math.nan), np.full(sums.shape[2], math.nan)
     rng = np.random.default_rng(0)  # fixed: the figure of equal results is the same
     drawn = rng.integers(datasets, size=(RESAMPLES, datasets))
@@ -138,21 +144,14 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def bootstrap_note(found: Sequence[Ranks]) -> str:
-    """What the intervals rest on, and plainly how little where that is little; `found`: the panels, left to right."""
+    """What the intervals rest on, or why there are none; `found`: the panels, left to right."""
     counts, seeds = [ranks.datasets for ranks in found], min(ranks.seeds for ranks in found)
     datasets = str(counts[0]) if len(set(counts)) == 1 else f"{counts[0]} (left) and {counts[-1]} (right)"
-    note = (
-        f"Bars: {COVERAGE:.0%} percentile bootstrap, {RESAMPLES:,} resamples of {datasets} "
-        f"dataset{'s' * (datasets != '1')} and {seeds} seed{'s' * (seeds != 1)}."
-    )
-    if 1 in counts:
-        note += " One dataset: nothing is said about others."
-    if seeds == 1:
-        note += " One seed: nothing is known about its chance, whatever the bars."
-    elif seeds < ENOUGH_SEEDS:
-        held = f"{1 - 2.0 ** (1 - seeds):.0%}"  # all but the chance that every seed lies on one side of it
-        note += f" Too few seeds for {COVERAGE:.0%}: even their whole range holds the true median in {held} of cases."
-    return note
+    size = f"{datasets} dataset{'s' * (datasets != '1')} and {seeds} seed{'s' * (seeds != 1)}"
+    if not all(ranks.intervals for ranks in found):
+        return f"{size.capitalize()}. No intervals: {COVERAGE:.0%} needs {ENOUGH_SEEDS} seeds or more."
+    note = f"Bars: {COVERAGE:.0%} percentile bootstrap, {RESAMPLES:,} resamples of {size}."
+    return note + (" One dataset: nothing is said about others." if 1 in counts else "")
 
 
 def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
@@ -175,7 +174,7 @@ def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
             panel.set_xlabel(f"mean rank over {ranks.table['cells'].max()} cells (1 is best)")
             for y, row in enumerate(ranks.table.itertuples()):
                 look = series_look(series.index((row.method, row.sampler))) | {"ls": "none"}
-                bar = [[max(row.rank - row.low, 0)], [max(row.high - row.rank, 0)]]
+                bar = [[max(row.rank - row.low, 0)], [max(row.high - row.rank, 0)]] if ranks.intervals else None
                 panel.errorbar([row.rank], [y], xerr=bar, elinewidth=1.4, capsize=3, **look)
             panel.set_yticks(range(len(names)), names)
             panel.set_ylim(len(names) - 0.5, -0.5)

@@ -151,15 +151,6 @@ def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
 
 
-def method_looks(metrics: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The line of each method: that of its first curve."""
-    hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
-    looks: dict[str, dict[str, Any]] = {}
-    for i, (method, _) in enumerate(series_of(metrics)):
-        looks.setdefault(method, series_look(i, method in hollow))
-    return looks
-
-
 def series_look(i: int, hollow: bool = False) -> dict[str, Any]:
     """Colour and marker of series i: no two of the first 49 are alike."""
     look = {"color": PALETTE[i % 7], "marker": MARKERS[(i + i // 7) % 7], "ms": 5, "lw": 1.4}

@@ -37,8 +37,6 @@ def render_report(
     command: str,
     environment: Mapping[str, str] | None = None,
     published: pd.DataFrame | None = None,
-    training: Mapping[str, Path] | None = None,
-    spent: Mapping[str, Path] | None = None,
     comparisons: Mapping[str, Path] | None = None,
     places: Places | None = None,
 ) -> str:
@@ -47,7 +45,7 @@ def render_report(
     Args:
         metrics, audits: what `collect` returned (or `read_csv` of it).
         benchmarks: what `read_benchmarks` returned.
-        curves, grids, training, spent: per dataset, a figure as .svg or .png.
+        curves, grids: per dataset, a figure as .svg or .png.
         comparisons: figures over the whole study, by name in COMPARISONS.
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
@@ -66,8 +64,6 @@ def render_report(
             "table": _to_html(tables.dataset_results(metrics, dataset).without("Dataset"), places is not None),
             "curve": _picture(curves.get(dataset)),
             "grid": _picture(grids.get(dataset)),
-            "training": _picture((training or {}).get(dataset)),
-            "spent": _picture((spent or {}).get(dataset)),
         }
         for dataset in study.datasets
     ]
@@ -93,7 +89,6 @@ def render_report(
         classifiers=[method for method in study.methods if study.is_classifier(method)],
         anchors=study.anchors,
         sections=sections,
-        training=any(section["training"] for section in sections),
         comparisons={name: _picture(path) for name, path in (comparisons or {}).items()},
         run_sections=[] if places is None else runs_by_dataset(study, audits, places),
         beside=[] if published is None else _beside(study, metrics, audits, published, places is not None),

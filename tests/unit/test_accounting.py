@@ -1,6 +1,5 @@
 """Accounting against closed forms, and calibration against its promise."""
 
-import itertools
 import math
 import re
 from dataclasses import replace
@@ -18,7 +17,7 @@ from dpdm.data import known_meta
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
 from dpdm.privacy import accounting
-from dpdm.privacy.accounting import Budget, Mechanism, calibrate, categorical_rdp, epsilon_along, epsilon_spent
+from dpdm.privacy.accounting import Budget, Mechanism, calibrate, categorical_rdp, epsilon_spent
 from dpdm.privacy.ledger import Event
 from dpdm.privacy.noise import Randomness, noised
 
@@ -398,54 +397,3 @@ def test_published_gs_wgan_noise_costs_far_more_than_it_says():
     """Chen et al. 2020: 1000 critics, 20,000 steps, noise 1.07 per image of a batch of 32 that shares one critic."""
     event = Event("categorical_subsampled_gaussian", "generator", 1.07 / math.sqrt(32), 1.0, 1 / 1000, 20_000)
     assert epsilon_spent([event], 1e-5, "rdp") > 300
-
-
-# --- along the way --------------------------------------------------------------------------------------------
-
-NET = Event("poisson_subsampled_gaussian", "net", 2.0, 1.0, 0.05, 300)
-SUMS = Event("gaussian", "sums", 8.0, 1.0)
-SHARDS = Event("categorical_subsampled_gaussian", "shards", 1.5, 1.0, 0.01, 40)
-
-
-def first_steps(events, steps):
-    """The same releases stopped after `steps` steps, one-shot releases of that moment included."""
-    out = []
-    for event in events:
-        count = 0 if event.mechanism == "gaussian" else min(event.steps, steps)
-        out.append(event if event.mechanism == "gaussian" else replace(event, steps=count))
-        steps -= count
-        if event.steps > count > 0:
-            break
-    return out
-
-
-def test_epsilon_along_the_way_is_that_of_a_run_stopped_there():
-    along = epsilon_along([NET, SHARDS], 1e-5)
-    assert along[0] == (0, 0.0)
-    assert 20 <= len(along) <= 22
-    for steps, epsilon in along:
-        assert epsilon == pytest.approx(epsilon_spent(first_steps([NET, SHARDS], steps), 1e-5, "rdp"), rel=1e-9)
-    assert along[-1][0] == 340
-    assert (300, epsilon_spent([NET], 1e-5, "rdp")) in along
-    values = [epsilon for _, epsilon in along]
-    assert values == sorted(values)
-    gaps = {b - a for (a, _), (b, _) in itertools.pairwise(along)}
-    assert max(gaps) <= 17 + 1
-
-
-def test_a_one_shot_release_is_a_jump_in_its_place():
-    alone = epsilon_spent([SUMS], 1e-5, "rdp")
-    assert epsilon_along([SUMS], 1e-5) == [(0, 0.0), (0, alone)]
-    before = epsilon_along([SUMS, NET], 1e-5)
-    assert before[:2] == [(0, 0.0), (0, alone)]
-    after = epsilon_along([NET, SUMS], 1e-5)
-    assert [steps for steps, _ in after[-2:]] == [300, 300]
-    assert after[-1][1] == pytest.approx(before[-1][1]) == pytest.approx(epsilon_spent([NET, SUMS], 1e-5, "rdp"))
-    assert after[-2][1] == epsilon_spent([NET], 1e-5, "rdp")
-
-
-def test_nothing_along_the_way_without_noise_or_without_releases():
-    assert epsilon_along([SUMS, replace(NET, noise_multiplier=0.0)], 1e-5) == []
-    assert epsilon_along([replace(NET, noise_multiplier=0.0, steps=0)], 1e-5) == [(0, 0.0)]
-    assert epsilon_along([], 1e-5) == [(0, 0.0)]
-    assert [steps for steps, _ in epsilon_along([replace(NET, steps=3)], 1e-5)] == [0, 1, 2, 3]

@@ -112,60 +112,62 @@ def test_each_dataset_has_a_distance_of_its_own_and_fid_goes_before():
     assert ranks.table["rank"].tolist() == [1.0, 2.0]
 
 
-def test_the_interval_of_two_seeds_is_their_range():
-    found = ranks_of(rows("a", [1.0, 9.0]), rows("b", [2.0, 2.0]), rows("c", [3.0, 3.0]))
-    assert {m: r[1:3] for m, r in found.items()} == {"a": (1.0, 3.0), "b": (1.0, 2.0), "c": (2.0, 3.0)}
+def test_below_six_seeds_there_is_no_interval():
+    groups = [rows("a", [1.0] * 5), rows("b", [2.0] * 5), rows("c", [3.0] * 5)]
+    assert np.isnan([ends for r in ranks_of(*groups).values() for ends in r[1:3]]).all()
+    six = ranks_of(*(rows(m, [v] * 6) for m, v in (("a", 1.0), ("b", 2.0))))
+    assert {m: r[1:3] for m, r in six.items()} == {"a": (1.0, 1.0), "b": (2.0, 2.0)}
 
 
 def test_the_interval_is_the_quantiles_of_all_resamples():
-    """Five seeds, one data set: 3,125 equally likely resamples can be counted out."""
-    places = [1.0, 1.0, 2.0, 2.0, 2.0]
-    found = ranks_of(rows("a", places), rows("b", [1.5] * 5))
-    means = [np.mean(drawn) for drawn in itertools.product(places, repeat=5)]
-    assert found["a"][0] == pytest.approx(1.6)
+    """Six seeds, one data set: 46,656 equally likely resamples can be counted out."""
+    places = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+    found = ranks_of(rows("a", places), rows("b", [1.5] * 6))
+    means = [np.mean(drawn) for drawn in itertools.product(places, repeat=6)]
+    assert found["a"][0] == pytest.approx(1.5)
     assert found["a"][1:3] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.01)
 
 
 def test_datasets_are_resampled_too():
     """Without it, data sets on which the seeds agree would leave an interval of no width."""
     found = ranks_of(
-        rows("a", [1.0, 1.0], dataset="d"), rows("b", [2.0, 2.0], dataset="d"),
-        rows("a", [2.0, 2.0], dataset="e"), rows("b", [1.0, 1.0], dataset="e"),
+        rows("a", [1.0] * 6, dataset="d"), rows("b", [2.0] * 6, dataset="d"),
+        rows("a", [2.0] * 6, dataset="e"), rows("b", [1.0] * 6, dataset="e"),
     )  # fmt: skip
     assert found["a"][:3] == (1.5, 1.0, 2.0)
-    alone = ranks_of(rows("a", [1.0, 1.0]), rows("b", [2.0, 2.0]))
-    assert alone["a"][:3] == (1.0, 1.0, 1.0)
 
 
-def test_the_note_says_plainly_how_little_the_intervals_are_worth():
+def test_the_note_says_what_the_intervals_rest_on_or_why_there_are_none():
     def note(datasets, seeds):
         runs = [rows(m, [1.0] * seeds, dataset=d) for d in datasets for m in "ab"]
         metrics = pd.DataFrame([row for group in (*runs, rows("a", [1.0] * 9, dataset="alone")) for row in group])
         (columns,) = ranked_columns(metrics)
         return bootstrap_note([mean_ranks(metrics, columns)])
 
-    assert note("d", 2) == (
-        "Bars: 95% percentile bootstrap, 2,000 resamples of 1 dataset and 2 seeds. One dataset: nothing is said about "
-        "others. Too few seeds for 95%: even their whole range holds the true median in 50% of cases."
-    )
-    assert "One seed: nothing is known about its chance" in note("d", 1)
-    assert note("de", 6).endswith("2,000 resamples of 2 datasets and 6 seeds.")
-    assert "94% of cases" in note("de", 5)
+    for part in ("No intervals", "1 dataset ", "2 seeds", "6 seeds"):
+        assert part in note("d", 2)
+    assert "2,000 resamples of 2 datasets and 6 seeds" in note("de", 6)
+    assert "One dataset" in note("d", 6)
+    assert "One dataset" not in note("de", 6)
     none = pd.DataFrame()
-    both = bootstrap_note([Ranks("", none, 5, 3), Ranks("", none, 1, 3)])
-    assert "resamples of 5 (left) and 1 (right) datasets and 3 seeds. One dataset: " in both
+    both = bootstrap_note([Ranks("", none, 5, 6), Ranks("", none, 1, 6)])
+    assert "resamples of 5 (left) and 1 (right) datasets and 6 seeds. One dataset: " in both
 
 
 def test_the_rank_figure_names_methods_in_order_with_their_ranks():
     metrics = pd.DataFrame([
-        *rows("a", [3.0, 3.0]), *rows("b", [1.0, 1.0]), *rows("a", [90.0, 80.0], CNN), *rows("b", [10.0, 85.0], CNN),
+        *rows("a", [3.0] * 6), *rows("b", [1.0] * 6), *rows("a", [90.0, 80.0] * 3, CNN),
+        *rows("b", [10.0, 85.0] * 3, CNN),
     ])  # fmt: skip
     fd, cnn = rank_figure(metrics).axes
     assert (fd.get_title("left"), cnn.get_title("left")) == ("by FD (train) ↓", "by CNN accuracy % ↑")
     assert [t.get_text() for t in fd.get_yticklabels()] == ["b  1.0", "a  2.0"]
     assert [t.get_text() for t in cnn.get_yticklabels()] == ["a  1.5", "b  1.5"]
     assert fd.get_ylim()[0] > fd.get_ylim()[1]  # the first is on top
-    assert cnn.containers[0].lines[2][0].get_segments()[0][:, 0].tolist() == [1.0, 2.0]
+    low, high = cnn.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert 1 <= low < 1.5 < high <= 2
+    few, _ = rank_figure(metrics[metrics["seed"] < 5]).axes
+    assert not few.containers[0].lines[2]  # no bars
 
 
 def test_without_a_contest_there_is_a_sentence():

@@ -99,7 +99,7 @@ class Tags(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.mark.parametrize(("fixture", "pictures_shown"), [("page", 2), ("full_page", 6)])
+@pytest.mark.parametrize(("fixture", "pictures_shown"), [("page", 2), ("full_page", 4)])
 def test_nothing_is_fetched(fixture, pictures_shown, request):
     page = request.getfixturevalue(fixture)
     tags = Tags(page).seen
@@ -278,8 +278,8 @@ def full_page(pictures, places):
         artifacts.write_text(places.anchor.format(dataset=c.dataset, anchor=c.method, seed=c.seed) + "/score.log", "")
     picture = pictures[0]["digits"]
     return render_report(
-        study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT, training={"digits": picture},
-        spent={"digits": picture}, comparisons={"ranks": picture, "parameter": picture}, places=places,
+        study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT,
+        comparisons={"ranks": picture, "parameter": picture}, places=places,
     )  # fmt: skip
 
 
@@ -355,8 +355,6 @@ def test_figures_stand_in_their_sections_with_words_for_who_cannot_see_them(full
         return [a["alt"] for tag, a in Tags(part_of(full_page, start, end)).seen if tag == "img"]
 
     assert [alt.split()[0] for alt in images("results", "methods")] == ["Distance", "Real", "Mean", "Scores"]
-    assert len(images("training", "privacy")) == len(images("privacy", "runs")) == 1
-    assert 'id="training"' not in page
     assert 'id="runs"' not in page
     assert 'href="#runs' not in page
 

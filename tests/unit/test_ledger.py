@@ -8,7 +8,7 @@ import pytest
 
 from dpdm.errors import UserError
 from dpdm.privacy import Event, Ledger, Mechanism, epsilon_spent
-from dpdm.privacy.audit import audit, spending
+from dpdm.privacy.audit import audit
 from dpdm.privacy.ledger import _seal
 
 
@@ -179,19 +179,6 @@ def test_a_ledger_of_an_older_version_is_refused_and_says_so(change):
     ) as error:
         audit(resealed(facts), "old/ledger.json")
     assert "\n" not in str(error.value)
-
-
-def test_spending_ends_at_the_audited_epsilon():
-    value = ledger().to_json()
-    row = spending(value, "l")
-    assert row["coordinates"] == {"method": "m"}
-    assert row["steps"] == [0, *range(11)]  # the one-shot release comes first, a jump at step 0
-    assert row["epsilon"][0] == 0
-    assert row["epsilon"][-1] == pytest.approx(audit(value, "l")["epsilon_rdp"], rel=1e-9)
-    silent = spending(ledger(noise=0.0).to_json(), "l")
-    assert (silent["steps"], silent["epsilon"]) == ([], [])
-    with pytest.raises(UserError, match="changed after it was written"):
-        spending(value | {"n": 999}, "l")
 
 
 def test_planned_and_recorded_events_agree():

@@ -197,7 +197,7 @@ def test_the_tiny_study_runs_to_its_end(finished, tiny):
     root = finished.folder.path / "results" / "tiny"
     expected = ["report.html", "metrics.csv", "audits.csv", "study.json"]
     expected += [f"tables/{table}.{kind}" for table in ("results", "audit") for kind in ("csv", "md", "tex", "html")]
-    figures = ("digits_curves", "digits_training", "digits_spent", "digits_samples", "ranks")
+    figures = ("digits_curves", "digits_samples", "ranks")
     expected += [f"figures/{figure}.{kind}" for figure in figures for kind in ("svg", "pdf", "png")]
     assert [name for name in expected if not (root / name).is_file() or not (root / name).stat().st_size] == []
     with (root / "metrics.csv").open() as lines:
@@ -322,8 +322,8 @@ def test_the_snakemake_report_needs_no_network(again):
     outcome = offline.snakemake("--report", "shown.html")
     assert outcome.code == 0, outcome.text
     page = (again.path / "shown.html").read_text()
-    figures = ("digits_curves.svg", "digits_training.svg", "digits_spent.svg", "digits_samples.png", "ranks.svg")
-    for shown in ("report.html", *figures, "results.html", "audit.html", "Privacy", "Training"):
+    figures = ("digits_curves.svg", "digits_samples.png", "ranks.svg")
+    for shown in ("report.html", *figures, "results.html", "audit.html", "Privacy"):
         assert shown in page
 
 

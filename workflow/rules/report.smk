@@ -42,36 +42,23 @@ rule tables:
 rule figure:
     message: "figures for {wildcards.dataset}"
     input:
-        study=STUDY_JSON,
         metrics=rules.collect.output.metrics,
         real=rules.prepare.output.train,
-        train_curves=lambda w: run_paths(rules.train.output.curve, [r for r in RUNS if r.dataset == w.dataset]),
-        spending=lambda w: method_paths(rules.audit.output.spending, w.dataset),
         sets=lambda w: list(shown_sets(w).values()),
     output:
         multiext(f"{FIGURES}/{{dataset}}_curves", ".pdf", ".png"),
-        multiext(f"{FIGURES}/{{dataset}}_training", ".pdf", ".png"),
-        multiext(f"{FIGURES}/{{dataset}}_spent", ".pdf", ".png"),
         multiext(f"{FIGURES}/{{dataset}}_samples", ".pdf", ".svg"),
         curves=report(f"{FIGURES}/{{dataset}}_curves.svg", caption="../report/curves.rst", category="Results"),
-        training=report(f"{FIGURES}/{{dataset}}_training.svg", caption="../report/training.rst", category="Training"),
-        spent=report(f"{FIGURES}/{{dataset}}_spent.svg", caption="../report/spent.rst", category="Privacy"),
         grid=report(f"{FIGURES}/{{dataset}}_samples.png", caption="../report/samples.rst", category="Samples"),
     params:
         curves=subpath(output.curves, strip_suffix=".svg"),
-        training=subpath(output.training, strip_suffix=".svg"),
-        spent=subpath(output.spent, strip_suffix=".svg"),
         grid=subpath(output.grid, strip_suffix=".png"),
-        # One pattern, not thousands of paths: a command line has an end.
-        train_curves=lambda _: rules.train.output.curve,
         samples=lambda w: [f"{name}={path}" for name, path in shown_sets(w).items()],
     log: f"{FIGURES}/{{dataset}}.log"
     resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
-        "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --study {input.study}"
-        " --metrics {input.metrics} --real {input.real} --train-curves {params.train_curves:q}"
-        " --spending {input.spending} --curves {params.curves} --training {params.training}"
-        " --spent {params.spent} --grid {params.grid} > {log} 2>&1"
+        "python -m dpdm figures {params.samples} --dataset {wildcards.dataset} --metrics {input.metrics}"
+        " --real {input.real} --curves {params.curves} --grid {params.grid} > {log} 2>&1"
 
 
 rule comparison:
@@ -109,8 +96,6 @@ rule report:
     output: report(f"{ROOT}/report.html", caption="../report/report.rst", category="Report")
     params:
         curves=report_figures("curves.svg"),
-        training=report_figures("training.svg"),
-        spent=report_figures("spent.svg"),
         grids=report_figures("samples.png"),
         comparisons=[f"{name}={FIGURES}/{name}.svg" for name in COMPARISONS],
         # Patterns, filled in for every run.
@@ -123,8 +108,8 @@ rule report:
     resources: mem_mb=growing(2000), runtime=growing(10)
     shell:
         "python -m dpdm report --study {input.study} --metrics {input.metrics} --audits {input.audits}"
-        " --benchmarks {params.benchmarks} --curves {params.curves} --training {params.training}"
-        " --spent {params.spent} --grids {params.grids} --comparisons {params.comparisons}"
+        " --benchmarks {params.benchmarks} --curves {params.curves} --grids {params.grids}"
+        " --comparisons {params.comparisons}"
         " --runs {params.runs:q} --anchors {params.anchors:q} --data {params.data:q}"
         " --published {input.published:q} --privacy-status {input.privacy_status:q}"
         " --command {params.command:q} --out {output} > {log} 2>&1"

@@ -32,14 +32,11 @@ rule train:
 rule audit:
     message: "audit {wildcards.method} on {wildcards.dataset}"
     input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in RUNS if (r.dataset, r.method) == (w.dataset, w.method)])
-    output:
-        audit=f"{ROOT}/audits/{{dataset}}/{{method}}.json",
-        spending=f"{ROOT}/audits/{{dataset}}/{{method}}.spending.jsonl",
+    output: audit=f"{ROOT}/audits/{{dataset}}/{{method}}.json"
     log: f"{ROOT}/audits/{{dataset}}/{{method}}.log"
     benchmark: f"{BENCHMARKS}/audit/{{dataset}}-{{method}}.tsv"
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell:
-        "python -m dpdm audit {input} --out {output.audit} --spending {output.spending} --threads {threads} > {log} 2>&1"
+    shell: "python -m dpdm audit {input} --out {output.audit} --threads {threads} > {log} 2>&1"
 
 
 rule audits:
