@@ -9,17 +9,16 @@ batch norm); and the generator's step reads the discriminator through a `frozen_
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.config import Strict
 from dpdm.data import to_uint8
 from dpdm.errors import UserError
+from dpdm.params import Count, Strict
 from dpdm.privacy import DpSgdParams
 from dpdm.rng import Streams
 
@@ -241,7 +240,7 @@ def clip_weights(module: nn.Module, bound: float) -> None:
 class SamplerParams(Strict):
     """A generator has one way to sample."""
 
-    max_batch_size: Annotated[int, Field(ge=1)] = 1000  # memory only
+    max_batch_size: Count = 1000  # memory only
 
 
 class Model:

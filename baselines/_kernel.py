@@ -25,14 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta, balanced_labels, to_uint8
 from dpdm.errors import UserError
+from dpdm.params import Count, Finite, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.rng import Streams
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[Finite, Field(gt=0)]
 
 EMBEDDINGS, COUNTS = "class_embeddings", "class_counts"
 
@@ -42,7 +39,7 @@ class KernelParams(Strict):
 
     num_frequencies: Count  # k, rows of W; 2 k numbers are released per class
     squared_length_scale: Positive  # s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size
-    count_share: Annotated[Finite, Field(gt=0, lt=1)] = 0.05  # of the budget; the embeddings get the rest
+    count_share: Share = 0.05  # of the budget; the embeddings get the rest
     latent_dim: Count = 5  # z of the generator
     hidden_units: Count = 200  # of its first layer
     generated_batch_size: Count  # images per step, balanced over the classes

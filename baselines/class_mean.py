@@ -5,16 +5,15 @@ that norm), as two Gaussian mechanisms under adding or removing one record. An i
 released mean of y plus pixel noise. A floor: any method below it is not working.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta, to_uint8
+from dpdm.params import NotNegative, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -23,14 +22,14 @@ from dpdm.rng import Streams
 class Params(Strict):
     """Public constants, fixed without looking at the data."""
 
-    max_image_norm: Annotated[Finite, Field(gt=0)]  # L2 norm of an image in [0, 1] that is clipped to
-    count_share: Annotated[Finite, Field(gt=0, lt=1)] = 0.1  # of the budget; the class sums get the rest
+    max_image_norm: Positive  # L2 norm of an image in [0, 1] that is clipped to
+    count_share: Share = 0.1  # of the budget; the class sums get the rest
 
 
 class SamplerParams(Strict):
     """How images scatter around their class mean."""
 
-    pixel_noise: Annotated[Finite, Field(ge=0)] = 0.1  # std, for pixels in [0, 1]
+    pixel_noise: NotNegative = 0.1  # std, for pixels in [0, 1]
 
 
 class Model:

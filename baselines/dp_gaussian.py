@@ -8,33 +8,30 @@ DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss".
 """
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta, to_uint8
 from dpdm.errors import UserError
 from dpdm.method import NoParams
+from dpdm.params import NotNegative, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
-
-Share = Annotated[Finite, Field(gt=0, lt=1)]
 
 
 class Params(Strict):
     """Public constants, fixed without looking at the data; the second moments per class get the remaining budget."""
 
-    max_image_norm: Annotated[Finite, Field(gt=0)]  # C, for pixels in [0, 1]
+    max_image_norm: Positive  # C, for pixels in [0, 1]
     count_share: Share = 0.02
     sum_share: Share = 0.18
     second_moment_share: Share = 0.30
-    variance_floor: Annotated[Finite, Field(ge=0)] = 1e-3  # of every direction of a class covariance
+    variance_floor: NotNegative = 1e-3  # of every direction of a class covariance
 
 
 class Model:

@@ -19,6 +19,7 @@ depend on epsilon).
 
 from baselines import _kernel
 from dpdm.data import ImageMeta
+from dpdm.params import Count, Positive
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -27,11 +28,11 @@ from dpdm.rng import Streams
 class Params(_kernel.KernelParams):
     """Public constants; defaults as published for 28 pixels."""
 
-    num_frequencies: _kernel.Count = 5000  # 10,000 numbers per class
-    squared_length_scale: _kernel.Positive = 105.0  # pixels in [0, 1], 28 x 28
-    generated_batch_size: _kernel.Count = 500
-    steps: _kernel.Count = 600  # 5 epochs of 60,000 / 500
-    lr_decay_steps: _kernel.Count = 120  # an epoch
+    num_frequencies: Count = 5000  # 10,000 numbers per class
+    squared_length_scale: Positive = 105.0  # pixels in [0, 1], 28 x 28
+    generated_batch_size: Count = 500
+    steps: Count = 600  # 5 epochs of 60,000 / 500
+    lr_decay_steps: Count = 120  # an epoch
 
 
 class DPMERF:

@@ -35,26 +35,20 @@ cost. A small preset for 8x8 images: width 8, 6,000 steps of expected batch 10, 
 """
 
 import math
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines import _gan
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
+from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
 from dpdm.privacy import Mechanism, PoissonBlocks, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 MECHANISM = "generator"
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[Finite, Field(gt=0)]
-NotNegative = Annotated[Finite, Field(ge=0)]
 
 
 class Params(Strict):
@@ -62,7 +56,7 @@ class Params(Strict):
 
     blocks: PoissonBlocks = PoissonBlocks(steps=4_000_000, max_block_norm=0.5, expected_batch_size=50)
     generated_batch_size: Count = 50  # images of G, and of G'
-    fresh_fraction: Annotated[Finite, Field(ge=0, le=1)] = 0.2  # of the images of G', not in G; rounded up
+    fresh_fraction: Fraction = 0.2  # of the images of G', not in G; rounded up
     l1_weight: NotNegative = 1.0  # m of the ground cost; 1 or 3 in the original
     label_weight: NotNegative = 15.0
     blur: Positive = 0.05

@@ -35,15 +35,15 @@ depend on it too: 64 at 28x28.
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from baselines import _gan
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
+from dpdm.params import Count, NotNegative, Positive, Share, Strict
 from dpdm.privacy import DpSgd, DpSgdParams, Mechanism, PrivateData
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.progress import Log
@@ -51,16 +51,13 @@ from dpdm.rng import Streams
 
 BETAS = (0.5, 0.9)  # of Adam, for both networks
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[Finite, Field(gt=0)]
-
 
 class Decay(Strict):
     """How clip norm and noise multiplier fall together."""
 
     epochs: Positive = 10.0  # between two falls
-    rate: Annotated[Finite, Field(gt=0, lt=1)] = 0.1  # of the first value, at every fall
-    floor: Annotated[Finite, Field(gt=0, lt=1)] = 0.35  # of the first value, where they stay
+    rate: Share = 0.1  # of the first value, at every fall
+    floor: Share = 0.35  # of the first value, where they stay
 
 
 class Params(Strict):
@@ -70,7 +67,7 @@ class Params(Strict):
         expected_batch_size=256, steps=4_700, max_grad_norm=0.2, max_physical_batch_size=64
     )  # max_grad_norm is the first one
     decay: Decay | None = Decay()  # null: neither clip norm nor noise falls
-    gp_weight: Annotated[Finite, Field(ge=0)] = 10.0
+    gp_weight: NotNegative = 10.0
     weight_clip: Positive | None = None  # the critic's weights are cut to [-this, this] after each of its steps
     d_steps_per_g_step: Count = 5  # critic steps per generator step
     hidden: Count = 512

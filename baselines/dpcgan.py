@@ -31,16 +31,13 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from baselines import _gan
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
+from dpdm.params import Count, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 MECHANISM = "discriminator"
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[Finite, Field(gt=0)]
 
 
 class Params(Strict):

@@ -34,17 +34,14 @@ from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from baselines import _gan
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
+from dpdm.params import Count, Fraction, Natural, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 MECHANISM = "discriminator"
 BETAS = (0.5, 0.999)  # of Adam, for both networks
-
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[Finite, Field(ge=0, le=1)]
 
 
 class Adaptive(Strict):
@@ -55,7 +52,7 @@ class Adaptive(Strict):
         1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000,
     )  # fmt: skip
     ema_decay: Fraction = 0.99  # of the average, per G step
-    patience: Annotated[int, Field(ge=0)] = 200  # G steps on each rung at least
+    patience: Natural = 200  # G steps on each rung at least
 
     @model_validator(mode="after")
     def _climbs(self) -> Self:
@@ -72,7 +69,7 @@ class Params(Strict):
     adaptive: Adaptive | None = None
     width: Annotated[int, Field(ge=2)] = 128  # m
     latent_dim: Count = 128
-    lr: Annotated[Finite, Field(gt=0)] = 2e-4
+    lr: Positive = 2e-4
 
     @model_validator(mode="after")
     def _start(self) -> Self:

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta, to_network
 from dpdm.errors import UserError
+from dpdm.params import Finite, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -36,14 +36,14 @@ class ModelParams(Strict):
     network: Literal["logreg", "mlp", "cnn", "tanh_cnn"]
     # Inputs are (pixel - mean) / std for pixels in [0, 1]: public constants. The defaults give [-1, 1].
     input_mean: Finite = 0.5
-    input_std: Annotated[Finite, Field(gt=0)] = 0.5
+    input_std: Positive = 0.5
 
 
 class Params(ModelParams):
     """The recipe: SGD at a constant rate, each network with a budget of its own."""
 
     dp: DpSgdParams
-    lr: Annotated[Finite, Field(gt=0)]
+    lr: Positive
     momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
 
 

@@ -42,16 +42,14 @@ MNIST shrunk to 8x8, and without noise 400 steps came to 30 % only.
 import copy
 import itertools
 import math
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines import _gan
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
+from dpdm.params import Count, Fraction, Natural, Positive, Strict
 from dpdm.privacy import Mechanism, PrivateData, ShardBlocks
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -60,22 +58,19 @@ MECHANISM = "generator"
 BETAS = (0.5, 0.9)  # of Adam, for every network
 GRADIENT_PENALTY, DRIFT = 10.0, 1e-3
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[Finite, Field(gt=0)]
-
 
 class Params(Strict):
     """The recipe; defaults are the original's for 28x28, whose noise met no epsilon of 10."""
 
     blocks: ShardBlocks = ShardBlocks(steps=20_000, max_block_norm=1.0, shards=1000)
     generated_batch_size: Count = 32  # B: images of a block, and rows of every critic step
-    warm_up_steps: Annotated[int, Field(ge=0)] = 2000  # steps of a shard's own generator, once per shard
+    warm_up_steps: Natural = 2000  # steps of a shard's own generator, once per shard
     critic_steps: Count = 5  # before every generator step, in the warm-up and at every visit
     width: Count = 64
     latent_dim: Count = 10
     g_lr: Positive = 1e-4
     critic_lr: Positive = 1e-4
-    ema_decay: Annotated[Finite, Field(ge=0, le=1)] = 0.999  # of the generator that is kept
+    ema_decay: Fraction = 0.999  # of the generator that is kept
 
 
 # --- networks -------------------------------------------------------------------------------------------------

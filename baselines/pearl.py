@@ -29,6 +29,7 @@ from torch import Tensor
 
 from baselines import _kernel
 from dpdm.data import ImageMeta
+from dpdm.params import Count, Positive
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -37,13 +38,13 @@ from dpdm.rng import Streams
 class Params(_kernel.KernelParams):
     """Public constants; defaults as published for 28 pixels."""
 
-    num_frequencies: _kernel.Count = 1500  # 3,000 numbers per class
-    squared_length_scale: _kernel.Positive = 129.0  # s2, where theta starts; pixels in [0, 1], 28 x 28
-    generated_batch_size: _kernel.Count = 100
-    steps: _kernel.Count = 3000  # 5 epochs of 60,000 / 100
-    lr_decay_steps: _kernel.Count = 600  # an epoch
-    critic_lr: _kernel.Positive = 1e-2  # Adam, of theta
-    critic_every: _kernel.Count = 5  # generator steps per critic step
+    num_frequencies: Count = 1500  # 3,000 numbers per class
+    squared_length_scale: Positive = 129.0  # s2, where theta starts; pixels in [0, 1], 28 x 28
+    generated_batch_size: Count = 100
+    steps: Count = 3000  # 5 epochs of 60,000 / 100
+    lr_decay_steps: Count = 600  # an epoch
+    critic_lr: Positive = 1e-2  # Adam, of theta
+    critic_every: Count = 5  # generator steps per critic step
 
 
 class PEARL:

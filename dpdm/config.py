@@ -17,7 +17,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     RootModel,
@@ -30,18 +29,13 @@ from pydantic import (
 )
 
 from dpdm.errors import UserError
+from dpdm.params import Strict
 
 NAME = r"^[a-z][a-z0-9_]*$"
 ANCHORS = ("real", "label_only")
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 COMPARISONS = ("ranks", "parameter")  # figures over a whole study
 RESERVED_STUDIES = ("data", "published", "examples")
-
-
-class Strict(BaseModel):
-    """Base of everything a user writes: unknown keys are errors, types are not guessed, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _epsilon(value: Any) -> Any:
@@ -82,7 +76,6 @@ Epsilon = Annotated[
     PlainSerializer(lambda v: "inf" if math.isinf(v) else v, when_used="json"),
 ]
 Name = Annotated[str, Field(pattern=NAME)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
@@ -168,8 +161,8 @@ class Override(Strict):
     """Recipe changes for some runs; nested mappings are merged key by key."""
 
     when: When
-    params: Recipe = {}
-    samplers: dict[Name, Recipe] = {}
+    params: Recipe = Field({})
+    samplers: dict[Name, Recipe] = Field({})
 
 
 class Unverified(Strict):
@@ -202,7 +195,7 @@ class MethodSpec(Strict):
     impl: Impl
     # A generator draws images, which are judged; a classifier is judged itself: it has no samplers and no images.
     kind: Literal["generator", "classifier"] = "generator"
-    params: Recipe = {}
+    params: Recipe = Field({})
     samplers: dict[Name, Recipe] = Field(
         default_factory=lambda fields: {} if fields.get("kind") == "classifier" else {"default": {}}
     )
@@ -358,7 +351,7 @@ class Study(Strict):
     evaluation: EvaluationSpec
     results_dir: Annotated[str, Field(pattern=r"^[\w./@=+-]+$")] = "results"  # goes into commands and patterns bare
     allow_mixed_code: bool = False  # let one table mix runs made by different versions of the code
-    tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = {}
+    tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = Field({})
     allow_mixed_protocols: bool = False  # let one table mix ways of training classifiers
     attacks: bool = False  # attack what every private run did, and show the lower bound beside its epsilon
 

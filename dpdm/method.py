@@ -11,9 +11,10 @@ from pydantic import BaseModel
 
 from dpdm.artifacts import sha256_of
 from dpdm.checkpoint import Checkpoint
-from dpdm.config import RunSpec, Strict, parse_params, spec_json
+from dpdm.config import RunSpec, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
+from dpdm.params import Strict
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness
 from dpdm.privacy.key import secret_key
 from dpdm.processes import Processes

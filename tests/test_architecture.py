@@ -21,18 +21,19 @@ NUMERICAL = {
     "torchvision",
     "torch_fidelity",
 }
-FOUNDATIONS = {"dpdm.errors", "dpdm.config", "dpdm.artifacts", "dpdm.rng", "dpdm.data"}
-METHOD_MAY = {f"dpdm.{name}" for name in ("method", "privacy", "data", "rng", "config", "progress", "errors")}
+FOUNDATIONS = {"dpdm.errors", "dpdm.params", "dpdm.config", "dpdm.artifacts", "dpdm.rng", "dpdm.data"}
+METHOD_MAY = {f"dpdm.{name}" for name in ("method", "params", "privacy", "data", "rng", "config", "progress", "errors")}
 
 # The modules of this project that each part may import; the longest prefix decides. A part may import itself.
 # `dpdm` alone (the version) is no module below it, and only provenance has a use for it.
 MAY_IMPORT = {
     "dpdm": set(),
     "dpdm.errors": set(),
-    "dpdm.config": {"dpdm.errors"},
+    "dpdm.params": set(),
+    "dpdm.config": {"dpdm.errors", "dpdm.params"},
     "dpdm.artifacts": {"dpdm.errors"},
     "dpdm.rng": set(),
-    "dpdm.data": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.rng"},
+    "dpdm.data": {"dpdm.artifacts", "dpdm.config", "dpdm.errors", "dpdm.params", "dpdm.rng"},
     "dpdm.progress": set(),
     "dpdm.processes": {"dpdm.errors"},
     "dpdm.checkpoint": {"dpdm.artifacts", "dpdm.errors", "dpdm.processes", "dpdm.progress"},
@@ -63,7 +64,7 @@ ONLY_IN = {
 }
 
 # Libraries that a part must not import, also inside a function.
-NEVER_IN = {"dpdm.config": NUMERICAL, "dpdm.errors": NUMERICAL, "dpdm.report": {"torch"}}
+NEVER_IN = {"dpdm.config": NUMERICAL, "dpdm.errors": NUMERICAL, "dpdm.params": NUMERICAL, "dpdm.report": {"torch"}}
 
 SEEDING = {"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all",
            "torch.random.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed"}  # fmt: skip

@@ -12,10 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dpdm.config import Finite, Strict
+from dpdm.params import Finite, Positive, Share, Strict
 
 SIGMA_DATA = 1 / 3**0.5  # s_d of the paper: the std of images spread evenly over [-1, 1]
-Positive = Annotated[Finite, Field(gt=0)]
 Scalings = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -87,7 +86,7 @@ class Vp(_Parametrisation):
     kind: Literal["vp"] = "vp"
     beta_d: Positive = 19.9
     beta_min: Positive = 0.1
-    t_min: Annotated[Finite, Field(gt=0, lt=1)] = 1e-5
+    t_min: Share = 1e-5
     noise_scale: Positive = 1000.0  # M: c_noise = M t
 
     def scalings(self, sigma: Tensor) -> Scalings:

@@ -13,19 +13,18 @@ import torch
 from pydantic import ConfigDict, Field, RootModel, model_validator
 from torch import Tensor, nn
 
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta, to_uint8
 from dpdm.diffusion import samplers
-from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation, Positive
+from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
+from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 MECHANISM = "denoiser"
-Fraction = Annotated[Finite, Field(ge=0, le=1)]
 
 
 class ModelParams(Strict):
@@ -41,19 +40,19 @@ class Params(ModelParams):
     """The recipe; defaults are the paper's where it has one value for all data sets."""
 
     dp: DpSgdParams
-    noise_multiplicity: Annotated[int, Field(ge=1)] = 32  # K
-    lr: Annotated[Finite, Field(gt=0)] = 3e-4  # Adam
+    noise_multiplicity: Count = 32  # K
+    lr: Positive = 3e-4  # Adam
     lr_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the steps; not in the paper
     ema_decay: Fraction = 0.999
 
 
 class _Sampler(Strict):
-    num_sampling_steps: Annotated[int, Field(ge=1)] = 50
+    num_sampling_steps: Count = 50
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
-    guidance: Annotated[Finite, Field(ge=0)] = 0.0  # w of classifier-free guidance; doubles the cost if > 0
-    max_batch_size: Annotated[int, Field(ge=1)] = 1000  # memory only
+    guidance: NotNegative = 0.0  # w of classifier-free guidance; doubles the cost if > 0
+    max_batch_size: Count = 1000  # memory only
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
@@ -90,8 +89,8 @@ class Churn(_Sampler):
     """EDM's stochastic Heun sampler; 2 N - 1 evaluations."""
 
     kind: Literal["churn"]
-    s_churn: Annotated[Finite, Field(ge=0)]
-    s_min: Annotated[Finite, Field(ge=0)]
+    s_churn: NotNegative
+    s_min: NotNegative
     s_max: Positive = 50.0
     s_noise: Positive = 1.0
 

@@ -8,19 +8,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.config import Strict
 from dpdm.errors import UserError
+from dpdm.params import Count, Strict
 
 
 class NetworkParams(Strict):
     """Size of the U-Net; the defaults are the paper's MNIST network (1.75 M parameters)."""
 
     channels: Annotated[int, Field(ge=8, multiple_of=4)] = 32
-    channel_mult: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = (1, 2, 2)
-    blocks_per_level: Annotated[int, Field(ge=1)] = 2
+    channel_mult: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (1, 2, 2)
+    blocks_per_level: Count = 2
     attention_resolutions: Annotated[tuple[int, ...], Field(strict=False)] = (7,)
     # Side of the pixel blocks that become channels at the stem: 2 quarters the cost. Ours, for CPU studies of 28 px.
-    pixel_unshuffle: Annotated[int, Field(ge=1)] = 1
+    pixel_unshuffle: Count = 1
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Refuses images that the levels cannot halve evenly, and attention where no level is.

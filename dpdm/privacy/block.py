@@ -10,17 +10,16 @@ block into its opposite: the sensitivity is twice the clip norm.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dpdm.checkpoint import Checkpoint
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
+from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.isolation import random_records
 from dpdm.privacy.ledger import Ledger
@@ -35,14 +34,14 @@ Prepare = Callable[[Tensor, Tensor, int], Any]
 class BlockParams(Strict):
     """What decides the privacy of noised block gradients, next to the noise; see the two kinds below."""
 
-    steps: Annotated[int, Field(ge=1)]
-    max_block_norm: Annotated[Finite, Field(gt=0)]  # L2 norm to which a whole block's gradient is clipped
+    steps: Count
+    max_block_norm: Positive  # L2 norm to which a whole block's gradient is clipped
 
 
 class PoissonBlocks(BlockParams):
     """Every step draws a Poisson batch of records."""
 
-    expected_batch_size: Annotated[int, Field(ge=1)]
+    expected_batch_size: Count
 
     def mechanism(self, name: str, n: int) -> Mechanism:
         """The planned mechanism on n records.
@@ -56,7 +55,7 @@ class PoissonBlocks(BlockParams):
 class ShardBlocks(BlockParams):
     """Records are dealt to shards, independently and for good; every step draws one shard."""
 
-    shards: Annotated[int, Field(ge=1)]
+    shards: Count
 
     def mechanism(self, name: str, n: int) -> Mechanism:
         """The planned mechanism on n records.

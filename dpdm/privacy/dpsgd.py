@@ -5,17 +5,15 @@ Abadi et al. 2016; with several rows per example, Dockhorn et al. 2022, algorith
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dpdm.checkpoint import Checkpoint
-from dpdm.config import Finite, Strict
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
+from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.isolation import SwapTest
 from dpdm.privacy.ledger import Ledger
@@ -52,11 +50,11 @@ class PublicRows:
 class DpSgdParams(Strict):
     """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` alone does not."""
 
-    expected_batch_size: Annotated[int, Field(ge=1)]  # mean of the Poisson batch; sample_rate = this / n
-    steps: Annotated[int, Field(ge=1)]
-    max_grad_norm: Annotated[Finite, Field(gt=0)]
+    expected_batch_size: Count  # mean of the Poisson batch; sample_rate = this / n
+    steps: Count
+    max_grad_norm: Positive
     # Examples per backward pass. The guarantee does not depend on it; a loss's random draws may.
-    max_physical_batch_size: Annotated[int, Field(ge=1)] = 512
+    max_physical_batch_size: Count = 512
 
     def mechanism(self, name: str, n: int, noise_ratio: float = 1.0) -> Mechanism:
         """The planned mechanism on n records; `noise_ratio` is its noise relative to others of the same plan.

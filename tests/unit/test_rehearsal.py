@@ -8,10 +8,11 @@ import yaml
 from torch import nn
 
 from dpdm import data
-from dpdm.config import Strict, parse_study
+from dpdm.config import parse_study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.method import NoParams
+from dpdm.params import Strict
 from dpdm.privacy import DpSgdParams, Mechanism
 from dpdm.rehearsal import rehearse, rehearse_study
 

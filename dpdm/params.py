@@ -1,0 +1,23 @@
+"""The types of which an author of a method builds `Params`: strict models, and numbers with a range.
+
+Imports pydantic only, so that a schema loads in milliseconds.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """Base of everything that a user writes: unknown keys are errors, types are not guessed, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = Annotated[int, Field(ge=1)]  # 1, 2, ...
+Natural = Annotated[int, Field(ge=0)]  # 0, 1, 2, ...
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]  # above 0
+NotNegative = Annotated[Finite, Field(ge=0)]  # 0 or above
+Fraction = Annotated[Finite, Field(ge=0, le=1)]  # from 0 to 1, both included
+Share = Annotated[Finite, Field(gt=0, lt=1)]  # between 0 and 1, both excluded
