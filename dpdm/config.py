@@ -36,6 +36,7 @@ ANCHORS = ("real", "label_only")
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 COMPARISONS = ("ranks", "parameter")  # figures over a whole study
 RESERVED_STUDIES = ("data", "published", "examples")
+Accountant = Literal["rdp", "prv", "pld"]  # each a module of dpdm.privacy: see dpdm.privacy.accounting
 
 
 def _epsilon(value: Any) -> Any:
@@ -277,7 +278,7 @@ class RunSpec(Strict):
     epsilon: Epsilon
     delta: float | Literal["1/(2n)"]
     allow_large_delta: bool
-    accountant: Literal["rdp", "prv", "pld"]
+    accountant: Accountant
     noise: Noise = "repeatable"
     seed: Annotated[int, Field(ge=0)]
 
@@ -344,7 +345,7 @@ class Study(Strict):
     datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
     epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-    accountant: Literal["rdp", "prv", "pld"] = "rdp"
+    accountant: Accountant = "rdp"
     noise: Noise = "repeatable"  # secret: from a key of the operating system; for real data, no run can be repeated
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)]
     anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False)] = ANCHORS

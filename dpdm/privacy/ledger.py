@@ -5,13 +5,14 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dpdm.artifacts import sha256_of
+from dpdm.config import Accountant
 from dpdm.errors import UserError
 
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
-ACCOUNTANTS = ("rdp", "prv", "pld")
+ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 VERSION = 2  # of the ledger's form; 1 was without a version, named add_or_remove_one, and did not say shape and noise
 # n is public: of two neighbouring data sets of n records, one has a record that contributes nothing to any release.
 NEIGHBOURING_RELATION = "zero_out"
@@ -72,7 +73,7 @@ class Ledger:
     n: int
     delta: float
     target_epsilon: float
-    accountant: Literal["rdp", "prv", "pld"]
+    accountant: Accountant
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)  # the run's resolved spec: what was trained
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -1,27 +1,29 @@
-"""Google's PLD accountant (dp-accounting), for drawing one of many shards as well: an upper bound of epsilon.
+"""The PLD accountant: Google's dp-accounting, for drawing one of many shards as well; an upper bound of epsilon.
 
 Every privacy loss distribution is discretised by "connect the dots" (Doroshenko et al. 2022), which dominates the
 exact one, and both directions (with the record against without, and back) are composed: the larger epsilon counts.
 Zero-out adjacency is the library's REPLACE_SPECIAL, for which it composes the same pair as for adding or removing.
-
-Part of `accounting`, in a separate file because dp-accounting is imported late (see there).
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 from dp_accounting.privacy_accountant import NeighboringRelation
 from scipy import special
 
-from dpdm.privacy.accounting import Part, best_rdp, by_tilt, epsilon_of_losses, point_of_loss, tilted, tilted_back
+from dpdm.privacy.history import Part
+from dpdm.privacy.losses import by_tilt, epsilon_of_losses, tilted, tilted_back
+from dpdm.privacy.rdp import best_rdp
+from dpdm.privacy.shards import point_of_loss
 
 MAX_POINTS = 2**17  # of one step's discretised loss: memory and time
 TRUNCATED = 1e-18  # (tilted) mass that a composition may cut off; what is cut above counts as an infinite loss
 LOG_TAIL = -50  # of the noise: mass exp(-50) beyond its ends counts as an infinite loss
 
 
-def epsilon_pld(history: list[Part], delta: float) -> float:
+def epsilon(history: Sequence[Part], delta: float) -> float:
     """Epsilon of a history at `delta`."""
     scale, order = best_rdp(history, delta)
     steps = sum(part.steps for part in history)
@@ -38,7 +40,7 @@ def epsilon_pld(history: list[Part], delta: float) -> float:
     return found
 
 
-def _interval(history: list[Part], delta: float, epsilon: float) -> float:
+def _interval(history: Sequence[Part], delta: float, epsilon: float) -> float:
     """The grid of losses: about 0.1 % of epsilon, unless `MAX_POINTS` bind.
 
     Connecting dots h apart adds up to h^2 / 4 to the variance of one step's loss. With V the total loss's variance,
@@ -57,7 +59,7 @@ def _largest_loss(part: Part) -> float:
     return float(np.logaddexp(math.log1p(-q) if q < 1 else -math.inf, math.log(q) + (2 * x - 1) / (2 * z * z)))
 
 
-def _pairs(history: list[Part], interval: float) -> list[tuple[pld_pmf.DensePLDPmf, pld_pmf.DensePLDPmf]]:
+def _pairs(history: Sequence[Part], interval: float) -> list[tuple[pld_pmf.DensePLDPmf, pld_pmf.DensePLDPmf]]:
     """Per part, the discretised loss of one step in both directions."""
     return [_categorical(part, interval) if part.categorical else _poisson(part, interval) for part in history]
 
@@ -74,7 +76,7 @@ def _poisson(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_pmf.
 
 
 def _categorical(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_pmf.DensePLDPmf]:
-    """Of P* in `accounting`: its hockey-stick divergence is that of Poisson sampling above 0, and mirrored below."""
+    """Of P* in `shards`: its hockey-stick divergence is that of Poisson sampling above 0, and mirrored below."""
     q, z = part.sample_rate, part.noise_multiplier
     last = math.ceil(_largest_loss(part) / interval)
     above = np.arange(last + 1) * interval
@@ -91,7 +93,9 @@ def _categorical(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_
     return pmf, pmf
 
 
-def _composed(pmfs: list[pld_pmf.DensePLDPmf], history: list[Part], theta: float, delta: float) -> tuple[float, float]:
+def _composed(
+    pmfs: list[pld_pmf.DensePLDPmf], history: Sequence[Part], theta: float, delta: float
+) -> tuple[float, float]:
     """Epsilon at `delta` of all steps of one direction; and the logarithm of what tilting divided all masses by."""
     total, log_scale, finite, cut = None, 0.0, 0.0, 0.0
     for pmf, part in zip(pmfs, history, strict=True):

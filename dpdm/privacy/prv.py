@@ -1,37 +1,26 @@
-"""Opacus' PRV accountant (Gopi et al. 2021), for drawing one of many shards as well, and exact in the tails.
-
-Part of `accounting`, in a file of its own because Opacus is imported late (see there).
-"""
+"""The PRV accountant: Opacus' (Gopi et al. 2021), for drawing one of many shards as well, and exact in the tails."""
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from opacus.accountants.analysis.prv import (
-    DiscretePRV,
-    Domain,
-    PoissonSubsampledGaussianPRV,
-    TruncatedPrivacyRandomVariable,
-    compose_heterogeneous,
-)
 from scipy import integrate, special
 
-from dpdm.privacy.accounting import (
-    Part,
-    best_rdp,
-    by_tilt,
-    epsilon_of_losses,
-    largest_loss,
-    point_of_loss,
-    tilted,
-    tilted_back,
-)
+from dpdm.privacy.history import Part
+from dpdm.privacy.losses import by_tilt, epsilon_of_losses, tilted, tilted_back
+from dpdm.privacy.opacus_analysis import analysis
+from dpdm.privacy.rdp import best_rdp, largest_loss
+from dpdm.privacy.shards import point_of_loss
+
+_opacus = analysis("prv")
 
 MAX_POINTS = 2**21  # of the domain: memory and time
 DELTA_SHARE = 1e-3  # of delta, for the error of the tails: Opacus' choice
 
 
-def epsilon_prv(history: list[Part], delta: float) -> float:
+def epsilon(history: Sequence[Part], delta: float) -> float:
     """The upper end of the error interval of epsilon at `delta`.
 
     The error is half a per cent of epsilon up to 2, 0.01 up to 5, a fifth of a per cent above, and larger only where
@@ -46,7 +35,7 @@ def epsilon_prv(history: list[Part], delta: float) -> float:
     wanted = max(0.002 * whole, min(0.005 * whole, 0.01))
     error = max(wanted, 2 * reach * fineness / (MAX_POINTS - 4 * fineness))
     reach += 2 * error
-    domain = Domain.create_aligned(-reach, reach, error / fineness)
+    domain = _opacus.Domain.create_aligned(-reach, reach, error / fineness)
 
     kinds = [_CategoricalPrv if part.categorical else _PoissonPrv for part in history]
     each = [
@@ -58,9 +47,9 @@ def epsilon_prv(history: list[Part], delta: float) -> float:
         log_scale, masses = 0.0, []
         for one, part in zip(each, history, strict=True):
             mass, log_moment = tilted(one.domain.ts, one.pmf, theta)
-            masses.append(DiscretePRV(pmf=mass, domain=one.domain))
+            masses.append(_opacus.DiscretePRV(pmf=mass, domain=one.domain))
             log_scale += part.steps * log_moment
-        total = compose_heterogeneous(masses, [part.steps for part in history])
+        total = _opacus.compose_heterogeneous(masses, [part.steps for part in history])
         losses = total.domain.ts
         found = epsilon_of_losses(losses, tilted_back(total.pmf, losses, theta, log_scale), 0.0, delta - delta_error)
         return found, log_scale
@@ -68,8 +57,8 @@ def epsilon_prv(history: list[Part], delta: float) -> float:
     return by_tilt(composed, order, steps, delta) + error
 
 
-class _PoissonPrv(PoissonSubsampledGaussianPRV):
-    """The privacy loss of Poisson sampling, from with the record to without: L under R in `accounting`."""
+class _PoissonPrv(_opacus.PoissonSubsampledGaussianPRV):
+    """The privacy loss of Poisson sampling, from with the record to without: L under R in `shards`."""
 
     def cdf(self, t: np.ndarray) -> np.ndarray:
         """Opacus' overflows where the loss is above 700."""
@@ -105,7 +94,7 @@ class _PoissonPrv(PoissonSubsampledGaussianPRV):
 
 
 class _CategoricalPrv(_PoissonPrv):
-    """The privacy loss of drawing one of many shards: of P* in `accounting`."""
+    """The privacy loss of drawing one of many shards: of P* in `shards`."""
 
     def cdf(self, t: np.ndarray) -> np.ndarray:
         t = np.asarray(t, float)
@@ -116,9 +105,9 @@ class _CategoricalPrv(_PoissonPrv):
         return self._expected(lambda normal, shifted, q: q * (shifted - normal), 0.5)
 
 
-def _discrete(prv: _PoissonPrv, domain: Domain) -> DiscretePRV:
+def _discrete(prv: _PoissonPrv, domain: Any) -> Any:
     """As Opacus' `discretize`, but the upper tail by 1 - cdf, and the mean by a quadrature that knows where L bends."""
-    truncated = TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max)
+    truncated = _opacus.TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max)
     edges = np.linspace(domain.t_min - domain.dt / 2, domain.t_max + domain.dt / 2, domain.size + 1)
     pmf = np.diff(truncated.cdf(edges))
     upper = np.searchsorted(edges, 0.0)
@@ -126,4 +115,4 @@ def _discrete(prv: _PoissonPrv, domain: Domain) -> DiscretePRV:
     shift = prv.mean() - float(np.dot(domain.ts, pmf))
     if abs(shift) >= domain.dt / 2:
         raise RuntimeError("the discrete mean differs from the continuous one")
-    return DiscretePRV(pmf=pmf, domain=domain.shift_right(shift))
+    return _opacus.DiscretePRV(pmf=pmf, domain=domain.shift_right(shift))

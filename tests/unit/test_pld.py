@@ -3,7 +3,7 @@
 import pytest
 
 from dpdm.privacy import pld
-from dpdm.privacy.accounting import Part
+from dpdm.privacy.history import Part
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.03, 0.1, 1.0])
