@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -190,26 +189,25 @@ def train(
         num_classes=images.meta.num_classes,
         noise=spec.noise,
     )
-    fingerprint = run_fingerprint(spec, images, ledger.provenance)
-    saves = Checkpoint(checkpoint, fingerprint, log, checkpoint_interval, processes)
-    # The same noise in two releases would cancel: another recipe, other data and other code have other noise.
+    run = run_fingerprint(spec, images)
+    # Other sources lose a checkpoint and a secret key; a commit that changed neither source must not lose a day.
+    made = sha256_of(run.encode(), *(ledger.provenance[name].encode() for name in ("code", "method_code")))
+    saves = Checkpoint(checkpoint, made, log, checkpoint_interval, processes)
     if spec.noise == "secret":
-        rng = Randomness(secret_key(checkpoint, fingerprint, processes or Processes()))
+        rng = Randomness(secret_key(checkpoint, made, processes or Processes()))
     else:
-        rng = Randomness.repeatable(spec.seed, fingerprint)
+        rng = Randomness.repeatable(spec.seed, run)
     private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, processes, saves)
     return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
 
 
-def run_fingerprint(spec: RunSpec, images: ImageSet, made_by: Mapping[str, str]) -> str:
-    """Of all that decides a run: recipe, data and sources. Not for publication, as a guess at the data fits it or not.
+def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
+    """Digest of recipe and data, the key of repeatable noise: the same noise in two releases would cancel.
 
-    Args:
-        made_by: the ledger's provenance. Of it the digests of the sources alone count: a commit that changed neither
-            must not lose a day of training.
+    Two versions of the code share it, so that a later version repeats a run. Secret noise shares nothing. Not for
+    publication: a guess at the data fits it or not.
     """
-    sources = [made_by[name].encode() for name in ("code", "method_code")]
-    return sha256_of(spec_json(spec).encode(), images.digest().encode(), *sources)
+    return sha256_of(spec_json(spec).encode(), images.digest().encode())
 
 
 def _method_code(impl: str) -> str:

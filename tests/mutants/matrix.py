@@ -217,7 +217,7 @@ MUTANTS = [
     Mutant(
         "the key forgets recipe and images",
         "dpdm/method.py",
-        {"Randomness.repeatable(spec.seed, fingerprint)": "Randomness.repeatable(spec.seed)"},
+        {"Randomness.repeatable(spec.seed, run)": "Randomness.repeatable(spec.seed)"},
         "unit test",
         f"{UNIT}method.py::test_one_record_less_means_other_noise_for_all",
         "two runs, before and after a person withdrew, show the person",
@@ -242,8 +242,8 @@ MUTANTS = [
         "the secret key is in the ledger",
         "dpdm/method.py",
         {
-            "        rng = Randomness(secret_key(checkpoint, fingerprint, processes or Processes()))\n": (
-                "        key = secret_key(checkpoint, fingerprint, processes or Processes())\n"
+            "        rng = Randomness(secret_key(checkpoint, made, processes or Processes()))\n": (
+                "        key = secret_key(checkpoint, made, processes or Processes())\n"
                 '        ledger.provenance["key"] = key.hex()\n'
                 "        rng = Randomness(key)\n"
             )
@@ -531,7 +531,7 @@ MUTANTS = [
     Mutant(
         "a run's fingerprint forgets the images",
         "dpdm/method.py",
-        {"spec_json(spec).encode(), images.digest().encode(), ": "spec_json(spec).encode(), "},
+        {"spec_json(spec).encode(), images.digest().encode())": "spec_json(spec).encode())"},
         "unit test",
         f"{UNIT}checkpoint.py::test_a_checkpoint_of_another_run_is_not_used[data]",
         "a run on other data goes on from its checkpoint, with its noise",

@@ -245,6 +245,21 @@ def test_two_runs_of_one_seed_do_not_share_their_noise(run, module, digits64, ch
     assert (noises[0] != noises[1]).all()
 
 
+def test_a_later_version_of_the_code_repeats_a_run(run, module, digits64):
+    spec = run(impl=module(MODULE) + ":Good", params={})
+    seen = []
+    for addition in ("", "# another version"):
+        path = Path(sys.modules[spec.impl.partition(":")[0]].__file__) if seen else None
+        if path:
+            path.write_text(path.read_text() + addition)
+        (door, _, _), ledger = train(spec, digits64, Log())
+        noise = door._rng.scoped("sums").words("noise", count=4).tobytes()
+        seen.append((noise, ledger.provenance["method_code"]))
+    (first, old), (second, new) = seen
+    assert first == second
+    assert old != new
+
+
 def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, module, digits64, tmp_path):
     spec = run(impl=module(MODULE) + ":Good", params={})
 
