@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from dpdm import artifacts
-from dpdm.config import Coordinates, Study, epsilon_text, parse_study
+from dpdm.config import Study, parse_study
 from dpdm.provenance import provenance
+from dpdm.specs import Coordinates, epsilon_text
 
 ROOT = Path(__file__).parents[1]
 RUN = "runs/{dataset}/{method}/eps{epsilon}/seed{seed}"

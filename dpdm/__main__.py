@@ -8,8 +8,9 @@ from typing import Any
 
 import threadpoolctl
 
-from dpdm import artifacts, config
+from dpdm import artifacts, config, specs
 from dpdm.errors import UserError
+from dpdm.report.selection import COMPARISONS, check_entries
 
 
 def verb_schema(_: argparse.Namespace) -> None:
@@ -20,6 +21,7 @@ def verb_schema(_: argparse.Namespace) -> None:
 def verb_check(args: argparse.Namespace) -> None:
     """print the grid a study resolves to: runs, jobs, epsilon and noise per run; tries methods on random images"""
     study = config.load_study(args.study)  # before the imports below, which take seconds
+    check_entries(study)
     from dpdm.plan import describe
     from dpdm.rehearsal import rehearse_study
 
@@ -31,7 +33,7 @@ def verb_validate(args: argparse.Namespace) -> None:
     """import every method of a study, build every params, check its tables and FID weights; with --out, write it"""
     from dpdm.plan import planned_runs
 
-    study = config.parse_spec(config.Study, args.spec)
+    study = specs.parse_spec(config.Study, args.spec)
     if args.published:
         from dpdm.report.published import check_tables
 
@@ -54,12 +56,13 @@ def verb_validate(args: argparse.Namespace) -> None:
 def verb_prepare(args: argparse.Namespace) -> None:
     """load a dataset, verify it, and write its splits as npz"""
     from dpdm import data
+    from dpdm.sources import AnySource
 
-    spec = config.parse_spec(config.SourceSpec, args.spec)
-    splits = data.load_dataset(spec)
+    spec = specs.parse_spec(AnySource, args.spec)
+    splits = spec.load()
     for split, images in splits.items():
         data.write_images(args.out / f"{split}.npz", images)
-    artifacts.write_json(args.out / "dataset.json", data.dataset_facts(spec, splits))
+    artifacts.write_json(args.out / "dataset.json", spec.facts(splits))
 
 
 def verb_label_only(args: argparse.Namespace) -> None:
@@ -79,12 +82,12 @@ def verb_train(args: argparse.Namespace) -> None:
     from dpdm.privacy.key import key_path
     from dpdm.progress import Log
 
-    spec = config.parse_spec(config.RunSpec, args.spec)
+    spec = specs.parse_spec(specs.RunSpec, args.spec)
     if args.noise:
         spec = spec.model_copy(update={"noise": args.noise})
     if args.keep_key and (spec.noise != "secret" or not args.checkpoint):
         raise UserError("--keep-key needs secret noise (--noise secret) and --checkpoint, beside which the key stays")
-    title = f"train {spec.method} on {spec.dataset}, epsilon {config.epsilon_text(spec.epsilon)}, seed {spec.seed}"
+    title = f"train {spec.method} on {spec.dataset}, epsilon {specs.epsilon_text(spec.epsilon)}, seed {spec.seed}"
     images = data.read_images(args.data)
     with processes.joined() as group:
         log = Log(title, quiet=not group.is_first)
@@ -153,7 +156,7 @@ def verb_sample(args: argparse.Namespace) -> None:
     from dpdm import data, method, processes
     from dpdm.rng import Streams
 
-    spec = config.parse_spec(config.SampleSpec, args.spec)
+    spec = specs.parse_spec(specs.SampleSpec, args.spec)
     coordinates = spec.coordinates
     chosen = method.load_method(spec.impl, "generator")
     model = _restored(chosen, args.model, spec.impl)
@@ -165,7 +168,7 @@ def verb_sample(args: argparse.Namespace) -> None:
     labels = data.balanced_labels(spec.synthetic_images, classes)
     images = model.sample(labels, sampler, Streams(coordinates.seed, f"sample/{coordinates.sampler}"))
     origin = f"samples of {coordinates.method}"
-    synthetic = data.ImageSet(images, labels, classes, origin, config.spec_json(spec))
+    synthetic = data.ImageSet(images, labels, classes, origin, specs.spec_json(spec))
     data.write_images(args.out, synthetic)
 
 
@@ -182,7 +185,7 @@ def verb_reference(args: argparse.Namespace) -> None:
     from dpdm import data
     from dpdm.evaluation.inception import reference
 
-    inception = _inception(config.parse_spec(config.FidSpec, args.spec))
+    inception = _inception(specs.parse_spec(specs.FidSpec, args.spec))
     real = {"train": data.read_images(args.train), "test": data.read_images(args.test)}
     artifacts.write_npz(args.out, reference(real, inception))
 
@@ -192,7 +195,7 @@ def verb_score(args: argparse.Namespace) -> None:
     from dpdm import data
     from dpdm.evaluation import classifiers, extractor, fidelity
 
-    spec = config.parse_spec(config.ScoreSpec, args.spec)
+    spec = specs.parse_spec(specs.ScoreSpec, args.spec)
     coordinates, evaluation = spec.coordinates, spec.evaluation
     synthetic, test = data.read_images(args.synthetic), data.read_images(args.test)
     references = {"train": data.read_images(args.train), "test": test}
@@ -209,7 +212,7 @@ def verb_score_inception(args: argparse.Namespace) -> None:
     from dpdm import data
     from dpdm.evaluation.inception import measure
 
-    spec = config.parse_spec(config.InceptionScoreSpec, args.spec)
+    spec = specs.parse_spec(specs.InceptionScoreSpec, args.spec)
     synthetic = data.read_images(args.synthetic)
     distances, facts = measure(synthetic, args.reference, _inception(spec.fid), spec.coordinates.seed)
     common = _judged(synthetic, spec.coordinates)
@@ -222,7 +225,7 @@ def verb_score_classifier(args: argparse.Namespace) -> None:
     from dpdm.evaluation import classifiers
     from dpdm.provenance import provenance
 
-    spec = config.parse_spec(config.ClassifierScoreSpec, args.spec)
+    spec = specs.parse_spec(specs.ClassifierScoreSpec, args.spec)
     chosen = method.load_method(spec.impl, "classifier")
     model = _restored(chosen, args.model, spec.impl)
     content = {
@@ -329,7 +332,7 @@ def _black_box(args: argparse.Namespace) -> list[dict[str, Any]]:
     for run in runs:
         samplers = study.methods[run.method].samplers
         sample = study.sample(run, next(iter(samplers))) if samplers else None
-        log = Log(f"black-box attack on {run.method} on {run.dataset}, epsilon {config.epsilon_text(run.epsilon)}")
+        log = Log(f"black-box attack on {run.method} on {run.dataset}, epsilon {specs.epsilon_text(run.epsilon)}")
         found.append(attack_black_box(run, images[run.dataset], sample, args.canaries, log))
     return found
 
@@ -341,11 +344,11 @@ def _attacked_ledgers(args: argparse.Namespace) -> list[Path]:
     return [Path(run.path(folder)) / "ledger.json" for run in _attacked_runs(study, args)]
 
 
-def _attacked_runs(study: config.Study, args: argparse.Namespace) -> list[config.RunSpec]:
+def _attacked_runs(study: config.Study, args: argparse.Namespace) -> list[specs.RunSpec]:
     """The runs of a study that `attack` means."""
     if not args.run_name:
         return study.attacked_runs()
-    named = {"/".join([r.dataset, r.method, config.epsilon_text(r.epsilon), str(r.seed)]): r for r in study.runs()}
+    named = {"/".join([r.dataset, r.method, specs.epsilon_text(r.epsilon), str(r.seed)]): r for r in study.runs()}
     if args.run_name not in named:
         raise UserError(
             f"{args.study} has no run {args.run_name}, written DATASET/METHOD/EPSILON/SEED; "
@@ -369,7 +372,7 @@ def _restored(method: Any, path: Path, impl: str) -> Any:
         ) from error
 
 
-def _judged(synthetic: Any, coordinates: config.Coordinates) -> dict[str, Any]:
+def _judged(synthetic: Any, coordinates: specs.Coordinates) -> dict[str, Any]:
     """What every file of scores says of its synthetic set: which, how many images, drawn how, judged by which code."""
     from dpdm.provenance import provenance
 
@@ -379,11 +382,11 @@ def _judged(synthetic: Any, coordinates: config.Coordinates) -> dict[str, Any]:
         "num_synthetic": len(synthetic.images),
     }
     if synthetic.drawn_by:
-        facts["drawn_by"] = config.parse_spec(config.SampleSpec, synthetic.drawn_by).model_dump(mode="json")
+        facts["drawn_by"] = specs.parse_spec(specs.SampleSpec, synthetic.drawn_by).model_dump(mode="json")
     return facts
 
 
-def _inception(spec: config.FidSpec):
+def _inception(spec: specs.FidSpec):
     from dpdm.evaluation.inception import find_weights, load_inception
 
     return load_inception(find_weights(spec.weights_path))
@@ -475,7 +478,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--dataset", required=True)
     figures.add_argument("samples", nargs="*", metavar="METHOD[,SAMPLER],EPSILON,SEED=NPZ")
     comparison = add(verb_comparison, "study", "metrics", "out")
-    comparison.add_argument("--kind", required=True, choices=config.COMPARISONS)
+    comparison.add_argument("--kind", required=True, choices=COMPARISONS)
     report = add(verb_report, "study", "metrics", "audits", "benchmarks", "published", "privacy-status", "out")
     for name in ("curves", "grids"):
         report.add_argument(f"--{name}", nargs="*", default=[], metavar="DATASET=PICTURE")

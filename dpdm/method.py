@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from dpdm.artifacts import sha256_of
 from dpdm.checkpoint import Checkpoint
-from dpdm.config import RunSpec, parse_params, spec_json
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.params import Strict
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness
 from dpdm.privacy.key import secret_key
@@ -20,6 +20,7 @@ from dpdm.processes import Processes
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec, spec_json
 
 
 class NoParams(Strict):

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpdm.config import RunSpec, Study, epsilon_text, parse_params, parse_spec
-from dpdm.data import ImageMeta, known_meta
+from dpdm.config import Study
+from dpdm.data import ImageMeta
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import load_method, prepare_run
 from dpdm.privacy import Budget, Event, Ledger, Mechanism, calibrate, epsilon_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
 from dpdm.privacy.ledger import ACCOUNTANTS
+from dpdm.specs import RunSpec, epsilon_text, parse_spec
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     metas, planned, calibrated = {}, [], {}
     for name, dataset in study.datasets.items():
         try:
-            metas[name] = known_meta(dataset)
+            metas[name] = dataset.meta()
         except UserError as error:
             problems[f"datasets.{name}: {error}"] = None
     for spec in study.runs():

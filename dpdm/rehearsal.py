@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpdm.config import RunSpec, Study
-from dpdm.data import ImageMeta, ImageSet, known_meta
+from dpdm.config import Study
+from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
 from dpdm.privacy import Budget, DpSgd, Ledger, Mechanism, PrivateData, Randomness
@@ -16,6 +16,7 @@ from dpdm.privacy.block import BlockGradients
 from dpdm.privacy.loop import PrivateLoop
 from dpdm.progress import Item, Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 IMAGES = 8  # random ones that stand for all records
 
@@ -96,7 +97,7 @@ def rehearse_study(study: Study) -> list[str]:
     """
     chosen: dict[str, tuple[int, RunSpec, ImageMeta]] = {}
     for spec in study.runs():
-        meta = known_meta(study.datasets[spec.dataset])
+        meta = study.datasets[spec.dataset].meta()
         key, size = f"{spec.impl} {_words(spec.params)}", math.prod(meta.shape)
         if key not in chosen or size < chosen[key][0]:
             chosen[key] = size, spec, meta

@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from dpdm import artifacts
 from dpdm.__main__ import main
-from dpdm.config import SourceSpec
-from dpdm.data import ImageSet, load_dataset
+from dpdm.data import ImageSet
 from dpdm.evaluation.fidelity import import_torch_fidelity
+from dpdm.sources.digits import Digits
 
 ROOT = Path(__file__).parents[1]
 CODE = ("Snakefile", "workflow", "profiles", "config", "dpdm", "baselines", "results/published")
@@ -70,7 +70,7 @@ def code_copy(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def digits_train() -> ImageSet:
     """scikit-learn's digits, the training split."""
-    return load_dataset(SourceSpec(source="digits"))["train"]
+    return Digits().load()["train"]
 
 
 @pytest.fixture

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from dpdm.attacks.white_box import CONFIDENCE, Played, one_run_audit
-from dpdm.config import RunSpec, SampleSpec, parse_params
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import load_method, train
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec, SampleSpec
 
 SHARES = 0.1, 0.1  # of all canaries: guessed in and guessed out, fixed beforehand
 

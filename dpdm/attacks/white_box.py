@@ -42,7 +42,6 @@ from dpdm.attacks.bounds import (
     epsilon_of_mu,
     mu_by_errors,
 )
-from dpdm.config import RunSpec, parse_spec
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
@@ -62,6 +61,7 @@ from dpdm.privacy import (
 )
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec, parse_spec
 
 CONFIDENCE = 0.95
 EACH = 1 - (1 - CONFIDENCE) / 2  # of two bounds of which the larger is taken

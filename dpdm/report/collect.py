@@ -11,8 +11,11 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS, DIRECT, Coordinates, Epsilon, RunSpec, Strict, Study, epsilon_text, parse_params
+from dpdm.config import ANCHORS, DIRECT, Study
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
+from dpdm.params import Strict
+from dpdm.specs import Coordinates, Epsilon, RunSpec, epsilon_text
 
 # Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as it stands in paths.
 METRICS: dict[str, type] = {

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from dpdm.config import ANCHORS, DIRECT, Study, Sweep, epsilon_text
+from dpdm.config import ANCHORS, DIRECT, Study
 from dpdm.report.figures import DASHES, LOG_RATIO, STYLE, score_columns, series_look, series_of
+from dpdm.report.selection import Sweep, sweeps
 from dpdm.report.tables import (
     NO_SUMMARY,
     MetricColumn,
@@ -20,6 +21,7 @@ from dpdm.report.tables import (
     methods_of_several_samplers,
     summaries,
 )
+from dpdm.specs import epsilon_text
 
 RESAMPLES = 2000
 COVERAGE = 0.95
@@ -200,7 +202,7 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
     Args:
         study: one with `sweeps`.
     """
-    rows = [(sweep, dataset) for sweep in study.sweeps() for dataset in study.datasets if _points(sweep, dataset)]
+    rows = [(sweep, dataset) for sweep in sweeps(study) for dataset in study.datasets if _points(sweep, dataset)]
     columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset in rows}
     several = any(len({line for _, line in _points(*row)}) > 1 for row in rows)  # then every line says which it is
     known = summaries(metrics, "dataset", "method", "sampler", "epsilon")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS, DIRECT, epsilon_text
+from dpdm.config import ANCHORS, DIRECT
 from dpdm.errors import UserError
 from dpdm.report.tables import (
     ANCHOR_LABELS,
@@ -28,6 +28,7 @@ from dpdm.report.tables import (
     summaries,
     with_values,
 )
+from dpdm.specs import epsilon_text
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; its yellow is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -14,13 +14,14 @@ import jinja2
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import Study, epsilon_text
+from dpdm.config import Study
 from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
 from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, privacy_table, published_table
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
+from dpdm.specs import epsilon_text
 
 DISTRIBUTION = "dpdm-bench"
 HOLES_IN_SENTENCE = 3  # more are folded away below it

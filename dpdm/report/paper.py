@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dpdm.config import DIRECT, PAPER_SCALE, Study, epsilon_text
+from dpdm.config import DIRECT, PAPER_SCALE, Study
 from dpdm.errors import UserError
 from dpdm.report.published import PAPER, datasets_by_published_name
+from dpdm.report.selection import sampler_of, table_runs
 from dpdm.report.tables import (
     MISSING,
     NO_SUMMARY,
@@ -23,6 +24,7 @@ from dpdm.report.tables import (
     rounded,
     summaries,
 )
+from dpdm.specs import epsilon_text
 
 TITLES = {
     1: "main results",
@@ -116,7 +118,7 @@ def paper_table(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
     theirs, own = places(chosen), set(datasets_by_published_name(study))
-    named = study.table_runs(f"table_{number}", theirs)
+    named = table_runs(study, f"table_{number}", theirs)
     left_out = theirs - own if theirs & own else set()
     chosen = chosen[[place not in left_out for place in zip(chosen["dataset"], chosen["resolution"], strict=True)]]
     keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
@@ -168,7 +170,7 @@ def table_files(number: int, study: Study, published: pd.DataFrame, run_folder: 
     Args:
         run_folder, audit: folder of a run, and audit of a data set and method, as patterns.
     """
-    shown = set(study.table_runs(f"table_{number}", places(paper_rows(published, number))))
+    shown = set(table_runs(study, f"table_{number}", places(paper_rows(published, number))))
     found: dict[Path, None] = {}
     for run in study.runs():
         for sampler in study.methods[run.method].samplers or ("",):
@@ -184,7 +186,7 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
     """Published rows with the runs that stand beside them, then ours alone, grouped by data set and epsilon.
 
     Args:
-        named: what the table shows, see `Study.table_runs`.
+        named: what the table shows, see `table_runs`.
     """
     entries = study.tables.get(f"table_{number}", ())
     own = datasets_by_published_name(study)
@@ -201,7 +203,7 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
         for entry in entries:
             mapped = (entry.published, entry.variant) == (row.method, row.variant)
             if mapped and dataset in study.datasets_of(entry.method):
-                row.runs.append(_Runs(dataset, row.epsilon, entry.method, study.sampler_of(entry) or ""))
+                row.runs.append(_Runs(dataset, row.epsilon, entry.method, sampler_of(study, entry) or ""))
     used = {runs for row in rows for runs in row.runs}
     names = {dataset: place for place, dataset in own.items()}
     for dataset, method, sampler in named:

@@ -10,9 +10,12 @@ from typing import Any
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import Study, epsilon_text, nearest
+from dpdm.config import Study
 from dpdm.errors import UserError
+from dpdm.explain import nearest
+from dpdm.report.selection import check_entries
 from dpdm.report.tables import MISSING, Table, epsilon_label
+from dpdm.specs import epsilon_text
 
 # What is known about the epsilon that a paper states; the report prints these meanings.
 PRIVACY_STATUS = {
@@ -157,6 +160,7 @@ def check_tables(study: Study, path: str | Path) -> None:
         UserError: an entry names a row that its table does not have, two data sets would share a row, or the file is
             malformed.
     """
+    check_entries(study)
     if study.tables:
         datasets_by_published_name(study)
     rows = [row for _, row in _read(path, _NUMBER_COLUMNS) if row["protocol"] == PAPER]

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import Coordinates, RunSpec, Study, epsilon_text, spec_json
+from dpdm.config import Study
 from dpdm.report.tables import accounting_verdict, epsilon_label
+from dpdm.specs import Coordinates, RunSpec, epsilon_text, spec_json
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SCORES = ("score.log", "fidelity.json", "utility.json")

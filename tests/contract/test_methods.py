@@ -12,16 +12,18 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from dpdm.config import RunSpec, load_study, merge, parse_params
-from dpdm.data import ImageSet, balanced_labels, load_dataset
+from dpdm.config import load_study, merge
+from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIER_FAMILIES
+from dpdm.explain import parse_params
 from dpdm.method import load_method, prepare_run, train
 from dpdm.privacy import DpSgd, PrivateData, dpsgd, epsilon_spent, isolation
 from dpdm.privacy.block import BlockGradients
 from dpdm.privacy.isolation import SwapTest
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 STUDIES = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 N = 64
@@ -89,9 +91,9 @@ def small_run(run: RunSpec) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    from dpdm.config import SourceSpec
+    from dpdm.sources.digits import Digits
 
-    digits = load_dataset(SourceSpec(source="digits"))["train"]
+    digits = Digits().load()["train"]
     return ImageSet(digits.images[:N], digits.labels[:N], 10)
 
 

@@ -12,7 +12,6 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
 from dpdm.config import load_study
-from dpdm.data import known_meta
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
 from dpdm.privacy import accounting, pld, prv, rdp
@@ -139,7 +138,7 @@ def test_the_papers_recipes(dataset, epsilon, theirs):
     four digits of their value, and the thousandth of epsilon that ours may leave unspent.
     """
     run = PAPER.run(dataset, "dpdm_celeba" if dataset.startswith("celeba") else "dpdm", epsilon, 0)
-    _, _, plan, budget = prepare_run(run, known_meta(PAPER.datasets[dataset]))
+    _, _, plan, budget = prepare_run(run, PAPER.datasets[dataset].meta())
     assert (0.99 - 0.01 / epsilon) * theirs <= calibrate(plan, budget, run.accountant) <= 1.001 * theirs
 
 

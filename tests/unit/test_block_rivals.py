@@ -15,13 +15,14 @@ from baselines import _gan, dp_sinkhorn, gs_wgan
 from baselines.dp_sinkhorn import DPSinkhorn, ground_cost, sinkhorn
 from baselines.gs_wgan import GSWGAN, Shards, train_critic, update_average
 from dpdm.artifacts import canonical_json
-from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import train
 from dpdm.privacy.block import BlockGradients, BlockStep
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 METHODS = {"dp_sinkhorn": DPSinkhorn, "gs_wgan": GSWGAN}
 SMALL = {

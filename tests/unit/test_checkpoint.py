@@ -15,7 +15,6 @@ from torch import nn
 
 from dpdm import artifacts, method
 from dpdm.checkpoint import Checkpoint
-from dpdm.config import RunSpec, spec_json
 from dpdm.data import ImageSet, write_images
 from dpdm.errors import UserError
 from dpdm.method import train
@@ -25,6 +24,7 @@ from dpdm.privacy.key import key_path
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec, spec_json
 
 STEPS = 8
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from dpdm.config import DatasetSpec
-from dpdm.data import ImageSet, balanced_labels, load_dataset
+from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation import classifiers
 from dpdm.evaluation._network import EpochRecipe, Recipe, train_and_select
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.sources.digits import Digits
 
 ALL = ["logreg", "mlp", "cnn"]
 CEILING = {"acc_logreg": 94, "acc_mlp": 96, "acc_cnn": 96}  # percent, trained on the real digits
@@ -18,7 +18,7 @@ CEILING = {"acc_logreg": 94, "acc_mlp": 96, "acc_cnn": 96}  # percent, trained o
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset(DatasetSpec(source="digits", delta=1e-5))
+    return Digits().load()
 
 
 @pytest.fixture(params=["quick", "paper"])

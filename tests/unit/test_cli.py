@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from dpdm import artifacts, data
-from dpdm.config import SourceSpec, epsilon_text, load_study, parse_study, spec_json
+from dpdm.config import load_study, parse_study
 from dpdm.evaluation import inception
 from dpdm.method import load_method, prepare_run
 from dpdm.privacy import Ledger, calibrate, epsilon_spent
 from dpdm.privacy.audit import audit
 from dpdm.privacy.ledger import _seal
+from dpdm.sources.digits import Digits
+from dpdm.specs import epsilon_text, spec_json
 
 VERBS = [
     "schema", "check", "validate", "prepare", "label_only", "train", "audit", "attack", "sample", "extractor",
@@ -46,7 +48,7 @@ def study_file(tmp_path, tiny_study_dict):
 def prepared(tmp_path, digits64) -> Path:
     """A folder with train.npz and dataset.json of 64 digits."""
     data.write_images(tmp_path / "train.npz", digits64)
-    facts = data.dataset_facts(SourceSpec(source="digits"), {"train": digits64})
+    facts = Digits().facts({"train": digits64})
     artifacts.write_json(tmp_path / "dataset.json", facts)
     return tmp_path
 

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dpdm.config import RunSpec, load_study, parse_params
-from dpdm.data import ImageMeta, known_meta
+from dpdm.config import load_study
+from dpdm.data import ImageMeta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import SIGMA_DATA, Denoiser, Edm, Ve, Vp, VPrediction
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.method import DPDM, Model, ModelParams, Params, SamplerParams, learning_rate, update_ema
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import train
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 PAPER = load_study(Path(__file__).parents[2] / "config" / "paper.yaml")
 PAPER_COUNTS = {
@@ -34,7 +36,7 @@ def parameter_count(shape: tuple[int, int, int], classes: int, params: NetworkPa
 
 @pytest.mark.parametrize("dataset", PAPER.datasets)
 def test_the_papers_study_builds_the_papers_networks(dataset):
-    meta = known_meta(PAPER.datasets[dataset])
+    meta = PAPER.datasets[dataset].meta()
     runs = [run for run in PAPER.runs() if run.dataset == dataset and run.impl.endswith(":DPDM")]
     recipes = {parse_params(Params, run.params, "params") for run in runs}
     ((network, conditional),) = {(recipe.network, recipe.conditional) for recipe in recipes}  # one at every epsilon

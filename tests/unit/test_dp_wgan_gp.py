@@ -12,15 +12,16 @@ import torch
 from baselines import _gan, dp_wgan_gp
 from baselines.dp_wgan_gp import BETAS, DPWGANGP, Params, critic_loss, draw_partners, segments
 from dpdm.artifacts import canonical_json
-from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import train
 from dpdm.privacy import Budget, DpSgdParams, calibrate, door, dpsgd, epsilon_spent
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 N = 40
 SHAPE = (1, 8, 8)

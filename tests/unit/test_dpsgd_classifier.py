@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from baselines.dpsgd_classifier import FAMILIES, NETWORKS, SMALLEST_SIDE, Dropout, Model, ModelParams, standardise
-from dpdm.config import RunSpec, SourceSpec, parse_params
-from dpdm.data import ImageMeta, ImageSet, load_dataset, to_network
+from dpdm.data import ImageMeta, ImageSet, to_network
 from dpdm.errors import UserError
 from dpdm.evaluation.classifiers import CLASSIFIERS, MLP_HIDDEN, paper_network
+from dpdm.explain import parse_params
 from dpdm.method import load_method, prepare_run, train
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.sources.digits import Digits
+from dpdm.specs import RunSpec
 
 MNIST, DIGITS = (1, 28, 28), (1, 8, 8)
 
@@ -31,7 +33,7 @@ def spec(network="logreg", epsilon=math.inf, steps=200, batch=128, lr=1.0, clip=
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset(SourceSpec(source="digits"))
+    return Digits().load()
 
 
 def accuracy(model: Model, test: ImageSet) -> float:

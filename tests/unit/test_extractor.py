@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from dpdm import artifacts
-from dpdm.config import DatasetSpec
-from dpdm.data import ImageSet, load_dataset
+from dpdm.data import ImageSet
 from dpdm.errors import UserError
 from dpdm.evaluation import extractor
+from dpdm.sources.digits import Digits
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset(DatasetSpec(source="digits", delta=1e-5))
+    return Digits().load()
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from dpdm import artifacts
-from dpdm.config import DatasetSpec
-from dpdm.data import ImageSet, balanced_labels, load_dataset
+from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation import extractor, fidelity
+from dpdm.sources.digits import Digits
 
 METRICS = ["fd_digits", "kid_digits", "precision_digits", "recall_digits"]
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset(DatasetSpec(source="digits", delta=1e-5))
+    return Digits().load()
 
 
 @pytest.fixture(scope="module")

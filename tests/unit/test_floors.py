@@ -8,12 +8,13 @@ import torch
 
 from baselines.class_mean import ClassMean
 from baselines.dp_gaussian import DPGaussian, Params, shrunk_covariances, standing_out
-from dpdm.config import RunSpec, SourceSpec
-from dpdm.data import ImageMeta, ImageSet, balanced_labels, load_dataset
+from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.method import NoParams, train
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.sources.digits import Digits
+from dpdm.specs import RunSpec
 
 
 def fit(impl: str, images: ImageSet, epsilon: float, **params):
@@ -26,7 +27,7 @@ def fit(impl: str, images: ImageSet, epsilon: float, **params):
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset(SourceSpec(source="digits"))
+    return Digits().load()
 
 
 def nearest_mean_accuracy(model, sampler, test: ImageSet) -> float:

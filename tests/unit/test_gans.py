@@ -16,15 +16,16 @@ from baselines.dp_wgan import DPWGAN
 from baselines.dpcgan import DPCGAN
 from baselines.dpgan_r import Adaptive, DPGANr, Schedule
 from dpdm.artifacts import canonical_json
-from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import run_fingerprint, train
 from dpdm.privacy import DpSgdParams, Randomness, door
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 METHODS = {"dpgan_r": DPGANr, "dpcgan": DPCGAN, "dp_wgan": DPWGAN}
 SMALL = {"width": 4, "latent_dim": 8, "d_steps_per_g_step": 2}

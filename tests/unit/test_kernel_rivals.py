@@ -11,13 +11,14 @@ from baselines.dp_merf import DPMERF
 from baselines.dp_merf import Params as MerfParams
 from baselines.pearl import PEARL, frequency_weights, objective
 from baselines.pearl import Params as PearlParams
-from dpdm.config import RunSpec, parse_params
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.method import train
 from dpdm.privacy import Budget, Ledger, PrivateData, Randomness
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.specs import RunSpec
 
 MERF, PEARL_IMPL = "baselines.dp_merf:DPMERF", "baselines.pearl:PEARL"
 TOY = {

@@ -13,12 +13,13 @@ from dpdm.method import train
 from dpdm.plan import check_recipe, describe, describe_event, planned_runs
 from dpdm.privacy import Event
 from dpdm.progress import Log
+from dpdm.sources.digits import Digits
 
 
 @pytest.fixture
 def n64(monkeypatch):
-    """The digits with 64 training images, for `known_meta`."""
-    monkeypatch.setattr(plan, "known_meta", lambda spec: ImageMeta(64, (1, 8, 8), 10))
+    """The digits with 64 training images."""
+    monkeypatch.setattr(Digits, "meta", lambda _: ImageMeta(64, (1, 8, 8), 10))
 
 
 def test_the_planned_events_are_those_of_the_ledger(tiny_study_dict, digits64, n64):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dpdm import artifacts
-from dpdm.config import RunSpec, spec_json
 from dpdm.data import ImageSet, write_images
+from dpdm.specs import RunSpec, spec_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dpdm.config import DatasetSpec
 from dpdm.errors import UserError
 from dpdm.report.published import PRIVACY_STATUS, privacy_table, published_table, read_published
 
@@ -239,18 +238,6 @@ def test_without_a_finite_epsilon_no_privacy_claim_is_judged(files):
 def test_each_privacy_claim_has_one_row_with_its_reason(files):
     table = privacy_table(read_published(*files([{}, {"epsilon": "1"}, {"dataset": "celeba"}])))
     assert table.cells.to_numpy().tolist() == [["GAN", "paper", "understated", "Its sum is wrong."]]
-
-
-def test_datasets_are_found_by_what_they_are_and_not_by_their_name():
-    def name(**spec):
-        return DatasetSpec(delta=1e-5, **spec).published_as()[0]
-
-    assert name(source="mnist") == "mnist"
-    assert name(source="cifar10") == "cifar_10"
-    assert name(source="celeba", image_size=32) == "celeba"
-    assert name(source="celeba", image_size=32, label="Male") == "celeba (male_conditional)"
-    assert name(source="celeba", image_size=32, label="Smiling") == ""
-    assert name(source="npz", train="a", test="b", num_classes=2) == ""
 
 
 def test_the_names_that_datasets_are_found_by_are_those_of_the_file(shipped):

@@ -7,7 +7,6 @@ import torch
 import yaml
 from torch import nn
 
-from dpdm import data
 from dpdm.config import parse_study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
@@ -15,7 +14,9 @@ from dpdm.method import NoParams
 from dpdm.params import Strict
 from dpdm.privacy import DpSgdParams, Mechanism
 from dpdm.rehearsal import rehearse, rehearse_study
+from dpdm.sources.digits import Digits
 
+REAL_META = Digits.meta
 META = ImageMeta(n=60_000, shape=(1, 8, 8), num_classes=10)
 
 
@@ -77,7 +78,7 @@ def study(fault: str):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setattr("dpdm.rehearsal.known_meta", lambda _: META)
+    monkeypatch.setattr(Digits, "meta", lambda _: META)
 
 
 def test_a_sound_method_passes_in_no_time_whatever_its_size():
@@ -101,9 +102,7 @@ def test_what_is_wrong_is_a_sentence_that_names_the_method(fault, reason):
 def test_every_choice_of_words_is_rehearsed_once_where_the_images_are_smallest(monkeypatch):
     tried = []
     monkeypatch.setattr("dpdm.rehearsal.rehearse", lambda spec, meta: tried.append((spec.method, spec.dataset)))
-    monkeypatch.setattr(
-        "dpdm.rehearsal.known_meta", lambda source: ImageMeta(10, (1, 8, 8 if source.delta == 0.1 else 28), 10)
-    )
+    monkeypatch.setattr(Digits, "meta", lambda source: ImageMeta(10, (1, 8, 8 if source.delta == 0.1 else 28), 10))
     content = study("none").model_dump(mode="json")
     content["datasets"] = {
         "large": {"source": "digits", "delta": 0.01, "allow_large_delta": True},
@@ -120,7 +119,7 @@ def test_every_choice_of_words_is_rehearsed_once_where_the_images_are_smallest(m
 
 
 def test_check_rehearses(run_cli, tmp_path, tiny_study_dict, monkeypatch):
-    monkeypatch.setattr("dpdm.rehearsal.known_meta", data.known_meta)
+    monkeypatch.setattr(Digits, "meta", REAL_META)
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(tiny_study_dict))
     code, out, _ = run_cli("check", path)

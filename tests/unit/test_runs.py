@@ -10,10 +10,11 @@ import pytest
 
 from dpdm import artifacts, data
 from dpdm.__main__ import _parser
-from dpdm.config import InceptionScoreSpec, RunSpec, SampleSpec, ScoreSpec, parse_spec, parse_study, spec_json
+from dpdm.config import parse_study
 from dpdm.errors import UserError
 from dpdm.report.collect import AUDITS
 from dpdm.report.runs import Places, run_anchor, runs_by_dataset
+from dpdm.specs import InceptionScoreSpec, RunSpec, SampleSpec, ScoreSpec, parse_spec, spec_json
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 from dpdm.artifacts import sha256_of
 from dpdm.attacks import white_box
 from dpdm.attacks.white_box import Claim, Played, attack, attack_claim, claim_of, log_ratio, one_run_audit, play
-from dpdm.config import RunSpec
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
@@ -28,6 +27,7 @@ from dpdm.privacy import (
     door,
     dpsgd,
 )
+from dpdm.specs import RunSpec
 
 CLAIMED = Budget(4.0, 1e-4)
 LOGREG = {"network": "logreg", "lr": 1.0, "dp": {"expected_batch_size": 500, "steps": 4, "max_grad_norm": 0.5}}

@@ -9,12 +9,15 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from dpdm import config as schema
+from dpdm import specs
 from dpdm.errors import UserError
+from dpdm.report import selection
 
 try:
     for path in workflow.configfiles:
         schema.read_yaml(path)  # Snakemake's own reader takes the last of two equal keys
     STUDY = schema.parse_study(dict(config), " ".join(map(str, workflow.configfiles)) or "the configuration")
+    selection.check_entries(STUDY)
     schema.check_writable(STUDY.results_dir)
 except UserError as error:
     raise WorkflowError(str(error))
@@ -37,16 +40,16 @@ STUDY_JSON = f"{ROOT}/study.json"
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
 ATTACKED = STUDY.attacked_runs()  # likewise
-COMPARISONS = STUDY.comparisons()  # likewise
+COMPARISONS = selection.comparisons(STUDY)  # likewise
 
 
 wildcard_constraints:
     dataset="|".join(STUDY.datasets),
     method="|".join(STUDY.methods),
     anchor="|".join(STUDY.anchors) or "none",
-    epsilon="|".join(re.escape(schema.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
+    epsilon="|".join(re.escape(specs.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
     seed=r"\d+",
-    comparison="|".join(schema.COMPARISONS),
+    comparison="|".join(selection.COMPARISONS),
     sampler="[a-z][a-z0-9_]*",
 
 
@@ -118,7 +121,7 @@ def shown_sets(wildcards):
             samplers = STUDY.methods[run.method].samplers
             for sampler, path in zip(samplers, set_paths(f"{SET}/synthetic.npz", [run])):
                 shown = [run.method, sampler] if len(samplers) > 1 else [run.method]
-                found[",".join([*shown, schema.epsilon_text(run.epsilon), str(run.seed)])] = path
+                found[",".join([*shown, specs.epsilon_text(run.epsilon), str(run.seed)])] = path
     return found
 
 
@@ -141,7 +144,7 @@ PUBLISHED_PLACES = published_places()  # read once, for all tables
 def table_inputs(number):
     """Scores and audits of what a table shows."""
     table = f"table_{number}"
-    shown = set(STUDY.table_runs(table, PUBLISHED_PLACES.get(table, ())))
+    shown = set(selection.table_runs(STUDY, table, PUBLISHED_PLACES.get(table, ())))
     paths = []
     for run in RUNS:
         for sampler in STUDY.methods[run.method].samplers or ("",):

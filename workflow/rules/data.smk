@@ -6,7 +6,7 @@ rule prepare:
         test=f"{DATA}/test.npz",
         facts=f"{DATA}/dataset.json",
     params:
-        spec=lambda w: schema.spec_json(STUDY.datasets[w.dataset].source_spec()),
+        spec=lambda w: specs.spec_json(STUDY.datasets[w.dataset].source_spec()),
         folder=subpath(output.facts, parent=True),
     log: f"{DATA}/prepare.log"
     benchmark: f"{BENCHMARKS}/prepare/{{dataset}}.tsv"

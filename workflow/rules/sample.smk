@@ -4,7 +4,7 @@ rule sample:
         model=rules.train.output.model,
         dataset=rules.prepare.output.facts,
     output: f"{SET}/synthetic.npz"
-    params: spec=lambda w: schema.spec_json(STUDY.sample(run_of(w), w.sampler))
+    params: spec=lambda w: specs.spec_json(STUDY.sample(run_of(w), w.sampler))
     log: f"{SET}/sample.log"
     benchmark: f"{BENCHMARKS}/sample/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     # 60,000 images of 64x64x3 and the archive they go into, by 1,000 steps of Churn: 3.4 hours of an H100 (calculated).

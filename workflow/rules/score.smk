@@ -5,7 +5,7 @@ rule reference:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
     output: f"{DATA}/inception.npz"
-    params: spec=schema.spec_json(STUDY.fid())
+    params: spec=specs.spec_json(STUDY.fid())
     log: f"{DATA}/inception.log"
     benchmark: f"{BENCHMARKS}/reference/{{dataset}}.tsv"
     resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # 162,770 x 2048 features, and float64 copies of them
@@ -21,7 +21,7 @@ rule score_inception:
         synthetic=rules.sample.output,
         reference=rules.reference.output,
     output: f"{SET}/inception.json"
-    params: spec=lambda w: schema.spec_json(STUDY.score_inception(run_of(w).coordinates(w.sampler)))
+    params: spec=lambda w: specs.spec_json(STUDY.score_inception(run_of(w).coordinates(w.sampler)))
     log: f"{SET}/score_inception.log"
     benchmark: f"{BENCHMARKS}/score_inception/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # as `reference`: an anchor is as large
@@ -36,7 +36,7 @@ use rule score_inception as score_inception_anchor with:
         synthetic=anchor_images,
         reference=rules.reference.output,
     output: f"{ANCHOR}/seed{{seed}}/inception.json"
-    params: spec=lambda w: schema.spec_json(STUDY.score_inception(anchor_of(w)))
+    params: spec=lambda w: specs.spec_json(STUDY.score_inception(anchor_of(w)))
     log: f"{ANCHOR}/seed{{seed}}/score_inception.log"
     benchmark: f"{BENCHMARKS}/score_inception_anchor/{{dataset}}-{{anchor}}-{{seed}}.tsv"
 
@@ -52,7 +52,7 @@ rule score:
     output:
         fidelity=f"{SET}/fidelity.json",
         utility=f"{SET}/utility.json",
-    params: spec=lambda w: schema.spec_json(STUDY.score(run_of(w).coordinates(w.sampler)))
+    params: spec=lambda w: specs.spec_json(STUDY.score(run_of(w).coordinates(w.sampler)))
     log: f"{SET}/score.log"
     benchmark: f"{BENCHMARKS}/score/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
     resources: mem_mb=growing(8000), runtime=growing(120)  # 162,770 images of 64x64x3, and as many of the anchor `real`
@@ -73,7 +73,7 @@ use rule score as score_anchor with:
     output:
         fidelity=f"{ANCHOR}/seed{{seed}}/fidelity.json",
         utility=f"{ANCHOR}/seed{{seed}}/utility.json",
-    params: spec=lambda w: schema.spec_json(STUDY.score(anchor_of(w)))
+    params: spec=lambda w: specs.spec_json(STUDY.score(anchor_of(w)))
     log: f"{ANCHOR}/seed{{seed}}/score.log"
     benchmark: f"{BENCHMARKS}/score_anchor/{{dataset}}-{{anchor}}-{{seed}}.tsv"
 
@@ -85,7 +85,7 @@ rule score_classifier:
         model=rules.train.output.model,
         test=rules.prepare.output.test,
     output: f"{RUN}/utility.json"
-    params: spec=lambda w: schema.spec_json(STUDY.score_classifier(run_of(w)))
+    params: spec=lambda w: specs.spec_json(STUDY.score_classifier(run_of(w)))
     log: f"{RUN}/score.log"
     benchmark: f"{BENCHMARKS}/score_classifier/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
     resources: mem_mb=growing(2000), runtime=growing(30)

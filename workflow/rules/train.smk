@@ -8,7 +8,7 @@ rule train:
         ledger=f"{RUN}/ledger.json",
         curve=f"{RUN}/train.jsonl",
     params:
-        spec=lambda w: schema.spec_json(run_of(w)),
+        spec=lambda w: specs.spec_json(run_of(w)),
         # Not an output, so that Snakemake leaves it where a killed job's next attempt finds it.
         checkpoint=lambda w: f"{RUN}/checkpoint.pt".format(**w),
     log: f"{RUN}/train.log"

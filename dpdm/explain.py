@@ -1,0 +1,147 @@
+"""What a person reads when a file or a spec breaks its schema: one line per mistake, with its path and the fix."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+
+from dpdm.errors import UserError
+
+TAGS = ("kind", "source")  # keys that choose a model of a union
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
+    """The end of an error about a misspelt name: the name meant, or `otherwise` and all of them."""
+    close = difflib.get_close_matches(name, known := list(known), 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
+
+
+def parse_params(kind: Any, params: Any, where: str) -> Any:
+    """`params` as a checked value of `kind`, a model or a union of models; `where` is their YAML path or file.
+
+    Raises:
+        UserError: they break the schema.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(params)
+    except ValidationError as error:
+        raise UserError(explain(error, kind, where)) from error
+
+
+def explain(error: ValueError, kind: Any, origin: str) -> str:
+    """One line per mistake: file or spec, YAML path, what is wrong, how to correct it.
+
+    Args:
+        kind: the model, or union of models, that refused.
+    """
+    if not isinstance(error, ValidationError):
+        return f"{origin}: {error}"
+    items = error.errors()
+    lines = []
+    for item in items:
+        if item["type"] == "too_short" and any(len(i["loc"]) > len(item["loc"]) for i in items):
+            continue  # pydantic counts only the valid entries; the invalid ones are named already
+        if item["type"] == "default_factory_not_called":
+            continue  # a default that depends on another key, whose own mistake is named already
+        path, around = _path(item["loc"], kind)
+        message = _message(item, around)
+        if item["type"].startswith("union_tag"):
+            path = f"{path}.{_misspelt(item) or _discriminator(item)}".removeprefix(".")
+        lines.append(f"{origin}: {path}: {message}" if path else f"{origin}: {message}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _message(item: Any, around: list[type[BaseModel]]) -> str:
+    """What is wrong with one value; `around`: the models whose key it is."""
+    value, context = item["input"], item.get("ctx", {})
+    if item["type"] == "extra_forbidden":
+        tag = next((f" of {name} {tag!r}" for m in around if len(around) == 1 for name, tag in _tag(m).items()), "")
+        keys = sorted({name for model in around for name in model.model_fields})
+        return f"unknown key{tag}; {nearest(str(item['loc'][-1]), keys, 'valid keys:')}"
+    if item["type"] == "union_tag_not_found" and _misspelt(item):
+        return f"unknown key; did you mean {_discriminator(item)!r}?"
+    if item["type"] in ("missing", "union_tag_not_found"):
+        return "missing key"
+    if item["type"] == "union_tag_invalid":
+        known = re.findall(r"'([^']*)'", context["expected_tags"])
+        return f"there is no {_discriminator(item)} {context['tag']!r}; {nearest(context['tag'], known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+        mantissa, exponent = re.split("[eE]", value)
+        return f"{message}; YAML reads {value} as text: write {mantissa}.0e{exponent}"
+    if not isinstance(value, dict | list | tuple) and repr(value) not in message:
+        return f"{message}, got {value!r}"
+    return message
+
+
+def _discriminator(item: Any) -> str:
+    return item["ctx"]["discriminator"].strip("'")
+
+
+def _misspelt(item: Any) -> str | None:
+    """The key that was written for a discriminator, and is near to it."""
+    keys = [key for key in item["input"] if isinstance(key, str)] if item["type"] == "union_tag_not_found" else []
+    return next(iter(difflib.get_close_matches(_discriminator(item), keys, 1)), None)
+
+
+# Parts of an error's location that are pydantic's names of union branches, not keys that somebody wrote.
+_BRANCH = re.compile(r"float|int|str|bool|constrained-\w+|[\w-]*\[.*\]")
+
+
+def _path(loc: tuple[str | int, ...], kind: Any) -> tuple[str, list[type[BaseModel]]]:
+    """`a.b[0].c` of a location, and the models that its last key belongs to; found along the models' annotations."""
+    path, at, around = "", [kind], []
+    for part in loc:
+        models = [model for annotation in at for model in _models(annotation)]
+        if tagged := [model for model in models if part in _tag(model).values()]:
+            at = around = tagged
+            continue
+        inner = [value for annotation in at for value in _inner(annotation, part)]
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif inner or not (path and _BRANCH.fullmatch(part)):
+            path += f".{part}" if path else part
+            around = models
+        at = inner or at
+    return path, around
+
+
+def _inner(annotation: Any, part: str | int) -> list[Any]:
+    """The annotations of what `part` (a key or an index) leads to."""
+    if isinstance(annotation, type) and issubclass(annotation, RootModel):
+        return _inner(annotation.model_fields["root"].annotation, part)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation.model_fields[part].annotation] if part in annotation.model_fields else []
+    arguments = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return [arguments[1]] if part != "[key]" else []
+    if get_origin(annotation) in (tuple, list):
+        return [arguments[0]] if isinstance(part, int) else []
+    return [value for branch in _branches(annotation) for value in _inner(branch, part)]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a value may be of, not those within it."""
+    if isinstance(annotation, type) and issubclass(annotation, RootModel):
+        return _models(annotation.model_fields["root"].annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for branch in _branches(annotation) for model in _models(branch)]
+
+
+def _branches(annotation: Any) -> tuple[Any, ...]:
+    """The parts of a union, or what is annotated; nothing for any other type."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[:1]
+    return get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else ()
+
+
+def _tag(model: type[BaseModel]) -> dict[str, str]:
+    """The key by which a union chooses this model, and its one possible value."""
+    for key in TAGS:
+        annotation = model.model_fields[key].annotation if key in model.model_fields else None
+        if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:
+            return {key: get_args(annotation)[0]}
+    return {}

@@ -1,0 +1,139 @@
+"""What the report shows of a study: the runs of the paper's tables, and the numbers that the study varies.
+
+Imports no numerical library: the Snakefile asks at every start.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from dpdm.config import Study, TableEntry
+from dpdm.errors import UserError
+from dpdm.explain import nearest
+
+COMPARISONS = ("ranks", "parameter")  # figures over a whole study
+
+
+class Sweep(NamedTuple):
+    """A number that a study varies, all else equal: methods differ in one parameter, or a method's samplers do.
+
+    `values` has it by (dataset, epsilon, line, method, sampler), where a line holds what is to be compared: the sampler
+    that all methods share, or the method whose samplers these are. The sampler of a classifier is "". `key` is dotted,
+    e.g. dp.steps.
+    """
+
+    key: str
+    values: dict[tuple[str, float, str, str, str], float]
+
+
+def check_entries(study: Study) -> None:
+    """Holds the `tables` of a study against its methods and samplers.
+
+    Raises:
+        UserError: an entry names a method or sampler that the study does not have, leaves the choice among several
+            samplers open, or shares its published row with another one.
+    """
+    for table, entries in study.tables.items():
+        for number, entry in enumerate(entries):
+            _check_entry(study, f"tables.{table}[{number}]", entry, entries[:number])
+
+
+def _check_entry(study: Study, place: str, entry: TableEntry, earlier: tuple[TableEntry, ...]) -> None:
+    if entry.method not in study.methods:
+        raise UserError(f"{place}.method: no method {entry.method!r}; {nearest(entry.method, study.methods)}")
+    samplers = study.methods[entry.method].samplers
+    if entry.sampler is None and len(samplers) > 1:
+        raise UserError(f"{place} lacks the key sampler: {entry.method} has {', '.join(samplers)}")
+    if entry.sampler is not None and entry.sampler not in samplers:
+        hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
+        raise UserError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
+    for other in earlier:  # classifiers may share a row: each has one of its accuracies
+        same_row = (other.published, other.variant) == (entry.published, entry.variant)
+        if same_row and (samplers or study.methods[other.method].samplers or other.method == entry.method):
+            raise UserError(f"{place}: {other.method} is mapped to this published row already; delete one")
+
+
+def sampler_of(study: Study, entry: TableEntry) -> str | None:
+    """The sampler that an entry of `tables` means; None for a classifier."""
+    return entry.sampler or next(iter(study.methods[entry.method].samplers), None)
+
+
+def table_runs(study: Study, table: str, places: Collection[tuple[str, int | None]]) -> list[tuple[str, str, str]]:
+    """(dataset, method, sampler) of all that table `table_N` of the paper shows, at each epsilon of the dataset.
+
+    That is what `tables` maps to it, in table 1 all generators, in table 2 all classifiers, on the datasets that
+    the table has numbers on; on all of the study's if it has none of them. The sampler of a classifier is "".
+
+    Args:
+        places: the published datasets of the table, see `Source.published_as`.
+    """
+    mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
+    kind = {"table_1": "generator", "table_2": "classifier"}.get(table)
+    shared = [dataset for dataset, spec in study.datasets.items() if spec.published_as() in places]
+    return [
+        (dataset, method, sampler)
+        for dataset in shared or study.datasets
+        for method, spec in study.methods.items()
+        for sampler in spec.samplers or ("",)
+        if dataset in study.datasets_of(method) and (spec.kind == kind or (method, sampler) in mapped)
+    ]
+
+
+def sweeps(study: Study) -> list[Sweep]:
+    """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
+    impls: dict[str, list[str]] = {}
+    for method, spec in study.methods.items():
+        impls.setdefault(spec.impl, []).append(method)
+    found = [_sweep(study, methods, of_samplers=False) for methods in impls.values()]
+    of_samplers: dict[str, Sweep] = {}
+    for method, spec in study.methods.items():  # at every start of Snakemake, so nothing is compared with itself
+        if len(spec.samplers) > 1 and (sweep := _sweep(study, [method], of_samplers=True)):
+            of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
+    return [sweep for sweep in found if sweep] + list(of_samplers.values())
+
+
+def _sweep(study: Study, methods: list[str], of_samplers: bool) -> Sweep | None:
+    """What alone differs between these methods, or between the samplers of this one; None if that is no number."""
+    keys, values = set(), {}
+    for dataset in study.datasets:
+        for epsilon in study.epsilons_of(dataset):
+            runs = [
+                study.run(dataset, method, epsilon, study.seeds[0])
+                for method in methods
+                if dataset in study.datasets_of(method)
+            ]
+            recipes = {}
+            for run in runs:
+                drawn = {name: study.sample(run, name).sampler_params for name in study.methods[run.method].samplers}
+                whole = _flat({"params": run.params, "samplers": drawn})
+                for name in drawn or ("",):
+                    recipes[run.method, name] = _flat(drawn[name]) if of_samplers else whole
+            for key in {key for recipe in recipes.values() for key in recipe}:
+                # repr, for 1 == True and 1 == 1.0
+                if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1:
+                    keys.add(key)
+                    for (method, name), recipe in recipes.items():
+                        line = method if of_samplers else name
+                        values[dataset, epsilon, line, method, name] = recipe.get(key)
+    if len(keys) != 1 or not all(type(value) in (int, float) for value in values.values()):
+        return None
+    key = keys.pop()
+    if of_samplers:
+        return Sweep(key, values)
+    return Sweep(key.removeprefix("params."), values) if key.startswith("params.") else None
+
+
+def comparisons(study: Study) -> list[str]:
+    """The figures over the whole study that it has material for, of COMPARISONS."""
+    generators = [method for method in study.methods if not study.is_classifier(method)]
+    ranked = len(generators) > 1 and any(math.isfinite(epsilon) for epsilon in study.epsilons)
+    return ["ranks"] * ranked + ["parameter"] * bool(sweeps(study))
+
+
+def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping is a value."""
+    out = {}
+    for key, value in recipe.items():
+        nested = isinstance(value, dict) and value
+        out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out

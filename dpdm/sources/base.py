@@ -1,0 +1,85 @@
+"""What every source of images has in common."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from dpdm.params import Count, Strict
+
+if TYPE_CHECKING:
+    from dpdm.data import ImageMeta, ImageSet
+
+DATA_DIR_VARIABLE = "DPDM_DATA_DIR"
+
+ImageSize = Annotated[
+    int,
+    Field(ge=8, description="each image's largest centered square is resized to this height and width, in pixels"),
+]
+NumClasses = Annotated[Count, Field(description="number of classes: public, never counted from the labels")]
+
+
+class Source(Strict):
+    """Where the images of a data set come from; its change, and nothing else, prepares the data set again.
+
+    A subclass gives `source` its name, as a Literal and as the default, and adds the keys that it needs.
+    """
+
+    source: str
+    preprocessing: ClassVar[str] = ""  # how image files were brought to size, for dataset.json
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, value: Any) -> Any:
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+    def files(self) -> list[str]:
+        """The user's own files that the images come from."""
+        return []
+
+    def published_as(self) -> tuple[str, int | None]:
+        """The columns `dataset` and `resolution` of numbers published on it; ("", None) where there can be none."""
+        return ("", None)
+
+    def meta(self) -> "ImageMeta":
+        """Public facts of the training split; reads files only where the number of images is theirs (npz, folder).
+
+        Raises:
+            UserError: such a file is missing or corrupt, or the folders do not fit the keys.
+        """
+        raise NotImplementedError
+
+    def load(self) -> "dict[str, ImageSet]":
+        """The `train` and `test` splits.
+
+        Raises:
+            UserError: a file is missing (and cannot be fetched), has another checksum, or is corrupt.
+        """
+        raise NotImplementedError
+
+    def facts(self, splits: "dict[str, ImageSet]") -> dict[str, Any]:
+        """What dataset.json records: source, sizes, shape, classes, digests, and how images were brought to size."""
+        meta = splits["train"].meta
+        facts = {
+            "source": self.source,
+            "shape": list(meta.shape),
+            "num_classes": meta.num_classes,
+            "n": {split: len(images.images) for split, images in splits.items()},
+            "sha256": {split: images.digest() for split, images in splits.items()},
+        }
+        return facts | ({"preprocessing": self.preprocessing} if self.preprocessing else {})
+
+
+class LocalSource(Source):
+    """A source of files in a folder of this machine."""
+
+    data_dir: str | None = Field(
+        None, description=f"folder of the files; default `${DATA_DIR_VARIABLE}/SOURCE`, else `data/SOURCE`"
+    )
+
+    def folder(self) -> Path:
+        """Where the files are."""
+        if self.data_dir is not None:
+            return Path(self.data_dir)
+        return Path(os.environ.get(DATA_DIR_VARIABLE, "data")) / self.source

@@ -1,0 +1,199 @@
+"""The specs of single jobs: all that decides each, as one line of JSON; and the types that they are made of."""
+
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
+
+from dpdm.errors import UserError
+from dpdm.explain import explain, parse_params
+from dpdm.params import Natural, Strict
+
+
+def _epsilon(value: Any) -> Any:
+    return math.inf if value == "inf" else value
+
+
+def check_epsilon(value: float) -> float:
+    """Refuses (ValueError) an epsilon that is not above 0 or cannot be written in a path."""
+    if math.isnan(value) or value <= 0:
+        raise ValueError(f"epsilon must be above 0, got {value} (use .inf for a run without noise)")
+    if float(f"{value:g}") != value:
+        raise ValueError(f"epsilon {value!r} does not fit into a path; write at most six digits")
+    return value
+
+
+def epsilon_text(epsilon: float) -> str:
+    """How epsilon is written in paths and tables: `0.2`, `10`, `inf`."""
+    return f"{epsilon:g}"
+
+
+def _check_plain(value: Any, path: str = "") -> Any:
+    """Recipes travel as JSON; what JSON would change on the way (.inf, a date) is refused here, by its path."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{path}{key!r}: a key must be text")
+            _check_plain(item, f"{path}{key}: ")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{path}[{number}]: ")
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{path}{value!r} is neither text, a finite number, true, false nor null")
+    return value
+
+
+Epsilon = Annotated[
+    float,
+    BeforeValidator(_epsilon, json_schema_input_type=float | Literal["inf"]),
+    PlainSerializer(lambda v: "inf" if math.isinf(v) else v, when_used="json"),
+]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
+Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
+Accountant = Literal["rdp", "prv", "pld"]  # each a module of dpdm.privacy: see dpdm.privacy.accounting
+Text = Annotated[str, Field(pattern=r"\S")]  # not blank
+
+
+class FidSpec(Strict):
+    """Asks for the FID and its like by Inception; present but empty is enough."""
+
+    weights_path: Text | None = Field(None, description="file of Inception's weights; default: torch-fidelity's own")
+
+
+class EvaluationSpec(Strict):
+    """How synthetic images are judged; the same for every run of a study."""
+
+    synthetic_images: Annotated[int, Field(ge=10)] = Field(
+        description="synthetic images per run, balanced over the classes"
+    )
+    classifiers: Annotated[tuple[Literal["logreg", "mlp", "cnn"], ...], Field(strict=False, min_length=1)] = Field(
+        ("logreg", "mlp", "cnn"), description="classifiers that are trained on them, any of `logreg`, `mlp`, `cnn`"
+    )
+    protocol: Literal["quick", "paper"] = Field(
+        "quick",
+        description="how they are trained: `quick` (fixed steps, last step), or `paper` (50 epochs, the best on "
+        "held-out synthetic images); a column of metrics.csv",
+    )
+    fid: FidSpec | None = Field(
+        None,
+        description="`{}`: FID, and KID, precision and recall, by Inception too "
+        "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change scores nothing else again",
+    )
+
+    @field_validator("classifiers")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("it holds a classifier twice")
+        return value
+
+    @field_validator("fid", mode="before")
+    @classmethod
+    def _asked_for_in_full(cls, value: Any) -> Any:
+        if value is None:  # YAML's `fid:` with nothing after it
+            raise ValueError("write `fid: {}` to ask for the FID, or leave the key out")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_without_fid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study without `fid` has the spec it had before there was such a key: nothing is scored again."""
+        return {key: value for key, value in handler(self).items() if key != "fid" or value is not None}
+
+
+class Coordinates(Strict):
+    """Where a result belongs; every JSON artifact carries it, and nobody parses a path."""
+
+    study: Name
+    dataset: Name
+    method: Name
+    epsilon: Epsilon | None  # None: an anchor row, which no mechanism made
+    seed: Natural
+    sampler: Name | None = None
+
+
+class RunSpec(Strict):
+    """All that decides one training run: its change, and nothing else, retrains it."""
+
+    study: Name
+    dataset: Name
+    method: Name
+    impl: Impl
+    params: Recipe
+    epsilon: Epsilon
+    delta: float | Literal["1/(2n)"]
+    allow_large_delta: bool
+    accountant: Accountant
+    noise: Noise = "repeatable"
+    seed: Natural
+
+    def coordinates(self, sampler: str | None = None) -> Coordinates:
+        """The run's place in the grid."""
+        return Coordinates(
+            study=self.study, dataset=self.dataset, method=self.method,
+            epsilon=self.epsilon, seed=self.seed, sampler=sampler,
+        )  # fmt: skip
+
+    def path(self, pattern: str) -> str:
+        """`pattern` with this run's {dataset}, {method}, {epsilon} and {seed}."""
+        return pattern.format(
+            dataset=self.dataset, method=self.method, epsilon=epsilon_text(self.epsilon), seed=self.seed
+        )
+
+
+class SampleSpec(Strict):
+    """All that decides one synthetic set, given the model."""
+
+    coordinates: Coordinates
+    impl: Impl
+    sampler_params: Recipe
+    synthetic_images: int
+
+
+class ScoreSpec(Strict):
+    """All that decides the scores of one synthetic set, but for those by Inception."""
+
+    coordinates: Coordinates
+    evaluation: EvaluationSpec
+
+
+class InceptionScoreSpec(Strict):
+    """All that decides the scores of one synthetic set by Inception."""
+
+    coordinates: Coordinates
+    fid: FidSpec
+
+
+class ClassifierScoreSpec(Strict):
+    """All that decides the accuracy of a classifier method, given the model."""
+
+    coordinates: Coordinates
+    impl: Impl
+
+
+def spec_json(spec: Strict) -> str:
+    """A spec as one line of JSON, stable, for the command line and Snakemake's `params`."""
+    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+
+
+def parse_spec(kind: Any, text: str) -> Any:
+    """The inverse of `spec_json`; `kind` is a model or a union of models.
+
+    Raises:
+        UserError: the text is not a valid spec of that kind.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(explain(error, kind, "--spec")) from error
+    return parse_params(kind, value, "--spec")

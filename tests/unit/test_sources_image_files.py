@@ -1,0 +1,303 @@
+"""Sources of image files: how a file is read, CelebA, and the user's own folders."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpdm.data import ImageMeta
+from dpdm.errors import UserError
+from dpdm.sources import celeba, image_files
+from dpdm.sources.base import DATA_DIR_VARIABLE
+from dpdm.sources.celeba import Celeba
+from dpdm.sources.folder import Folder
+from dpdm.sources.image_files import read_image
+
+# --- image files ----------------------------------------------------------------------------------------------
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_an_image_of_the_right_size_stays_exact(tmp_path):
+    pixels = picture(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", 8, 3), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 8), (8, 12), (13, 8)])
+def test_the_largest_centred_square_is_cut_out(tmp_path, height, width):
+    pixels = picture(height, width)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    top, left = (height - 8) // 2, (width - 8) // 2
+    expected = pixels[top : top + 8, left : left + 8].transpose(2, 0, 1)
+    assert np.array_equal(read_image(tmp_path / "a.png", 8, 3), expected)
+
+
+def test_shrinking_averages_over_all_pixels(tmp_path):
+    """Without antialiasing, a fine checkerboard becomes black or white instead of grey."""
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    Image.fromarray(np.repeat(board[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "a.png")
+    out = read_image(tmp_path / "a.png", 8, 3).astype(int)
+    assert np.abs(out - 127.5).max() < 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_8_bit_mode_is_converted(tmp_path, mode, channels):
+    original = Image.fromarray(picture(8, 8)).convert(mode)
+    original.save(tmp_path / "a.png")
+    expected = np.asarray(original.convert({1: "L", 3: "RGB"}[channels])).reshape(8, 8, channels).transpose(2, 0, 1)
+    assert np.array_equal(read_image(tmp_path / "a.png", 8, channels), expected)
+
+
+def test_16_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="more than 8 bits per channel"):
+        read_image(tmp_path / "a.png", 8, 1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_damaged_image_is_named(tmp_path, kind):
+    buffer, path = io.BytesIO(), tmp_path / "a.png"
+    Image.fromarray(picture(16, 16)).save(buffer, kind)
+    content = buffer.getvalue()
+    for damaged in (b"", b"text", content[:20], content[: len(content) // 2], content[:-60]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as error:
+            read_image(path, 8, 3)
+        message = str(error.value)
+        assert message.startswith(f"{path} cannot be read as an image (")
+        assert "\n" not in message
+
+
+def test_other_formats_and_missing_files_are_refused(tmp_path):
+    Image.fromarray(picture(8, 8)).save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("a.png", "missing.png", "folder.png"):
+        with pytest.raises(UserError, match="cannot be read as an image"):
+            read_image(tmp_path / name, 8, 3)
+
+
+# --- CelebA ---------------------------------------------------------------------------------------------------
+
+CELEBA = Celeba(image_size=16)
+CELEBA_MALE = Celeba(image_size=16, label="Male")
+
+
+def celeba_pixels(number: int) -> np.ndarray:
+    """A smooth 178x218 image (JPEG keeps it nearly) whose top and bottom bars the crop must remove."""
+    image = np.empty((218, 178, 3), np.uint8)
+    image[:] = [20 * number, 255 - 20 * number, 100]
+    image[:20], image[198:] = 255, 255
+    return image
+
+
+@pytest.fixture
+def small_celeba(monkeypatch, tmp_path):
+    """Eight images: 1, 4, 6, 8 to train, 2 and 5 to validate, 3 and 7 to test; odd ones are Male."""
+    folder = tmp_path / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    partition = {1: 0, 2: 1, 3: 2, 4: 0, 5: 1, 6: 0, 7: 2, 8: 0}
+    for number in partition:
+        path = folder / "img_align_celeba" / f"{number:06}.jpg"
+        Image.fromarray(celeba_pixels(number)).save(path, quality=95)
+    splits = "".join(f"{number:06}.jpg {split}\n" for number, split in partition.items())
+    (folder / "list_eval_partition.txt").write_text(splits)
+    rows = "".join(f"{number:06}.jpg -1 {' 1' if number % 2 else '-1'}  1\n" for number in partition)
+    (folder / "list_attr_celeba.txt").write_text(f"8\nBald Male Young \n{rows}")
+    monkeypatch.setattr(celeba, "SIZES", {"train": 4, "test": 2})
+    monkeypatch.setenv(DATA_DIR_VARIABLE, str(tmp_path))
+    return folder
+
+
+def test_celeba(small_celeba):
+    for spec in (CELEBA, CELEBA.model_copy(update={"data_dir": str(small_celeba)})):
+        splits = spec.load()
+        assert splits["train"].meta == spec.meta() == ImageMeta(4, (3, 16, 16), 1)
+        for split, numbers in (("train", (1, 4, 6, 8)), ("test", (3, 7))):
+            assert splits[split].labels.tolist() == [0] * len(numbers)
+            expected = np.array([[20 * number, 255 - 20 * number, 100] for number in numbers])
+            difference = splits[split].images.astype(int) - expected[:, :, None, None]
+            assert np.abs(difference[..., 2:-2, :]).max() <= 3
+            assert np.abs(difference).max() <= 20  # the white bars bleed into the crop by JPEG's blocks alone
+
+
+def test_an_attribute_makes_two_classes(small_celeba):
+    splits = CELEBA_MALE.load()
+    assert splits["train"].meta == CELEBA_MALE.meta() == ImageMeta(4, (3, 16, 16), 2)
+    assert splits["train"].labels.tolist() == [1, 0, 0, 0]
+    assert splits["test"].labels.tolist() == [1, 1]
+
+
+def test_celeba_without_attributes_needs_no_list_of_them(small_celeba):
+    (small_celeba / "list_attr_celeba.txt").unlink()
+    assert len(CELEBA.load()["train"].images) == 4
+    with pytest.raises(UserError, match=r"list_attr_celeba\.txt is missing"):
+        CELEBA_MALE.load()
+
+
+@pytest.mark.parametrize("name", ["img_align_celeba", "list_eval_partition.txt"])
+def test_missing_celeba_is_one_sentence(small_celeba, name):
+    (small_celeba / name).rename(small_celeba / "elsewhere")
+    with pytest.raises(UserError) as error:
+        CELEBA.load()
+    message = str(error.value)
+    assert message.startswith(f"celeba: {small_celeba / name} is missing; ")
+    assert "\n" not in message
+    for part in ("img_align_celeba, list_eval_partition.txt", str(small_celeba), DATA_DIR_VARIABLE, "https://"):
+        assert part in message
+
+
+def test_a_part_of_celeba_is_refused(small_celeba):
+    (small_celeba / "img_align_celeba" / "000007.jpg").unlink()
+    with pytest.raises(UserError, match=r"holds 1 of CelebA's 2 test images; unpack img_align_celeba\.zip again"):
+        CELEBA.load()
+    for number in (1, 4):
+        (small_celeba / "img_align_celeba" / f"00000{number}.jpg").unlink()
+    with pytest.raises(UserError, match="holds 2 of CelebA's 4 train images"):
+        CELEBA.load()
+
+
+def test_a_file_in_the_place_of_celebas_images(small_celeba):
+    (small_celeba / "img_align_celeba").rename(small_celeba / "elsewhere")
+    (small_celeba / "img_align_celeba").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 0 of CelebA's 4 train images"):
+        CELEBA.load()
+
+
+def test_another_list_of_splits_is_refused(small_celeba):
+    (small_celeba / "list_eval_partition.txt").write_bytes(b"\xff\n000001.jpg 0 0\n000004.jpg 0\n")
+    with pytest.raises(UserError, match=r"holds 1 of CelebA's 4 train images.*fetch list_eval_partition\.txt again"):
+        CELEBA.load()
+
+
+def test_the_real_totals_of_celeba_are_asked_for(small_celeba, monkeypatch):
+    monkeypatch.setattr(celeba, "SIZES", {"train": 162_770, "test": 19_962})
+    with pytest.raises(UserError, match="holds 4 of CelebA's 162770 train images"):
+        CELEBA.load()
+
+
+def test_an_unknown_attribute_gets_the_nearest(small_celeba):
+    with pytest.raises(UserError, match="knows no attribute 'male'; the nearest is 'Male'"):
+        CELEBA.model_copy(update={"label": "male"}).load()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("000006.jpg -1", "000009.jpg -1"), ("000003.jpg -1  1", "000003.jpg -1  0"), (" 1\n000008", "\n8")],
+)
+def test_a_list_of_attributes_with_gaps_is_refused(small_celeba, old, new):
+    path = small_celeba / "list_attr_celeba.txt"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match="does not give Male as -1 or 1 for every image"):
+        CELEBA_MALE.load()
+
+
+def test_an_empty_list_of_attributes(small_celeba):
+    (small_celeba / "list_attr_celeba.txt").write_text("")
+    with pytest.raises(UserError, match="knows no attribute 'Male'"):
+        CELEBA_MALE.load()
+
+
+def test_the_crop_and_resize_are_recorded(small_celeba):
+    facts = CELEBA.facts(CELEBA.load())
+    assert facts["preprocessing"] == "largest centred square, resized by Pillow's antialiased bilinear filter"
+    assert facts["n"] == {"train": 4, "test": 2}
+
+
+def test_long_loading_shows_its_progress(small_celeba, monkeypatch, capsys):
+    monkeypatch.setattr(image_files, "PROGRESS_EVERY", 2)
+    CELEBA.load()
+    assert capsys.readouterr().err.splitlines() == [
+        "celeba train: 2/4 images", "celeba train: 4/4 images", "celeba test: 2/2 images",
+    ]  # fmt: skip
+
+
+# --- the user's own folders -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """Classes cat and dog; 3 + 1 training images and 1 + 2 test images of several sizes and endings."""
+    names = {
+        "train": {"dog": ["z.png", "a.JPG", "m.jpeg"], "cat": ["1.png"]},
+        "test": {"cat": ["1.png"], "dog": ["1.png", "2.png"]},
+    }
+    for split, classes in names.items():
+        for name, files in classes.items():
+            (tmp_path / split / name).mkdir(parents=True)
+            for number, file in enumerate(files):
+                Image.fromarray(picture(8 + number, 9, number)).save(tmp_path / split / name / file)
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "readme.txt").write_text("not a class")
+    (tmp_path / "train" / "cat" / ".DS_Store").write_text("not an image")
+    return tmp_path
+
+
+def folder_spec(folder, **keys) -> Folder:
+    return Folder(**{"data_dir": str(folder), "image_size": 8, "num_classes": 2} | keys)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_a_folder_of_classes(own_folder, channels):
+    spec = folder_spec(own_folder, channels=channels)
+    splits = spec.load()
+    assert splits["train"].meta == spec.meta() == ImageMeta(4, (channels or 3, 8, 8), 2)
+    assert splits["train"].labels.tolist() == [0, 1, 1, 1]  # classes by name, not as the system lists them
+    assert splits["test"].labels.tolist() == [0, 1, 1]
+    files = ["cat/1.png", "dog/a.JPG", "dog/m.jpeg", "dog/z.png"]
+    expected = [read_image(own_folder / "train" / name, 8, channels or 3) for name in files]
+    assert np.array_equal(splits["train"].images, expected)
+    assert "preprocessing" in spec.facts(splits)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_class_folders_must_match_num_classes(own_folder, split, classes):
+    with pytest.raises(UserError, match=f"train holds 2 class folders but num_classes is {classes}"):
+        folder_spec(own_folder, num_classes=classes).meta()
+    (own_folder / split / "emu").mkdir()
+    with pytest.raises(UserError, match=f"{split} holds 3 class folders but num_classes is 2"):
+        folder_spec(own_folder).load()
+
+
+def test_both_splits_need_the_same_classes(own_folder):
+    (own_folder / "test" / "cat").rename(own_folder / "test" / "emu")
+    with pytest.raises(UserError, match="class cat is in only one of train/ and test/"):
+        folder_spec(own_folder).load()
+
+
+@pytest.mark.parametrize("name", ["b.webp", "notes.txt", "more"])
+def test_a_file_that_is_no_image_is_named(own_folder, name):
+    (own_folder / "test" / "dog" / name).write_text("")
+    with pytest.raises(UserError, match="convert it or move it away") as error:
+        folder_spec(own_folder).meta()
+    assert str(own_folder / "test" / "dog" / name) in str(error.value)
+
+
+def test_an_unreadable_image_is_named(own_folder):
+    path = own_folder / "train" / "dog" / "z.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError) as error:
+        folder_spec(own_folder).load()
+    assert str(error.value).startswith(f"{path} cannot be read as an image")
+
+
+def test_a_split_without_images(own_folder):
+    for path in (own_folder / "test").glob("*/*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="test holds no images"):
+        folder_spec(own_folder).load()
+
+
+def test_a_missing_folder_is_one_sentence(own_folder):
+    for data_dir, missing in ((own_folder / "gone", "gone/train"), (own_folder / "train", "train/train")):
+        with pytest.raises(UserError, match=f"cannot read .*{missing}: No such file.*data_dir/train/CLASS") as error:
+            folder_spec(data_dir).meta()
+        assert "\n" not in str(error.value)
