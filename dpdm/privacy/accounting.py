@@ -1,7 +1,7 @@
 """Accounting: epsilon of a list of events, and the noise that meets a budget, under any accountant.
 
 The accountant NAME is the function `epsilon` of the module `dpdm.privacy.NAME`, which maps a history (see `history`)
-and delta to an upper bound. To add one, write that module and add its name to `dpdm.config.Accountant`. The modules are
+and delta to an upper bound. To add one, write that module and add its name to `dpdm.specs.Accountant`. The modules are
 imported where they are used: jobs that sample and score import this package but account for nothing.
 """
 
@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from dpdm.config import Accountant
 from dpdm.errors import UserError
 from dpdm.privacy.history import NO_NOISE, Part, history_of
 from dpdm.privacy.ledger import ACCOUNTANTS, Event
+from dpdm.specs import Accountant
 
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
 SMALLEST_DELTA = 1e-12  # below, the double precision of the PRV and PLD accountants is not enough

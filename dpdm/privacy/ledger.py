@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dpdm.artifacts import sha256_of
-from dpdm.config import Accountant
 from dpdm.errors import UserError
+from dpdm.specs import Accountant
 
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
