@@ -580,7 +580,7 @@ def test_a_key_written_twice_is_named_with_its_line(folder, tiny):
     folder.write(tiny)
     with (folder.path / "study.yaml").open("a") as study:
         study.write("seeds: [0, 1]\n")
-    refused(folder, "study.yaml, line ", ": key 'seeds' stands twice")
+    refused(folder, "study.yaml, line ", ": key 'seeds' ")
 
 
 def test_missing_weights_of_the_fid_are_named_before_any_job(folder, tiny, edit):
