@@ -1,6 +1,8 @@
 """Keeps what a study gave: its tables and pictures, and a page that says how they were made, in results/STUDY/kept.
 
-snakemake --cores 2 --configfile config/STUDY.yaml && .venv/bin/python benchmarks/keep_results.py STUDY
+snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
+
+STUDY is a study file, such as config/laptop.yaml, or several with commas between them, each laid over those before it.
 
 To be run on the machine that ran the study, which the page names, or with --command and --machine to say what ran it.
 Git tracks that folder, and no job uses it.
@@ -23,8 +25,8 @@ KEPT = ("metrics.csv", "audits.csv", "tables/*.csv", "tables/*.md", "tables/*.te
 
 
 def keep(study: str, commands: list[str], machine: str) -> None:
-    """Makes results/STUDY/kept anew."""
-    folder = ROOT / "results" / study
+    """Makes results/NAME/kept anew."""
+    folder = ROOT / "results" / load_study(study).study
     text = page(study, commands, machine)
     shutil.rmtree(folder / "kept", ignore_errors=True)
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
@@ -35,9 +37,10 @@ def keep(study: str, commands: list[str], machine: str) -> None:
 
 
 def page(study: str, commands: list[str], machine: str) -> str:
-    """The page for results/STUDY, from the files that the run left there."""
-    folder = ROOT / "results" / study
-    spec = load_study(ROOT / "config" / f"{study}.yaml")
+    """The page for results/NAME, from the files that the run left there."""
+    spec = load_study(study)
+    folder = ROOT / "results" / spec.study
+    files = [Path(file).resolve().relative_to(ROOT) for file in study.split(",")]
     targets = sorted(spec.tables)
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     if missing := {"results", *targets} - set(named):
@@ -47,7 +50,7 @@ def page(study: str, commands: list[str], machine: str) -> str:
     commits = sorted({commit for frame in (metrics, audits) for commit in frame["commit"]})
     return "\n\n".join(
         [
-            f"# Results of [config/{study}.yaml](../../../config/{study}.yaml)",
+            f"# Results of {' with '.join(f'[{file}](../../../{file})' for file in files)}",
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {machine}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
@@ -80,13 +83,12 @@ def cost(jobs: pd.DataFrame) -> str:
 def main() -> None:
     """One folder per study named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    studies = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
-    parser.add_argument("study", nargs="+", choices=studies, metavar="STUDY")
+    parser.add_argument("study", nargs="+", metavar="STUDY")
     parser.add_argument("--command", action="append", help="how it was run (default: snakemake --cores 2)")
     parser.add_argument("--machine", help="on what it was run (default: this machine)")
     args = parser.parse_args()
     for study in args.study:
-        commands = args.command or [f"snakemake --cores 2 --configfile config/{study}.yaml"]
+        commands = args.command or [f"snakemake --cores 2 --configfile {study.replace(',', ' ')}"]
         keep(study, commands, args.machine or where(2))
 
 

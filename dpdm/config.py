@@ -37,6 +37,7 @@ from dpdm.specs import (
 from dpdm.yaml_file import read_yaml
 
 ANCHORS = ("real", "label_only")
+RECIPES = Path(__file__).parents[1] / "config" / "shared" / "recipes.yaml"
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 RESERVED_STUDIES = ("data", "published", "examples")
 
@@ -119,6 +120,11 @@ class MethodSpec(Strict):
     """One method of a study: code, recipe, samplers."""
 
     impl: Impl = Field(description="the code, `module:Class`; two names may share one")
+    recipe: Name | None = Field(
+        None,
+        exclude=True,  # resolved by `parse_study`
+        description="a recipe of config/shared/recipes.yaml that the keys below are laid over: mappings key by key",
+    )
     kind: Literal["generator", "classifier"] = Field(
         "generator",
         description="`generator`: draws images, which are judged; `classifier`: is trained on the private images and "
@@ -367,24 +373,60 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def load_study(path: str | Path) -> Study:
-    """Reads and checks a study file.
+def load_study(files: str | Path) -> Study:
+    """Reads and checks a study file; of several, with commas between them, each is laid over those before it.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or breaks the schema.
+        UserError: a file cannot be read, is not YAML, or the study breaks the schema.
     """
-    return parse_study(read_yaml(path), str(path))
+    names = str(files).split(",")
+    value = read_yaml(names[0])
+    for name in names[1:]:
+        value = _overlay(value, read_yaml(name))
+    return parse_study(value, " ".join(names), overlaid=len(names) > 1)
 
 
-def parse_study(value: Any, origin: str) -> Study:
+def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
     """Checks a study that was read already; `origin` names it in errors.
+
+    Args:
+        overlaid: it was merged from several files, in which a null removes a key (as in a JSON merge patch, RFC 7386).
 
     Raises:
         UserError: the study breaks the schema; the message names the YAML path and the fix.
     """
     if not isinstance(value, dict) or not value:
         raise UserError(f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml")
+    value = _without_nulls(value) if overlaid else value
+    methods = value.get("methods")
+    if isinstance(methods, dict) and any(isinstance(spec, dict) and "recipe" in spec for spec in methods.values()):
+        recipes = read_yaml(RECIPES)
+        methods = {name: _with_recipe(spec, recipes, f"{origin}: methods.{name}") for name, spec in methods.items()}
+        value = value | {"methods": methods}
     return parse_params(Study, value, origin)
+
+
+def _with_recipe(spec: Any, recipes: dict[str, Any], where: str) -> Any:
+    """The entry of a method, laid over the shared recipe that it names."""
+    if not isinstance(spec, dict) or "recipe" not in spec:
+        return spec
+    own = {key: value for key, value in spec.items() if key != "recipe"}
+    if (name := str(spec["recipe"])) not in recipes:
+        raise UserError(f"{where}.recipe: {RECIPES.name} has no recipe {name!r}; {nearest(name, recipes)}")
+    return merge(recipes[name], own)
+
+
+def _overlay(base: Any, change: Any) -> Any:
+    """`change` laid over `base` as Snakemake does it: mappings key by key, anything else replaced."""
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    return base | {key: _overlay(base.get(key), value) for key, value in change.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def check_writable(folder: str | Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpdm import config
-from dpdm.config import Study, check_writable, load_study, merge, parse_study
+from dpdm.config import MethodSpec, Study, check_writable, load_study, merge, parse_study
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.params import Strict
@@ -26,8 +27,10 @@ from dpdm.specs import (
     parse_spec,
     spec_json,
 )
+from dpdm.yaml_file import read_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
+SCALES = sorted((Path(__file__).parents[2] / "config" / "scale").glob("*.yaml"))
 
 
 def put(value: dict, path: str, leaf) -> dict:
@@ -597,8 +600,68 @@ def test_every_shipped_study_is_valid(path):
     jsonschema.validate(load_study(path).model_dump(mode="json"), schema)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_study_points_editors_at_its_schema(path):
+    name = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())[1]
+    assert (path.parent / name).is_file()
+
+
+# --- several files, and shared recipes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SCALES, ids=lambda path: path.stem)
+def test_every_scale_is_laid_over_its_ablation(path):
+    base = path.parents[1] / f"{path.stem.replace('laptop', 'ablation')}.yaml"
+    large, small = load_study(base), load_study(f"{base},{path}")
+    assert small.study == path.stem
+    assert small.evaluation.fid is None is not large.evaluation.fid
+    assert set(small.methods) <= set(large.methods)
+    for name, method in small.methods.items():
+        assert (method.unverified, method.params["lr"]) == ((), 5e-3)
+        assert method.params["network"]["channels"] == 16 < large.methods[name].params["network"]["channels"]
+        assert set(method.samplers) == set(large.methods[name].samplers)
+
+
+def test_a_file_is_laid_over_those_before_it_and_a_null_removes(tmp_path, tiny_study_dict):
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text(yaml.safe_dump(tiny_study_dict))
+    over.write_text("seeds: [7]\nmethods:\n  class_mean: null\n  dpdm: {params: {dp: {steps: 1}}, overrides: null}\n")
+    study = load_study(f"{base},{over}")
+    assert (study.seeds, list(study.methods)) == ((7,), ["dpdm"])
+    was = tiny_study_dict["methods"]["dpdm"]["params"]
+    assert study.methods["dpdm"].params == was | {"dp": was["dp"] | {"steps": 1}}
+    assert study.methods["dpdm"].overrides == ()
+    over.write_text("seedz: [7]\n")
+    with pytest.raises(UserError, match=r"seedz.*'seeds'") as error:
+        load_study(f"{base},{over}")
+    assert str(base) in str(error.value)
+    assert str(over) in str(error.value)
+
+
+def test_a_method_takes_a_shared_recipe_and_lays_its_own_keys_over(tiny_study_dict):
+    tiny_study_dict["methods"]["class_mean"] = {"impl": "a:B", "recipe": "dpdm_paper", "params": {"dp": {"steps": 3}}}
+    method = parse_study(tiny_study_dict, "s").methods["class_mean"]
+    assert (method.scale, method.params["dp"]["steps"], method.params["dp"]["expected_batch_size"]) == (
+        "paper",
+        3,
+        4000,
+    )
+    assert "recipe" not in method.model_dump()  # so that a study.json has no other file to follow
+    tiny_study_dict["methods"]["class_mean"]["recipe"] = "dpdm_papre"
+    message = refusal(tiny_study_dict)
+    assert all(part in message for part in ("study.yaml", "methods.class_mean.recipe", "'dpdm_papre'", "'dpdm_paper'"))
+
+
+def test_every_shared_recipe_is_used_and_has_the_keys_of_a_method():
+    text = "".join(path.read_text() for path in (*SHIPPED, *SCALES))
+    for name, recipe in read_yaml(config.RECIPES).items():
+        assert re.search(rf"recipe: {name}\b", text), name
+        assert set(recipe) <= set(MethodSpec.model_fields) - {"recipe", "impl"}
+
+
 def test_there_are_shipped_studies():
     assert {"digits", "tiny"} <= {path.stem for path in SHIPPED}
+    assert len(SCALES) == 4
 
 
 def test_the_json_schema_refuses_what_the_models_refuse(tiny_study_dict):

@@ -189,6 +189,13 @@ def test_a_study_replaces_the_default_one_and_is_not_merged_with_it(folder, chec
     assert {job for job in own.jobs if job.startswith("train")} == run_jobs("train", ["only"])
 
 
+def test_a_scale_is_laid_over_a_study(folder, checkout):
+    files = [str(checkout / "config" / name) for name in ("ablation_sampler.yaml", "scale/laptop_sampler.yaml")]
+    dry = folder.dry("--configfile", *files, "--", "table_6", cwd=checkout, config=False)
+    assert (dry.counts["train"], dry.counts["sample"]) == (4, 16)
+    assert "score_inception" not in dry.counts
+
+
 # --- the whole tiny study -------------------------------------------------------------------------------------
 
 

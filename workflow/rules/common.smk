@@ -16,7 +16,11 @@ from dpdm.report import selection
 try:
     for path in workflow.configfiles:
         schema.read_yaml(path)  # Snakemake's own reader takes the last of two equal keys
-    STUDY = schema.parse_study(dict(config), " ".join(map(str, workflow.configfiles)) or "the configuration")
+    STUDY = schema.parse_study(
+        dict(config),
+        " ".join(map(str, workflow.configfiles)) or "the configuration",
+        overlaid=len(workflow.configfiles) > 1,
+    )
     selection.check_entries(STUDY)
     schema.check_writable(STUDY.results_dir)
 except UserError as error:
