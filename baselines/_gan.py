@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -240,7 +241,7 @@ def clip_weights(module: nn.Module, bound: float) -> None:
 class SamplerParams(Strict):
     """A generator has one way to sample."""
 
-    max_batch_size: Count = 1000  # memory only
+    max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
 
 
 class Model:

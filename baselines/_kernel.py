@@ -37,22 +37,24 @@ EMBEDDINGS, COUNTS = "class_embeddings", "class_counts"
 class KernelParams(Strict):
     """Public constants of both methods, which give the defaults."""
 
-    num_frequencies: Count  # k, rows of W; 2 k numbers are released per class
-    squared_length_scale: Positive  # s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size
-    count_share: Share = 0.05  # of the budget; the embeddings get the rest
-    latent_dim: Count = 5  # z of the generator
-    hidden_units: Count = 200  # of its first layer
-    generated_batch_size: Count  # images per step, balanced over the classes
-    steps: Count  # of the generator
-    lr: Positive = 1e-2  # Adam, of the generator
-    lr_decay: Annotated[Finite, Field(gt=0, le=1)] = 0.9  # factor on lr ...
-    lr_decay_steps: Count  # ... every so many steps
+    num_frequencies: Count = Field(description="k, rows of W; 2 k numbers are released per class")
+    squared_length_scale: Positive = Field(
+        description="s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size"
+    )
+    count_share: Share = Field(0.05, description="part of the budget for the counts; the embeddings get the rest")
+    latent_dim: Count = Field(5, description="dimension of the generator's noise z")
+    hidden_units: Count = Field(200, description="units of the generator's first layer")
+    generated_batch_size: Count = Field(description="images per step, balanced over the classes")
+    steps: Count = Field(description="generator steps")
+    lr: Positive = Field(1e-2, description="rate of Adam, of the generator")
+    lr_decay: Annotated[Finite, Field(gt=0, le=1)] = Field(0.9, description="factor on lr every lr_decay_steps")
+    lr_decay_steps: Count = Field(description="generator steps between two falls of lr")
 
 
 class SamplerParams(Strict):
     """How images are drawn."""
 
-    max_batch_size: Count = 1000  # memory only
+    max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
 
 
 class Generator(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,14 +23,14 @@ from dpdm.rng import Streams
 class Params(Strict):
     """Public constants, fixed without looking at the data."""
 
-    max_image_norm: Positive  # L2 norm of an image in [0, 1] that is clipped to
-    count_share: Share = 0.1  # of the budget; the class sums get the rest
+    max_image_norm: Positive = Field(description="L2 norm to which an image in [0, 1] is clipped")
+    count_share: Share = Field(0.1, description="part of the budget for the counts; the class sums get the rest")
 
 
 class SamplerParams(Strict):
     """How images scatter around their class mean."""
 
-    pixel_noise: NotNegative = 0.1  # std, for pixels in [0, 1]
+    pixel_noise: NotNegative = Field(0.1, description="standard deviation of the noise on a pixel in [0, 1]")
 
 
 class Model:

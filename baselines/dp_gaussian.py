@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,11 +28,11 @@ from dpdm.rng import Streams
 class Params(Strict):
     """Public constants, fixed without looking at the data; the second moments per class get the remaining budget."""
 
-    max_image_norm: Positive  # C, for pixels in [0, 1]
-    count_share: Share = 0.02
-    sum_share: Share = 0.18
-    second_moment_share: Share = 0.30
-    variance_floor: NotNegative = 1e-3  # of every direction of a class covariance
+    max_image_norm: Positive = Field(description="C: L2 norm to which an image in [0, 1] is clipped")
+    count_share: Share = Field(0.02, description="part of the budget for the counts")
+    sum_share: Share = Field(0.18, description="part of the budget for the class sums")
+    second_moment_share: Share = Field(0.30, description="part of the budget for the second moment of all images")
+    variance_floor: NotNegative = Field(1e-3, description="smallest variance of a class covariance in any direction")
 
 
 class Model:

@@ -17,6 +17,8 @@ To compare with: published.csv, Table 1 of the DPDM paper, DP-MERF at epsilon 10
 depend on epsilon).
 """
 
+from pydantic import Field
+
 from baselines import _kernel
 from dpdm.data import ImageMeta
 from dpdm.params import Count, Positive
@@ -28,11 +30,13 @@ from dpdm.rng import Streams
 class Params(_kernel.KernelParams):
     """Public constants; defaults as published for 28 pixels."""
 
-    num_frequencies: Count = 5000  # 10,000 numbers per class
-    squared_length_scale: Positive = 105.0  # pixels in [0, 1], 28 x 28
-    generated_batch_size: Count = 500
-    steps: Count = 600  # 5 epochs of 60,000 / 500
-    lr_decay_steps: Count = 120  # an epoch
+    num_frequencies: Count = Field(5000, description="k; 2 k numbers are released per class")
+    squared_length_scale: Positive = Field(
+        105.0, description="s2 of the kernel, for pixels in [0, 1]; the default is for 28x28"
+    )
+    generated_batch_size: Count = Field(500, description="images per step, balanced over the classes")
+    steps: Count = Field(600, description="generator steps; the default is 5 epochs of 60,000 / 500")
+    lr_decay_steps: Count = Field(120, description="generator steps between two falls of lr; the default is an epoch")
 
 
 class DPMERF:

@@ -37,6 +37,7 @@ cost. A small preset for 8x8 images: width 8, 6,000 steps of expected batch 10, 
 import math
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,17 +55,20 @@ MECHANISM = "generator"
 class Params(Strict):
     """The recipe; defaults are the original's for MNIST at epsilon 10."""
 
-    blocks: PoissonBlocks = PoissonBlocks(steps=4_000_000, max_block_norm=0.5, expected_batch_size=50)
-    generated_batch_size: Count = 50  # images of G, and of G'
-    fresh_fraction: Fraction = 0.2  # of the images of G', not in G; rounded up
-    l1_weight: NotNegative = 1.0  # m of the ground cost; 1 or 3 in the original
-    label_weight: NotNegative = 15.0
-    blur: Positive = 0.05
-    sinkhorn_iterations: Count = 100
-    width: Count = 64
-    latent_dim: Count = 16
-    label_dim: Count = 8
-    lr: Positive = 1e-5  # Adam
+    blocks: PoissonBlocks = Field(
+        PoissonBlocks(steps=4_000_000, max_block_norm=0.5, expected_batch_size=50),
+        description="steps, batches and clip norm of the noised gradients",
+    )
+    generated_batch_size: Count = Field(50, description="images of G, and of G', per step")
+    fresh_fraction: Fraction = Field(0.2, description="part of the images of G' that is not in G; rounded up")
+    l1_weight: NotNegative = Field(1.0, description="m of the ground cost; 1 or 3 in the original")
+    label_weight: NotNegative = Field(15.0, description="weight of the label in the ground cost")
+    blur: Positive = Field(0.05, description="entropic regularization")
+    sinkhorn_iterations: Count = Field(100, description="iterations per loss")
+    width: Count = Field(64, description="m, the width of the generator")
+    latent_dim: Count = Field(16, description="dimension of its noise")
+    label_dim: Count = Field(8, description="dimension of its label embedding")
+    lr: Positive = Field(1e-5, description="rate of Adam")
 
 
 # --- the loss -------------------------------------------------------------------------------------------------

@@ -48,11 +48,11 @@ class Params(Strict):
     """The recipe; defaults are the published ones for 28x28."""
 
     dp: DpSgdParams = DpSgdParams(expected_batch_size=64, steps=18_750, max_grad_norm=0.01)
-    weight_clip: Positive = 0.01
-    d_steps_per_g_step: Count = 5  # critic steps per generator step
-    width: Annotated[int, Field(ge=2)] = 64  # m
-    latent_dim: Count = 100
-    lr: Positive = 5e-5  # RMSProp, both networks
+    weight_clip: Positive = Field(0.01, description="the critic's weights are cut to [-this, this]")
+    d_steps_per_g_step: Count = Field(5, description="critic steps per generator step")
+    width: Annotated[int, Field(ge=2)] = Field(64, description="m, the width of both networks")
+    latent_dim: Count = Field(100, description="dimension of the generator's noise")
+    lr: Positive = Field(5e-5, description="rate of RMSProp, of both networks")
 
 
 class DPWGAN:

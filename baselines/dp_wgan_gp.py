@@ -38,7 +38,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from baselines import _gan
@@ -55,9 +55,9 @@ BETAS = (0.5, 0.9)  # of Adam, for both networks
 class Decay(Strict):
     """How clip norm and noise multiplier fall together."""
 
-    epochs: Positive = 10.0  # between two falls
-    rate: Share = 0.1  # of the first value, at every fall
-    floor: Share = 0.35  # of the first value, where they stay
+    epochs: Positive = Field(10.0, description="epochs between two falls")
+    rate: Share = Field(0.1, description="by how much they fall each time, as a part of the first value")
+    floor: Share = Field(0.35, description="where they stay, as a part of the first value")
 
 
 class Params(Strict):
@@ -66,14 +66,16 @@ class Params(Strict):
     dp: DpSgdParams = DpSgdParams(
         expected_batch_size=256, steps=4_700, max_grad_norm=0.2, max_physical_batch_size=64
     )  # max_grad_norm is the first one
-    decay: Decay | None = Decay()  # null: neither clip norm nor noise falls
-    gp_weight: NotNegative = 10.0
-    weight_clip: Positive | None = None  # the critic's weights are cut to [-this, this] after each of its steps
-    d_steps_per_g_step: Count = 5  # critic steps per generator step
-    hidden: Count = 512
-    latent_dim: Count = 100
-    d_lr: Positive = 1e-3
-    g_lr: Positive = 1e-4
+    decay: Decay | None = Field(Decay(), description="null: neither clip norm nor noise falls")
+    gp_weight: NotNegative = Field(10.0, description="weight of the gradient penalty")
+    weight_clip: Positive | None = Field(
+        None, description="the critic's weights are cut to [-this, this] after each of its steps"
+    )
+    d_steps_per_g_step: Count = Field(5, description="critic steps per generator step")
+    hidden: Count = Field(512, description="hidden units of both networks")
+    latent_dim: Count = Field(100, description="dimension of the generator's noise")
+    d_lr: Positive = Field(1e-3, description="rate of Adam, of the critic")
+    g_lr: Positive = Field(1e-4, description="rate of Adam, of the generator")
 
     @model_validator(mode="after")
     def _critic_is_bounded(self) -> Self:

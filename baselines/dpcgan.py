@@ -44,14 +44,14 @@ class Params(Strict):
     """The recipe; defaults are the published ones for 28x28."""
 
     dp: DpSgdParams = DpSgdParams(expected_batch_size=600, steps=35_000, max_grad_norm=1.1)
-    networks: Literal["fc", "conv"] = "fc"
-    width: Annotated[int, Field(ge=2)] = 128  # fc: hidden units; conv: m
-    latent_dim: Count = 100
-    d_lr_start: Positive = 0.1  # SGD, falling linearly ...
-    d_lr_end: Positive = 0.052  # ... to this ...
-    d_lr_steps: Count = 10_000  # ... over so many steps, or over all of a shorter run
-    g_lr: Positive = 1e-3  # Adam
-    d_steps_per_g_step: Count = 1
+    networks: Literal["fc", "conv"] = Field("fc", description="architecture of both networks")
+    width: Annotated[int, Field(ge=2)] = Field(128, description="fc: hidden units; conv: m")
+    latent_dim: Count = Field(100, description="dimension of the generator's noise")
+    d_lr_start: Positive = Field(0.1, description="first rate of SGD, of the discriminator; it falls linearly")
+    d_lr_end: Positive = Field(0.052, description="last rate of SGD, of the discriminator")
+    d_lr_steps: Count = Field(10_000, description="steps over which it falls, or all of a shorter run")
+    g_lr: Positive = Field(1e-3, description="rate of Adam, of the generator")
+    d_steps_per_g_step: Count = Field(1, description="discriminator steps per generator step")
 
     def d_lr(self, step: int) -> float:
         """D's learning rate at a step."""

@@ -47,12 +47,12 @@ BETAS = (0.5, 0.999)  # of Adam, for both networks
 class Adaptive(Strict):
     """When n_D climbs, and where to."""
 
-    threshold: Fraction  # of D's average accuracy on fakes, at or below which n_D climbs
+    threshold: Fraction = Field(description="n_D climbs where D's average accuracy on fakes is at or below this")
     ladder: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (
         1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000,
     )  # fmt: skip
-    ema_decay: Fraction = 0.99  # of the average, per G step
-    patience: Natural = 200  # G steps on each rung at least
+    ema_decay: Fraction = Field(0.99, description="of that average, per generator step")
+    patience: Natural = Field(200, description="generator steps on each rung at least")
 
     @model_validator(mode="after")
     def _climbs(self) -> Self:
@@ -65,11 +65,13 @@ class Params(Strict):
     """The recipe; defaults are the paper's for 28x28 at epsilon 10."""
 
     dp: DpSgdParams = DpSgdParams(expected_batch_size=128, steps=450_000, max_grad_norm=1.0)
-    d_steps_per_g_step: Count = 50  # n_D; with `adaptive`, where it starts
-    adaptive: Adaptive | None = None
-    width: Annotated[int, Field(ge=2)] = 128  # m
-    latent_dim: Count = 128
-    lr: Positive = 2e-4
+    d_steps_per_g_step: Count = Field(
+        50, description="n_D, discriminator steps per generator step; with `adaptive`, where it starts"
+    )
+    adaptive: Adaptive | None = Field(None, description="when n_D climbs; null: never")
+    width: Annotated[int, Field(ge=2)] = Field(128, description="m, the width of both networks")
+    latent_dim: Count = Field(128, description="dimension of the generator's noise")
+    lr: Positive = Field(2e-4, description="rate of Adam, of both networks")
 
     @model_validator(mode="after")
     def _start(self) -> Self:

@@ -33,18 +33,19 @@ Shape = tuple[int, int, int]
 class ModelParams(Strict):
     """The part of the recipe that predicting needs as well."""
 
-    network: Literal["logreg", "mlp", "cnn", "tanh_cnn"]
-    # Inputs are (pixel - mean) / std for pixels in [0, 1]: public constants. The defaults give [-1, 1].
-    input_mean: Finite = 0.5
-    input_std: Positive = 0.5
+    network: Literal["logreg", "mlp", "cnn", "tanh_cnn"] = Field(description="architecture")
+    input_mean: Finite = Field(
+        0.5, description="inputs are (pixel - input_mean) / input_std for pixels in [0, 1]: a public constant"
+    )
+    input_std: Positive = Field(0.5, description="see input_mean; the defaults give [-1, 1]")
 
 
 class Params(ModelParams):
     """The recipe: SGD at a constant rate, each network with a budget of its own."""
 
     dp: DpSgdParams
-    lr: Positive
-    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
+    lr: Positive = Field(description="constant rate of SGD")
+    momentum: Annotated[Finite, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
 
 
 class Model:

@@ -44,6 +44,7 @@ import itertools
 import math
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,14 +64,14 @@ class Params(Strict):
     """The recipe; defaults are the original's for 28x28, whose noise met no epsilon of 10."""
 
     blocks: ShardBlocks = ShardBlocks(steps=20_000, max_block_norm=1.0, shards=1000)
-    generated_batch_size: Count = 32  # B: images of a block, and rows of every critic step
-    warm_up_steps: Natural = 2000  # steps of a shard's own generator, once per shard
-    critic_steps: Count = 5  # before every generator step, in the warm-up and at every visit
-    width: Count = 64
-    latent_dim: Count = 10
-    g_lr: Positive = 1e-4
-    critic_lr: Positive = 1e-4
-    ema_decay: Fraction = 0.999  # of the generator that is kept
+    generated_batch_size: Count = Field(32, description="B: images of a block, and rows of every critic step")
+    warm_up_steps: Natural = Field(2000, description="steps of a shard's own generator, once per shard")
+    critic_steps: Count = Field(5, description="before every generator step, in the warm-up and at every visit")
+    width: Count = Field(64, description="width of the networks")
+    latent_dim: Count = Field(10, description="dimension of the generator's noise")
+    g_lr: Positive = Field(1e-4, description="rate of Adam, of the generator")
+    critic_lr: Positive = Field(1e-4, description="rate of Adam, of the critics")
+    ema_decay: Fraction = Field(0.999, description="of the weights of the generator that is kept")
 
 
 # --- networks -------------------------------------------------------------------------------------------------

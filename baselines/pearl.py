@@ -25,6 +25,7 @@ To compare with: published.csv, Table 1 of the DPDM paper, PEARL at epsilon 0.2,
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from baselines import _kernel
@@ -38,13 +39,15 @@ from dpdm.rng import Streams
 class Params(_kernel.KernelParams):
     """Public constants; defaults as published for 28 pixels."""
 
-    num_frequencies: Count = 1500  # 3,000 numbers per class
-    squared_length_scale: Positive = 129.0  # s2, where theta starts; pixels in [0, 1], 28 x 28
-    generated_batch_size: Count = 100
-    steps: Count = 3000  # 5 epochs of 60,000 / 100
-    lr_decay_steps: Count = 600  # an epoch
-    critic_lr: Positive = 1e-2  # Adam, of theta
-    critic_every: Count = 5  # generator steps per critic step
+    num_frequencies: Count = Field(1500, description="k; 2 k numbers are released per class")
+    squared_length_scale: Positive = Field(
+        129.0, description="s2, where theta starts, for pixels in [0, 1]; the default is for 28x28"
+    )
+    generated_batch_size: Count = Field(100, description="images per step, balanced over the classes")
+    steps: Count = Field(3000, description="generator steps; the default is 5 epochs of 60,000 / 100")
+    lr_decay_steps: Count = Field(600, description="generator steps between two falls of lr; the default is an epoch")
+    critic_lr: Positive = Field(1e-2, description="rate of Adam, of theta")
+    critic_every: Count = Field(5, description="generator steps per critic step")
 
 
 class PEARL:

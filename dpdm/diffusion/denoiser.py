@@ -41,8 +41,8 @@ class Edm(_Parametrisation):
     """EDM table 1: ln sigma ~ N(P_mean, P_std^2); unit variance of inputs and targets at every sigma."""
 
     kind: Literal["edm"] = "edm"
-    p_mean: Finite = -1.2
-    p_std: Positive = 1.2
+    p_mean: Finite = Field(-1.2, description="mean of ln sigma in training")
+    p_std: Positive = Field(1.2, description="standard deviation of ln sigma in training")
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """As the base."""
@@ -62,8 +62,8 @@ class VPrediction(_Parametrisation):
     """v-prediction (Salimans and Ho 2022) on a cosine schedule: sigma = tan(pi t / 2), t uniform."""
 
     kind: Literal["v"] = "v"
-    log_snr_min: Finite = -9.0  # sigma = exp(-log_snr / 2): from 0.0015 ...
-    log_snr_max: Finite = 13.0  # ... to 90
+    log_snr_min: Finite = Field(-9.0, description="sigma = exp(-log_snr / 2): up to 90 by default")
+    log_snr_max: Finite = Field(13.0, description="sigma = exp(-log_snr / 2): from 0.0015 by default")
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """c_noise is t itself."""
@@ -87,7 +87,7 @@ class Vp(_Parametrisation):
     beta_d: Positive = 19.9
     beta_min: Positive = 0.1
     t_min: Share = 1e-5
-    noise_scale: Positive = 1000.0  # M: c_noise = M t
+    noise_scale: Positive = Field(1000.0, description="M: c_noise = M t")
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """As the base."""

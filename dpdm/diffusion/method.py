@@ -30,29 +30,37 @@ MECHANISM = "denoiser"
 class ModelParams(Strict):
     """The part of the recipe that sampling needs as well."""
 
-    network: NetworkParams = NetworkParams()
-    parametrisation: Parametrisation = Edm()
-    label_dropout: Fraction = 0.1  # once per image: what guidance needs
-    conditional: bool = True  # false: labels are ignored
+    network: NetworkParams = Field(NetworkParams(), description="size of the U-Net")
+    parametrisation: Parametrisation = Field(
+        Edm(), description="how the denoiser is parametrized, and its noise levels"
+    )
+    label_dropout: Fraction = Field(
+        0.1, description="probability that an image is trained without its label, which guidance needs"
+    )
+    conditional: bool = Field(True, description="false: labels are ignored")
 
 
 class Params(ModelParams):
     """The recipe; defaults are the paper's where it has one value for all data sets."""
 
     dp: DpSgdParams
-    noise_multiplicity: Count = 32  # K
-    lr: Positive = 3e-4  # Adam
-    lr_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the steps; not in the paper
-    ema_decay: Fraction = 0.999
+    noise_multiplicity: Count = Field(
+        32, description="K, noise draws per image, averaged before its gradient is clipped"
+    )
+    lr: Positive = Field(3e-4, description="rate of Adam")
+    lr_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="`linear`: the rate falls to 0 over the steps; not in the paper"
+    )
+    ema_decay: Fraction = Field(0.999, description="of the weights that are kept, per step")
 
 
 class _Sampler(Strict):
-    num_sampling_steps: Count = 50
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
-    guidance: NotNegative = 0.0  # w of classifier-free guidance; doubles the cost if > 0
-    max_batch_size: Count = 1000  # memory only
+    num_sampling_steps: Count = Field(50, description="N, steps of the sampler")
+    sigma_min: Positive = Field(0.002, description="lowest noise level")
+    sigma_max: Positive = Field(80.0, description="highest noise level")
+    rho: Positive = Field(7.0, description="how the steps are spread over the noise levels (Karras et al. 2022)")
+    guidance: NotNegative = Field(0.0, description="w of classifier-free guidance; doubles the cost if > 0")
+    max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
@@ -89,10 +97,10 @@ class Churn(_Sampler):
     """EDM's stochastic Heun sampler; 2 N - 1 evaluations."""
 
     kind: Literal["churn"]
-    s_churn: NotNegative
-    s_min: NotNegative
-    s_max: Positive = 50.0
-    s_noise: Positive = 1.0
+    s_churn: NotNegative = Field(description="how much noise is added, over all steps")
+    s_min: NotNegative = Field(description="lowest noise level at which noise is added")
+    s_max: Positive = Field(50.0, description="highest noise level at which noise is added")
+    s_noise: Positive = Field(1.0, description="factor on the standard deviation of the added noise")
 
     @model_validator(mode="after")
     def _interval(self) -> Self:

@@ -15,12 +15,18 @@ from dpdm.params import Count, Strict
 class NetworkParams(Strict):
     """Size of the U-Net; the defaults are the paper's MNIST network (1.75 M parameters)."""
 
-    channels: Annotated[int, Field(ge=8, multiple_of=4)] = 32
-    channel_mult: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (1, 2, 2)
-    blocks_per_level: Count = 2
-    attention_resolutions: Annotated[tuple[int, ...], Field(strict=False)] = (7,)
-    # Side of the pixel blocks that become channels at the stem: 2 quarters the cost. Ours, for CPU studies of 28 px.
-    pixel_unshuffle: Count = 1
+    channels: Annotated[int, Field(ge=8, multiple_of=4)] = Field(32, description="channels of the first level")
+    channel_mult: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = Field(
+        (1, 2, 2), description="channels of each level, as multiples of the first; each level has half the side"
+    )
+    blocks_per_level: Count = Field(2, description="residual blocks of each level")
+    attention_resolutions: Annotated[tuple[int, ...], Field(strict=False)] = Field(
+        (7,), description="sides of the feature maps, in pixels, that attend to themselves"
+    )
+    pixel_unshuffle: Count = Field(
+        1,
+        description="side of the pixel blocks that become channels at the stem: 2 quarters the cost; not in the paper",
+    )
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Refuses images that the levels cannot halve evenly, and attention where no level is.
