@@ -49,6 +49,12 @@ def refusal(value) -> str:
     return str(error.value)
 
 
+def refused(value, *parts: str) -> None:
+    """The study is refused by a message that names its file and has all these parts, in whatever words."""
+    message = refusal(value)
+    assert not [part for part in ("study.yaml", *parts) if part not in message], message
+
+
 # --- unknown keys ---------------------------------------------------------------------------------------------
 
 
@@ -70,10 +76,7 @@ def test_a_misspelt_key_is_named_with_its_path_and_the_nearest_key(tiny_study_di
 
 
 def test_a_key_near_to_none_gets_the_list(tiny_study_dict):
-    message = refusal(put(tiny_study_dict, "evaluation.xyz", 1))
-    assert (
-        message == "study.yaml: evaluation.xyz: unknown key; valid keys: classifiers, fid, protocol, synthetic_images"
-    )
+    refused(put(tiny_study_dict, "evaluation.xyz", 1), "evaluation.xyz", "classifiers, fid, protocol, synthetic_images")
 
 
 def test_every_mistake_has_its_line(tiny_study_dict):
@@ -83,12 +86,12 @@ def test_every_mistake_has_its_line(tiny_study_dict):
     lines = refusal(tiny_study_dict).splitlines()
     assert len(lines) == 3
     assert all(line.startswith("study.yaml: ") for line in lines)
-    assert "study.yaml: datasets.digits.source: missing key" in lines
+    assert any("datasets.digits.source" in line for line in lines)
 
 
 def test_the_keys_of_an_ill_named_entry_keep_their_path(tiny_study_dict):
     put(tiny_study_dict, "datasets.my-data", {"source": "digits"})
-    assert "study.yaml: datasets.my-data.delta: missing key" in refusal(tiny_study_dict).splitlines()
+    refused(tiny_study_dict, "datasets.my-data.delta")
 
 
 def test_params_of_a_method_are_checked_alike():
@@ -97,7 +100,7 @@ def test_params_of_a_method_are_checked_alike():
 
     with pytest.raises(UserError) as error:
         parse_params(Params, {"learning_rte": 1.0}, "methods.m.params")
-    assert "methods.m.params: learning_rte: unknown key; did you mean 'learning_rate'?" in str(error.value).splitlines()
+    assert all(part in str(error.value) for part in ("methods.m.params", "learning_rte", "'learning_rate'"))
 
 
 # --- values ---------------------------------------------------------------------------------------------------
@@ -105,13 +108,11 @@ def test_params_of_a_method_are_checked_alike():
 
 @pytest.mark.parametrize("epsilon", [0, -1, math.nan, -math.inf])
 def test_epsilon_must_be_above_zero(tiny_study_dict, epsilon):
-    message = refusal(tiny_study_dict | {"epsilons": [epsilon]})
-    assert "epsilons: epsilon must be above 0" in message
-    assert ".inf" in message
+    refused(tiny_study_dict | {"epsilons": [epsilon]}, "epsilons", str(epsilon), ".inf")
 
 
 def test_an_epsilon_must_fit_into_a_path(tiny_study_dict):
-    assert "1.2345678 does not fit into a path" in refusal(tiny_study_dict | {"epsilons": [1.2345678]})
+    refused(tiny_study_dict | {"epsilons": [1.2345678]}, "epsilons", "1.2345678", "six digits")
 
 
 @pytest.mark.parametrize("epsilon", [0.2, 10, 1e-5, 123456, math.inf])
@@ -125,14 +126,12 @@ def test_the_text_inf_is_infinity(tiny_study_dict):
 
 
 def test_a_number_that_yaml_reads_as_text_gets_the_hint(tiny_study_dict):
-    message = refusal(put(tiny_study_dict, "datasets.digits.delta", "1e-5"))
-    assert "datasets.digits.delta" in message
-    assert "YAML reads 1e-5 as text: write 1.0e-5" in message
+    refused(put(tiny_study_dict, "datasets.digits.delta", "1e-5"), "datasets.digits.delta", "1e-5", "1.0e-5")
 
 
 @pytest.mark.parametrize("delta", [0, 1, -1e-5, math.nan, "1/n", True])
 def test_impossible_deltas(tiny_study_dict, delta):
-    assert "datasets.digits.delta" in refusal(put(tiny_study_dict, "datasets.digits.delta", delta))
+    refused(put(tiny_study_dict, "datasets.digits.delta", delta), "datasets.digits.delta")
 
 
 @pytest.mark.parametrize(
@@ -145,75 +144,65 @@ def test_impossible_deltas(tiny_study_dict, delta):
     ],
 )
 def test_a_value_twice(tiny_study_dict, key, value):
-    assert refusal(tiny_study_dict | {key: value}) == f"study.yaml: {key} holds a value twice"
+    refused(tiny_study_dict | {key: value}, key, "twice")
 
 
 def test_a_classifier_twice(tiny_study_dict):
     twice = put(tiny_study_dict, "evaluation.classifiers", ["cnn", "logreg", "cnn"])
-    assert refusal(twice) == "study.yaml: evaluation.classifiers: it holds a classifier twice"
+    refused(twice, "evaluation.classifiers", "twice")
 
 
 @pytest.mark.parametrize("seeds", [["0"], [True], [0.0], [-1], [], 0])
 def test_types_are_not_guessed(tiny_study_dict, seeds):
-    assert "study.yaml: seeds" in refusal(tiny_study_dict | {"seeds": seeds})
+    refused(tiny_study_dict | {"seeds": seeds}, "seeds")
 
 
 @pytest.mark.parametrize("key", ["datasets", "methods", "epsilons", "evaluation", "study", "seeds"])
 def test_a_missing_key(tiny_study_dict, key):
     del tiny_study_dict[key]
-    assert refusal(tiny_study_dict) == f"study.yaml: {key}: missing key"
+    refused(tiny_study_dict, key)
+    assert "\n" not in refusal(tiny_study_dict)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "part"),
+    ("path", "value", "parts"),  # the message names the path, or what is in `parts`
     [
-        ("methods.real", {"impl": "a:B"}, "methods.real: this name belongs to an anchor row"),
-        ("methods.label_only", {"impl": "a:B"}, "methods.label_only: this name belongs to an anchor row"),
-        ("methods.dpdm.impl", "no_colon", "methods.dpdm.impl: String should match pattern"),
-        ("methods.dpdm.samplers", {}, "methods.dpdm.samplers: a generator needs a sampler; leave samplers out for one"),
-        ("methods.dpdm.kind", "gan", "methods.dpdm.kind: Input should be 'generator' or 'classifier', got 'gan'"),
-        ("study", "data", "study: the name 'data' "),
-        ("study", "published", "'published'"),
-        ("study", "examples", "'examples'"),
-        ("study", "../up", "study: String should match pattern"),
-        ("results_dir", "", "results_dir: String should match pattern"),
-        ("results_dir", "my results", "results_dir: String should match pattern"),
-        ("results_dir", "r/{dataset}", "results_dir: String should match pattern"),
-        ("accountant", "moments", "accountant: Input should be 'rdp', 'prv' or 'pld', got 'moments'"),
-        ("evaluation.fid", None, "evaluation.fid: write `fid: {}` to ask for the FID, or leave the key out"),
-        ("evaluation.fid", {"weights_path": " "}, "evaluation.fid.weights_path: "),
-        (
-            "evaluation.fid",
-            {"weights_pth": "a"},
-            "evaluation.fid.weights_pth: unknown key; did you mean 'weights_path'?",
-        ),
-        ("evaluation.classifiers", ["svm"], "evaluation.classifiers[0]: Input should be 'logreg', 'mlp' or 'cnn'"),
-        ("methods.dpdm.tuning", {"settings": -1, "data": "a"}, "tuning.settings: Input should be greater than"),
-        ("methods.dpdm.tuning", {"settings": 2.0, "data": "a"}, "tuning.settings: Input should be a valid integer"),
-        ("methods.dpdm.tuning", {"settings": True, "data": "a"}, "tuning.settings: Input should be a valid integer"),
-        ("methods.dpdm.tuning", {"settings": 2, "data": " "}, "methods.dpdm.tuning.data: String should match pattern"),
-        ("methods.dpdm.tuning", {"settings": 2}, "methods.dpdm.tuning.data: missing key"),
-        ("methods.dpdm.tuning", {"setting": 2, "data": "a"}, "tuning.setting: unknown key; did you mean 'settings'?"),
-        ("methods.dpdm.tuning", 5, "methods.dpdm.tuning: Input should be"),
-        (
-            "datasets.digits.num_classes",
-            10,
-            "num_classes: unknown key of source 'digits'; valid keys: ",
-        ),
-        ("datasets.digits.source", "npz", "datasets.digits.train: missing key"),
-        ("datasets.digits.source", "celeba", "datasets.digits.image_size: missing key"),
-        ("datasets.digits.source", "folder", "datasets.digits.data_dir: missing key"),
-        (
-            "datasets.digits.source",
-            "minst",
-            "digits.source: there is no source 'minst'; did you mean 'mnist'?",
-        ),
-        ("datasets.mnist", {"source": "celeba", "delta": 0.1, "image_size": 7}, "datasets.mnist.image_size: "),
-        ("datasets.mnist", {"source": "mnist", "delta": 0.1, "data_dri": "a"}, "did you mean 'data_dir'?"),
+        ("methods.real", {"impl": "a:B"}, []),
+        ("methods.label_only", {"impl": "a:B"}, []),
+        ("methods.dpdm.impl", "no_colon", ["'no_colon'"]),
+        ("methods.dpdm.samplers", {}, ["leave samplers out"]),
+        ("methods.dpdm.kind", "gan", ["'gan'", "'generator'", "'classifier'"]),
+        ("study", "data", ["'data'"]),
+        ("study", "published", ["'published'"]),
+        ("study", "examples", ["'examples'"]),
+        ("study", "../up", ["'../up'"]),
+        ("results_dir", "", ["''"]),
+        ("results_dir", "my results", ["'my results'"]),
+        ("results_dir", "r/{dataset}", ["'r/{dataset}'"]),
+        ("accountant", "moments", ["'moments'", "'rdp'", "'prv'", "'pld'"]),
+        ("evaluation.fid", None, ["`fid: {}`"]),
+        ("evaluation.fid", {"weights_path": " "}, ["evaluation.fid.weights_path"]),
+        ("evaluation.fid", {"weights_pth": "a"}, ["evaluation.fid.weights_pth", "'weights_path'"]),
+        ("evaluation.classifiers", ["svm"], ["evaluation.classifiers[0]", "'svm'", "'mlp'"]),
+        ("methods.dpdm.tuning", {"settings": -1, "data": "a"}, ["tuning.settings", "-1"]),
+        ("methods.dpdm.tuning", {"settings": 2.0, "data": "a"}, ["tuning.settings", "integer", "2.0"]),
+        ("methods.dpdm.tuning", {"settings": True, "data": "a"}, ["tuning.settings", "integer", "True"]),
+        ("methods.dpdm.tuning", {"settings": 2, "data": " "}, ["tuning.data"]),
+        ("methods.dpdm.tuning", {"settings": 2}, ["tuning.data"]),
+        ("methods.dpdm.tuning", {"setting": 2, "data": "a"}, ["tuning.setting", "'settings'"]),
+        ("methods.dpdm.tuning", 5, ["5"]),
+        ("datasets.digits.num_classes", 10, ["'digits'", "allow_large_delta, delta, epsilons, source"]),
+        ("datasets.digits.source", "npz", ["digits.train", "digits.test", "digits.num_classes"]),
+        ("datasets.digits.source", "celeba", ["digits.image_size"]),
+        ("datasets.digits.source", "folder", ["digits.data_dir", "digits.image_size", "digits.num_classes"]),
+        ("datasets.digits.source", "minst", ["datasets.digits.source", "'minst'", "'mnist'"]),
+        ("datasets.mnist", {"source": "celeba", "delta": 0.1, "image_size": 7}, ["datasets.mnist.image_size", "7"]),
+        ("datasets.mnist", {"source": "mnist", "delta": 0.1, "data_dri": "a"}, ["mnist.data_dri", "'data_dir'"]),
     ],
 )
-def test_refused_values(tiny_study_dict, path, value, part):
-    assert part in refusal(put(tiny_study_dict, path, value))
+def test_refused_values(tiny_study_dict, path, value, parts):
+    own_path = [] if path == "datasets.digits.source" else [path]
+    refused(put(tiny_study_dict, path, value), *own_path, *parts)
 
 
 def test_a_study_without_fid_has_the_specs_it_had_before_there_was_such_a_key(tiny_study_dict):
@@ -273,12 +262,10 @@ def test_a_method_is_a_generator_unless_it_says_otherwise(with_classifier):
 
 def test_a_classifier_with_samplers_is_refused(with_classifier):
     with_classifier["methods"]["net"]["samplers"] = {"default": {}}
-    assert refusal(with_classifier) == (
-        "study.yaml: methods.net.samplers: a classifier draws no images; leave samplers out, or set kind: generator"
-    )
+    refused(with_classifier, "methods.net.samplers", "leave samplers out", "kind: generator")
     del with_classifier["methods"]["net"]["samplers"]
     with_classifier["methods"]["net"]["overrides"] = [{"when": {}, "samplers": {"default": {}}}]
-    assert "no sampler 'default'; the method has none, being a classifier" in refusal(with_classifier)
+    refused(with_classifier, "methods.net.overrides[0].samplers", "'default'", "classifier")
 
 
 def test_a_study_with_a_classifier_survives_json(with_classifier):
@@ -306,7 +293,7 @@ def test_the_kind_decides_no_training(with_classifier):
 def test_a_method_may_be_called_by_the_name_of_a_kind(tiny_study_dict, name):
     """Errors used to drop such a name from the path, as if it chose a branch of a union."""
     tiny_study_dict["methods"][name] = {"impl": "a:B", "parms": {}}
-    assert f"study.yaml: methods.{name}.parms: unknown key; did you mean 'params'?" in refusal(tiny_study_dict)
+    refused(tiny_study_dict, f"methods.{name}.parms", "'params'")
 
 
 # --- the paper's tables, scale, and datasets of a method ----------------------------------------------------------
@@ -321,8 +308,7 @@ def test_a_method_may_be_called_by_the_name_of_a_kind(tiny_study_dict, name):
     ],
 )
 def test_tables_that_cannot_be(tiny_study_dict, tables, parts):
-    message = refusal(tiny_study_dict | {"tables": tables})
-    assert all(part in message for part in parts)
+    refused(tiny_study_dict | {"tables": tables}, *parts)
 
 
 def test_tables_and_scale_are_no_part_of_a_run(tiny_study_dict):
@@ -331,7 +317,7 @@ def test_tables_and_scale_are_no_part_of_a_run(tiny_study_dict):
     after = parse_study(tiny_study_dict | {"tables": {"table_1": [{"method": "dpdm", "published": "DPDM"}]}}, "s")
     assert (before.methods["dpdm"].scale, after.methods["dpdm"].scale) == (None, "width 16")
     assert list(map(spec_json, after.runs())) == list(map(spec_json, before.runs()))
-    assert "methods.dpdm.scale" in refusal(put(tiny_study_dict, "methods.dpdm.scale", ""))
+    refused(put(tiny_study_dict, "methods.dpdm.scale", ""), "methods.dpdm.scale")
 
 
 def test_a_method_may_serve_some_datasets(tiny_study_dict):
@@ -347,15 +333,15 @@ def test_a_method_may_serve_some_datasets(tiny_study_dict):
 
 def test_datasets_of_a_method_that_are_wrong(tiny_study_dict):
     put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5})
-    for value, part in (
-        (["mnits"], "study.yaml: methods.dpdm.datasets[0]: no dataset 'mnits'; did you mean 'mnist'?"),
-        (["mnist", "mnist"], "study.yaml: methods.dpdm.datasets holds a value twice"),
-        ([], "study.yaml: methods.dpdm.datasets"),
+    for value, parts in (
+        (["mnits"], ("datasets[0]", "'mnits'", "'mnist'")),
+        (["mnist", "mnist"], ("twice",)),
+        ([], ()),
     ):
-        assert refusal(put(tiny_study_dict, "methods.dpdm.datasets", value)).startswith(part)
+        refused(put(tiny_study_dict, "methods.dpdm.datasets", value), "methods.dpdm.datasets", *parts)
     put(tiny_study_dict, "methods.dpdm.datasets", ["mnist"])
     put(tiny_study_dict, "methods.dpdm.overrides.0.when", {"dataset": "digits"})
-    assert "matches no run of this study: dpdm is run on mnist at epsilon 10, inf" in refusal(tiny_study_dict)
+    refused(tiny_study_dict, "methods.dpdm.overrides[0].when", "mnist at epsilon 10, inf")
 
 
 def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
@@ -365,17 +351,17 @@ def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
     assert cells == {("digits", 10.0), ("digits", float("inf")), ("mnist", float("inf"))}
     with pytest.raises(UserError, match=r"mnist is not run at epsilon 10; add it .* to datasets\.mnist\.epsilons"):
         study.run("mnist", "dpdm", 10.0, 0)
-    for value, part in (
-        ([10, 10], "datasets.mnist.epsilons holds a value twice"),
-        ([3], "datasets.mnist.epsilons: 3 is none of the study's epsilons, 10, inf; add it there"),
-        ([], "datasets.mnist.epsilons"),
+    for value, parts in (
+        ([10, 10], ("twice",)),
+        ([3], ("3", "10, inf")),
+        ([], ()),
     ):
-        assert f"study.yaml: {part}" in refusal(put(tiny_study_dict, "datasets.mnist.epsilons", value))
+        refused(put(tiny_study_dict, "datasets.mnist.epsilons", value), "datasets.mnist.epsilons", *parts)
     put(tiny_study_dict, "datasets.mnist.epsilons", [10])
     put(tiny_study_dict, "methods.dpdm.overrides.0.when", {"dataset": "mnist", "epsilon": "inf"})
-    assert refusal(tiny_study_dict).endswith("dpdm is run on digits at epsilon 10, inf; mnist at epsilon 10")
+    refused(tiny_study_dict, "methods.dpdm.overrides[0].when", "digits at epsilon 10, inf", "mnist at epsilon 10")
     put(tiny_study_dict, "datasets.digits.epsilons", [10])
-    assert refusal(tiny_study_dict).endswith("epsilons: no dataset is run at inf; delete it, or add it to one")
+    refused(tiny_study_dict, "epsilons", "inf")
 
 
 # --- overrides, and what could not be verified ----------------------------------------------------------------
@@ -384,13 +370,12 @@ def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
 @pytest.mark.parametrize("when", [{"epsilon": 3}, {"dataset": "mnist"}, {"dataset": "digits", "epsilon": 3}])
 def test_a_when_that_matches_no_run(tiny_study_dict, when):
     message = refusal(put(tiny_study_dict, "methods.dpdm.overrides.0.when", when))
-    assert "methods.dpdm.overrides[0].when matches no run of this study" in message
-    assert message.endswith("dpdm is run on digits at epsilon 10, inf")
+    assert all(part in message for part in ("methods.dpdm.overrides[0].when", "digits at epsilon 10, inf"))
 
 
 def test_an_override_of_a_sampler_that_is_not_there(tiny_study_dict):
     message = refusal(put(tiny_study_dict, "methods.dpdm.overrides.0.samplers", {"fast": {}}))
-    assert "methods.dpdm.overrides[0].samplers: no sampler 'fast'; the method has default" in message
+    assert all(part in message for part in ("methods.dpdm.overrides[0].samplers", "'fast'", "default"))
 
 
 @pytest.mark.parametrize(
@@ -648,8 +633,7 @@ def test_a_method_takes_a_shared_recipe_and_lays_its_own_keys_over(tiny_study_di
     )
     assert "recipe" not in method.model_dump()  # so that a study.json has no other file to follow
     tiny_study_dict["methods"]["class_mean"]["recipe"] = "dpdm_papre"
-    message = refusal(tiny_study_dict)
-    assert all(part in message for part in ("study.yaml", "methods.class_mean.recipe", "'dpdm_papre'", "'dpdm_paper'"))
+    refused(tiny_study_dict, "methods.class_mean.recipe", "'dpdm_papre'", "'dpdm_paper'")
 
 
 def test_every_shared_recipe_is_used_and_has_the_keys_of_a_method():
