@@ -31,7 +31,7 @@ class _Rehearsal(PrivateData):
     def __init__(self, meta: ImageMeta, plan: tuple[Mechanism, ...]):
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (IMAGES, *meta.shape), np.uint8)
-        labels = np.arange(IMAGES) % max(1, meta.num_classes)
+        labels = np.arange(IMAGES) % meta.num_classes
         images = ImageSet(pixels, labels, meta.num_classes, "random images")
         ledger = Ledger(meta.n, 0.5, math.inf, "rdp")
         super().__init__(images, plan, Budget(math.inf, 0.5), "rdp", Randomness.repeatable(0), ledger)
@@ -98,7 +98,7 @@ def rehearse_study(study: Study) -> list[str]:
     chosen: dict[str, tuple[int, RunSpec, ImageMeta]] = {}
     for spec in study.runs():
         meta = study.datasets[spec.dataset].meta()
-        key, size = f"{spec.impl} {_words(spec.params)}", math.prod(meta.shape)
+        key, size = f"{spec.impl} {words(spec.params)}", math.prod(meta.shape)
         if key not in chosen or size < chosen[key][0]:
             chosen[key] = size, spec, meta
     problems = []
@@ -112,8 +112,8 @@ def rehearse_study(study: Study) -> list[str]:
     return list(dict.fromkeys(spec.method for _, spec, _ in chosen.values()))
 
 
-def _words(recipe: Any) -> list[str]:
+def words(recipe: Any) -> list[str]:
     """What a recipe chooses by name or by a flag: a network, a kind of parametrisation."""
     if isinstance(recipe, dict):
-        return [word for _, value in sorted(recipe.items()) for word in _words(value)]
+        return [word for _, value in sorted(recipe.items()) for word in words(value)]
     return [str(recipe)] if isinstance(recipe, str | bool | None) else []

@@ -319,11 +319,9 @@ def by_errors(claim: Claim, played: Played) -> float:
     the profile by PLD has too small a delta at some epsilon. The largest noise, in multiples of the claimed one, that
     is not refuted gives the bound.
     """
-    simulated, included = simulate(claim.events), int(played.included.sum())
+    included = int(played.included.sum())
     trials = len(played.scores) - included, included
-    thresholds = np.quantile(simulated.scores, np.linspace(0, 1, 101)[1:-1])
-    threshold = max(thresholds, key=lambda t: mu_by_errors(_errors(simulated, t, *trials), EACH))
-    errors = _errors(played, threshold, *trials)
+    errors = _errors(played, _best_threshold(claim.events, *trials), *trials)
     delta = claim.budget.delta
     if all(event.mechanism == "gaussian" for event in claim.events):
         return epsilon_of_mu(mu_by_errors(errors, EACH), delta)
@@ -345,6 +343,14 @@ def by_errors(claim: Claim, played: Played) -> float:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if refuted(middle) else (middle, high)
     return epsilon_spent(noisier(high), delta, "pld")
+
+
+@functools.lru_cache(maxsize=4)
+def _best_threshold(events: tuple[Event, ...], negatives: int, positives: int) -> float:
+    """The threshold that promises the highest mu."""
+    simulated = simulate(events)
+    thresholds = np.quantile(simulated.scores, np.linspace(0, 1, 101)[1:-1])
+    return max(thresholds, key=lambda t: mu_by_errors(_errors(simulated, t, negatives, positives), EACH))
 
 
 def by_clopper_pearson(claim: Claim, played: Played) -> tuple[str, float, dict[str, int]]:

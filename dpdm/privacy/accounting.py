@@ -145,9 +145,11 @@ def _spent(history: tuple[Part, ...], delta: float, accountant: Accountant) -> f
         # "Optimal order is the largest alpha": a bound all the same. log(1 - q) at q = 1: masked by Opacus itself.
         warnings.simplefilter("ignore")
         try:
-            if accountant != "rdp" and _epsilon_by("rdp")(history, delta) > 10 * LARGEST_EPSILON:
+            epsilon = _epsilon_by("rdp")(history, delta)
+            if accountant != "rdp" and epsilon > 10 * LARGEST_EPSILON:
                 return math.inf
-            epsilon = _epsilon_by(accountant)(history, delta)
+            if accountant != "rdp" and epsilon > 0:  # else delta covers all, and there is nothing to resolve
+                epsilon = _epsilon_by(accountant)(history, delta)
         except (ArithmeticError, ValueError, RuntimeError, MemoryError) as error:
             raise UserError(
                 f"accountant {accountant} cannot account for {history} at delta = {delta:g} ({error})"

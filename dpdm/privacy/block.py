@@ -21,7 +21,7 @@ from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
-from dpdm.privacy.isolation import random_records
+from dpdm.privacy.isolation import is_due, random_records
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import PrivateLoop, Stateful, Step
 from dpdm.privacy.noise import Randomness, clip_factor, noised
@@ -129,6 +129,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self._images, self._n, self._meta = images, meta.n, meta
         self._prepare = prepare
         self._prepared: dict[int, Any] = {}
+        self._passed = False
         self._rehearsed: tuple[Any, ...] | None = None  # the state of a shard of random records
         if isinstance(params, ShardBlocks):
             # Each record on its own, so that adding or removing one moves no other to another shard.
@@ -140,25 +141,28 @@ class BlockGradients(PrivateLoop[BlockStep]):
         One that remembers (a critic that goes on learning) makes later releases depend on who was drawn before, which
         is secret, and which no accountant here covers.
         """
+        if not callable(gradient):
+            raise UserError(f"a block's gradient must be a function of fakes, images and labels, got {gradient!r}")
         if not fakes.is_floating_point():
             raise UserError(f"generated images must be floating-point numbers, got {fakes.dtype}")
-        if self._rehearsed is not None and (index == 0 or index & (index - 1)):
+        if self._passed and not is_due(index):
             return
-        shape, classes = self._meta.shape, max(1, self._meta.num_classes)
-        drawn = [random_records(8, shape, classes, f"block/{i}", fakes.device) for i in range(2)]
+        drawn = [random_records(8, self._meta, f"block/{i}", fakes.device) for i in range(2)]
         if self._rehearsed is None:
             self._rehearsed = () if isinstance(self.params, PoissonBlocks) else (self._prepare_shard(*drawn[0], 0),)
         found = []
         for images, labels in (drawn[0], drawn[1], drawn[0]):
             with Streams(0, "block").torch_default("draws"):
                 found.append(gradient(fakes.clone(), images.clone(), labels.clone(), *copy.deepcopy(self._rehearsed)))
-            if not isinstance(found[-1], Tensor):
-                raise UserError(f"a block's gradient must be a tensor, got {type(found[-1]).__name__}")
+            if not isinstance(found[-1], Tensor) or found[-1].layout != torch.strided:
+                got = getattr(found[-1], "layout", type(found[-1]).__name__)
+                raise UserError(f"a block's gradient must be a dense tensor, got {got}")
         if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num()):
             raise UserError(
                 "the gradient remembers records: called again with the same random ones, it gives something else; let "
                 "it change nothing that outlives it (train a copy of a critic), and draw from torch's default generator"
             )
+        self._passed = True
 
     def _prepare_shard(self, images: Tensor, labels: Tensor, shard: int) -> Any:
         if self._prepare is None:

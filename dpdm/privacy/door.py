@@ -13,7 +13,7 @@ from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
 from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBlocks
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
-from dpdm.privacy.isolation import random_records
+from dpdm.privacy.isolation import held_by, random_records
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
@@ -281,9 +281,8 @@ class _PerRecord:
         Raises:
             UserError: it remembers records, in what it says or in a buffer of a module that it holds.
         """
-        images, labels = random_records(2, meta.shape, max(1, meta.num_classes), "statistic", device)
-        cells = [cell.cell_contents for cell in getattr(self._statistic, "__closure__", None) or ()]
-        held = [value for value in (*cells, getattr(self._statistic, "__self__", None)) if isinstance(value, nn.Module)]
+        images, labels = random_records(2, meta, "statistic", device)
+        held = [value for value in (self._statistic, *held_by(self._statistic)) if isinstance(value, nn.Module)]
         before = [buffer.clone() for module in held for buffer in module.buffers()]
         first, _, again = (self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0) for i in (0, 1, 0))
         after = [buffer for module in held for buffer in module.buffers()]
@@ -327,9 +326,11 @@ class _PerRecord:
 
     def _of_one(self, image: Tensor, label: Tensor) -> Tensor:
         v = self._statistic(image[None], label[None])
-        if not isinstance(v, Tensor) or v.is_complex() or v.ndim < 1 or len(v) != 1:
-            got = f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-            raise UserError(f"{self._name}: a statistic must give one vector per record, real, [1, ...], got {got}")
+        if not isinstance(v, Tensor) or v.layout != torch.strided or v.is_complex() or v.ndim < 1 or len(v) != 1:
+            got = f"{v.dtype} {tuple(v.shape)}, {v.layout}" if isinstance(v, Tensor) else type(v).__name__
+            raise UserError(
+                f"{self._name}: a statistic must give one vector per record, dense, real, [1, ...], got {got}"
+            )
         return v[0].detach().double()
 
 

@@ -144,6 +144,9 @@ class DpSgd(PrivateLoop[DpSgdStep]):
 
     def check(self, row_losses: RowLosses, public: PublicRows | None = None, index: int = 0) -> None:
         """Refuses what a step must not do, before the step is counted: see `SwapTest` and `DpSgdStep.update`."""
+        for losses in (row_losses, *([] if public is None else [public.losses])):
+            if not callable(losses):
+                raise UserError(f"a loss must be a function of images and labels, got {losses!r}")
         if public is not None:
             self._check_public(public)
         self._optimizer.zero_grad(set_to_none=True)

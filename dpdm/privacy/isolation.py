@@ -44,8 +44,7 @@ class SwapTest:
     """
 
     def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, max_size: int):
-        self._gradients = gradients
-        self._shape, self._classes = meta.shape, max(1, meta.num_classes)
+        self._gradients, self._meta = gradients, meta
         self._sizes = [size for size in SIZES if size <= max_size]
         self._passed: set[Any] = set()
 
@@ -62,8 +61,8 @@ class SwapTest:
             UserError: a record's gradient moved; the message says which parameter's, and by how much.
         """
         key = _identity(row_losses), _signature(module)
-        known, power_of_two = key in self._passed, step & (step - 1) == 0
-        if known and not (step and power_of_two):
+        known = key in self._passed
+        if known and not is_due(step):
             return
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         start = time.process_time()  # not the clock: a busy machine must not test less
@@ -115,7 +114,7 @@ class SwapTest:
             others, other_labels = self._batch(size, f"other/{number}", device)
             others = (others * contrast).clamp(-1, 1)
             differ = torch.arange(size, device=device) < differing * size
-            other_labels = torch.where(differ, (labels + 1 + other_labels) % self._classes, labels)
+            other_labels = torch.where(differ, (labels + 1 + other_labels) % self._meta.num_classes, labels)
             others[kept], other_labels[kept] = images[kept], labels[kept]
             second = self._backward(row_losses, parameters, others, other_labels)
             worst, moved = _movement([g[kept] for g in first], [g[kept] for g in second])
@@ -128,7 +127,7 @@ class SwapTest:
                 )
 
     def _batch(self, size: int, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        return random_records(size, self._shape, self._classes, f"{name}/{size}", device)
+        return random_records(size, self._meta, f"{name}/{size}", device)
 
     def _backward(
         self, row_losses: Callable, parameters: dict[str, nn.Parameter], images: Tensor, labels: Tensor
@@ -143,14 +142,26 @@ class SwapTest:
         return found
 
 
-def random_records(
-    size: int, shape: Sequence[int], classes: int, name: str, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Public images [size, *shape], uniform in [-0.5, 0.5], and labels [size] in 0 .. classes - 2 (0 for one class)."""
+def is_due(step: int) -> bool:
+    """Whether what passed a trial before is tried again at this step: at 1, 2, 4, 8, ..."""
+    return step > 0 and step & (step - 1) == 0
+
+
+def random_records(size: int, meta: ImageMeta, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Public images [size, C, H, W], uniform in [-0.5, 0.5], and labels [size], never the last of several classes."""
     rng = Streams(0, "random records")
-    images = torch.rand((size, *shape), generator=rng.torch(f"{name}/images")) - 0.5
-    labels = torch.randint(max(1, classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
+    images = torch.rand((size, *meta.shape), generator=rng.torch(f"{name}/images")) - 0.5
+    labels = torch.randint(max(1, meta.num_classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
     return images.to(device), labels.to(device)
+
+
+def held_by(function: Any) -> list[Any]:
+    """What a callable holds: in its closure, its defaults, functools.partial, or as the object of a bound method."""
+    inner = getattr(function, "func", function)  # of functools.partial
+    plain = getattr(inner, "__func__", inner)  # of a bound method
+    held = [cell.cell_contents for cell in getattr(plain, "__closure__", None) or ()]
+    held += [*(getattr(plain, "__defaults__", None) or ()), getattr(inner, "__self__", None)]
+    return [*held, *getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
 
 
 class _SameDraws(TorchDispatchMode):
@@ -200,13 +211,10 @@ def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 def _identity(row_losses: Any) -> Any:
     """What stays equal when a loop makes the same closure anew at every step: its code, and the flags that it holds."""
-    inner = getattr(row_losses, "func", row_losses)  # of functools.partial
-    inner = getattr(inner, "__func__", inner)  # of a bound method
+    inner = getattr(row_losses, "func", row_losses)
+    inner = getattr(inner, "__func__", inner)
     code = getattr(inner, "__code__", None) or type(inner).__call__.__code__
-    cells = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
-    held = [*cells, *(getattr(inner, "__defaults__", None) or ()), *getattr(row_losses, "args", ())]
-    held += getattr(row_losses, "keywords", {}).values()
-    return code, tuple(value for value in held if isinstance(value, bool | str))
+    return code, tuple(value for value in held_by(row_losses) if isinstance(value, bool | str))
 
 
 def _signature(module: nn.Module) -> tuple:

@@ -54,15 +54,15 @@ class PerExampleGradients:
             raise UserError(f"rows_per_example (the noise multiplicity) must be at least 1, got {rows_per_example}")
         if engine not in ("auto", "vmap"):
             raise UserError(f"per-example gradients have no engine {engine!r}; take 'auto' or 'vmap'")
-        validate(module)
+        layers = validate(module)
         self.module = module
         self.rows_per_example = rows_per_example
         self._closed = False
-        self._parameters = _trainable(module)
+        self._parameters = _trainable(layers)
         self._batch = _Batch(rows_per_example)
         self._forwards: list[int] = []
         self._counter = module.register_forward_pre_hook(self._count, with_kwargs=True)
-        trained = {name: m for name, m in module.named_modules() if any(p.requires_grad for p in _own(m))}
+        trained = {name: layer for name, layer in layers.items() if any(p.requires_grad for p in _own(layer))}
         foreign = [_called(name, layer) for name, layer in trained.items() if not _is_fast(layer)]
         if foreign and engine == "auto":
             warnings.warn(
@@ -94,8 +94,8 @@ class PerExampleGradients:
         """
         if self._closed:
             raise UserError("these per-example gradients were closed; no private step can be made with them")
-        validate(self.module)
-        if [id(p) for p in _trainable(self.module)] != [id(p) for p in self._parameters]:
+        layers = validate(self.module)
+        if [id(p) for p in _trainable(layers)] != [id(p) for p in self._parameters]:
             raise UserError(
                 "the module's trainable parameters changed since private training began; freeze or replace before it"
             )
@@ -103,7 +103,7 @@ class PerExampleGradients:
             p.grad_sample = None
         gradients: Sequence[Tensor] = [p.new_zeros((0, *p.shape)) for p in self._parameters]
         if len(labels):
-            with torch.enable_grad(), _state_unchanged(self.module):
+            with torch.enable_grad(), _state_unchanged(self.module, layers):
                 gradients = (self._fast if self.is_fast else self._vmap)(row_losses, images, labels)
         for p, gradient in zip(self._parameters, gradients, strict=True):
             p.grad_sample = gradient
@@ -214,8 +214,8 @@ class PerExampleGradients:
                     )
 
 
-def validate(module: nn.Module) -> None:
-    """Refuses what no per-example gradient is right for, by flags alone; nothing is computed.
+def validate(module: nn.Module) -> dict[str, nn.Module]:
+    """Refuses what no per-example gradient is right for, by flags; nothing is computed. Returns all layers by name.
 
     Batch norm with running statistics passes in eval mode: there it is a fixed function of one row.
 
@@ -223,11 +223,13 @@ def validate(module: nn.Module) -> None:
         UserError: a layer mixes rows or keeps statistics of them, a parameter has no real-valued dense gradient, or
             nothing can be trained; the message names layer and reason.
     """
-    for name, layer in module.named_modules():
+    layers = dict(module.named_modules())
+    for name, layer in layers.items():
         if reason := _unfit(layer):
             raise UserError(f"{_called(name, layer)} cannot be trained privately: {reason}")
-    if not _trainable(module):
+    if not _trainable(layers):
         raise UserError(f"the module ({type(module).__name__}) has no trainable parameters")
+    return layers
 
 
 def _unfit(layer: nn.Module) -> str | None:
@@ -274,8 +276,9 @@ def _own(layer: nn.Module) -> list[nn.Parameter]:
     return [p for p in layer._parameters.values() if p is not None]
 
 
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
+def _trainable(layers: dict[str, nn.Module]) -> list[nn.Parameter]:
+    """Each once, in the order of `Module.parameters`."""
+    return list(dict.fromkeys(p for layer in layers.values() for p in _own(layer) if p.requires_grad))
 
 
 def _called(name: str, layer: nn.Module) -> str:
@@ -288,8 +291,9 @@ def _check_finite(losses: Tensor) -> None:
 
 
 def _tensor(losses: object) -> Tensor:
-    if not isinstance(losses, Tensor):
-        raise UserError(f"a loss must give a tensor with one loss per row, got {type(losses).__name__}")
+    if not isinstance(losses, Tensor) or losses.layout != torch.strided:
+        got = getattr(losses, "layout", type(losses).__name__)
+        raise UserError(f"a loss must give a dense tensor with one loss per row, got {got}")
     return losses
 
 
@@ -321,21 +325,21 @@ def _explained(module: nn.Module, everywhere: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def _state_unchanged(module: nn.Module) -> Iterator[None]:
+def _state_unchanged(module: nn.Module, before: dict[str, nn.Module]) -> Iterator[None]:
     """Refuses a forward pass that changes tensors of the module, and puts all but parameters back whatever happens.
 
     What a pass over private images leaves there is a release outside the ledger. Seen are buffers, parameters, and
     plain attributes that are tensors or lists, tuples, sets and dicts of tensors; numbers and other objects are not.
     """
-    layers = {id(layer): (name, layer) for name, layer in module.named_modules()}
-    states = {key: _State(layer) for key, (_, layer) in layers.items()}
+    names = {layer: name for name, layer in before.items()}
+    states = {layer: _State(layer) for layer in names}
     changed = []
     try:
         yield
     finally:
-        now = {id(layer): (name, layer) for name, layer in module.named_modules()}  # may have grown
-        for key, (name, layer) in (now | layers).items():
-            changed += [f"{what} of {_called(name, layer)}" for what in states.get(key, _NO_STATE).restore(layer)]
+        names = {layer: name for name, layer in module.named_modules()} | names  # may have grown
+        for layer, name in names.items():
+            changed += [f"{what} of {_called(name, layer)}" for what in states.get(layer, _NO_STATE).restore(layer)]
     if changed:
         raise UserError(
             f"{changed[0]} is changed by the forward pass: what private images leave there is a release outside the "

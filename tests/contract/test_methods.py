@@ -22,18 +22,12 @@ from dpdm.privacy import DpSgd, PrivateData, dpsgd, epsilon_spent, isolation
 from dpdm.privacy.block import BlockGradients
 from dpdm.privacy.isolation import SwapTest
 from dpdm.progress import Log
+from dpdm.rehearsal import words
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec
 
 STUDIES = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 N = 64
-
-
-def words(recipe: object) -> list[str]:
-    """What a recipe chooses by name, in order: a network, a kind of sampler."""
-    if isinstance(recipe, dict):
-        return [word for _, value in sorted(recipe.items()) for word in words(value)]
-    return [recipe] if isinstance(recipe, str) else []
 
 
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:

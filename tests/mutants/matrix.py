@@ -635,7 +635,7 @@ MUTANTS = [
     Mutant(
         "the swap test runs once",
         "dpdm/privacy/isolation.py",
-        {"if known and not (step and power_of_two)": "if known"},
+        {"if known and not is_due(step)": "if known"},
         "unit test",
         f"{UNIT}isolation.py::test_mixup_after_a_warm_up_is_refused",
         "a schedule in the loss mixes records later",

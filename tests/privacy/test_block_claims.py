@@ -306,7 +306,8 @@ def test_what_a_gradient_draws_repeats_and_differs_between_steps(params):
 def test_a_gradient_must_be_a_tensor_and_fakes_real_numbers():
     loop, _ = blocks(random_images(8), KINDS[0])
     step = next(iter(loop))
-    with pytest.raises(UserError, match="must be a tensor, got NoneType"):
-        step.release(FAKES, lambda *_: None)
+    for gradient, found in ((None, "None"), (lambda *_: None, "NoneType"), (lambda f, *_: f.to_sparse(), "sparse_coo")):
+        with pytest.raises(UserError, match=rf"^g, step 0: .*{found}"):
+            step.release(FAKES, gradient)
     with pytest.raises(UserError, match=r"floating-point numbers, got torch\.int64"):
         step.release(FAKES.long(), lambda f, *_: f)

@@ -262,6 +262,20 @@ def test_a_loss_per_batch_is_refused():
         one_step(lambda net: lambda x, y: net(x, y).mean())
 
 
+@pytest.mark.parametrize(
+    ("losses", "found"),
+    [
+        (lambda net: None, "None"),
+        (lambda net: torch.ones(3), "tensor"),
+        (lambda net: lambda x, y: net(x, y).to_sparse(), "sparse_coo"),
+        (lambda net: lambda x, y: [1.0], "list"),
+    ],
+)
+def test_what_is_no_loss_is_refused_before_the_step_is_counted(losses, found):
+    with pytest.raises(UserError, match=rf"^net, step 0: .*{found}"):
+        one_step(losses)
+
+
 def test_another_number_of_rows_is_refused():
     with pytest.raises(UserError, match=r"without the batch's \d rows"):
         one_step(lambda net: lambda x, y: net(x, y), rows=2)

@@ -291,6 +291,8 @@ def test_a_statistic_that_fails_is_a_sentence():
         (lambda x, y: [1.0], "one vector per record.*got list"),
         (lambda x, y: torch.ones(1, 3, dtype=torch.complex64), "got torch.complex64"),
         (lambda x, y: torch.ones(()), r"one vector per record"),
+        (lambda x, y: x.flatten(1).to_sparse(), "dense.*sparse_coo"),
+        (None, "failed.*NoneType"),
     ):
         with pytest.raises(UserError, match=rf"^s: .*{reason}"):
             door(images(10), "s").release_sum("s", statistic, 1.0)

@@ -288,6 +288,16 @@ def test_noise_and_rates_at_the_ends_of_arithmetic(accountant):
     assert epsilon_spent([gaussian(0.02)], 1e-5, accountant) >= 1250 + 200
 
 
+@pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
+def test_a_delta_that_covers_all_costs_nothing_and_one_that_nearly_does_costs_little(accountant):
+    """delta(0) of a Gaussian is 2 Phi(1 / 2z) - 1: 0.383 at z = 1, 0.197 at z = 2."""
+    assert epsilon_spent([gaussian(2.0)], 0.49, accountant) == 0
+    assert epsilon_spent([Event("categorical_subsampled_gaussian", "s", 5.0, 1.0, 0.9, 1)], 0.49, accountant) == 0
+    exact = exact_gaussian_epsilon(1.0, 0.37)
+    assert exact <= epsilon_spent([gaussian(1.0)], 0.37, accountant) < 20 * exact
+    assert epsilon_spent([subsampled(0.4, 0.01, 200)], 0.49, accountant) < 0.6
+
+
 @pytest.mark.parametrize("answer", [math.nan, ValueError("no"), RuntimeError("no"), OverflowError("no"), MemoryError()])
 def test_what_a_library_cannot_answer_is_a_user_error(monkeypatch, answer):
     def fails(history, delta):
