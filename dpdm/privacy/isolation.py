@@ -114,7 +114,7 @@ class SwapTest:
             others, other_labels = self._batch(size, f"other/{number}", device)
             others = (others * contrast).clamp(-1, 1)
             differ = torch.arange(size, device=device) < differing * size
-            other_labels = torch.where(differ, (labels + 1 + other_labels) % self._meta.num_classes, labels)
+            other_labels = torch.where(differ, (labels + 1 + other_labels) % max(1, self._meta.num_classes), labels)
             others[kept], other_labels[kept] = images[kept], labels[kept]
             second = self._backward(row_losses, parameters, others, other_labels)
             worst, moved = _movement([g[kept] for g in first], [g[kept] for g in second])
