@@ -1,6 +1,7 @@
 """Who may import whom, and what must never be: the architecture, read off the syntax trees."""
 
 import ast
+import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,25 @@ def workflow_problems(source: str, name: str) -> list[Problem]:
 @pytest.mark.parametrize("module", sources())
 def test_the_module_keeps_to_the_architecture(module):
     assert problems(sources()[module], module) == []
+
+
+def circle(modules: dict[str, str]) -> list[str]:
+    """Modules that import each other in a circle, also inside functions; empty if there are none."""
+    graph: dict[str, set[str]] = {}
+    for module, source in modules.items():
+        names = {name for _, name in imports(ast.parse(source), module)}
+        found = {max((m for m in modules if within(name, m)), key=len, default=module) for name in names}
+        graph[module] = {name for name in found if not within(module, name)}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle(sources()) == []
+    assert circle({"p": "import p.a", "p.a": "def f():\n    from p.b import x", "p.b": "from p import a"}) != []
 
 
 def test_both_packages_were_found():
