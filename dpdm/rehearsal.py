@@ -18,7 +18,7 @@ from dpdm.progress import Item, Log
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec
 
-IMAGES = 8  # random ones that stand for all records
+IMAGES = 8  # random ones in place of all records
 
 
 class _Done(BaseException):

@@ -83,7 +83,7 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
 
     Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", corollary 5.4.
 
-    Each of `canaries` records is included by a fair coin of its own; of what the mechanism released, the attacker makes
+    Each of `canaries` records is included by its own fair coin; of what the mechanism released, the attacker makes
     `guesses` guesses, in or out, and abstains from the others. With W ~ Binomial(guesses, e^epsilon / (1 + e^epsilon)),
 
         P[correct guesses >= v] <= P[W >= v] + 2 canaries delta max_{i >= 1} P[v - i <= W < v] / i.

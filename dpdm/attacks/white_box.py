@@ -11,7 +11,7 @@ what the ledger claims.
   and `release_second_moment`.
 - DP-SGD plans: one run, many canaries, each the gradient of one weight of a linear model.
 - Block gradients: their joint clipping leaves room for one canary, which turns the whole block. Many runs, each with a
-  canary of its own, are one run on all of them, as no record is in two.
+  different canary, are one run on all of them, as no record is in two.
 
 Two lower bounds follow. One takes the noise for Gaussian and the canaries for independent trials, as they are if the
 door does what it says: a test of the claim, with power. The other, certified, is weaker: by one-run auditing, which
@@ -354,7 +354,7 @@ def _best_threshold(events: tuple[Event, ...], negatives: int, positives: int) -
 
 
 def by_clopper_pearson(claim: Claim, played: Played) -> tuple[str, float, dict[str, int]]:
-    """The bound of the two error rates alone, every canary being a trial; the threshold is fixed on a simulation."""
+    """The bound of the two error rates, every canary being a trial; the threshold is fixed on a simulation."""
     simulated, included = simulate(claim.events), int(played.included.sum())
     trials = len(played.scores) - included, included
 

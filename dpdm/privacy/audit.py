@@ -1,4 +1,4 @@
-"""The audit: epsilon from a ledger alone, under three accountants, and its events in dp-accounting's form."""
+"""The audit: epsilon from nothing but a ledger, under three accountants, and its events in dp-accounting's form."""
 
 import math
 from typing import Any

@@ -1,6 +1,6 @@
 """Noised gradients at generated images: privacy for a generator, not for a critic.
 
-A generator's loss on real data reaches its weights through the images it generated alone. So the gradient at the
+A generator's loss on real data reaches its weights only through the images it generated. So the gradient at the
 whole block of generated images is clipped jointly, noised, and back-propagated through the generator as
 post-processing: DP-Sinkhorn (Cao et al. 2021), GS-WGAN (Chen et al. 2020).
 
@@ -105,7 +105,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
 
     With shards, what `prepare` made of a shard (a critic trained on it) stays in here, and every step gets a fresh
     copy: nothing that a step does to it may reach a later one. For which shards were drawn before is secret, and only
-    when a step depends on the past through its releases alone do the steps compose as the accountant assumes.
+    when a step depends on the past only through its releases do the steps compose as the accountant assumes.
     """
 
     step_type = BlockStep

@@ -48,7 +48,7 @@ class PublicRows:
 
 
 class DpSgdParams(Strict):
-    """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` alone does not."""
+    """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` does not."""
 
     expected_batch_size: Count  # mean of the Poisson batch; sample_rate = this / n
     steps: Count

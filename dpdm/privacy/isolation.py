@@ -1,6 +1,6 @@
 """The swap test: a record's gradient must not depend on the other records of its batch.
 
-DP-SGD's sensitivity is one clip norm only where every record acts on its own gradient alone. Batch statistics, mixup,
+DP-SGD's sensitivity is one clip norm only where every record acts only on its own gradient. Batch statistics, mixup,
 negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records, or rows laid out in
 another order than draw-major break that, and no layer shows it. So the loss is tried on random images: other records
 are replaced, left out, or come before it, at equal draws, and a record's gradient must stay. The images are public; the

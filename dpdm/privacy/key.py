@@ -1,4 +1,4 @@
-"""The secret key of a run's noise: made by the operating system, kept beside the checkpoint, destroyed at the end."""
+"""The secret key of a run's noise: made by the operating system, kept next to the checkpoint, destroyed at the end."""
 
 import contextlib
 import glob
@@ -21,7 +21,7 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
     """The key of this run: a new one, or for a run that goes on from `checkpoint` the one that it began with.
 
     Args:
-        checkpoint: beside which the key is kept, readable by its owner alone; None: in memory only, and a killed run
+        checkpoint: next to it lies the key, readable only by its owner; None: in memory only, and a killed run
             cannot go on.
         run: fingerprint of recipe, data and code. A key serves one of them: the same noise on two would cancel.
         processes: the first makes the key, all read it.

@@ -1,13 +1,13 @@
 """The randomness of the door: one keyed cryptographic stream per use, and the noise that every release gets.
 
-ChaCha20 (RFC 8439) under a key of its own for every name and index, so that no use of randomness shifts or repeats
+ChaCha20 (RFC 8439) under another key for every name and index, so that no use of randomness shifts or repeats
 another. The key of a run is either *repeatable*, a function of recipe, seed and data, or *secret*, 256 bits of the
 operating system that nobody else has. Whoever knows the key can subtract the noise: a repeatable run is private only
 against those who do not know its seed.
 
-Noise is drawn and added in float64, and the noised sum is rounded to a grid that depends on the noise's std alone.
+Noise is drawn and added in float64, and the noised sum is rounded to a grid that depends only on the noise's std.
 Textbook floating-point noise has gaps that depend on what it was added to (Mironov 2012); a grid a million times finer
-than the noise, on which every point stands for billions of float64 numbers, hides them and costs no accuracy. That is
+than the noise, on which every point is billions of float64 numbers, hides them and costs no accuracy. That is
 the usual counter-measure, not a proof: the noise itself is still a float64 approximation of a Gaussian, cut at 9.4 std.
 """
 

@@ -1,11 +1,11 @@
 """Per-example gradients, summed over an example's rows of the forward batch: the hot path.
 
-The privacy unit is one example, which may stand in several rows: row `k * B + b` is row k of example b
+The privacy unit is one example, which may have several rows: row `k * B + b` is row k of example b
 (draw-major). Laid out so, activations [K * B, C, H, W] are also [K, B * C, H, W], a free view, and the weight
 gradient of a convolution with `groups = B` over that batch of K *is* the stack of B per-example gradients,
 already summed over the rows; B group norms side by side likewise. Linear, LayerNorm and Embedding have direct
 formulas. A module in which any other layer is trained takes `torch.func.vmap` over the examples instead: each
-gradient is that of a loss which saw one example alone, whatever the layers are.
+gradient is that of a loss which saw only one example, whatever the layers are.
 """
 
 import copy
@@ -233,7 +233,7 @@ def validate(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _unfit(layer: nn.Module) -> str | None:
-    """Why `layer` alone, without its children, cannot be in a module that is trained privately."""
+    """Why `layer`, without its children, cannot be in a module that is trained privately."""
     if any(is_lazy(t) for t in (*_own(layer), *layer._buffers.values())):
         return "its parameters have no shape yet; run the module once on a public batch"
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
@@ -447,7 +447,7 @@ class _Batch:
 
 
 def _is_fast(layer: nn.Module) -> bool:
-    # Another parametrisation (spectral or weight norm) hides the real weight behind names of its own; a forward on
+    # Another parametrisation (spectral or weight norm) hides the real weight behind other names; a forward on
     # the instance is somebody else's.
     return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"} and "forward" not in vars(layer)
 

@@ -53,7 +53,7 @@ def _interval(history: Sequence[Part], delta: float, epsilon: float) -> float:
 
 
 def _largest_loss(part: Part) -> float:
-    """Of one step, but for a mass of exp(LOG_TAIL)."""
+    """Of one step, except for a mass of exp(LOG_TAIL)."""
     q, z = part.sample_rate, part.noise_multiplier
     x = 1 + z * -float(special.ndtri_exp(LOG_TAIL - math.log(2)))
     return float(np.logaddexp(math.log1p(-q) if q < 1 else -math.inf, math.log(q) + (2 * x - 1) / (2 * z * z)))

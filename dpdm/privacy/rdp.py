@@ -49,7 +49,7 @@ def _totals(history: Sequence[Part], extra: np.ndarray) -> dict[int, float]:
     """Renyi divergence of a history by index of the order: at the order where it is least with `extra`, and at others.
 
     All orders would take half a second. But the divergence does not fall as the order grows, so that one order bounds
-    it at all larger ones. No order is needed for safety: each gives a bound of its own.
+    it at all larger ones. No order is needed for safety: each gives a bound.
     """
     totals: dict[int, float] = {}
     floor, best = np.zeros(len(ORDERS)), math.inf
