@@ -18,13 +18,13 @@ import numpy as np
 
 from dpdm import artifacts
 from dpdm.config import Study, parse_study
+from dpdm.layout import Layout
 from dpdm.provenance import provenance
-from dpdm.specs import Coordinates, epsilon_text
+from dpdm.report.selection import comparisons
+from dpdm.specs import Coordinates
 
 ROOT = Path(__file__).parents[1]
-RUN = "runs/{dataset}/{method}/eps{epsilon}/seed{seed}"
-ANCHOR = "anchors/{dataset}/{anchor}/seed{seed}"
-PUBLISHED = ROOT / "results" / "published"
+PATHS = Layout("results", "scale")
 
 
 def make_study(args: argparse.Namespace) -> Study:
@@ -49,16 +49,16 @@ def make_results(study: Study, steps: int) -> None:
     from dpdm.privacy.ledger import Event, Ledger
 
     rng, made_by = np.random.default_rng(0), provenance()
-    artifacts.write_text("study.json", study.model_dump_json())
+    artifacts.write_text(PATHS.study, study.model_dump_json())
     images = {"images": np.zeros((100, 1, 8, 8), np.uint8), "labels": np.arange(100) % 10}
     for dataset in study.datasets:
-        artifacts.write_npz(f"data/{dataset}/train.npz", images)
+        artifacts.write_npz(PATHS.data(dataset, "train.npz"), images)
     for c in study.anchor_coordinates():
-        write_scores(Path(ANCHOR.format(dataset=c.dataset, anchor=c.method, seed=c.seed)), c, made_by, rng)
+        write_scores(Path(PATHS.anchor(c.dataset, c.method, str(c.seed))), c, made_by, rng)
     event = Event("poisson_subsampled_gaussian", "net", 2.0, 1.0, 0.01, steps)
     audits: dict[tuple[str, str], list[dict]] = {}
     for run in study.runs():
-        folder, c = Path(run.path(RUN)), run.coordinates()
+        folder, c = Path(PATHS.run(*run.place)), run.coordinates()
         place = c.model_dump(mode="json")
         ledger = Ledger(60000, 1e-5, run.epsilon, "rdp", place, run.model_dump(mode="json"), made_by, [event])
         facts = ledger.to_json()
@@ -67,15 +67,14 @@ def make_results(study: Study, steps: int) -> None:
         write_scores(folder / "default", run.coordinates("default"), made_by, rng)
         if run.seed == study.seeds[0]:
             artifacts.write_npz(folder / "default" / "synthetic.npz", images)
-        job = f"{run.dataset}-{run.method}-{epsilon_text(run.epsilon)}-{run.seed}"
         for rule in ("train", "sample", "score"):
-            artifacts.write_text(f"benchmarks/{rule}/{job}.tsv", "s\th:m:s\tmax_rss\n1.5\t0:00:01\t500\n")
+            artifacts.write_text(PATHS.benchmark(rule, *run.place), "s\th:m:s\tmax_rss\n1.5\t0:00:01\t500\n")
         keys = ("recipe", "provenance", "neighbouring_relation", "noise", "n", "delta", "accountant", "target_epsilon")
         audited = {key: facts[key] for key in (*keys, "events")} | {"coordinates": place, "passed": True}
         audited |= {f"epsilon_{name}": run.epsilon for name in ("rdp", "prv", "pld")} | {"recipe_checked": True}
         audits.setdefault((run.dataset, run.method), []).append(audited)
     for (dataset, method), rows in audits.items():
-        artifacts.write_json(f"audits/{dataset}/{method}.json", {"runs": rows})
+        artifacts.write_json(PATHS.audit(dataset, method), {"runs": rows})
 
 
 def write_scores(folder: Path, c: Coordinates, made_by: dict[str, str], rng: np.random.Generator) -> None:
@@ -123,32 +122,18 @@ def main() -> None:
             raise SystemExit("the results could not be made")
         print(f"{len(study.runs()):,} runs made in {time.monotonic() - start:.0f} s")
 
-        def verb(name: str, *arguments: str) -> float:
-            return measure(name, [sys.executable, "-m", "dpdm", *arguments], env=environment)
+        def verb(name: str, *more: str) -> float:
+            return measure(name, [sys.executable, "-m", "dpdm", name, PATHS.root, *more], env=environment)
 
-        first = next(iter(study.datasets))
-        tables = ("--metrics", "metrics.csv", "--audits", "audits.csv")
-        total = verb("collect", "collect", "--study", "study.json", *tables, "runs", "anchors", "audits")
-        total += verb("tables", "tables", *tables, "--results", "tables/results", "--audit", "tables/audit")
-        pictures = [f"--{name}=figures/{first}_{name}" for name in ("curves", "grid")]
-        shown = [run for run in study.runs() if run.dataset == first and run.seed == study.seeds[0]]
-        each = verb(
-            "figures of one dataset", "figures", "--dataset", first, *tables[:2], *pictures,
-            "--real", f"data/{first}/train.npz",
-            *(f"{r.method},{epsilon_text(r.epsilon)},{r.seed}={r.path(RUN)}/default/synthetic.npz" for r in shown),
-        )  # fmt: skip
-        total += verb(
-            "ranks", "comparison", "--kind", "ranks", "--study", "study.json", *tables[:2], "--out", "figures/ranks"
-        )
-        drawn = [f"--curves={first}=figures/{first}_curves.svg", f"--grids={first}=figures/{first}_grid.png"]
-        total += verb(
-            "report", "report", "--study", "study.json", *tables, *drawn, "--comparisons=ranks=figures/ranks.svg",
-            "--runs", RUN, "--anchors", ANCHOR, "--data", "data/{dataset}", "--benchmarks", "benchmarks",
-            "--published", str(PUBLISHED / "published.csv"),
-            "--privacy-status", str(PUBLISHED / "privacy_status.csv"), "--command", "x", "--out", "report.html",
-        )  # fmt: skip
+        total = verb("collect") + verb("tables")
+        each = verb("figures", next(iter(study.datasets)))
+        for other in list(study.datasets)[1:]:  # the report shows the pictures of all of them
+            for name, kind in (("curves", ".svg"), ("samples", ".png")):
+                path = Path(PATHS.figure(f"{next(iter(study.datasets))}_{name}", kind))
+                artifacts.write_bytes(PATHS.figure(f"{other}_{name}", kind), path.read_bytes())
+        total += sum(verb("comparison", kind) for kind in comparisons(study)) + verb("report")
         print(f"all but the figures of the other datasets: {total + each:.1f} s")
-        print(f"report.html: {Path('report.html').stat().st_size / 2**20:.1f} MiB")
+        print(f"report.html: {Path(PATHS.report).stat().st_size / 2**20:.1f} MiB")
         os.chdir(ROOT)
 
 

@@ -8,7 +8,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
@@ -39,7 +48,7 @@ from dpdm.yaml_file import read_yaml
 ANCHORS = ("real", "label_only")
 RECIPES = Path(__file__).parents[1] / "config" / "shared" / "recipes.yaml"
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
-RESERVED_STUDIES = ("data", "published", "examples")
+RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 
 
 PAPER_SCALE = "paper"
@@ -80,6 +89,60 @@ class When(Strict):
     def matches(self, dataset: str, epsilon: float) -> bool:
         """Whether the run of `dataset` at `epsilon` is meant."""
         return self.dataset in (None, dataset) and self.epsilon in (None, epsilon)
+
+
+def _selection(value: Any) -> Any:
+    """The text `method=dpdm,pearl epsilon=1` as a mapping; a value without a list around it as a list of one."""
+    if isinstance(value, str):
+        found: dict[str, list[Any]] = {}
+        for part in value.split():
+            key, _, values = part.partition("=")
+            found.setdefault(key, []).extend(_plain_number(one) for one in values.split(",") if one)
+        return found
+    if isinstance(value, dict):
+        return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()}
+    return value
+
+
+def _plain_number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+class Selection(Strict):
+    """Some runs of a study by their coordinates; a key left out matches all. Also written `method=a,b epsilon=1`."""
+
+    dataset: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="runs on these data sets"
+    )
+    method: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="runs of these methods"
+    )
+    epsilon: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="runs at these epsilons"
+    )
+    seed: Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="runs with these seeds"
+    )
+    sampler: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
+        None, description="synthetic sets by these samplers"
+    )
+
+    def matches(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
+        """Whether a run is meant, whatever its samplers."""
+        chosen = (self.dataset, self.method, self.epsilon, self.seed)
+        values = (dataset, method, epsilon, seed)
+        return all(known is None or value in known for known, value in zip(chosen, values, strict=True))
+
+    def __str__(self) -> str:
+        """The text form, which `only` and `without` take back."""
+        shown = {key: values for key, values in self if values is not None}
+        shown["epsilon"] = tuple(map(epsilon_text, self.epsilon)) if self.epsilon else None
+        return " ".join(f"{key}={','.join(map(str, values))}" for key, values in shown.items() if values)
 
 
 class Override(Strict):
@@ -217,6 +280,22 @@ class Study(Strict):
         "([docs/privacy.md](../docs/privacy.md)); `snakemake attacks` does it on demand; a change trains nothing again",
     )
 
+    only: Annotated[Selection | None, BeforeValidator(_selection)] = Field(
+        None,
+        description="a part of the grid, the runs that match all keys: `{method: [dpdm, pearl], epsilon: [1]}` or as "
+        "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
+        "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
+    )
+    without: Annotated[Selection | None, BeforeValidator(_selection)] = Field(
+        None, description="runs to leave out, in the same form: those that match all keys"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_without_a_part(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A whole study has the JSON that it had before there were such keys."""
+        part = ("only", "without")
+        return {key: value for key, value in handler(self).items() if key not in part or value is not None}
+
     @field_validator("epsilons")
     @classmethod
     def _epsilons(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -254,7 +333,21 @@ class Study(Strict):
             for key in ("overrides", "unverified"):
                 for number, part in enumerate(getattr(spec, key)):
                     self._check_part(f"methods.{method}.{key}[{number}]", method, part)
+        for key in ("only", "without"):
+            self._check_selection(key, getattr(self, key))
         return self
+
+    def _check_selection(self, place: str, chosen: Selection | None) -> None:
+        """Refuses a selection of what the study does not have, or one that leaves no run."""
+        samplers = [name for spec in self.methods.values() for name in spec.samplers]
+        known = {"dataset": self.datasets, "method": self.methods, "epsilon": map(epsilon_text, self.epsilons),
+                 "seed": map(str, self.seeds), "sampler": dict.fromkeys(samplers)}  # fmt: skip
+        for key, values in () if chosen is None else chosen:
+            names, asked = list(known[key]), [epsilon_text(v) if key == "epsilon" else str(v) for v in values or ()]
+            if unknown := [name for name in asked if name not in names]:
+                raise ValueError(f"{place}.{key}: the study has no {key} {unknown[0]!r}; {nearest(unknown[0], names)}")
+        if chosen is not None and not self.runs():
+            raise ValueError(f"{place}: no run of the study is left by {place}: {chosen}")
 
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
         """Refuses a part of a method's recipe that no run of this study has."""
@@ -306,7 +399,10 @@ class Study(Strict):
         )  # fmt: skip
 
     def runs(self) -> list[RunSpec]:
-        """Every training run of the grid: datasets x the methods that serve them x their epsilons x seeds."""
+        """Every training run of the grid: datasets x the methods that serve them x their epsilons x seeds.
+
+        Of a part of a study (`only`, `without`) those that it has.
+        """
         return [
             self.run(dataset, method, epsilon, seed)
             for dataset in self.datasets
@@ -314,11 +410,43 @@ class Study(Strict):
             if dataset in self.datasets_of(method)
             for epsilon in self.epsilons_of(dataset)
             for seed in self.seeds
+            if self._has(dataset, method, epsilon, seed)
         ]
+
+    def _has(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
+        """Whether `only` and `without` leave a run of the grid."""
+        place = (dataset, method, epsilon, seed)
+        if self.only is not None and not self.only.matches(*place):
+            return False
+        if self.is_classifier(method):
+            return not self._left_out(*place)
+        return bool(self._samplers(*place))
+
+    def _left_out(self, *place: Any) -> bool:
+        return self.without is not None and self.without.sampler is None and self.without.matches(*place)
+
+    def _samplers(self, dataset: str, method: str, epsilon: float, seed: int) -> tuple[str, ...]:
+        wanted, unwanted = self.only and self.only.sampler, ()
+        if self.without is not None and self.without.matches(dataset, method, epsilon, seed):
+            unwanted = self.without.sampler or self.methods[method].samplers
+        return tuple(s for s in self.methods[method].samplers if (not wanted or s in wanted) and s not in unwanted)
+
+    def samplers_of(self, run: RunSpec) -> tuple[str, ...]:
+        """The samplers whose synthetic sets of a run are wanted; none of a classifier."""
+        return self._samplers(run.dataset, run.method, run.epsilon, run.seed)
+
+    def part(self) -> str:
+        """Which part of the study's grid its runs are, in words; empty for the whole."""
+        chosen = {"only": self.only, "without": self.without}
+        return ", ".join(f"{word} {selection}" for word, selection in chosen.items() if selection is not None)
 
     def attacked_runs(self) -> list[RunSpec]:
         """The runs whose mechanism is attacked: one of each private cell, since all its seeds share the mechanism."""
-        return [run for run in self.runs() if run.seed == self.seeds[0] and math.isfinite(run.epsilon)]
+        first: dict[tuple[str, ...], RunSpec] = {}
+        for run in self.runs():
+            if math.isfinite(run.epsilon):
+                first.setdefault(run.place[:3], run)
+        return list(first.values())
 
     def sample(self, run: RunSpec, sampler: str) -> SampleSpec:
         """The resolved spec of one synthetic set of a run."""
@@ -349,12 +477,15 @@ class Study(Strict):
         return ClassifierScoreSpec(coordinates=run.coordinates(), impl=run.impl)
 
     def anchor_coordinates(self) -> list[Coordinates]:
-        """The anchor rows: real images and label-only noise, once per dataset and seed."""
+        """The anchor rows: real images and label-only noise, once per dataset and seed that has a run."""
+        runs = self.runs()
+        datasets, seeds = {run.dataset for run in runs}, {run.seed for run in runs}
         return [
             Coordinates(study=self.study, dataset=dataset, method=anchor, epsilon=None, seed=seed)
             for dataset in self.datasets
             for anchor in self.anchors
             for seed in self.seeds
+            if dataset in datasets and seed in seeds
         ]
 
 

@@ -156,7 +156,7 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
             return False
         raise MethodMissing(
             f"{origin}: {error}, so its events cannot be compared with its recipe; do so where the code of the method "
-            "is, or let `python -m dpdm audit --without-recipe` go without"
+            "is, or let `dpdm audit --without-recipe` go without"
         ) from error
     try:
         _, _, plan, budget = prepare_run(spec, ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes))

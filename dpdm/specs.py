@@ -144,11 +144,15 @@ class RunSpec(Strict):
             epsilon=self.epsilon, seed=self.seed, sampler=sampler,
         )  # fmt: skip
 
-    def path(self, pattern: str) -> str:
-        """`pattern` with this run's {dataset}, {method}, {epsilon} and {seed}."""
-        return pattern.format(
-            dataset=self.dataset, method=self.method, epsilon=epsilon_text(self.epsilon), seed=self.seed
-        )
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """Data set, method, epsilon and seed as text: what `Layout.run` takes."""
+        return self.dataset, self.method, epsilon_text(self.epsilon), str(self.seed)
+
+    @property
+    def name(self) -> str:
+        """The run's coordinates as a person writes them: DATASET/METHOD/EPSILON/SEED."""
+        return "/".join(self.place)
 
 
 class SampleSpec(Strict):
@@ -186,8 +190,8 @@ def spec_json(spec: Strict) -> str:
     return json.dumps(spec.model_dump(mode="json"), sort_keys=True, allow_nan=False)
 
 
-def parse_spec(kind: Any, text: str) -> Any:
-    """The inverse of `spec_json`; `kind` is a model or a union of models.
+def parse_spec(kind: Any, text: str, origin: str = "--spec") -> Any:
+    """The inverse of `spec_json`; `kind` is a model or a union of models, and `origin` names the text in errors.
 
     Raises:
         UserError: the text is not a valid spec of that kind.
@@ -195,5 +199,5 @@ def parse_spec(kind: Any, text: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(explain(error, kind, "--spec")) from error
-    return parse_params(kind, value, "--spec")
+        raise UserError(explain(error, kind, origin)) from error
+    return parse_params(kind, value, origin)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from dpdm import artifacts
-from dpdm.__main__ import main
+from dpdm.cli import main, verbs
 from dpdm.data import ImageSet
 from dpdm.evaluation.fidelity import import_torch_fidelity
 from dpdm.sources.digits import Digits
@@ -115,13 +116,24 @@ def run_cli(capsys, monkeypatch):
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:  # argparse
-            code = exit.code
+        code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def parse_cli():
+    """`parse_cli("python -m dpdm VERB ...") -> (verb, parameters)`: what the command line makes of it; runs nothing."""
+
+    def parse(command: str) -> tuple[str, dict[str, Any]]:
+        words = shlex.split(command)
+        verb, *arguments = words[3:] if words[:3] == ["python", "-m", "dpdm"] else words[1:]
+        with verbs.make_context("dpdm", [verb, *arguments]) as group:
+            name, found, rest = verbs.resolve_command(group, [verb, *arguments])
+            return name, found.make_context(name, rest, parent=group).params
+
+    return parse
 
 
 @pytest.fixture(scope="session")

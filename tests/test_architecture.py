@@ -22,7 +22,7 @@ NUMERICAL = {
     "torchvision",
     "torch_fidelity",
 }
-WORKFLOW_MAY = ("dpdm.config", "dpdm.errors", "dpdm.report.selection", "dpdm.specs")
+WORKFLOW_MAY = ("dpdm.config", "dpdm.errors", "dpdm.layout", "dpdm.report.selection", "dpdm.specs")
 SCHEMA = {"dpdm.errors", "dpdm.params", "dpdm.explain", "dpdm.specs", "dpdm.config"}
 FOUNDATIONS = SCHEMA | {"dpdm.artifacts", "dpdm.rng", "dpdm.data"}
 METHOD_MAY = {f"dpdm.{name}" for name in ("method", "params", "privacy", "data", "rng", "progress", "errors")}
@@ -33,11 +33,13 @@ MAY_IMPORT = {
     "dpdm": set(),
     "dpdm.errors": set(),
     "dpdm.params": set(),
+    "dpdm.layout": set(),
     "dpdm.explain": {"dpdm.errors"},
     "dpdm.yaml_file": {"dpdm.errors"},
     "dpdm.specs": {"dpdm.errors", "dpdm.explain", "dpdm.params"},
     "dpdm.sources": {"dpdm.artifacts", "dpdm.data", "dpdm.errors", "dpdm.params"},
     "dpdm.config": {f"dpdm.{name}" for name in ("errors", "explain", "params", "sources", "specs", "yaml_file")},
+    "dpdm.study": SCHEMA | {"dpdm.layout"},
     "dpdm.artifacts": {"dpdm.errors"},
     "dpdm.rng": set(),
     "dpdm.data": {"dpdm.artifacts", "dpdm.errors", "dpdm.explain", "dpdm.params", "dpdm.rng"},
@@ -53,8 +55,12 @@ MAY_IMPORT = {
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.evaluation": FOUNDATIONS | {"dpdm.progress"},
-    "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.provenance"},
-    "dpdm.__main__": {"dpdm"},  # everything: the only composition root
+    "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.provenance"},
+    "dpdm.jobs": FOUNDATIONS
+    | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
+    | {"dpdm.checkpoint", "dpdm.evaluation"},
+    "dpdm.cli": {"dpdm"},  # everything: the only composition root
+    "dpdm.__main__": {"dpdm.cli"},
     "baselines": METHOD_MAY,
 }
 
@@ -71,7 +77,8 @@ ONLY_IN = {
 }
 
 # Libraries that a part must not import, also inside a function.
-NEVER_IN = dict.fromkeys([*SCHEMA, "dpdm.yaml_file", "dpdm.report.selection"], NUMERICAL) | {"dpdm.report": {"torch"}}
+LIGHT = [*SCHEMA, "dpdm.yaml_file", "dpdm.study", "dpdm.report.selection"]
+NEVER_IN = dict.fromkeys(LIGHT, NUMERICAL) | {"dpdm.report": {"torch"}, "dpdm.layout": NUMERICAL | {"pydantic", "yaml"}}
 
 SEEDING = {"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all",
            "torch.random.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed"}  # fmt: skip
@@ -136,7 +143,7 @@ def problems(source: str, module: str) -> list[Problem]:
 
 
 def _allowed(part: str, module: str, name: str) -> bool:
-    if part == "dpdm.__main__":
+    if part == "dpdm.cli":
         return not within(name, "baselines")
     if part == "baselines":
         if within(name, "baselines"):
@@ -199,7 +206,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_both_packages_were_found():
-    assert {"dpdm", "dpdm.__main__", "dpdm.privacy.door", "baselines.class_mean"} <= set(sources())
+    assert {"dpdm", "dpdm.cli", "dpdm.privacy.door", "baselines.class_mean"} <= set(sources())
 
 
 def workflow_files() -> list[Path]:
@@ -234,7 +241,9 @@ BREACHES = [
     ("baselines.x", "from snakemake.io import expand", "imports snakemake"),
     ("dpdm.artifacts", "import pickle", "imports pickle"),
     ("dpdm.method", "import baselines.class_mean", "imports baselines.class_mean"),
-    ("dpdm.__main__", "from baselines import class_mean", "imports baselines.class_mean"),
+    ("dpdm.cli.runs", "from baselines import class_mean", "imports baselines.class_mean"),
+    ("dpdm.layout", "import yaml", "imports yaml"),
+    ("dpdm.study", "def f():\n    import numpy", "imports numpy"),
     ("dpdm.method", "import importlib\nimportlib.import_module('baselines.x')", "imports baselines.x"),
     ("baselines.x", "from baselines.class_mean import Model", "imports baselines.class_mean.Model"),
     ("baselines.x", "from .class_mean import Model", "imports baselines.class_mean.Model"),
@@ -277,7 +286,7 @@ def test_a_breach_is_found(module, source, what):
         ("dpdm.privacy.dpsgd", "from opacus.optimizers import DPOptimizer\nfrom dpdm.privacy.ledger import Ledger"),
         ("dpdm.evaluation.fidelity", "import torch_fidelity, torchvision"),
         ("dpdm.rng", "import torch\ntorch.manual_seed(0)"),
-        ("dpdm.__main__", "from dpdm.report import tables\nfrom dpdm import artifacts"),
+        ("dpdm.cli.workflow", "from dpdm.report import tables\nfrom dpdm import artifacts"),
         ("dpdm.provenance", "import dpdm\nfrom dpdm.artifacts import sha256_of"),
         ("dpdm.data", "try:\n    pass\nexcept Exception:\n    pass"),
     ],

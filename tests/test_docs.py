@@ -3,14 +3,12 @@
 import importlib
 import math
 import re
-import shlex
 from pathlib import Path
 
 import dp_accounting
 import pytest
 
 from dpdm import artifacts
-from dpdm.__main__ import _parser
 from dpdm.config import load_study
 from dpdm.privacy import Event, Ledger, epsilon_spent
 from dpdm.privacy.audit import exported
@@ -43,11 +41,11 @@ def test_every_key_of_a_study_is_described():
     assert all(meaning.strip() for _, meaning in rows)
 
 
-def test_documented_dpdm_commands_parse():
-    commands = [line for line in shell_lines() if line.startswith("python -m dpdm")]
+def test_documented_dpdm_commands_parse(parse_cli):
+    commands = [line for line in shell_lines() if line.startswith(("python -m dpdm ", "dpdm "))]
     assert len(commands) >= 2
     for command in commands:
-        _parser().parse_args(shlex.split(command)[3:])
+        parse_cli(command)
 
 
 def test_an_outsider_recomputes_epsilon_by_the_documented_lines(tmp_path, monkeypatch, capsys):

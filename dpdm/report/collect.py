@@ -132,7 +132,7 @@ class _Attacks(_Record):
 # --- collecting -----------------------------------------------------------------------------------------------
 
 
-def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads all `fidelity.json`, `inception.json`, `utility.json`, `audits/*.json` and `attacks/*.json` in the folders.
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study. So are
@@ -143,10 +143,6 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
         study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
             `allow_mixed_protocols` what one table may mix.
         folders: searched recursively, or single files, which need not be there; one inside another is read once.
-        unfinished: of a study that still runs, the folder of a run as a pattern. What is about to be made again (it was
-            trained or judged otherwise than the study says, or is older than the model or images that it judges, or
-            by other weights than the newest file by Inception, or, in a cell of two protocols, not by the study's) is
-            then left out, instead of refused.
 
     Returns:
         Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one
@@ -160,7 +156,6 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = study.runs()
     runs = {run.coordinates(): i for i, run in enumerate(specs)}
-    models = None if unfinished is None else _current_models(study, unfinished)
     codes: dict[str, Path] = {}
     weights: dict[str, list[Path]] = {}
     protocols: dict[Coordinates, dict[str, list[Path]]] = {}  # by cell: coordinates but for the seed
@@ -175,8 +170,6 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
             record = parse_params(_Scores, content, str(path))
             place = places.get(record.coordinates)
             if place is None or (path.name == "inception.json" and not study.evaluation.fid):
-                continue
-            if models is not None and _to_be_made_again(record, study, path, models):
                 continue
             if fault := _other_evaluation(record, study):
                 raise UserError(f"{path}: {fault}")
@@ -198,8 +191,6 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 protocols.setdefault(cell, {}).setdefault(record.protocol, []).append(path)
         elif "runs" in content:
             if any("epsilon_pld" not in run for run in content["runs"]):
-                if models is not None:
-                    continue
                 raise UserError(
                     f"{path} is an audit of an older version (it lacks epsilon_pld); make it again with "
                     "`snakemake --forcerun audit`, and where a ledger is of an older version too, train that run again"
@@ -211,10 +202,7 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 if run.coordinates in audits:
                     first = audits[run.coordinates][0]
                     raise UserError(f"the audit of one run stands twice, in {first} and in {path}; delete one")
-                other_recipe = run.recipe is not None and not _recipe_is(specs[runs[run.coordinates]], run.recipe)
-                if models is not None and (other_recipe or run.coordinates not in models):
-                    continue
-                if other_recipe:
+                if run.recipe is not None and not _recipe_is(specs[runs[run.coordinates]], run.recipe):
                     raise _other_recipe(path, run.coordinates)
                 made_by = run.provenance or record.provenance
                 if made_by is None:
@@ -233,8 +221,6 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 if attacked.coordinates not in runs:
                     continue
                 if not _recipe_is(specs[runs[attacked.coordinates]], attacked.recipe):
-                    if models is not None:
-                        continue
                     raise _other_recipe(path, attacked.coordinates)
                 cell = _run_key(_coordinate_row(attacked.coordinates))[:-1]
                 if cell in attacks:
@@ -243,24 +229,17 @@ def collect(study: Study, folders: Sequence[Path], unfinished: str | None = None
                 codes.setdefault(attacked.provenance.code, path)
     if len(codes) > 1 and not study.allow_mixed_code:
         raise UserError(_mixed(codes, anchors))
-    left_out: set[Path] = set()
     if len(weights) > 1:
-        if models is None:
-            one, two = [files[0] for files in weights.values()][:2]
-            raise UserError(
-                f"{one} and {two} were made with different weights of Inception, whose distances are not comparable; "
-                "make them all again with `snakemake --forcerun reference`"
-            )
-        newest = max((path for files in weights.values() for path in files), key=lambda path: path.stat().st_mtime_ns)
-        left_out.update(path for files in weights.values() if newest not in files for path in files)
+        one, two = [files[0] for files in weights.values()][:2]
+        raise UserError(
+            f"{one} and {two} were made with different weights of Inception, whose distances are not comparable; "
+            "make them all again with `snakemake --forcerun reference`"
+        )
     for cell, files in protocols.items():
         if len(files) > 1:
-            if models is None:
-                raise UserError(_mixed_cell(cell, files, study))
-            left_out.update(_of_another_protocol(files, study))
+            raise UserError(_mixed_cell(cell, files, study))
 
-    kept = [(path, row) for path, row in scores.values() if path not in left_out]
-    rows = [row for _, row in sorted(kept, key=lambda item: item[1]["_order"])]
+    rows = [row for _, row in sorted(scores.values(), key=lambda item: item[1]["_order"])]
     facts = {_run_key(found[1][0]): found[1][0] for found in audits.values()}
     for row in rows:
         audit = facts.get(_run_key(row), {})
@@ -317,7 +296,7 @@ def _score_coordinates(study: Study) -> list[Coordinates]:
     scored = [
         run.coordinates(sampler)
         for run in study.runs()
-        for sampler in ([None] if study.is_classifier(run.method) else study.methods[run.method].samplers)
+        for sampler in ([None] if study.is_classifier(run.method) else study.samplers_of(run))
     ]
     return scored + study.anchor_coordinates()
 
@@ -367,28 +346,6 @@ def _other_recipe(path: Path, c: Coordinates) -> UserError:
         f"{path}: {_place(c)} was trained by another recipe than the study's; "
         "train it again with `snakemake --forcerun train`"
     )
-
-
-def _current_models(study: Study, folder: str) -> dict[Coordinates, Path]:
-    """The models that stand below the pattern of a run's folder and were trained by the study's recipe."""
-    found = {}
-    for run in study.runs():
-        ledger = Path(run.path(folder)) / "ledger.json"
-        if ledger.exists() and _recipe_is(run, artifacts.read_json(ledger).get("recipe", {})):
-            found[run.coordinates()] = ledger.with_name("model.pt")
-    return found
-
-
-def _to_be_made_again(record: _Scores, study: Study, path: Path, models: Mapping[Coordinates, Path]) -> bool:
-    """Whether scores are not those of the study's own recipe, its model and its images as they are now."""
-    judged = [path.with_name("synthetic.npz")]
-    if record.coordinates.method not in ANCHORS:
-        model = models.get(record.coordinates.model_copy(update={"sampler": None}))
-        if model is None:
-            return True
-        judged.append(model)
-    made = path.stat().st_mtime_ns
-    return bool(_other_evaluation(record, study)) or any(p.exists() and p.stat().st_mtime_ns > made for p in judged)
 
 
 def _mixed(codes: Mapping[str, Path], anchors: set[Path]) -> str:

@@ -15,12 +15,13 @@ import pandas as pd
 
 from dpdm import artifacts
 from dpdm.config import Study
+from dpdm.layout import Layout
 from dpdm.provenance import provenance
 from dpdm.report import tables
 from dpdm.report.collect import holes
 from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, privacy_table, published_table
-from dpdm.report.runs import Places, run_anchor, runs_by_dataset
+from dpdm.report.runs import run_anchor, runs_by_dataset
 from dpdm.specs import epsilon_text
 
 DISTRIBUTION = "dpdm-bench"
@@ -39,7 +40,7 @@ def render_report(
     environment: Mapping[str, str] | None = None,
     published: pd.DataFrame | None = None,
     comparisons: Mapping[str, Path] | None = None,
-    places: Places | None = None,
+    layout: Layout | None = None,
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
 
@@ -51,22 +52,24 @@ def render_report(
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
         published: what `read_published` returned; if left out, so are its section and the paper's tables.
-        places: where the runs lie; if left out, so is the list of runs, and rows have no links to it.
+        layout: where the runs lie; if left out, so is the list of runs, and rows have no links to it.
 
     Raises:
         UserError: a figure or ledger cannot be read, or a table of the paper cannot be made (see `paper_table`).
     """
     missing = holes(study, metrics, audits)
     runs = audits.drop_duplicates(["dataset", "method", "epsilon", "seed"])
+    datasets = {run.dataset for run in study.runs()}
     seconds = float(benchmarks["seconds"].sum())
     sections = [
         {
             "dataset": dataset,
-            "table": _to_html(tables.dataset_results(metrics, dataset).without("Dataset"), places is not None),
+            "table": _to_html(tables.dataset_results(metrics, dataset).without("Dataset"), layout is not None),
             "curve": _picture(curves.get(dataset)),
             "grid": _picture(grids.get(dataset)),
         }
         for dataset in study.datasets
+        if dataset in datasets
     ]
     private = runs[runs["epsilon"] != epsilon_text(math.inf)]
     failed = int((~private["passed"]).sum())
@@ -91,8 +94,8 @@ def render_report(
         anchors=study.anchors,
         sections=sections,
         comparisons={name: _picture(path) for name, path in (comparisons or {}).items()},
-        run_sections=[] if places is None else runs_by_dataset(study, audits, places),
-        beside=[] if published is None else _beside(study, metrics, audits, published, places is not None),
+        run_sections=[] if layout is None else runs_by_dataset(study, audits, layout),
+        beside=[] if published is None else _beside(study, metrics, audits, published, layout is not None),
         methods=tables.to_html(tables.method_table(study)),
         published=None if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
@@ -172,17 +175,25 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
     def listed(epsilons: Iterable[float]) -> str:
         return _and(tables.epsilon_label(epsilon_text(e)) for e in sorted(epsilons))
 
-    fewer = [f"{d} at {listed(spec.epsilons)} alone" for d, spec in study.datasets.items() if spec.epsilons]
+    grid = study.runs()
+    methods, datasets = dict.fromkeys(r.method for r in grid), dict.fromkeys(r.dataset for r in grid)
+    epsilons, seeds = {r.epsilon for r in grid}, dict.fromkeys(r.seed for r in grid)
+    fewer = [
+        f"{d} at {listed(spec.epsilons)} alone"
+        for d, spec in study.datasets.items()
+        if spec.epsilons and not study.part()
+    ]
     deltas = []
-    for dataset in study.datasets:
+    for dataset in datasets:
         known = runs.loc[runs["dataset"] == dataset, ["n", "delta"]].drop_duplicates()
         deltas += [f"δ = {delta:.2g} on {dataset} (n = {n:,})" for n, delta in known.itertuples(index=False)]
     spec = study.evaluation
     return (
-        f"{_count(study.methods, 'method')} ({_and(study.methods)}) on {_count(study.datasets, 'dataset')} "
-        f"({_and(study.datasets)}) at ε = {listed(study.epsilons)}{f' ({_and(fewer)})' if fewer else ''}, each with "
-        f"{_count(study.seeds, 'seed')} "
-        f"({_and(map(str, study.seeds))}): {_count(study.runs(), 'training run')}. Each generator was judged on "
+        (f"This page shows a part of the study ({study.part()}). " if study.part() else "")
+        + f"{_count(methods, 'method')} ({_and(methods)}) on {_count(datasets, 'dataset')} "
+        f"({_and(datasets)}) at ε = {listed(epsilons)}{f' ({_and(fewer)})' if fewer else ''}, each with "
+        f"{_count(seeds, 'seed')} ({_and(map(str, seeds))}): {_count(grid, 'training run')}. "
+        "Each generator was judged on "
         f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({_and(spec.classifiers)}) under "
         f"the protocol “{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
         + (f", {_and(deltas)}." if deltas else ".")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -162,21 +161,6 @@ def paper_rows(published: pd.DataFrame, number: int) -> pd.DataFrame:
 def places(chosen: pd.DataFrame) -> set[tuple[str, int]]:
     """The data sets, and the sides of their images, that published numbers are on."""
     return set(zip(chosen["dataset"], chosen["resolution"], strict=True))
-
-
-def table_files(number: int, study: Study, published: pd.DataFrame, run_folder: str, audit: str) -> list[Path]:
-    """Where the scores and audits of all that table `number` shows lie, whether they are there or not.
-
-    Args:
-        run_folder, audit: folder of a run, and audit of a data set and method, as patterns.
-    """
-    shown = set(table_runs(study, f"table_{number}", places(paper_rows(published, number))))
-    found: dict[Path, None] = {}
-    for run in study.runs():
-        for sampler in study.methods[run.method].samplers or ("",):
-            if (run.dataset, run.method, sampler) in shown:
-                found |= {Path(run.path(run_folder)) / (sampler or "utility.json"): None, Path(run.path(audit)): None}
-    return list(found)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------

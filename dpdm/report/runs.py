@@ -6,32 +6,20 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
 from dpdm import artifacts
 from dpdm.config import Study
+from dpdm.layout import Layout
 from dpdm.report.tables import accounting_verdict, epsilon_label
-from dpdm.specs import Coordinates, RunSpec, epsilon_text, spec_json
+from dpdm.specs import Coordinates, RunSpec, epsilon_text
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SCORES = ("score.log", "fidelity.json", "utility.json")
 _INCEPTION_SCORES = ("score_inception.log", "inception.json")  # where the study asks for the FID
-
-
-class Places(NamedTuple):
-    """Where things lie, as patterns; commands start where Snakemake ran.
-
-    What these folders hold is told in results/README.md. The workflow alone decides their names; those of the files in
-    them are known here as well, since a page links and repeats what every rule made.
-    """
-
-    run: str  # folder, with {dataset}, {method}, {epsilon} and {seed}
-    anchor: str  # folder, with {dataset}, {anchor} and {seed}
-    data: str  # folder of a dataset, with {dataset}
-    page: Path  # the report itself, from which links start
 
 
 def run_anchor(dataset: str, method: str, epsilon: str) -> str:
@@ -39,7 +27,7 @@ def run_anchor(dataset: str, method: str, epsilon: str) -> str:
     return "-".join(["runs", dataset, method, *([epsilon] if epsilon else [])])
 
 
-def runs_by_dataset(study: Study, audits: pd.DataFrame, places: Places) -> list[dict[str, Any]]:
+def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> list[dict[str, Any]]:
     """What the section "Runs" shows: per dataset its methods (anchors last), per method its epsilons, then its runs.
 
     Every ledger is read once. A run without one is there as a hole, with neither recipe nor command.
@@ -56,12 +44,13 @@ def runs_by_dataset(study: Study, audits: pd.DataFrame, places: Places) -> list[
     for run in study.runs():
         epsilon = epsilon_text(run.epsilon)
         audit = judged.get((run.dataset, run.method, epsilon, run.seed))
-        place(run, epsilon, _run(study, run, audit, places))
+        place(run, epsilon, _run(study, run, audit, layout))
     for anchor in study.anchor_coordinates():
-        place(anchor, "", _anchor(study, anchor, places))
+        place(anchor, "", _anchor(study, anchor, layout))
     return [
         {"dataset": dataset, "methods": [_method(dataset, name, groups) for name, groups in methods.items()]}
         for dataset, methods in found.items()
+        if methods
     ]
 
 
@@ -85,8 +74,8 @@ def _method(dataset: str, name: str, groups: dict[str, list[dict[str, Any]]]) ->
     }
 
 
-def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Places) -> dict[str, Any]:
-    folder = Path(run.path(places.run))
+def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, layout: Layout) -> dict[str, Any]:
+    folder = Path(layout.run(*run.place))
     ledger = folder / "ledger.json"
     there = ledger.exists()
     recipe = artifacts.read_json(ledger, ("recipe",))["recipe"] if there else {}
@@ -98,49 +87,46 @@ def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, places: Pl
         spent = ", ".join(epsilon_label(format(audit[f"epsilon_{a}"], ".4g")) + f" ({a.upper()})" for a in names)
         verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"]) + f", spent ε = {spent}"
     files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
-    spec, data = study.methods[run.method], _data(run, places)
-    command = _training(run, recipe, folder, data, spec.gpus_per_run) if there else ""
+    command = _training(folder, study.methods[run.method].gpus_per_run) if there else ""
     if there and study.is_classifier(run.method):
         files |= {name: folder / name for name in _SCORES}
-        command += f" && {_scoring_of_classifier(study, run, folder, data)}"
+        command += f" && {_scoring(study, layout, run.name, f'--model {REPEATED}/model.pt', folder, ['utility.json'])}"
     return {
         "seed": run.seed,
-        "files": _links(files, places.page),
+        "files": _links(files, Path(layout.report)),
         "verdict": verdict,
         "recipe": _readable(recipe),
         "command": command,
-        "sets": [_set(study, run, sampler, folder, places) for sampler in spec.samplers] if there else [],
+        "sets": [_set(study, run, sampler, folder, layout) for sampler in study.samplers_of(run)] if there else [],
     }
 
 
-def _set(study: Study, run: RunSpec, sampler: str, model: Path, places: Places) -> dict[str, Any]:
+def _set(study: Study, run: RunSpec, sampler: str, model: Path, layout: Layout) -> dict[str, Any]:
     """One synthetic set: its logs and scores, and the command that samples and scores once more, if it is there."""
-    folder, data, images = model / sampler, _data(run, places), f"{REPEATED}/synthetic.npz"
+    folder, place = model / sampler, f"{run.name}/{sampler}"
     if not (folder / "synthetic.npz").exists():
         return {"sampler": sampler, "files": [], "command": ""}
-    sample = (
-        f"python -m dpdm sample --spec {shlex.quote(spec_json(study.sample(run, sampler)))}"
-        f" --model {_quoted(model / 'model.pt')} --dataset {_quoted(data / 'dataset.json')} --out {images}"
+    sample = f"python -m dpdm sample {_quoted(layout.root)} {place} --out {REPEATED}"
+    repeated = f"{REPEATED}/{sampler}"
+    score = _scoring(
+        study, layout, place, f"--synthetic {repeated}/synthetic.npz", folder, _judged_files(study), repeated
     )
-    score = _scoring(study, run.coordinates(sampler), images, folder, data)
     files = {name: folder / name for name in ("sample.log", *_scores(study))}
     return {
         "sampler": sampler,
-        "files": _links(files, places.page),
-        "command": f"{sample} && cmp {images} {_quoted(folder / 'synthetic.npz')} && {score}",
+        "files": _links(files, Path(layout.report)),
+        "command": f"{sample} && {_compared('synthetic.npz', folder, repeated)} && {score}",
     }
 
 
-def _anchor(study: Study, anchor: Coordinates, places: Places) -> dict[str, Any]:
+def _anchor(study: Study, anchor: Coordinates, layout: Layout) -> dict[str, Any]:
     """No training, so neither recipe nor audit."""
-    folder = Path(places.anchor.format(dataset=anchor.dataset, anchor=anchor.method, seed=anchor.seed))
-    data = _data(anchor, places)
-    images = data / "train.npz" if anchor.method == "real" else folder.parent.parent / f"{anchor.method}.npz"
-    there = folder.exists()
+    folder = Path(layout.anchor(anchor.dataset, anchor.method, str(anchor.seed)))
+    there, place = folder.exists(), f"{anchor.dataset}/{anchor.method}/{anchor.seed}"
     files = {"folder": folder} | {name: folder / name for name in _scores(study)} if there else {}
     return {
-        "seed": anchor.seed, "files": _links(files, places.page), "verdict": "", "recipe": "", "sets": [],
-        "command": _scoring(study, anchor, str(images), folder, data) if there else "",
+        "seed": anchor.seed, "files": _links(files, Path(layout.report)), "verdict": "", "recipe": "", "sets": [],
+        "command": _scoring(study, layout, place, "", folder, _judged_files(study)) if there else "",
     }  # fmt: skip
 
 
@@ -149,8 +135,9 @@ def _scores(study: Study) -> tuple[str, ...]:
     return _SCORES + _INCEPTION_SCORES if study.evaluation.fid else _SCORES
 
 
-def _data(of: RunSpec | Coordinates, places: Places) -> Path:
-    return Path(places.data.format(dataset=of.dataset))
+def _judged_files(study: Study) -> list[str]:
+    """The scores of `_scores`, without logs."""
+    return [name for name in _scores(study) if name.endswith(".json")]
 
 
 def _links(files: Mapping[str, Path], page: Path) -> list[tuple[str, str]]:
@@ -169,49 +156,28 @@ def _readable(recipe: Mapping[str, Any]) -> str:
     return json.dumps(shown, indent=2, ensure_ascii=False) if shown else ""
 
 
-def _training(run: RunSpec, recipe: Mapping[str, Any], folder: Path, data: Path, processes: int) -> str:
-    """Trains by the ledger's own recipe, beside the results, and compares: no output of `cmp` means equal bytes."""
+def _training(folder: Path, processes: int) -> str:
+    """Trains by the ledger's own recipe, away from the results, and compares: no output of `cmp` means equal bytes."""
     several = f" --processes {processes}" if processes > 1 else ""
-    train = (
-        f"python -m dpdm train --spec {shlex.quote(json.dumps(recipe))} --data {_quoted(data / 'train.npz')}"
-        f" --model {REPEATED}/model.pt --ledger {REPEATED}/ledger.json --curve {REPEATED}/train.jsonl{several}"
-    )
+    train = f"python -m dpdm train --spec {_quoted(folder / 'ledger.json')} --out {REPEATED}{several}"
     return f"{train} && {_compared('model.pt', folder)}"
 
 
-def _scoring(study: Study, coordinates: Coordinates, images: str, folder: Path, data: Path) -> str:
-    """Scores images, and compares as `_training` does; of another commit the files say so, and differ."""
-    inputs = (("train", "train.npz"), ("test", "test.npz"), ("extractor", "extractor.pt"))
-    score = (
-        f"python -m dpdm score --spec {shlex.quote(spec_json(study.score(coordinates)))}"
-        f" --synthetic {shlex.quote(images)}"
-        + "".join(f" --{option} {_quoted(data / name)}" for option, name in inputs)
-        + f" --fidelity {REPEATED}/fidelity.json --utility {REPEATED}/utility.json"
-    )
-    commands = [score, *(_compared(name, folder) for name in ("fidelity.json", "utility.json"))]
-    if study.evaluation.fid:
-        commands += [
-            f"python -m dpdm score_inception --spec {shlex.quote(spec_json(study.score_inception(coordinates)))}"
-            f" --synthetic {shlex.quote(images)} --reference {_quoted(data / 'inception.npz')}"
-            f" --out {REPEATED}/inception.json",
-            _compared("inception.json", folder),
-        ]
+def _scoring(
+    study: Study, layout: Layout, place: str, of: str, folder: Path, files: list[str], out: str = REPEATED
+) -> str:
+    """Scores what `of` names (as an option), and compares as `_training` does; of another commit the files differ."""
+    score = " ".join(filter(None, ["python -m dpdm score", _quoted(layout.root), place, of, "--out", out]))
+    commands = [score, *(_compared(name, folder, out) for name in files if name != "inception.json")]
+    if "inception.json" in files:
+        commands += [f"{score} --inception", _compared("inception.json", folder, out)]
     return " && ".join(commands)
 
 
-def _compared(name: str, folder: Path) -> str:
+def _compared(name: str, folder: Path, out: str = REPEATED) -> str:
     """Is silent where what was repeated has the bytes of the folder's own."""
-    return f"cmp {REPEATED}/{name} {_quoted(folder / name)}"
+    return f"cmp {out}/{name} {_quoted(folder / name)}"
 
 
-def _scoring_of_classifier(study: Study, run: RunSpec, folder: Path, data: Path) -> str:
-    """Scores the model that `_training` wrote."""
-    return (
-        f"python -m dpdm score_classifier --spec {shlex.quote(spec_json(study.score_classifier(run)))}"
-        f" --model {REPEATED}/model.pt --test {_quoted(data / 'test.npz')} --utility {REPEATED}/utility.json"
-        f" && {_compared('utility.json', folder)}"
-    )
-
-
-def _quoted(path: Path) -> str:
+def _quoted(path: Path | str) -> str:
     return shlex.quote(str(path))

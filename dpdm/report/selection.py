@@ -3,6 +3,7 @@
 Imports no numerical library: the Snakefile asks at every start.
 """
 
+import csv
 import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 from dpdm.config import Study, TableEntry
 from dpdm.errors import UserError
 from dpdm.explain import nearest
+from dpdm.layout import PUBLISHED, Layout
+from dpdm.specs import RunSpec
 
 COMPARISONS = ("ranks", "parameter")  # figures over a whole study
 
@@ -69,24 +72,62 @@ def table_runs(study: Study, table: str, places: Collection[tuple[str, int | Non
     """
     mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
     kind = {"table_1": "generator", "table_2": "classifier"}.get(table)
+    has = {(run.dataset, run.method, name) for run in study.runs() for name in study.samplers_of(run) or ("",)}
     shared = [dataset for dataset, spec in study.datasets.items() if spec.published_as() in places]
     return [
         (dataset, method, sampler)
         for dataset in shared or study.datasets
         for method, spec in study.methods.items()
         for sampler in spec.samplers or ("",)
-        if dataset in study.datasets_of(method) and (spec.kind == kind or (method, sampler) in mapped)
+        if (dataset, method, sampler) in has and (spec.kind == kind or (method, sampler) in mapped)
     ]
+
+
+def score_files(study: Study) -> tuple[str, ...]:
+    """The files of the scores of one synthetic set, or of an anchor."""
+    return ("fidelity.json", "utility.json", *["inception.json"] * (study.evaluation.fid is not None))
+
+
+def table_files(study: Study, layout: Layout, number: int, published: str = PUBLISHED) -> list[str]:
+    """The scores and audits of what table `number` of the paper shows, whether they are there or not.
+
+    A published.csv that cannot be read maps no data set here: `dpdm validate` names what is wrong with it.
+    """
+    table, places = f"table_{number}", set()
+    try:
+        with open(published, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["protocol"] == "paper" and row["table"] == str(number):
+                    places.add((row["dataset"], int(row["resolution"])))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        places = set()
+    shown = set(table_runs(study, table, places))
+    found: dict[str, None] = {}
+    for run in study.runs():
+        for sampler in study.samplers_of(run) or ("",):
+            if (run.dataset, run.method, sampler) in shown:
+                scores = [layout.set(*run.place, sampler, name) for name in score_files(study)]
+                found |= dict.fromkeys(scores if sampler else [layout.run(*run.place, "utility.json")])
+                found[layout.audit(run.dataset, run.method)] = None
+    return list(found)
+
+
+def shown_sets(study: Study, dataset: str) -> list[tuple[RunSpec, str]]:
+    """The synthetic sets on a data set's sample page: run and sampler of the first seed of every method and epsilon."""
+    runs = [run for run in study.runs() if run.dataset == dataset]
+    first = min((run.seed for run in runs), default=0)
+    return [(run, sampler) for run in runs if run.seed == first for sampler in study.samplers_of(run)]
 
 
 def sweeps(study: Study) -> list[Sweep]:
     """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
     impls: dict[str, list[str]] = {}
-    for method, spec in study.methods.items():
+    chosen = {run.method: study.methods[run.method] for run in study.runs()}
+    for method, spec in chosen.items():
         impls.setdefault(spec.impl, []).append(method)
     found = [_sweep(study, methods, of_samplers=False) for methods in impls.values()]
     of_samplers: dict[str, Sweep] = {}
-    for method, spec in study.methods.items():  # at every start of Snakemake, so nothing is compared with itself
+    for method, spec in chosen.items():  # at every start of Snakemake, so nothing is compared with itself
         if len(spec.samplers) > 1 and (sweep := _sweep(study, [method], of_samplers=True)):
             of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
     return [sweep for sweep in found if sweep] + list(of_samplers.values())
@@ -125,7 +166,7 @@ def _sweep(study: Study, methods: list[str], of_samplers: bool) -> Sweep | None:
 
 def comparisons(study: Study) -> list[str]:
     """The figures over the whole study that it has material for, of COMPARISONS."""
-    generators = [method for method in study.methods if not study.is_classifier(method)]
+    generators = {run.method for run in study.runs() if not study.is_classifier(run.method)}
     ranked = len(generators) > 1 and any(math.isfinite(epsilon) for epsilon in study.epsilons)
     return ["ranks"] * ranked + ["parameter"] * bool(sweeps(study))
 

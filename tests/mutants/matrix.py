@@ -254,8 +254,8 @@ MUTANTS = [
     ),
     Mutant(
         "the secret key outlives its run",
-        "dpdm/__main__.py",
-        {"kept = [] if args.keep_key else [key_path(args.checkpoint)]": "kept = []"},
+        "dpdm/jobs.py",
+        {"kept = [] if keep_key else [key_path(checkpoint)]": "kept = []"},
         "unit test",
         f"{UNIT}checkpoint.py::test_the_command_line_destroys_the_key_when_the_run_is_done",
         "whoever finds it later can subtract the noise",

@@ -193,10 +193,10 @@ OUTPUTS = ("model.pt", "ledger.json", "train.jsonl")
 
 def command(folder, steps: int) -> list[str]:
     run = spec(params=spec().params | {"dp": spec().params["dp"] | {"steps": steps}})
-    paths = [part for name in OUTPUTS for part in (f"--{name.split('.')[0].replace('train', 'curve')}", folder / name)]
+    (folder / "recipe.json").write_text(spec_json(run))
     return [
-        sys.executable, "-m", "dpdm", "train", "--spec", spec_json(run), "--data", folder / "train.npz", *paths,
-        "--checkpoint", folder / "checkpoint.pt", "--checkpoint-interval", "0",
+        sys.executable, "-m", "dpdm", "train", "--spec", folder / "recipe.json", "--data", folder / "train.npz",
+        "--out", folder, "--checkpoint-interval", "0",
     ]  # fmt: skip
 
 

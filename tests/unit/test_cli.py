@@ -3,28 +3,37 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from dpdm import artifacts, data
+from dpdm import __version__, artifacts, data
+from dpdm.cli import verbs
 from dpdm.config import load_study, parse_study
 from dpdm.evaluation import inception
+from dpdm.layout import Layout
 from dpdm.method import load_method, prepare_run
 from dpdm.privacy import Ledger, calibrate, epsilon_spent
 from dpdm.privacy.audit import audit
 from dpdm.privacy.ledger import _seal
 from dpdm.sources.digits import Digits
 from dpdm.specs import epsilon_text, spec_json
+from dpdm.study import open_study
 
-VERBS = [
-    "schema", "check", "validate", "prepare", "label_only", "train", "audit", "attack", "sample", "extractor",
-    "reference", "score", "score_inception", "score_classifier", "collect", "tables", "paper_table", "figures",
-    "comparison", "report",
-]  # fmt: skip
+SECTIONS = {
+    "Studies": ["run", "check", "schema"],
+    "One run by hand": ["train", "sample", "score", "audit", "attack", "spec"],
+    "For the workflow": [
+        "validate", "prepare", "extractor", "reference", "label-only", "collect", "tables", "paper-table", "figures",
+        "comparison", "report",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -34,7 +43,7 @@ def study(tiny_study_dict):
 
 @pytest.fixture
 def study_file(tmp_path, tiny_study_dict):
-    """Writes the tiny study, changed by the test, and returns its path."""
+    """Writes the tiny study, changed by the test, into the working folder, and returns its path."""
 
     def write(study=tiny_study_dict) -> Path:
         path = tmp_path / "study.yaml"
@@ -45,41 +54,32 @@ def study_file(tmp_path, tiny_study_dict):
 
 
 @pytest.fixture
-def prepared(tmp_path, digits64) -> Path:
-    """A folder with train.npz and dataset.json of 64 digits."""
-    data.write_images(tmp_path / "train.npz", digits64)
+def work(tmp_path, digits64, study_file, monkeypatch) -> Layout:
+    """A working folder with study.yaml and 64 digits as its prepared data set."""
+    monkeypatch.chdir(tmp_path)
+    study_file()
+    layout = Layout("results", "tiny")
+    for split in ("train", "test"):
+        data.write_images(layout.data("digits", f"{split}.npz"), digits64)
     facts = Digits().facts({"train": digits64})
-    artifacts.write_json(tmp_path / "dataset.json", facts)
-    return tmp_path
+    artifacts.write_json(layout.data("digits", "dataset.json"), facts)
+    return layout
 
 
 @pytest.fixture
-def train(run_cli, prepared, study):
-    """`train(method, folder, ...)` runs the verb; returns (code, stdout, stderr)."""
-
-    def run(method="class_mean", folder="run", epsilon=10.0, seed=0, spec=None, train="train.npz"):
-        spec = spec or study.run("digits", method, epsilon, seed)
-        out = prepared / folder
-        return run_cli(
-            "train", "--spec", spec_json(spec), "--data", prepared / train, "--model", out / "model.pt",
-            "--ledger", out / "ledger.json", "--curve", out / "train.jsonl",
-        )  # fmt: skip
-
-    return run
+def train(run_cli, work):
+    """`train(RUN, options...)` runs the verb; returns (code, stdout, stderr)."""
+    return lambda run="digits/class_mean/10/0", *options: run_cli("train", "study.yaml", run, *options)
 
 
 @pytest.fixture
-def sample(run_cli, prepared, study):
-    """`sample(method, folder, ...)` runs the verb; returns (code, stdout, stderr)."""
+def sample(run_cli, work):
+    """`sample(RUN, options...)` runs the verb; returns (code, stdout, stderr)."""
+    return lambda run="digits/class_mean/10/0", *options: run_cli("sample", "study.yaml", run, *options)
 
-    def run(method="class_mean", folder="run", epsilon=10.0, seed=0):
-        spec = study.sample(study.run("digits", method, epsilon, seed), "default")
-        return run_cli(
-            "sample", "--spec", spec_json(spec), "--model", prepared / folder / "model.pt",
-            "--dataset", prepared / "dataset.json", "--out", prepared / folder / "synthetic.npz",
-        )  # fmt: skip
 
-    return run
+RUN = Path("results/tiny/runs/digits/class_mean/eps10/seed0")
+DPDM = Path("results/tiny/runs/digits/dpdm/eps10/seed0")
 
 
 def only_error(result: tuple[int, str, str]) -> str:
@@ -109,59 +109,65 @@ def fid_study(tiny_study_dict, inception_weights):
     return parse_study(tiny_study_dict, "tiny")
 
 
-def test_validate_finds_missing_weights_before_any_run(run_cli, tmp_path, tiny_study_dict, monkeypatch):
+@pytest.fixture
+def validate(run_cli, tmp_path):
+    """`validate(study)` runs the verb on the study's JSON."""
+
+    def run(study) -> tuple[int, str, str]:
+        (tmp_path / "given.json").write_text(study if isinstance(study, str) else study.model_dump_json())
+        return run_cli("validate", tmp_path / "given.json")
+
+    return run
+
+
+def test_validate_finds_missing_weights_before_any_run(validate, work, tiny_study_dict, tmp_path, monkeypatch):
     def urlopen(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    for asked, part in (
-        ({}, "put weights-inception-2015-12-05-6726825d.pth into "),
-        ({"weights_path": "x"}, "file x;"),
-    ):
+    for asked, part in (({}, "weights-inception-2015-12-05-6726825d.pth"), ({"weights_path": "x"}, "file x;")):
         tiny_study_dict["evaluation"]["fid"] = asked
-        spec = spec_json(parse_study(tiny_study_dict, "tiny"))
-        message = only_error(run_cli("validate", "--spec", spec, "--out", tmp_path / "study.json"))
+        message = only_error(validate(parse_study(tiny_study_dict, "tiny")))
         assert part in message
         assert message.count("\n") == 1
-        assert not (tmp_path / "study.json").exists()
+        assert not Path(work.study).exists()
 
 
-def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(run_cli, fid_study, inception_weights, monkeypatch):
-    code, _, stderr = run_cli("validate", "--spec", spec_json(fid_study))
+def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(
+    validate, work, fid_study, inception_weights, monkeypatch
+):
+    code, _, stderr = validate(fid_study)
     assert code == 0
-    assert stderr.startswith(f"warning: {inception_weights} is not the file that torch-fidelity publishes")
+    assert stderr.startswith(f"warning: {inception_weights} is not the file")
     monkeypatch.setattr(inception, "WEIGHTS_SHA256", inception.load_inception(inception_weights).weights_sha256)
-    assert run_cli("validate", "--spec", spec_json(fid_study)) == (0, "", "")
+    assert validate(fid_study) == (0, "", "")
 
 
-def test_validate_reads_the_weights(run_cli, tmp_path, tiny_study_dict):
+def test_validate_reads_the_weights(validate, work, tmp_path, tiny_study_dict):
     (tmp_path / "page.pth").write_text("<html>")
     tiny_study_dict["evaluation"]["fid"] = {"weights_path": str(tmp_path / "page.pth")}
-    message = only_error(run_cli("validate", "--spec", spec_json(parse_study(tiny_study_dict, "tiny"))))
-    assert "page.pth does not hold the weights of torch-fidelity's Inception" in message
+    assert "page.pth does not hold the weights" in only_error(validate(parse_study(tiny_study_dict, "tiny")))
 
 
 @pytest.mark.slow
-def test_the_fid_has_a_file_of_its_own_beside_the_other_scores(run_cli, tmp_path, digits64, fid_study, monkeypatch):
+def test_the_fid_has_a_file_of_its_own_beside_the_other_scores(
+    run_cli, work, digits64, fid_study, study_file, tiny_study_dict, monkeypatch
+):
     monkeypatch.setattr(inception, "LAYER", "64")  # the whole network takes minutes
+    study_file(tiny_study_dict)
     few = data.ImageSet(digits64.images[:20], digits64.labels[:20], 10, "few")
-    drawn_by = fid_study.sample(fid_study.runs()[0], "default")
-    images = tmp_path / "images.npz"
+    run = fid_study.run("digits", "class_mean", 10.0, 0)
+    drawn_by = fid_study.sample(run, "default")
+    for split in ("train", "test"):
+        data.write_images(work.data("digits", f"{split}.npz"), few)
+    images = work.set(*run.place, "default", "synthetic.npz")
     data.write_images(images, dataclasses.replace(few, drawn_by=spec_json(drawn_by)))
-    sides = ["--train", images, "--test", images]
-    assert run_cli("extractor", *sides, "--out", tmp_path / "extractor.pt")[0] == 0
-    spec = spec_json(fid_study.evaluation.fid)
-    assert run_cli("reference", "--spec", spec, *sides, "--out", tmp_path / "inception.npz")[0] == 0
-    anchor = fid_study.anchor_coordinates()[0]
-    files = [tmp_path / f"{name}.json" for name in ("fidelity", "utility", "inception")]
-    more = ["--extractor", tmp_path / "extractor.pt", "--fidelity", files[0], "--utility", files[1]]
-    assert run_cli("score", "--spec", spec_json(fid_study.score(anchor)), "--synthetic", images, *sides, *more)[0] == 0
-    more = ["--reference", tmp_path / "inception.npz", "--out", files[2]]
-    spec = spec_json(fid_study.score_inception(anchor))
-    assert run_cli("score_inception", "--spec", spec, "--synthetic", images, *more)[0] == 0
-
-    fidelity, utility, by_inception = map(artifacts.read_json, files)
+    place = f"{run.name}/default"
+    assert run_cli("score", "study.yaml", place)[0] == 0  # makes the extractor
+    assert run_cli("score", "study.yaml", place, "--inception")[0] == 0  # makes the reference
+    names = ("fidelity", "utility", "inception")
+    fidelity, utility, by_inception = (artifacts.read_json(work.set(*run.place, "default", f"{n}.json")) for n in names)
     shared = {"coordinates", "provenance", "num_synthetic", "drawn_by"}
     assert [set(file) - shared for file in (fidelity, utility, by_inception)] == [
         {"extractor", "metrics"}, {"protocol", "metrics"}, {"inception", "metrics"}
@@ -180,21 +186,22 @@ def test_the_fid_has_a_file_of_its_own_beside_the_other_scores(run_cli, tmp_path
 # --- train, audit, sample -------------------------------------------------------------------------------------
 
 
-def test_train_audit_and_sample_make_their_artifacts(run_cli, prepared, train, sample, study):
-    assert train()[0] == 0
-    folder = prepared / "run"
-    assert sorted(path.name for path in folder.iterdir()) == ["ledger.json", "model.pt", "train.jsonl"]
-    state = artifacts.read_tensors(folder / "model.pt")
+def test_train_audit_and_sample_make_their_artifacts(run_cli, train, sample, study, tmp_path):
+    code, stdout, _ = train()
+    assert code == 0
+    assert sorted(path.name for path in RUN.iterdir()) == ["ledger.json", "model.pt", "train.jsonl"]
+    state = artifacts.read_tensors(RUN / "model.pt")
     assert set(state) == {"impl", "state"}
     assert state["impl"] == "baselines.class_mean:ClassMean"
-    ledger = Ledger.from_json(artifacts.read_json(folder / "ledger.json"))
+    ledger = Ledger.from_json(artifacts.read_json(RUN / "ledger.json"))
     assert ledger.n == 64
     assert [event.name for event in ledger.events] == ["class_counts", "class_sums"]
 
-    code, stdout, _ = run_cli("audit", folder / "ledger.json", "--out", folder / "audit.json")
+    code, stdout, _ = run_cli("audit", RUN / "ledger.json", "--out", "audit.json", "--export", "events.json")
     assert code == 0
     assert stdout.startswith("passed  target epsilon 10.0, spent ")
-    (row,) = artifacts.read_json(folder / "audit.json")["runs"]
+    assert run_cli("audit", "study.yaml", "digits/class_mean/10/0")[1] == stdout
+    (row,) = artifacts.read_json("audit.json")["runs"]
     assert row["passed"] is True
     assert 9.9 < row["epsilon_rdp"] <= 10
     assert 0.8 * row["epsilon_rdp"] < row["epsilon_pld"] < row["epsilon_prv"] * 1.003 < row["epsilon_rdp"]
@@ -203,9 +210,10 @@ def test_train_audit_and_sample_make_their_artifacts(run_cli, prepared, train, s
         assert f"{row[f'epsilon_{name}']:.4f} ({name.upper()})" in stdout
     assert row["recipe_checked"] is True
     assert row["coordinates"] == study.run("digits", "class_mean", 10.0, 0).coordinates().model_dump(mode="json")
+    assert artifacts.read_json("events.json")["runs"][0]["event"]["class_name"] == "ComposedDpEvent"
 
     assert sample()[0] == 0
-    synthetic = data.read_images(folder / "synthetic.npz")
+    synthetic = data.read_images(RUN / "default" / "synthetic.npz")
     assert synthetic.meta == data.ImageMeta(20, (1, 8, 8), 10)
     assert np.array_equal(synthetic.labels, data.balanced_labels(20, 10))
     assert json.loads(synthetic.drawn_by) == study.sample(
@@ -213,159 +221,319 @@ def test_train_audit_and_sample_make_their_artifacts(run_cli, prepared, train, s
     ).model_dump(mode="json")
 
 
+def test_train_ends_with_what_a_person_wants_to_know(train):
+    _, stdout, _ = train("digits/dpdm/10/0")
+    ledger = Ledger.from_json(artifacts.read_json(DPDM / "ledger.json"))
+    (event,) = ledger.events
+    spent = [f"{epsilon_spent(ledger.events, ledger.delta, name):.4f}" for name in ("rdp", "prv", "pld")]
+    wanted = [
+        str(DPDM),
+        "model.pt",
+        *spent,
+        "target 10",
+        f"{event.noise_multiplier:.4g}",
+        "q = 0.25",
+        "2 x",
+        " s on cpu",
+    ]
+    assert [part for part in wanted if part not in stdout] == []
+
+
 @pytest.mark.parametrize("method", ["class_mean", "dpdm"])
-def test_the_same_spec_twice_gives_the_same_bytes(prepared, train, sample, method):
+def test_the_same_run_twice_gives_the_same_bytes(train, sample, method):
     for folder in ("one", "two"):
-        assert train(method, folder)[0] == 0
-        assert sample(method, folder)[0] == 0
-    for name in ("model.pt", "ledger.json", "synthetic.npz"):
-        assert (prepared / "one" / name).read_bytes() == (prepared / "two" / name).read_bytes(), name
+        assert train(f"digits/{method}/10/0", "--out", folder)[0] == 0
+        assert sample(f"digits/{method}/10/0", "--model", f"{folder}/model.pt", "--out", folder)[0] == 0
+    for name in ("model.pt", "ledger.json", "default/synthetic.npz"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes(), name
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_a_model_of_networks_samples_on_the_gpu_where_there_is_one(prepared, train, sample, monkeypatch, gpu):
-    assert train("dpdm")[0] == 0
+def test_a_model_of_networks_samples_on_the_gpu_where_there_is_one(train, sample, monkeypatch, gpu):
+    assert train("digits/dpdm/10/0")[0] == 0
     went_to = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("dpdm.diffusion.method.Model.to", lambda model, device: went_to.append(device))
-    assert sample("dpdm")[0] == 0
+    assert sample("digits/dpdm/10/0")[0] == 0
     assert went_to == ["cuda" if gpu else "cpu"]
 
 
-def test_another_seed_gives_another_model_and_other_samples(prepared, train, sample):
+def test_another_seed_gives_another_model_and_other_samples(train, sample):
     for seed in (0, 1):
-        assert train(folder=f"seed{seed}", seed=seed)[0] == 0
-        assert sample(folder=f"seed{seed}", seed=seed)[0] == 0
-    for name in ("model.pt", "synthetic.npz"):
-        assert (prepared / "seed0" / name).read_bytes() != (prepared / "seed1" / name).read_bytes()
+        assert train(f"digits/class_mean/10/{seed}")[0] == 0
+        assert sample(f"digits/class_mean/10/{seed}")[0] == 0
+    for name in ("model.pt", "default/synthetic.npz"):
+        assert (RUN / name).read_bytes() != (RUN.with_name("seed1") / name).read_bytes()
 
 
-def test_training_rows_hold_no_private_loss(prepared, train):
-    train("dpdm")
-    rows = artifacts.read_jsonl(prepared / "run" / "train.jsonl")
+def test_training_rows_hold_no_private_loss(train):
+    train("digits/dpdm/10/0")
+    rows = artifacts.read_jsonl(DPDM / "train.jsonl")
     assert rows
     assert not any("loss" in key for row in rows for key in row)
 
 
-def test_without_noise_the_audit_says_infinity_and_passes(run_cli, prepared, train):
-    assert train(epsilon=float("inf"))[0] == 0
-    code, stdout, _ = run_cli("audit", prepared / "run" / "ledger.json")
+def test_without_noise_the_audit_says_infinity_and_passes(run_cli, train):
+    assert train("digits/class_mean/inf/0")[0] == 0
+    code, stdout, _ = run_cli("audit", "study.yaml", "digits/class_mean/inf")
     assert code == 0
     assert stdout.startswith("passed  target epsilon inf, spent inf (RDP), inf (PRV), inf (PLD)")
 
 
-# --- score_classifier -----------------------------------------------------------------------------------------
+# --- one run by hand ------------------------------------------------------------------------------------------
+
+
+def test_a_changed_run_lies_outside_the_study_s_results(train, work, run_cli):
+    code, stdout, _ = train("digits/dpdm/10/0", "--set", "dp.steps=3", "--set", "lr=1e-3")
+    assert code == 0
+    assert not Path(work.root).exists()
+    (folder,) = Path("results/by_hand").iterdir()
+    assert folder.name.startswith("tiny-digits-dpdm-eps10-seed0-")
+    assert str(folder) in stdout
+    ledger = artifacts.read_json(folder / "ledger.json")
+    assert ledger["recipe"]["params"]["dp"]["steps"] == ledger["events"][0]["steps"] == 3
+    assert ledger["recipe"]["params"]["lr"] == 0.001
+    assert run_cli("audit", folder / "ledger.json")[0] == 0
+    assert train("digits/dpdm/10/0", "--set", "dp.steps=3", "--out", "here")[0] == 0
+    assert Path("here/ledger.json").exists()
+
+
+def test_a_change_that_the_method_does_not_have_is_refused_before_any_work(train, work):
+    for change, parts in (
+        ("dp.stepz=3", ("dp.stepz", "'steps'")), ("dp.steps=many", ("dp.steps", "'many'")),
+        ("noise_multiplicty=3", ("noise_multiplicty", "'noise_multiplicity'")), ("dp.steps=1.5", ("dp.steps", "1.5")),
+    ):  # fmt: skip
+        message = only_error(train("digits/dpdm/10/0", "--set", change))
+        assert [part for part in (*parts, "digits/dpdm/10/0") if part not in message] == []
+        assert message.count("\n") == 1
+    assert sorted(path.name for path in Path("results").iterdir()) == ["data"]
+
+
+def test_a_run_is_repeated_from_its_ledger_or_its_spec(train, run_cli):
+    assert train("digits/dpdm/10/1")[0] == 0
+    folder = DPDM.with_name("seed1")
+    Path("study.yaml").write_text("edited: since")
+    assert run_cli("train", "--spec", folder / "ledger.json", "--out", "again")[0] == 0
+    for name in ("model.pt", "ledger.json"):
+        assert Path("again", name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_printed_spec_is_taken_back(run_cli, train, study):
+    code, stdout, _ = run_cli("spec", "study.yaml", "digits/class_mean/10/0")
+    assert code == 0
+    assert json.loads(stdout) == study.run("digits", "class_mean", 10.0, 0).model_dump(mode="json")
+    Path("recipe.json").write_text(stdout)
+    assert run_cli("train", "--spec", "recipe.json", "--out", "again")[0] == 0
+    assert train()[0] == 0
+    assert Path("again/model.pt").read_bytes() == (RUN / "model.pt").read_bytes()
+    changed = run_cli("spec", "study.yaml", "digits/dpdm/10/0", "--set", "dp.steps=7")[1]
+    assert json.loads(changed)["params"]["dp"]["steps"] == 7
+
+
+def test_secret_noise_by_hand_is_another_run(train, work):
+    assert train("digits/class_mean/10/0", "--noise", "secret", "--keep-key")[0] == 0
+    (folder,) = Path("results/by_hand").iterdir()
+    assert artifacts.read_json(folder / "ledger.json")["noise"] == "secret"
+    assert (folder / "checkpoint.pt.key").exists()
+    assert not RUN.exists()
+    assert "--noise secret" in only_error(train("digits/class_mean/10/0", "--keep-key"))
+
+
+def test_what_is_missing_is_made(run_cli, study_file, tmp_path, monkeypatch, digits_train):
+    monkeypatch.chdir(tmp_path)
+    study_file()
+    assert run_cli("train", "study.yaml", "digits/class_mean/10/0")[0] == 0
+    assert data.read_images("results/data/digits/train.npz").digest() == digits_train.digest()
+    assert run_cli("sample", "study.yaml", "digits/class_mean/10/0/default")[0] == 0
+    assert not Path("results/data/digits/extractor.pt").exists()
+
+
+def test_score_by_hand_makes_the_extractor_and_the_anchor_s_images(run_cli, work, monkeypatch):
+    made = []
+    monkeypatch.setattr("dpdm.jobs.train_extractor", lambda layout, dataset: made.append(dataset))
+    monkeypatch.setattr("dpdm.jobs.score", lambda *_: made.append("scored"))
+    assert run_cli("score", "study.yaml", "digits/label_only/0")[0] == 0
+    assert made == ["digits", "scored"]
+    assert data.read_images(work.label_only("digits")).meta.n == 20
+
+
+def test_what_another_verb_makes_is_named_with_it(run_cli, work):
+    for verb, run, maker in (
+        ("sample", "digits/class_mean/10/0", "dpdm train"), ("score", "digits/class_mean/10/0", "dpdm sample"),
+        ("audit", "digits/class_mean/10/0", "dpdm train"), ("attack", "digits/class_mean", "dpdm train"),
+    ):  # fmt: skip
+        message = only_error(run_cli(verb, "study.yaml", run))
+        assert maker in message
+        assert str(RUN) in message
+    assert not Path(work.data("digits", "extractor.pt")).exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "sample", "score", "audit", "attack", "spec"])
+def test_every_verb_names_the_nearest_run(run_cli, work, verb):
+    message = only_error(run_cli(verb, "study.yaml", "digits/class_meen/10/0"))
+    assert [part for part in ("digits/class_meen/10/0", "digits/class_mean/10/0", "tiny") if part not in message] == []
+
+
+@pytest.mark.parametrize("verb", ["prepare", "extractor", "reference", "label-only", "figures"])
+def test_every_verb_names_the_nearest_data_set(run_cli, work, verb):
+    assert "'digit'" in (message := only_error(run_cli(verb, "study.yaml", "digit")))
+    assert "digits" in message
+
+
+def test_a_study_where_json_is_wanted_and_the_other_way_round(run_cli, work):
+    assert [
+        part for part in ("study.yaml", "JSON") if part not in only_error(run_cli("train", "--spec", "study.yaml"))
+    ] == []
+    Path("recipe.json").write_text("{}")
+    for verb in ("train", "spec"):
+        message = only_error(run_cli(verb, "recipe.json", "digits/dpdm/10/0"))
+        assert [part for part in ("recipe.json", "JSON", "YAML") if part not in message] == []
+    assert "recipe.json" in only_error(run_cli("audit", "study.yaml", "digits/dpdm/10/0", "recipe.json"))
+
+
+def test_train_needs_to_know_what(run_cli, work):
+    for arguments in ([], ["study.yaml"], ["study.yaml", "digits/dpdm/10/0", "--spec", "x.json"]):
+        assert "--spec" in only_error(run_cli("train", *arguments))
+    Path("recipe.json").write_text(run_cli("spec", "study.yaml", "digits/dpdm/10/0")[1])
+    shutil.rmtree("results")
+    message = only_error(run_cli("train", "--spec", "recipe.json"))
+    assert [part for part in ("results/data/digits/train.npz", "--data") if part not in message] == []
+
+
+# --- run ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def classifier_study(tiny_study_dict):
+def started(monkeypatch) -> list[str]:
+    """The words of the process that `run` becomes."""
+    words: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, command: words.extend(command))
+    return words
+
+
+def test_run_becomes_snakemake_on_the_study(run_cli, work, started):
+    arguments = ["study.yaml", "--only", "method=dpdm,class_mean", "--only", "epsilon=10", "--without", "seed=1"]
+    assert run_cli("run", *arguments, "--cores", "2", "tables", "report")[0] == 0
+    assert started[1:5] == ["-m", "snakemake", "tables", "report"]
+    given = started[started.index("--config") + 1 :]
+    assert given == ["only=method=dpdm,class_mean epsilon=10", "without=seed=1"]
+    assert started[started.index("--configfile") + 1] == "study.yaml"
+    assert started[started.index("--cores") + 1] == "2"
+    assert Path(started[started.index("--snakefile") + 1]).name == "Snakefile"
+
+
+def test_run_takes_a_study_of_several_files(run_cli, work, started):
+    Path("less.yaml").write_text("seeds: [1]\n")
+    assert run_cli("run", "study.yaml,less.yaml")[0] == 0
+    assert started[started.index("--configfile") + 1 :] == ["study.yaml", "less.yaml"]
+    assert run_cli("spec", "study.yaml,less.yaml", "digits/dpdm/10/1")[0] == 0
+
+
+def test_run_takes_a_results_folder_and_options_of_snakemake(run_cli, work, started, study):
+    artifacts.write_text(work.study, study.model_dump_json())
+    assert run_cli("run", work.root, "-n", "--", "--keep-going", "audits")[0] == 0
+    assert started[started.index("--configfile") + 1] == work.study
+    assert {"--dry-run", "--keep-going", "audits"} <= set(started)
+    assert "--config" not in started
+
+
+def test_run_refuses_a_part_of_what_is_not_there_before_snakemake_starts(run_cli, work, started):
+    message = only_error(run_cli("run", "study.yaml", "--only", "method=dpmd"))
+    assert [part for part in ("'dpmd'", "'dpdm'", "only.method") if part not in message] == []
+    assert started == []
+
+
+# --- a classifier method --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_classifier(work, study_file, tiny_study_dict):
     """The tiny study with a classifier."""
     dp = {"expected_batch_size": 16, "steps": 2, "max_grad_norm": 1.0}
     tiny_study_dict["methods"]["net"] = {
         "impl": "baselines.dpsgd_classifier:DPSGDClassifier", "kind": "classifier",
         "params": {"network": "mlp", "lr": 1.0, "dp": dp},
     }  # fmt: skip
+    study_file(tiny_study_dict)
     return parse_study(tiny_study_dict, "tiny")
 
 
-@pytest.fixture
-def score_classifier(run_cli, prepared, classifier_study):
-    """`score_classifier(method, folder)` runs the verb; returns (code, stdout, stderr)."""
-
-    def run(method="net", folder="run"):
-        spec = classifier_study.score_classifier(classifier_study.run("digits", method, 10.0, 0))
-        return run_cli(
-            "score_classifier", "--spec", spec_json(spec), "--model", prepared / folder / "model.pt",
-            "--test", prepared / "train.npz", "--utility", prepared / folder / "utility.json",
-        )  # fmt: skip
-
-    return run
-
-
-def test_a_classifier_is_trained_and_scored_without_images(
-    prepared, train, score_classifier, classifier_study, digits64
-):
-    spec = classifier_study.run("digits", "net", 10.0, 0)
-    for folder in ("run", "again"):
-        assert train(spec=spec, folder=folder)[0] == 0
-        assert score_classifier(folder=folder)[0] == 0
-    assert (prepared / "run" / "utility.json").read_bytes() == (prepared / "again" / "utility.json").read_bytes()
-    content = artifacts.read_json(prepared / "run" / "utility.json")
+def test_a_classifier_is_trained_and_scored_without_images(run_cli, train, with_classifier, work, digits64):
+    spec = with_classifier.run("digits", "net", 10.0, 0)
+    folder = Path(work.run(*spec.place))
+    assert train(spec.name)[0] == 0
+    assert run_cli("score", "study.yaml", spec.name)[0] == 0
+    assert train(spec.name, "--out", "again")[0] == 0
+    assert run_cli("score", "study.yaml", spec.name, "--model", "again/model.pt", "--out", "again")[0] == 0
+    assert (folder / "utility.json").read_bytes() == Path("again/utility.json").read_bytes()
+    content = artifacts.read_json(folder / "utility.json")
     assert content["coordinates"] == spec.coordinates().model_dump(mode="json")
     assert (content["num_synthetic"], content["protocol"]) == (0, "direct")
     (row,) = content["metrics"]
     assert (row["metric"], row["reference"]) == ("acc_mlp", "test")
-    state = artifacts.read_tensors(prepared / "run" / "model.pt")["state"]
+    state = artifacts.read_tensors(folder / "model.pt")["state"]
     predicted = load_method(spec.impl).Model.from_state(state).predict(digits64.images)
     assert row["value"] == 100 * float((predicted == digits64.labels).mean())
+    message = only_error(run_cli("sample", "study.yaml", spec.name))
+    assert [part for part in ("net", "classifier", "dpdm score") if part not in message] == []
 
 
-def test_a_generator_is_no_classifier_to_score(prepared, train, score_classifier):
-    train("class_mean")
-    message = only_error(score_classifier("class_mean"))
-    assert "baselines.class_mean:ClassMean: lacks Model.predict, so it is no classifier; set kind: generator" in message
-    assert "was made by baselines.class_mean:ClassMean, not by baselines.dpsgd_classifier" in only_error(
-        score_classifier()
-    )
-    assert not (prepared / "run" / "utility.json").exists()
+def test_the_model_of_a_generator_is_no_classifier_to_score(run_cli, train, with_classifier):
+    assert train()[0] == 0
+    message = only_error(run_cli("score", "study.yaml", "digits/net/10/0", "--model", RUN / "model.pt"))
+    assert "was made by baselines.class_mean:ClassMean, not by baselines.dpsgd_classifier" in message
 
 
 # --- refusals of train, sample, audit -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + b"\0" * 9 + b[209:]])
-def test_train_names_a_corrupt_npz(prepared, train, damage):
-    path = prepared / "train.npz"
+def test_train_names_a_corrupt_npz(train, work, damage):
+    path = Path(work.data("digits", "train.npz"))
     path.write_bytes(damage(path.read_bytes()))
     assert str(path) in only_error(train())
-    assert not (prepared / "run").exists()
+    assert not RUN.exists()
 
 
-def test_train_names_a_missing_npz(prepared, train):
-    assert str(prepared / "nowhere.npz") in only_error(train(train="nowhere.npz"))
+def test_train_names_missing_images(train):
+    assert "nowhere.npz" in only_error(train("digits/class_mean/10/0", "--data", "nowhere.npz"))
 
 
-def test_train_refuses_a_budget_or_batch_the_data_cannot_meet(prepared, train, study):
-    run = study.run("digits", "dpdm", 10.0, 0)
-    dp = run.params["dp"] | {"expected_batch_size": 65}
-    too_large = run.model_copy(update={"params": run.params | {"dp": dp}})
-    assert "expected_batch_size = 65 is larger than the 64 training images" in only_error(train(spec=too_large))
-    assert "is not below 1/n" in only_error(train(spec=run.model_copy(update={"delta": 0.1})))
+def test_train_refuses_a_budget_or_batch_the_data_cannot_meet(train, study_file, tiny_study_dict):
+    message = only_error(train("digits/dpdm/10/0", "--set", "dp.expected_batch_size=65"))
+    assert [part for part in ("expected_batch_size", "65", "64") if part not in message] == []
+    tiny_study_dict["datasets"]["digits"]["delta"] = 0.1
+    study_file(tiny_study_dict)
+    assert "1/n" in only_error(train("digits/dpdm/10/0"))
 
 
-def test_a_spec_that_is_none(run_cli, tmp_path):
-    paths = [part for name in ("data", "model", "ledger", "curve") for part in (f"--{name}", tmp_path / name)]
-    message = only_error(run_cli("train", "--spec", '{"study": "a"}', *paths))
-    assert "--spec: dataset: missing key" in message
+def test_an_output_that_cannot_be_written(train):
+    Path("file").write_text("")
+    assert "cannot write" in only_error(train("digits/class_mean/10/0", "--out", "file"))
 
 
-def test_an_output_that_cannot_be_written(prepared, train):
-    (prepared / "file").write_text("")
-    assert "cannot write" in only_error(train(folder="file"))
-
-
-def test_sample_refuses_the_model_of_another_method(prepared, train, sample):
-    train("class_mean")
-    message = only_error(sample("dpdm"))
+def test_sample_refuses_the_model_of_another_method(train, sample):
+    train()
+    message = only_error(sample("digits/dpdm/10/0", "--model", RUN / "model.pt"))
     assert "was made by baselines.class_mean:ClassMean, not by dpdm.diffusion.method:DPDM" in message
-    assert not (prepared / "run" / "synthetic.npz").exists()
+    assert not DPDM.exists()
 
 
-def test_sample_names_a_model_that_an_edit_of_the_code_has_left_behind(prepared, train, sample):
-    train("dpdm")
-    path = prepared / "run" / "model.pt"
+def test_sample_names_a_model_that_an_edit_of_the_code_has_left_behind(train, sample):
+    train("digits/dpdm/10/0")
+    path = DPDM / "model.pt"
     saved = artifacts.read_tensors(path)
     _, dropped = saved["state"]["weights"].popitem()
     assert dropped is not None
     artifacts.write_tensors(path, saved)
-    message = only_error(sample("dpdm"))
+    message = only_error(sample("digits/dpdm/10/0"))
     assert f"{path} does not fit the code of dpdm.diffusion.method:DPDM as it is now" in message
     assert "--forcerun train" in message
 
 
-def test_sample_names_a_corrupt_model(prepared, train, sample):
+def test_sample_names_a_corrupt_model(train, sample):
     train()
-    path = prepared / "run" / "model.pt"
+    path = RUN / "model.pt"
     path.write_bytes(path.read_bytes()[:-100])
     assert str(path) in only_error(sample())
 
@@ -510,7 +678,7 @@ def test_audit_names_what_is_no_json(run_cli, tmp_path):
     assert str(tmp_path / "ledger.json") in only_error(run_cli("audit", tmp_path / "ledger.json"))
 
 
-# --- check, validate, prepare, label_only, schema -------------------------------------------------------------
+# --- check, validate, prepare, label-only, schema -------------------------------------------------------------
 
 
 def test_check_lists_the_runs_of_the_default_study(run_cli):
@@ -540,18 +708,18 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
         ("class_mean", {"samplers": {"default": {"pixel_noise": -1.0}}}, "samplers.default: pixel_noise: "),
     ],
 )
-def test_check_and_validate_refuse_a_wrong_method(run_cli, study_file, tiny_study_dict, method, change, part):
+def test_check_and_validate_refuse_a_wrong_method(
+    run_cli, validate, work, study_file, tiny_study_dict, method, change, part
+):
     tiny_study_dict["methods"] = {method: tiny_study_dict["methods"][method] | change}
-    assert part in only_error(run_cli("check", study_file()))
-    out = study_file().parent / "study.json"
-    spec = json.dumps(tiny_study_dict).replace("Infinity", '"inf"')
-    assert part in only_error(run_cli("validate", "--spec", spec, "--out", out))
-    assert not out.exists()
+    assert part in only_error(run_cli("check", study_file(tiny_study_dict)))
+    assert part in only_error(validate(json.dumps(tiny_study_dict).replace("Infinity", '"inf"')))
+    assert not Path(work.study).exists()
 
 
 def test_check_refuses_a_batch_larger_than_the_data(run_cli, study_file, tiny_study_dict):
     tiny_study_dict["methods"]["dpdm"]["params"]["dp"]["expected_batch_size"] = 1438
-    message = only_error(run_cli("check", study_file()))
+    message = only_error(run_cli("check", study_file(tiny_study_dict)))
     assert "methods.dpdm on digits: expected_batch_size = 1438 is larger than the 1437 training images" in message
 
 
@@ -559,30 +727,50 @@ def test_check_names_a_missing_study(run_cli, tmp_path):
     assert str(tmp_path / "none.yaml") in only_error(run_cli("check", tmp_path / "none.yaml"))
 
 
-def test_validate_writes_the_resolved_study(run_cli, tmp_path, study):
-    assert run_cli("validate", "--spec", spec_json(study), "--out", tmp_path / "study.json")[0] == 0
-    assert parse_study(artifacts.read_json(tmp_path / "study.json"), "written") == study
+def test_validate_writes_the_resolved_study_only_where_it_changed(validate, work, study, tiny_study_dict):
+    assert validate(study) == (0, "", "")
+    assert open_study(work.root)[0] == study
+    os.utime(work.study, (1e9, 1e9))
+    assert validate(study)[0] == 0
+    assert os.path.getmtime(work.study) == 1e9
+    assert validate(parse_study(tiny_study_dict | {"only": "seed=1"}, "x"))[0] == 0
+    assert os.path.getmtime(work.study) > 1e9
+    assert open_study(work.root)[0].part() == "only seed=1"
 
 
-def test_prepare_and_label_only(run_cli, tmp_path):
-    assert run_cli("prepare", "--spec", '{"source": "digits"}', "--out", tmp_path)[0] == 0
-    facts = artifacts.read_json(tmp_path / "dataset.json")
+def test_prepare_and_label_only(run_cli, study_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layout = Layout("results", "tiny")
+    assert run_cli("prepare", study_file(), "digits")[0] == 0
+    facts = artifacts.read_json(layout.data("digits", "dataset.json"))
     for split in ("train", "test"):
-        assert data.read_images(tmp_path / f"{split}.npz").digest() == facts["sha256"][split]
-    arguments = ["--dataset", tmp_path / "dataset.json", "--images", 30, "--out", tmp_path / "noise.npz"]
-    assert run_cli("label_only", *arguments)[0] == 0
-    assert data.read_images(tmp_path / "noise.npz").meta == data.ImageMeta(30, (1, 8, 8), 10)
+        assert data.read_images(layout.data("digits", f"{split}.npz")).digest() == facts["sha256"][split]
+    assert run_cli("label-only", study_file(), "digits")[0] == 0
+    assert data.read_images(layout.label_only("digits")).meta == data.ImageMeta(20, (1, 8, 8), 10)
 
 
-def test_prepare_names_missing_files(run_cli, tmp_path, monkeypatch):
+def test_prepare_names_missing_files(run_cli, tmp_path, study_file, tiny_study_dict, monkeypatch):
     def urlopen(*_, **__):
         raise OSError
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    spec = json.dumps({"source": "mnist", "data_dir": str(tmp_path / "mnist")})
-    message = only_error(run_cli("prepare", "--spec", spec, "--out", tmp_path / "out"))
+    source = {"source": "mnist", "data_dir": str(tmp_path / "mnist"), "delta": 1e-5}
+    tiny_study_dict["datasets"]["digits"] = source
+    message = only_error(run_cli("prepare", study_file(tiny_study_dict), "digits"))
+    assert str(tmp_path / "mnist") in message
     assert message.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not Path("results").exists()
+
+
+def test_tables_of_what_is_finished_name_what_is_missing(run_cli, train, study, work):
+    assert train()[0] == 0
+    assert run_cli("audit", "study.yaml", "digits/class_mean", "--out", work.audit("digits", "class_mean"))[0] == 0
+    code, _, stderr = run_cli("tables", "study.yaml", "--partial")
+    assert code == 0
+    assert "missing: digits, dpdm, epsilon 10, seed 0" in stderr
+    assert "class_mean" in Path(f"{work.partial}/audit.csv").read_text()
+    assert not Path(work.metrics).exists()
 
 
 def test_schema_is_json(run_cli):
@@ -593,18 +781,64 @@ def test_schema_is_json(run_cli):
     assert {"datasets", "epsilons", "methods", "study"} <= set(schema["properties"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["train"], ["check"], ["check", "a", "--threads", "two"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["check"], ["check", "a", "--threads", "two"], ["audit"], ["spec", "x"]]
+)
 def test_a_wrong_call_prints_the_usage(run_cli, arguments):
     code, _, stderr = run_cli(*arguments)
     assert code == 2
-    assert stderr.startswith("usage: python -m dpdm")
+    assert stderr.startswith("Usage: dpdm")
 
 
-def test_help_lists_every_verb(run_cli):
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [(["trian"], "train"), (["train", "--checkpoint-intervall"], "--checkpoint-interval")]
+)
+def test_a_misspelt_verb_or_option_names_the_nearest(run_cli, wrong, meant):
+    code, _, stderr = run_cli(*wrong)
+    assert code == 2
+    assert f"'{meant}'" in stderr
+
+
+# --- help -----------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_in_its_section(run_cli):
     code, stdout, _ = run_cli("--help")
     assert code == 0
-    listed = [line.split()[0] for line in stdout.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == VERBS
+    for section, expected in SECTIONS.items():
+        text = stdout.partition(f"\n{section}")[2].partition("\n\n")[0]
+        assert re.findall(r"^  ([a-z-]+)  ", text, re.MULTILINE) == expected
+    assert set(verbs.commands) == {verb for section in SECTIONS.values() for verb in section}
+    assert "_DPDM_COMPLETE" in stdout
+
+
+def test_every_verb_option_and_argument_is_explained(run_cli):
+    for name, verb in verbs.commands.items():
+        assert verb.help, name
+        assert [p.name for p in verb.params if not p.help] == [], name
+        assert [o for p in verb.params for o in p.opts if "_" in o and o.startswith("-")] == [], name
+        assert run_cli(name, "--help")[0] == 0
+
+
+def test_the_version(run_cli):
+    assert __version__ in run_cli("--version")[1]
+
+
+def test_a_shell_completes_verbs(run_python, monkeypatch):
+    for variable, value in (("_DPDM_COMPLETE", "bash_complete"), ("COMP_WORDS", "dpdm tra"), ("COMP_CWORD", "1")):
+        monkeypatch.setenv(variable, value)
+    assert "train" in run_python("-m", "dpdm").stdout
+
+
+def test_help_loads_no_numerical_library_and_is_quick(run_python):
+    code = "import sys; from dpdm.cli import main; main(['--help']); print(','.join(sys.modules), file=sys.stderr)"
+    loaded = set(run_python("-c", code).stderr.split(","))
+    assert "click" in loaded
+    assert not {"torch", "numpy", "pandas", "pydantic", "yaml", "sklearn", "opacus", "dpdm.config"} & loaded
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run_python("-m", "dpdm", "--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4  # seconds
 
 
 # --- another process ------------------------------------------------------------------------------------------
@@ -616,43 +850,36 @@ def test_a_mistake_in_another_process(run_python, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_bytes_do_not_depend_on_the_process(run_python, prepared, train, study):
+def test_bytes_do_not_depend_on_the_process(run_python, train, tmp_path):
     """What one process made, another makes again: no state, hash seed or import order in an artifact."""
     assert train()[0] == 0
-    out = prepared / "again"
-    done = run_python(
-        "-m", "dpdm", "train", "--spec", spec_json(study.run("digits", "class_mean", 10.0, 0)),
-        "--data", prepared / "train.npz", "--model", out / "model.pt", "--ledger", out / "ledger.json",
-        "--curve", out / "train.jsonl",
-    )  # fmt: skip
+    out = tmp_path / "again"
+    done = run_python("-m", "dpdm", "train", "--spec", (tmp_path / RUN / "ledger.json"), "--out", out)
     assert done.returncode == 0, done.stderr
-    assert (out / "model.pt").read_bytes() == (prepared / "run" / "model.pt").read_bytes()
-    ledgers = [artifacts.read_json(folder / "ledger.json") for folder in (out, prepared / "run")]
+    assert (out / "model.pt").read_bytes() == (RUN / "model.pt").read_bytes()
+    ledgers = [artifacts.read_json(folder / "ledger.json") for folder in (out, RUN)]
     # Provenance is read from the tree, which somebody may be editing while tests run.
     assert ledgers[0] | {"provenance": 0, "seal": 0} == ledgers[1] | {"provenance": 0, "seal": 0}
 
 
 def test_schema_needs_no_numerical_library_but_numpy(run_python):
-    code = "import sys; from dpdm.__main__ import main; main(['schema']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from dpdm.cli import main; main(['schema']); sys.exit('torch' in sys.modules)"
     assert run_python("-c", code).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["study", "--ledgers"]),
-        (["STUDY", "--ledgers", "x.json"], ["study", "--ledgers"]),
-        (["STUDY", "digits/class_mean/3/0"], ["digits/class_mean/3/0", "DATASET/METHOD/EPSILON/SEED"]),
-        (["STUDY", "digits/class_mean/10/0"], ["cannot read", "runs/digits/class_mean/eps10/seed0/ledger.json"]),
-        (["STUDY", "digits/class_mean/10/0", "--black-box"], ["cannot read", "data/digits/train.npz"]),
+        (["x.json", "study.yaml", "digits/dpdm/10/0"], ["x.json", "STUDY"]),
+        (["study.yaml", "digits/class_mean/3/0"], ["digits/class_mean/3/0", "digits/class_mean/10/0"]),
+        (["study.yaml", "digits/class_mean/10/0"], ["cannot read", "runs/digits/class_mean/eps10/seed0/ledger.json"]),
+        (["x.json", "--black-box"], ["STUDY", "RUN"]),
+        (["study.yaml", "digits/class_mean/10/0", "--black-box", "--canaries", "1"], ["canaries", "1"]),
     ],
 )
-def test_an_attack_without_what_it_needs_is_refused(run_cli, tmp_path, tiny_study_dict, arguments, parts):
-    study = tmp_path / "study.yaml"
-    study.write_text(yaml.safe_dump(tiny_study_dict | {"results_dir": str(tmp_path)}))
-    code, _, stderr = run_cli("attack", *[str(study) if a == "STUDY" else a for a in arguments])
-    assert code == 2
-    assert [part for part in parts if part not in stderr] == []
+def test_an_attack_without_what_it_needs_is_refused(run_cli, work, arguments, parts):
+    message = only_error(run_cli("attack", *arguments))
+    assert [part for part in parts if part not in message] == []
 
 
 def test_an_attack_above_its_target_is_written_and_fails(run_cli, tmp_path, monkeypatch):
@@ -663,7 +890,7 @@ def test_an_attack_above_its_target_is_written_and_fails(run_cli, tmp_path, monk
     }  # fmt: skip
     monkeypatch.setattr("dpdm.attacks.white_box.attack", lambda *_: found)
     (tmp_path / "ledger.json").write_text("{}")
-    code, stdout, stderr = run_cli("attack", "--ledgers", tmp_path / "ledger.json", "--out", tmp_path / "out.json")
+    code, stdout, stderr = run_cli("attack", tmp_path / "ledger.json", "--out", tmp_path / "out.json")
     assert code == 2
     assert "BROKEN" in stdout
     assert "digits/m/1" in stderr

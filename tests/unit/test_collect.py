@@ -1,9 +1,7 @@
 """collect: what is kept, refused, and listed as missing; csv and benchmark files."""
 
 import math
-import os
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -337,81 +335,6 @@ def test_a_floor_of_another_number_of_images_is_refused_and_a_ceiling_has_its_ow
         collect(make_study(), [results])
 
 
-@pytest.fixture
-def running(tmp_path):
-    """A study with every file where a workflow puts it, and the pattern of a run's folder."""
-    study, pattern = make_study(), f"{tmp_path}/runs/{{method}}/eps{{epsilon}}/seed{{seed}}"
-    for run in study.runs():
-        folder = Path(run.path(pattern))
-        artifacts.write_json(folder / "ledger.json", {"recipe": run.model_dump(mode="json")})
-        artifacts.write_text(folder / "model.pt", "")
-        artifacts.write_text(folder / "default" / "synthetic.npz", "")
-        write_scores(folder / "default", run.coordinates("default"))
-    write_audit(tmp_path / "audits/digits_dpgan.json", study.runs())
-    return tmp_path, pattern, [Path(run.path(pattern)) for run in study.runs()]
-
-
-def shown(running, study=None):
-    """The places whose scores are collected while the study runs."""
-    metrics, audits = collect(study or make_study(), [running[0]], running[1])
-    assert len(audits) <= 4
-    return list(dict.fromkeys(zip(metrics["epsilon"], metrics["seed"], strict=True)))
-
-
-def later(path):
-    """Touches a file, as if it had been made again after all that stands here."""
-    os.utime(path, (2e9, 2e9))
-
-
-def test_of_a_running_study_only_what_is_finished_is_collected(running):
-    everything = [("1", 0), ("1", 1), ("inf", 0), ("inf", 1)]
-    assert shown(running) == everything
-    folders = running[2]
-    later(folders[0] / "model.pt")  # trained again, not yet scored
-    assert shown(running) == everything[1:]
-    later(folders[1] / "default" / "synthetic.npz")  # sampled again, not yet scored
-    assert shown(running) == everything[2:]
-    (folders[2] / "ledger.json").unlink()  # in training
-    assert shown(running) == everything[3:]
-    artifacts.write_json(folders[3] / "ledger.json", {"recipe": "of before an edit"})
-    assert shown(running) == []
-    metrics, audits = collect(make_study(), [running[0]])
-    assert (len(metrics), len(audits)) == (16, 4)  # which a finished study is held against its audits for
-
-
-def test_of_a_running_study_what_is_judged_otherwise_is_left_out_and_not_refused(running):
-    more = {"synthetic_images": 30, "classifiers": ["logreg", "mlp"]}
-    assert shown(running, make_study(evaluation=more)) == []
-    study = make_study()
-    for run, folder in zip(study.runs(), running[2], strict=True):
-        for name in ("fidelity.json", "utility.json"):
-            path = folder / "default" / name
-            artifacts.write_json(path, artifacts.read_json(path) | drawn_by(study, run))
-    assert shown(running) == [("1", 0), ("1", 1), ("inf", 0), ("inf", 1)]
-    guided = {"when": {"epsilon": 1}, "samplers": {"default": {"guidance": 1.0}}}
-    of_guided = make_study(methods={"dpgan": {"impl": "a:B", "overrides": [guided]}})
-    assert shown(running, of_guided) == [("inf", 0), ("inf", 1)]
-    other = make_study(methods={"dpgan": {"impl": "a:B", "params": {"lr": 1.0}}})
-    metrics, audits = collect(other, [running[0]], running[1])
-    assert (len(metrics), len(audits)) == (0, 0)
-
-
-def test_of_a_running_study_what_two_protocols_or_weights_would_mix_is_left_out_and_not_refused(running):
-    """The study's own protocol counts, and the weights of the newest file: the others are about to be made again."""
-    root, pattern, folders = running
-    study = make_study(evaluation=FID, allow_mixed_protocols=True)
-    for i, (run, folder) in enumerate(zip(study.runs(), folders, strict=True)):
-        write_inception(folder / "default", run.coordinates("default"), weights="new" if i == 2 else "old")
-    later(folders[2] / "default" / "inception.json")
-    utility = folders[0] / "default" / "utility.json"
-    artifacts.write_json(utility, artifacts.read_json(utility) | {"protocol": "paper"})
-    metrics, _ = collect(study, [root], pattern)
-    seeds = {name: set(zip(found["epsilon"], found["seed"], strict=True)) for name, found in metrics.groupby("metric")}
-    assert seeds["acc_mlp"] == {("1", 1), ("inf", 0), ("inf", 1)}
-    assert seeds["fid"] == {("inf", 0)}
-    assert len(seeds["fd_digits"]) == 4
-
-
 def test_mixed_code_counts_audits_and_says_how_to_redo_an_anchor(results):
     write_audit(results / "audits/digits_dpgan.json", make_study().runs(), TWO)
     with pytest.raises(UserError, match=r"digits_dpgan\.json"):
@@ -525,7 +448,7 @@ def test_a_run_of_another_recipe_is_refused(results):
         collect(study, [results])
 
 
-def test_an_audit_of_an_older_version_is_refused_or_left_out_of_what_is_unfinished(results):
+def test_an_audit_of_an_older_version_is_refused(results):
     path = results / "audits/digits_dpgan.json"
     content = artifacts.read_json(path)
     for audited in content["runs"]:
@@ -533,7 +456,6 @@ def test_an_audit_of_an_older_version_is_refused_or_left_out_of_what_is_unfinish
     artifacts.write_json(path, content)
     with pytest.raises(UserError, match=r"digits_dpgan\.json .*older version.*epsilon_pld.*forcerun audit"):
         collect(make_study(), [results])
-    assert len(collect(make_study(), [results], str(results / "nowhere"))[1]) == 0
 
 
 def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(results):
@@ -592,14 +514,12 @@ def test_a_study_without_attacks_passes_over_them(results):
     assert set(audits["attack"]) == {""}
 
 
-def test_an_attack_on_another_recipe_is_refused_or_left_out(results):
+def test_an_attack_on_another_recipe_is_refused(results):
     study = make_study(attacks=True)
     run = study.runs()[0]
     write_attack(results / "attacks/x.json", run, recipe=run.model_dump(mode="json") | {"delta": 1e-3})
     with pytest.raises(UserError, match=r"x\.json.*dpgan.*another recipe"):
         collect(study, [results])
-    _, audits = collect(study, [results], unfinished=str(results / "none"))
-    assert set(audits["attack"]) <= {""}
 
 
 def test_an_attack_of_other_code_is_refused(results):

@@ -16,6 +16,7 @@ from dpdm.config import MethodSpec, Study, check_writable, load_study, merge, pa
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.params import Strict
+from dpdm.report.selection import comparisons
 from dpdm.sources.mnist import Mnist
 from dpdm.specs import (
     Coordinates,
@@ -685,9 +686,74 @@ def test_an_unwritable_folder_as_the_system_reports_it(tmp_path, monkeypatch):
         check_writable(tmp_path / "results")
 
 
-def test_a_run_fills_a_pattern(tiny_study_dict):
+def test_a_run_has_its_coordinates_as_text(tiny_study_dict):
     run = parse_study(tiny_study_dict, "x").run("digits", "dpdm", math.inf, 1)
-    assert run.path("r/{dataset}/{method}/eps{epsilon}/seed{seed}/x") == "r/digits/dpdm/epsinf/seed1/x"
+    assert (run.place, run.name) == (("digits", "dpdm", "inf", "1"), "digits/dpdm/inf/1")
+
+
+# --- a part of a study ------------------------------------------------------------------------------------------
+
+
+def names(study) -> set[str]:
+    return {run.name for run in study.runs()}
+
+
+@pytest.mark.parametrize(
+    "only", ["method=dpdm epsilon=10,inf seed=1", "method=dpdm seed=1", {"method": "dpdm", "seed": [1]}]
+)
+def test_only_keeps_what_matches_all_its_keys(tiny_study_dict, only):
+    study = parse_study(tiny_study_dict | {"only": only}, "x")
+    assert names(study) == {"digits/dpdm/10/1", "digits/dpdm/inf/1"}
+    assert [c.seed for c in study.anchor_coordinates()] == [1, 1]
+    assert [run.name for run in study.attacked_runs()] == ["digits/dpdm/10/1"]
+    assert "ranks" not in comparisons(study)
+    assert "only" in study.part()
+    assert parse_study(study.model_dump(mode="json"), "again") == study
+
+
+def test_without_leaves_out_what_matches_all_its_keys(tiny_study_dict):
+    whole = names(parse_study(tiny_study_dict, "x"))
+    study = parse_study(tiny_study_dict | {"without": "method=dpdm epsilon=inf"}, "x")
+    assert whole - names(study) == {"digits/dpdm/inf/0", "digits/dpdm/inf/1"}
+
+
+def test_a_part_can_be_some_samplers(tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["samplers"] = {"fast": {}, "fine": {}}
+    tiny_study_dict["methods"]["net"] = {"impl": "a:B", "kind": "classifier"}
+    fast = {"dpdm": ("fast",), "net": (), "class_mean": ("default",)}
+    parts = ({"only": "sampler=fine"}, {"dpdm": ("fine",), "net": ()}), ({"without": "sampler=fine"}, fast)
+    for part, kept in parts:
+        study = parse_study(tiny_study_dict | part, "x")
+        assert {run.method: study.samplers_of(run) for run in study.runs()} == kept
+
+
+def test_a_whole_study_has_no_word_of_a_part_in_its_json(tiny_study_dict):
+    study = parse_study(tiny_study_dict, "x")
+    assert not {"only", "without"} & set(study.model_dump(mode="json"))
+    assert study.part() == ""
+
+
+def test_the_recipe_of_a_run_is_the_same_in_a_part(tiny_study_dict):
+    whole = {run.name: run for run in parse_study(tiny_study_dict, "x").runs()}
+    for run in parse_study(tiny_study_dict | {"only": "seed=1"}, "x").runs():
+        assert spec_json(run) == spec_json(whole[run.name])
+
+
+@pytest.mark.parametrize(
+    ("part", "parts"),
+    [
+        ({"only": "method=dpmd"}, ["only.method", "'dpmd'", "'dpdm'"]),
+        ({"only": "methd=dpdm"}, ["only.methd", "'method'"]),
+        ({"only": "epsilon=3"}, ["only.epsilon", "'3'", "10, inf"]),
+        ({"without": {"seed": [7]}}, ["without.seed", "'7'"]),
+        ({"only": "epsilon=ten"}, ["only.epsilon", "ten"]),
+        ({"without": "dataset=digits"}, ["without", "no run"]),
+    ],
+)
+def test_a_part_of_what_is_not_there_is_refused(tiny_study_dict, part, parts):
+    with pytest.raises(UserError) as caught:
+        parse_study(tiny_study_dict | part, "x")
+    assert [part for part in parts if part not in str(caught.value)] == []
 
 
 # --- imports --------------------------------------------------------------------------------------------------

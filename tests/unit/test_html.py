@@ -14,10 +14,10 @@ import pytest
 from dpdm import artifacts
 from dpdm.config import parse_study
 from dpdm.errors import UserError
+from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
 from dpdm.report.html import environment_facts, render_report
 from dpdm.report.published import read_published
-from dpdm.report.runs import Places
 
 PUBLISHED = [Path(__file__).parents[2] / "results" / "published" / n for n in ("published.csv", "privacy_status.csv")]
 ENVIRONMENT = {"python": "3.11", "commit": "abc"}
@@ -226,22 +226,36 @@ def test_two_datasets_of_one_source_share_a_table():
     assert "mnist (here: a, b)" in page
 
 
-def test_the_verb_takes_the_published_numbers_by_path_and_refuses_broken_ones(run_cli, tmp_path):
-    study = make_study()
+def test_the_verb_reads_the_published_numbers_and_refuses_broken_ones(run_cli, tmp_path, monkeypatch, pictures):
+    study, layout = make_study(), Layout(str(tmp_path), "tiny")
     metrics, audits, _ = make_frames(study)
-    artifacts.write_text(tmp_path / "study.json", study.model_dump_json())
-    write_csv(tmp_path / "metrics.csv", metrics)
-    write_csv(tmp_path / "audits.csv", audits)
-    files = [f"--{n}={tmp_path / n}.{kind}" for n, kind in (("study", "json"), ("metrics", "csv"), ("audits", "csv"))]
-    common = ["report", *files, "--benchmarks", tmp_path, "--command", COMMAND, "--privacy-status", PUBLISHED[1]]
-    common += [f"--{name}={tmp_path}/absent" for name in ("runs", "anchors", "data")]
-    assert run_cli(*common, "--published", PUBLISHED[0], "--out", tmp_path / "a.html")[0] == 0
-    assert "No number published on digits" in (tmp_path / "a.html").read_text()
-    artifacts.write_text(tmp_path / "p.csv", PUBLISHED[0].read_text().replace("epsilon", "eps", 1))
-    code, _, said = run_cli(*common, "--published", tmp_path / "p.csv", "--out", tmp_path / "b.html")
+    artifacts.write_text(layout.study, study.model_dump_json())
+    write_csv(layout.metrics, metrics)
+    write_csv(layout.audits, audits)
+    for name, kind in (("curves", ".svg"), ("samples", ".png")):
+        artifacts.write_bytes(layout.figure(f"digits_{name}", kind), pictures[0]["digits"].read_bytes())
+    artifacts.write_bytes(layout.figure("ranks", ".svg"), pictures[0]["digits"].read_bytes())
+    assert run_cli("report", layout.root, "--command", COMMAND) == (0, "", "")
+    page = Path(layout.report).read_text()
+    assert "No number published on digits" in page
+    assert COMMAND in page
+    broken = tmp_path / "p.csv"
+    broken.write_text(PUBLISHED[0].read_text().replace("epsilon", "eps", 1))
+    monkeypatch.setattr("dpdm.layout.PUBLISHED", str(broken))
+    Path(layout.report).unlink()
+    code, _, said = run_cli("report", layout.root)
     assert code == 2
-    assert said.startswith(f"error: {tmp_path}/p.csv: unknown column 'eps', missing column 'epsilon'; ")
-    assert not (tmp_path / "b.html").exists()
+    assert [part for part in (str(broken), "'eps'", "'epsilon'") if part not in said] == []
+    assert not Path(layout.report).exists()
+
+
+def test_a_page_of_a_part_says_so(pictures):
+    study = make_study(only="epsilon=1")
+    metrics, audits, benchmarks = make_frames(study)
+    shown = render_report(study, metrics, audits, benchmarks, *pictures, COMMAND, ENVIRONMENT)
+    assert "part of the study (only epsilon=1)" in shown
+    whole = render_report(make_study(), *make_frames(make_study()), *pictures, COMMAND, ENVIRONMENT)
+    assert "part of the study" not in whole
 
 
 def test_without_the_file_there_is_no_section(page):
@@ -258,28 +272,25 @@ def test_methods_say_how_they_were_tuned(pictures):
 
 
 @pytest.fixture
-def places(tmp_path):
-    return Places(
-        f"{tmp_path}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}",
-        f"{tmp_path}/anchors/{{dataset}}/{{anchor}}/seed{{seed}}", "data/{dataset}", tmp_path / "report.html",
-    )  # fmt: skip
+def layout(tmp_path):
+    return Layout(str(tmp_path), "study")
 
 
 @pytest.fixture
-def full_page(pictures, places):
+def full_page(pictures, layout):
     """Every section and figure, and a ledger for every run."""
     study = make_study()
     for run in study.runs():
         recipe = run.model_dump(mode="json") | {"params": {"note": "<b>"}}
-        artifacts.write_json(run.path(places.run) + "/ledger.json", {"recipe": recipe})
+        artifacts.write_json(layout.run(*run.place, "ledger.json"), {"recipe": recipe})
         for name in ("synthetic.npz", "sample.log"):
-            artifacts.write_text(f"{run.path(places.run)}/default/{name}", "")
+            artifacts.write_text(f"{layout.run(*run.place)}/default/{name}", "")
     for c in study.anchor_coordinates():
-        artifacts.write_text(places.anchor.format(dataset=c.dataset, anchor=c.method, seed=c.seed) + "/score.log", "")
+        artifacts.write_text(layout.anchor(c.dataset, c.method, str(c.seed), "score.log"), "")
     picture = pictures[0]["digits"]
     return render_report(
         study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT,
-        comparisons={"ranks": picture, "parameter": picture}, places=places,
+        comparisons={"ranks": picture, "parameter": picture}, layout=layout,
     )  # fmt: skip
 
 
@@ -303,11 +314,11 @@ def test_every_row_of_results_leads_to_its_runs(full_page):
     assert section.count("accounting: no noise: no guarantee") == 2
 
 
-def test_our_numbers_beside_the_papers_lead_to_their_runs(places):
+def test_our_numbers_beside_the_papers_lead_to_their_runs(layout):
     mapped = [{"method": "dpgan", "published": "PEARL"}]
     study = make_study(datasets={"data": {"source": "mnist", "delta": 1e-5}}, tables={"table_1": mapped})
     frames = [frame.replace({"dataset": {"digits": "data"}}) for frame in make_frames(study)]
-    options = {"published": read_published(*PUBLISHED), "places": places}
+    options = {"published": read_published(*PUBLISHED), "layout": layout}
     section = part_of(render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, **options), "paper", "methods")
     assert section.count('<a href="#runs-data-dpgan-1">50.0 (1) †</a>') == 1
     assert "A number of ours leads to its runs." in section
@@ -325,12 +336,12 @@ def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
     assert ("the KID, precision and recall named after a data set use" in text) == (len(metrics) == 2)
 
 
-def test_links_to_files_are_relative_and_lead_somewhere(full_page, places):
+def test_links_to_files_are_relative_and_lead_somewhere(full_page, layout):
     links = [a["href"] for tag, a in Tags(full_page).seen if tag == "a" and not a["href"].startswith("#")]
     assert len(links) == 4 * 3 + 2 * 2
     for link in links:
         assert not link.startswith("/")
-        assert (places.page.parent / link).exists()
+        assert (Path(layout.root) / link).exists()
 
 
 def test_runs_are_folded_per_method_and_recipes_are_escaped(full_page):
@@ -342,9 +353,9 @@ def test_runs_are_folded_per_method_and_recipes_are_escaped(full_page):
     assert section.count("python -m dpdm train --spec") == 4
 
 
-def test_runs_that_are_missing_say_so(pictures, places):
+def test_runs_that_are_missing_say_so(pictures, layout):
     study = make_study()
-    page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT, places=places)
+    page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT, layout=layout)
     text = Tags(part_of(page, "runs", "cost")).text
     assert "dpgan: 2 runs 2 missing" in text
     assert "seed 0: missing" in text

@@ -12,6 +12,7 @@ import pytest
 from dpdm import artifacts
 from dpdm.config import load_study, parse_study
 from dpdm.errors import UserError
+from dpdm.layout import Layout
 from dpdm.report import tables
 from dpdm.report.collect import AUDITS, METRICS
 from dpdm.report.paper import MARK, NOT_RUN, TITLES, paper_table
@@ -390,24 +391,21 @@ def test_a_metric_without_a_value_is_not_called_not_run(study, published):
 
 def test_the_command_writes_the_table(run_cli, tmp_path, study):
     parsed = parse_study(study, "s")
-    (tmp_path / "study.json").write_text(parsed.model_dump_json())
+    layout = Layout(str(tmp_path), "s")
+    artifacts.write_text(layout.study, parsed.model_dump_json())
     row = {"metric": "acc_cnn", "reference": "test", "value": 75.0}
     scores = {
         "coordinates": parsed.run("numbers", "pearl", 1.0, 0).coordinates("default").model_dump(mode="json"),
         "provenance": {"version": "1", "commit": "a", "code": "b"},
         "num_synthetic": 60000, "protocol": "quick", "metrics": [row],
     }  # fmt: skip
-    artifacts.write_json(tmp_path / "pearl-1-0" / "default" / "utility.json", scores)
+    artifacts.write_json(layout.set("numbers", "pearl", "1", "0", "default", "utility.json"), scores)
     # What the table does not show is not read: neither other code nor a broken file is in its way.
-    artifacts.write_json(tmp_path / "net-1-0" / "utility.json", {})
-    code, _, told = run_cli(
-        "paper_table", "--runs", tmp_path / "{method}-{epsilon}-{seed}", "--audits", tmp_path / "{method}.json",
-        "--table", 1, "--study", tmp_path / "study.json", "--published", PUBLISHED,
-        "--privacy-status", PUBLISHED.with_name("privacy_status.csv"), "--out", tmp_path / "t",
-    )  # fmt: skip
+    artifacts.write_json(layout.run("numbers", "net", "1", "0", "utility.json"), {})
+    code, _, told = run_cli("paper-table", layout.root, 1)
     assert code == 0
     assert "Not run yet" in told
-    assert "75.0 (1) †" in (tmp_path / "t.md").read_text()
+    assert "75.0 (1) †" in Path(layout.table("table_1", ".md")).read_text()
 
 
 # --- mappings -------------------------------------------------------------------------------------------------
@@ -433,10 +431,12 @@ def test_every_shipped_mapping_names_published_rows(path):
         ),
     ],
 )
-def test_a_row_that_is_not_published_is_refused(study, entry, message, run_cli):
+def test_a_row_that_is_not_published_is_refused(study, entry, message, run_cli, tmp_path, monkeypatch):
     study["tables"] = {"table_1": [{"method": "pearl", **entry}]}
     with pytest.raises(UserError) as error:
         check_tables(parse_study(study, "s"), PUBLISHED)
     assert str(error.value) == message
-    code, _, told = run_cli("validate", "--spec", parse_study(study, "s").model_dump_json(), "--published", PUBLISHED)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given.json").write_text(parse_study(study, "s").model_dump_json())
+    code, _, told = run_cli("validate", "given.json")
     assert (code, told) == (2, f"error: {message}\n")

@@ -45,11 +45,12 @@ def images(tmp_path_factory) -> Path:
 
 def start(run: RunSpec, images: Path, folder: Path, count: int, *more: str) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    outputs = [f"--{name}={folder / file}" for name, file in FILES.items()]
-    command = [sys.executable, "-m", "dpdm", "train", "--spec", spec_json(run), f"--data={images}", *outputs]
+    (folder / "recipe.json").write_text(spec_json(run))
+    recipe = f"--spec={folder / 'recipe.json'}"
+    command = [sys.executable, "-m", "dpdm", "train", recipe, f"--data={images}", f"--out={folder}"]
     return subprocess.Popen(
         [*command, f"--processes={count}", *more], cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 

@@ -7,8 +7,19 @@ import pytest
 
 from dpdm.config import Study, load_study, parse_study
 from dpdm.errors import UserError
-from dpdm.report.selection import check_entries, comparisons, sampler_of, sweeps, table_runs
+from dpdm.layout import PUBLISHED, Layout
+from dpdm.report.selection import (
+    check_entries,
+    comparisons,
+    sampler_of,
+    score_files,
+    shown_sets,
+    sweeps,
+    table_files,
+    table_runs,
+)
 from dpdm.specs import parse_spec
+from dpdm.study import selected
 
 
 def refused(value: dict) -> str:
@@ -172,3 +183,43 @@ def test_the_shipped_ablation_of_the_multiplicity_is_a_sweep():
     assert [v for (_, epsilon, *_), v in sweep.values.items() if epsilon == 1] == [1, 2, 4, 8, 16, 32]
     (sweep,) = sweeps(load_study(root / "ablation_guidance.yaml"))
     assert sweep.key == "guidance"
+
+
+# --- which files ----------------------------------------------------------------------------------------------
+
+
+def test_a_table_needs_the_scores_and_audits_of_what_it_shows(tiny_study_dict):
+    tiny_study_dict["methods"]["net"] = {"impl": "a:B", "kind": "classifier"}
+    study, layout = parse_study(tiny_study_dict, "tiny"), Layout("r", "tiny")
+    ours, theirs = table_files(study, layout, 1), table_files(study, layout, 2)
+    assert "r/tiny/runs/digits/dpdm/eps10/seed0/default/fidelity.json" in ours
+    assert [path for path in ours if "/net" in path] == []
+    assert {"r/tiny/runs/digits/net/eps10/seed0/utility.json", "r/tiny/audits/digits/net.json"} <= set(theirs)
+    assert table_files(study, layout, 3) == []
+    part = table_files(selected(study, {"only": "seed=1"}), layout, 1)
+    assert [path for path in part if "seed0" in path] == []
+
+
+def test_a_table_of_real_data_sets_needs_those_that_the_paper_has(tiny_study_dict, tmp_path):
+    tiny_study_dict["datasets"]["mnist"] = {"source": "mnist", "delta": 1e-5}
+    study, layout = parse_study(tiny_study_dict, "tiny"), Layout("r", "tiny")
+    assert {path.split("/")[3] for path in table_files(study, layout, 1) if "/runs/" in path} == {"mnist"}
+    broken = tmp_path / "published.csv"
+    broken.write_text("what,is,this\n1,2,3\n")
+    assert any("digits" in path for path in table_files(study, layout, 1, str(broken)))
+    assert str(broken) != PUBLISHED
+
+
+def test_a_set_has_a_third_file_of_scores_where_the_fid_is_asked_for(tiny_study_dict):
+    assert score_files(parse_study(tiny_study_dict, "x")) == ("fidelity.json", "utility.json")
+    tiny_study_dict["evaluation"]["fid"] = {}
+    assert score_files(parse_study(tiny_study_dict, "x"))[2:] == ("inception.json",)
+
+
+def test_a_sample_page_shows_the_first_seed_that_has_runs(tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["samplers"] = {"fast": {"num_sampling_steps": 2}, "fine": {}}
+    study = parse_study(tiny_study_dict, "tiny")
+    assert {(run.seed, sampler) for run, sampler in shown_sets(study, "digits")} == {
+        (0, "default"), (0, "fast"), (0, "fine")
+    }  # fmt: skip
+    assert {run.seed for run, _ in shown_sets(selected(study, {"only": "seed=1"}), "digits")} == {1}

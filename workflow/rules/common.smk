@@ -1,6 +1,6 @@
-# The study, and the only owner of the directory scheme: Python receives explicit paths.
+# The study, and what the rules ask of it. Paths are those of dpdm/layout.py; jobs read RESULTS/STUDY/study.json, which is
+# written before the first of them, so that an edit of the study while they run cannot reach them.
 
-import csv
 import os
 import re
 import subprocess
@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 from dpdm import config as schema
 from dpdm import specs
 from dpdm.errors import UserError
+from dpdm.layout import ANCHOR, PRIVACY_STATUS, PUBLISHED, RUN, SET, Layout
 from dpdm.report import selection
 
 try:
@@ -31,20 +32,13 @@ except UserError as error:
 MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
 shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH {MALLOC}; ")
 
-DATA = f"{STUDY.results_dir}/data/{{dataset}}"
-ROOT = f"{STUDY.results_dir}/{STUDY.study}"
-RUN = f"{ROOT}/runs/{{dataset}}/{{method}}/eps{{epsilon}}/seed{{seed}}"
-SET = f"{RUN}/{{sampler}}"
-ANCHOR = f"{ROOT}/anchors/{{dataset}}/{{anchor}}"
-SCORES = ["fidelity.json", "utility.json"] + (["inception.json"] if STUDY.evaluation.fid else [])  # of one set, or anchor
-FIGURES = f"{ROOT}/figures"
-BENCHMARKS = f"{ROOT}/benchmarks"
-PUBLISHED = f"{workflow.basedir}/results/published"  # tracked, so it stands beside the Snakefile
-STUDY_JSON = f"{ROOT}/study.json"
+PATHS = Layout(STUDY.results_dir, STUDY.study)
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
 RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
+DATASETS = list(dict.fromkeys(run.dataset for run in RUNS))  # likewise: of a part of a study those that have a run
 ATTACKED = STUDY.attacked_runs()  # likewise
 COMPARISONS = selection.comparisons(STUDY)  # likewise
+SCORES = selection.score_files(STUDY)
 
 
 wildcard_constraints:
@@ -69,47 +63,34 @@ def run_of(wildcards):
 
 def anchor_of(wildcards):
     """The coordinates that the path of an anchor's scores names."""
-    return schema.Coordinates(
+    return specs.Coordinates(
         study=STUDY.study, dataset=wildcards.dataset, method=wildcards.anchor, epsilon=None, seed=int(wildcards.seed)
     )
 
 
 def anchor_images(wildcards):
     """What stands for the synthetic images of an anchor."""
-    return rules.prepare.output.train if wildcards.anchor == "real" else rules.label_only.output
+    return PATHS.anchor_images(wildcards.dataset, wildcards.anchor)
 
 
-def run_paths(pattern, runs):
+def run_files(file, runs=RUNS):
     """One path per run."""
-    return [run.path(pattern) for run in runs]
+    return [PATHS.run(*run.place, file) for run in runs]
 
 
-def method_paths(pattern, dataset=None):
-    """One path per dataset (or of this one) and method that serves it."""
-    runs = [run for run in RUNS if dataset in (None, run.dataset)]
-    return list(dict.fromkeys(pattern.format(dataset=r.dataset, method=r.method) for r in runs))
+def runs_of(wildcards, runs=RUNS):
+    """The runs of a method on a dataset."""
+    return [run for run in runs if (run.dataset, run.method) == (wildcards.dataset, wildcards.method)]
 
 
-def report_figures(name):
-    """DATASET=PATH of one figure of every dataset."""
-    return [f"{d}={FIGURES}/{d}_{name}" for d in STUDY.datasets]
-
-
-def set_paths(pattern, runs):
+def set_files(file):
     """One path per synthetic set: every sampler of every run; a classifier has none."""
-    return [
-        path.replace("SAMPLER", sampler)
-        for r in runs
-        for sampler in STUDY.methods[r.method].samplers
-        for path in run_paths(pattern.replace("{sampler}", "SAMPLER"), [r])
-    ]
+    return [PATHS.set(*run.place, sampler, file) for run in RUNS for sampler in STUDY.samplers_of(run)]
 
 
-def anchor_paths(pattern):
+def anchor_files(file):
     """One path per anchor row."""
-    return [
-        pattern.format(dataset=c.dataset, anchor=c.method, seed=c.seed) for c in STUDY.anchor_coordinates()
-    ]
+    return [PATHS.anchor(c.dataset, c.method, str(c.seed), file) for c in STUDY.anchor_coordinates()]
 
 
 def classifier_runs():
@@ -117,42 +98,6 @@ def classifier_runs():
     return [run for run in RUNS if STUDY.is_classifier(run.method)]
 
 
-def shown_sets(wildcards):
-    """Name and path of the synthetic sets on a dataset's sample page: the first seed of every generator and epsilon."""
-    found = {}
-    for run in RUNS:
-        if run.dataset == wildcards.dataset and run.seed == min(STUDY.seeds):
-            samplers = STUDY.methods[run.method].samplers
-            for sampler, path in zip(samplers, set_paths(f"{SET}/synthetic.npz", [run])):
-                shown = [run.method, sampler] if len(samplers) > 1 else [run.method]
-                found[",".join([*shown, specs.epsilon_text(run.epsilon), str(run.seed)])] = path
-    return found
-
-
-def published_places():
-    """By table of the paper its data sets, with the sides of their images; of a broken file none: `validate` names it."""
-    places = {}
-    try:
-        with open(f"{PUBLISHED}/published.csv", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["protocol"] == "paper":
-                    places.setdefault(f"table_{row['table']}", set()).add((row["dataset"], int(row["resolution"])))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return {}
-    return places
-
-
-PUBLISHED_PLACES = published_places()  # read once, for all tables
-
-
-def table_inputs(number):
-    """Scores and audits of what a table shows."""
-    table = f"table_{number}"
-    shown = set(selection.table_runs(STUDY, table, PUBLISHED_PLACES.get(table, ())))
-    paths = []
-    for run in RUNS:
-        for sampler in STUDY.methods[run.method].samplers or ("",):
-            if (run.dataset, run.method, sampler) in shown:
-                scores = [f"{SET}/{name}" for name in SCORES] if sampler else [rules.score_classifier.output[0]]
-                paths += [run.path(score.replace("{sampler}", sampler)) for score in [*scores, rules.audit.output.audit]]
-    return list(dict.fromkeys(paths))
+def once(function, runs=RUNS):
+    """One path per dataset and method of the runs."""
+    return list(dict.fromkeys(function(run.dataset, run.method) for run in runs))

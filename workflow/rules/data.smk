@@ -2,16 +2,14 @@ rule prepare:
     message: "prepare {wildcards.dataset}"
     input: lambda w: STUDY.datasets[w.dataset].files()
     output:
-        train=f"{DATA}/train.npz",
-        test=f"{DATA}/test.npz",
-        facts=f"{DATA}/dataset.json",
-    params:
-        spec=lambda w: specs.spec_json(STUDY.datasets[w.dataset].source_spec()),
-        folder=subpath(output.facts, parent=True),
-    log: f"{DATA}/prepare.log"
-    benchmark: f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
+        train=PATHS.data("{dataset}", "train.npz"),
+        test=PATHS.data("{dataset}", "test.npz"),
+        facts=PATHS.data("{dataset}", "dataset.json"),
+    params: spec=lambda w: specs.spec_json(STUDY.datasets[w.dataset].source_spec())
+    log: PATHS.data("{dataset}", "prepare.log")
+    benchmark: PATHS.benchmark("prepare", "{dataset}")
     resources: mem_mb=growing(5000), runtime=growing(60)  # 162,770 images of 64x64x3, and the archive they go into
-    shell: "python -m dpdm prepare --spec {params.spec:q} --out {params.folder} > {log} 2>&1"
+    shell: "python -m dpdm prepare {PATHS.root} {wildcards.dataset} > {log} 2>&1"
 
 
 # The feature extractor of the image distance: trained on real images, an instrument of evaluation alone.
@@ -20,30 +18,18 @@ rule extractor:
     input:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
-    output: f"{DATA}/extractor.pt"
-    log: f"{DATA}/extractor.log"
-    benchmark: f"{BENCHMARKS}/extractor/{{dataset}}.tsv"
+    output: PATHS.data("{dataset}", "extractor.pt")
+    log: PATHS.data("{dataset}", "extractor.log")
+    benchmark: PATHS.benchmark("extractor", "{dataset}")
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell:
-        "python -m dpdm extractor --train {input.train} --test {input.test} --out {output} --threads {threads}"
-        " > {log} 2>&1"
+    shell: "python -m dpdm extractor {PATHS.root} {wildcards.dataset} --threads {threads} > {log} 2>&1"
 
 
-rule validate:
-    message: "validate the study"
-    output: STUDY_JSON
-    params: spec=STUDY_SPEC
-    log: f"{ROOT}/validate.log"
-    benchmark: f"{BENCHMARKS}/validate.tsv"
-    resources: mem_mb=growing(2000), runtime=growing(10)
-    shell: "python -m dpdm validate --spec {params.spec:q} --out {output} > {log} 2>&1"
-
-
-# Before any job: the whole study, methods and their params included. No rule can stand before training for this:
-# where one must run, Snakemake does not ask the jobs behind its `ancient` output whether their own params changed,
-# so an edited recipe would be validated, not trained, and its old scores be reported.
+# Before any job: the whole study, methods and their params included, and study.json, by which every job knows its recipe.
+# It is no file of the DAG, since its time would make everything anew; what a job needs of it is among its params. And no
+# rule can stand before training: where one must run, Snakemake does not ask the jobs behind its `ancient` output whether
+# their own params changed, so an edited recipe would be validated, not trained, and its old scores be reported.
 onstart:
-    try:
-        shell("python -m dpdm validate --spec {STUDY_SPEC:q} --published {PUBLISHED:q}/published.csv")
-    except subprocess.CalledProcessError:
-        raise WorkflowError("the study was refused for the reason above; nothing was run") from None
+    command = [sys.executable, "-m", "dpdm", "validate", "-"]
+    if subprocess.run(command, input=STUDY_SPEC, text=True).returncode:
+        raise WorkflowError("the study was refused for the reason above; nothing was run")

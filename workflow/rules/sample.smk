@@ -3,22 +3,23 @@ rule sample:
     input:
         model=rules.train.output.model,
         dataset=rules.prepare.output.facts,
-    output: f"{SET}/synthetic.npz"
+    output: PATHS.set(*SET, "synthetic.npz")
     params: spec=lambda w: specs.spec_json(STUDY.sample(run_of(w), w.sampler))
-    log: f"{SET}/sample.log"
-    benchmark: f"{BENCHMARKS}/sample/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}-{{sampler}}.tsv"
+    log: PATHS.set(*SET, "sample.log")
+    benchmark: PATHS.benchmark("sample", *SET)
     # 60,000 images of 64x64x3 and the archive they go into, by 1,000 steps of Churn: 3.4 hours of an H100 (calculated).
     resources: gpu=1, mem_mb=growing(5000), runtime=growing(480)
     shell:
-        "python -m dpdm sample --spec {params.spec:q} --model {input.model} --dataset {input.dataset} --out {output}"
+        "python -m dpdm sample {PATHS.root}"
+        " {wildcards.dataset}/{wildcards.method}/{wildcards.epsilon}/{wildcards.seed}/{wildcards.sampler}"
         " --threads {threads} > {log} 2>&1"
 
 
 rule label_only:
     message: "label-only floor for {wildcards.dataset}"
     input: rules.prepare.output.facts
-    output: f"{ROOT}/anchors/{{dataset}}/label_only.npz"
+    output: PATHS.label_only("{dataset}")
     params: images=STUDY.evaluation.synthetic_images
-    log: f"{ROOT}/anchors/{{dataset}}/label_only.log"
+    log: PATHS.label_only("{dataset}", ".log")
     resources: mem_mb=growing(1000), runtime=growing(10)
-    shell: "python -m dpdm label_only --dataset {input} --images {params.images} --out {output} > {log} 2>&1"
+    shell: "python -m dpdm label-only {PATHS.root} {wildcards.dataset} > {log} 2>&1"

@@ -1,18 +1,15 @@
-# Retrains exactly the runs whose spec changed. The study is no input (see `onstart`): an edit elsewhere in it
-# retrains nothing. train has no test images and no score among its inputs.
+# Retrains exactly the runs whose spec changed: an edit elsewhere in the study retrains nothing. train has no test images
+# and no score among its inputs.
 rule train:
     message: "train {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}"
     input: data=rules.prepare.output.train
     output:
-        model=f"{RUN}/model.pt",
-        ledger=f"{RUN}/ledger.json",
-        curve=f"{RUN}/train.jsonl",
-    params:
-        spec=lambda w: specs.spec_json(run_of(w)),
-        # Not an output, so that Snakemake leaves it where a killed job's next attempt finds it.
-        checkpoint=lambda w: f"{RUN}/checkpoint.pt".format(**w),
-    log: f"{RUN}/train.log"
-    benchmark: f"{BENCHMARKS}/train/{{dataset}}-{{method}}-{{epsilon}}-{{seed}}.tsv"
+        model=PATHS.run(*RUN, "model.pt"),
+        ledger=PATHS.run(*RUN, "ledger.json"),
+        curve=PATHS.run(*RUN, "train.jsonl"),
+    params: spec=lambda w: specs.spec_json(run_of(w))
+    log: PATHS.run(*RUN, "train.log")
+    benchmark: PATHS.benchmark("train", *RUN)
     # GPUs and seconds between two checkpoints are resources, not parameters: a profile may set them, and changing
     # them trains nothing again. The time does not grow with the attempts: the next one goes on where this one was cut.
     resources:
@@ -23,24 +20,25 @@ rule train:
     # exec: no shell stands between the scheduler and the training. One that died of the scheduler's SIGTERM would end
     # the job, and the training with it, before its checkpoint is written.
     shell:
-        "exec python -m dpdm train --spec {params.spec:q} --data {input.data} --model {output.model}"
-        " --ledger {output.ledger} --curve {output.curve} --checkpoint {params.checkpoint}"
+        "exec python -m dpdm train {PATHS.root} {wildcards.dataset}/{wildcards.method}/{wildcards.epsilon}/{wildcards.seed}"
         " --checkpoint-interval {resources.checkpoint_interval} --threads {threads} --processes {resources.gpu}"
         " > {log} 2>&1"
 
 
 rule audit:
     message: "audit {wildcards.method} on {wildcards.dataset}"
-    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in RUNS if (r.dataset, r.method) == (w.dataset, w.method)])
-    output: audit=f"{ROOT}/audits/{{dataset}}/{{method}}.json"
-    log: f"{ROOT}/audits/{{dataset}}/{{method}}.log"
-    benchmark: f"{BENCHMARKS}/audit/{{dataset}}-{{method}}.tsv"
+    input: lambda w: run_files("ledger.json", runs_of(w))
+    output: PATHS.audit("{dataset}", "{method}")
+    log: PATHS.audit("{dataset}", "{method}", ".log")
+    benchmark: PATHS.benchmark("audit", "{dataset}", "{method}")
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell: "python -m dpdm audit {input} --out {output.audit} --threads {threads} > {log} 2>&1"
+    shell:
+        "python -m dpdm audit {PATHS.root} {wildcards.dataset}/{wildcards.method} --out {output} --threads {threads}"
+        " > {log} 2>&1"
 
 
 rule audits:
-    input: method_paths(rules.audit.output.audit)
+    input: once(PATHS.audit)
     localrule: True
 
 
@@ -48,14 +46,16 @@ rule audits:
 # all epsilons: importing costs as much as an attack. Part of a report where the study says `attacks: true`.
 rule attack:
     message: "attack {wildcards.method} on {wildcards.dataset}"
-    input: lambda w: run_paths(f"{RUN}/ledger.json", [r for r in ATTACKED if (r.dataset, r.method) == (w.dataset, w.method)])
-    output: f"{ROOT}/attacks/{{dataset}}/{{method}}.json"
-    log: f"{ROOT}/attacks/{{dataset}}/{{method}}.log"
-    benchmark: f"{BENCHMARKS}/attack/{{dataset}}-{{method}}.tsv"
+    input: lambda w: run_files("ledger.json", runs_of(w, ATTACKED))
+    output: PATHS.attack("{dataset}", "{method}")
+    log: PATHS.attack("{dataset}", "{method}", ".log")
+    benchmark: PATHS.benchmark("attack", "{dataset}", "{method}")
     resources: mem_mb=growing(2000), runtime=growing(60)
-    shell: "python -m dpdm attack --ledgers {input} --out {output} --threads {threads} > {log} 2>&1"
+    shell:
+        "python -m dpdm attack {PATHS.root} {wildcards.dataset}/{wildcards.method} --out {output} --threads {threads}"
+        " > {log} 2>&1"
 
 
 rule attacks:
-    input: list(dict.fromkeys(run_paths(rules.attack.output[0], ATTACKED)))
+    input: once(PATHS.attack, ATTACKED)
     localrule: True

@@ -1,0 +1,32 @@
+"""The command line `dpdm` (also `python -m dpdm`): thin verbs that parse, call the library, and print.
+
+Nothing but Click loads before a verb runs, so that help and completion are quick.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from dpdm.cli import runs, studies, workflow  # noqa: F401  (they define the verbs)
+from dpdm.cli._verbs import verbs
+from dpdm.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; a UserError, or a wrong call, becomes one message on stderr and exit status 2."""
+    try:
+        status = verbs.main(arguments, prog_name="dpdm", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.Abort:
+        return 130
+    except BrokenPipeError:  # of `dpdm check ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,89 @@
+"""The group of all verbs, and the arguments and options that several of them share."""
+
+import os
+
+import click
+
+from dpdm import __version__
+
+STUDIES, RUNS, WORKFLOW = "Studies", "One run by hand", "For the workflow (Snakemake calls these)"
+SECTIONS = (STUDIES, RUNS, WORKFLOW)
+PATH = click.Path(path_type=str)
+COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.bashrc (or zsh_source, fish_source).'
+
+
+class Verb(click.Command):
+    """A command with a section in the help of `dpdm`, and the option --threads."""
+
+    def __init__(self, *args, section: str = WORKFLOW, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.section = section
+        help = "Threads that this command may use."
+        self.params.append(click.Option(["--threads"], type=click.IntRange(1), default=1, show_default=True, help=help))
+
+    def invoke(self, ctx: click.Context):
+        """Runs the verb on its number of threads."""
+        _limit_threads(ctx.params.pop("threads"))
+        return super().invoke(ctx)
+
+
+class Verbs(click.Group):
+    """All verbs, listed by section in the order of their definition."""
+
+    command_class = Verb
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Not sorted by name."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One list per section."""
+        width = max(map(len, self.commands))
+        for title in SECTIONS:
+            listed = [(name, verb) for name, verb in self.commands.items() if getattr(verb, "section", "") == title]
+            rows = [(name.ljust(width), verb.get_short_help_str(limit=200)) for name, verb in listed]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog=COMPLETION,
+)
+@click.version_option(__version__, prog_name="dpdm")
+def verbs() -> None:
+    """Differentially private image generation, measured.
+
+    STUDY is a study file (config/digits.yaml) or the results folder of a study (results/digits). A run of it is written
+    DATASET/METHOD/EPSILON/SEED, a synthetic set of that run adds /SAMPLER: digits/dpdm/10/0/default.
+    `dpdm VERB --help` explains a verb.
+    """
+
+
+def study_argument(required: bool = True):
+    """STUDY."""
+    text = "A study file (YAML; several: with commas), or the results folder of a study."
+    return click.argument("study", type=PATH, required=required, help=text)
+
+
+def dataset_argument():
+    """DATASET."""
+    return click.argument("dataset", help="A data set of the study.")
+
+
+def out_option(text: str):
+    """--out DIR."""
+    return click.option("--out", type=PATH, metavar="DIR", help=text)
+
+
+def _limit_threads(count: int) -> None:
+    """Keeps torch, OpenMP and BLAS to `count` threads, those loaded already and those to come.
+
+    Two jobs of two threads each on two cores were seen ten times slower than one after the other.
+    """
+    import threadpoolctl
+
+    for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+        os.environ[f"{library}_NUM_THREADS"] = str(count)
+    threadpoolctl.threadpool_limits(count)

@@ -1,0 +1,314 @@
+"""Verbs for one run by hand; the workflow calls the same ones."""
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from dpdm.cli._verbs import PATH, RUNS, out_option, study_argument, verbs
+from dpdm.errors import UserError
+
+WHAT = "STUDY and perhaps RUN, or DATASET/METHOD for all of its runs; or ledger.json files."
+
+
+@verbs.command("train", section=RUNS)
+@study_argument(required=False)
+@click.argument("run", required=False, help="DATASET/METHOD/EPSILON/SEED.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a parameter: --set dp.steps=20.")
+@click.option("--spec", type=PATH, metavar="FILE", help="Train this recipe: `dpdm spec` printed it, or a ledger.json.")
+@click.option("--data", type=PATH, metavar="NPZ", help="Training images of --spec, if not found by its place.")
+@out_option("Folder for the results. Default: where the study has the run; of a changed run results/by_hand/NAME.")
+@click.option("--noise", type=click.Choice(["repeatable", "secret"]), help="Noise from the seed, or from a secret key.")
+@click.option("--keep-key", is_flag=True, help="Leave the key of secret noise beside the results.")
+@click.option(
+    "--checkpoint-interval", default=300.0, show_default=True, metavar="SECONDS", help="Time between checkpoints."
+)
+@click.option("--processes", default=1, show_default=True, metavar="N", help="GPUs to train on together.")
+def train(study, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
+    """Train one run of a study, or a changed one; print its epsilon, noise and files.
+
+    A run of the study lies where the workflow has it, and counts as done there. With --set or --noise it is another
+    run, and lies outside the study's results. A training that was stopped goes on from its checkpoint in its folder.
+    """
+    spec, images_file, folder, prepare = _what_to_train(study, run, changes, spec, data, out, noise)
+    if keep_key and spec.noise != "secret":
+        raise UserError("--keep-key needs secret noise: `noise: secret` in the study, or --noise secret")
+    joined = "WORLD_SIZE" in os.environ
+    if not joined:
+        prepare()
+    if processes > 1 and not joined:  # this one becomes torchrun, which starts them all
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        os.execv(sys.executable, [sys.executable, *command, "-m", "dpdm", *sys.argv[1:]])
+    from dpdm import jobs
+    from dpdm import processes as started
+    from dpdm.data import read_images
+
+    images = read_images(images_file)
+    with started.joined() as group:
+        done = jobs.train(spec, images, folder, group, checkpoint_interval, keep_key)
+    if done:
+        print(done)
+
+
+def _what_to_train(study, run, changes, spec_file, data, out, noise) -> tuple[Any, str, str, Any]:
+    """The recipe, its training images, the folder for its results, and what makes the images where they are missing."""
+    from dpdm import study as named
+
+    layout, opened, in_study = None, None, False
+    if spec_file:
+        if study or run:
+            raise UserError("--spec FILE holds the whole recipe: leave out STUDY and RUN")
+        spec = named.read_recipe(spec_file)
+        layout = named.layout_of_run(spec_file, spec)
+    elif study and run:
+        opened, layout = named.open_study(study)
+        spec, in_study = named.find_run(opened, run), not (changes or noise)
+    else:
+        raise UserError("train needs STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
+    spec = _changed(spec, changes)
+    if noise:
+        spec = spec.model_copy(update={"noise": noise})
+    layout = layout or named.Layout("results", spec.study)
+    images = data or layout.data(spec.dataset, "train.npz")
+    folder = out or (layout.run(*spec.place) if in_study else layout.by_hand(named.by_hand_name(spec)))
+
+    def prepare() -> None:
+        from dpdm import jobs
+
+        if not data and (opened is not None or os.path.exists(layout.study)):
+            jobs.make_missing(opened or named.open_study(layout.root)[0], layout, spec.dataset)
+        elif not os.path.exists(images):
+            raise UserError(f"there are no training images {images}; name them by --data train.npz")
+
+    return spec, images, folder, prepare
+
+
+def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
+    """The recipe with the changes of --set, checked by the method's own schema."""
+    from dpdm.study import changed
+
+    if not changes:
+        return spec
+    from dpdm.explain import parse_params
+    from dpdm.method import load_method
+
+    spec = changed(spec, changes)
+    parse_params(load_method(spec.impl).Params, spec.params, f"--set on {spec.name}")
+    return spec
+
+
+@verbs.command("sample", section=RUNS)
+@study_argument()
+@click.argument("run", help="DATASET/METHOD/EPSILON/SEED[/SAMPLER]; without a sampler all of the method.")
+@click.option("--model", type=PATH, metavar="FILE", help="The model, if not the study's own.")
+@out_option("Folder that gets SAMPLER/synthetic.npz. Default: the run's.")
+def sample(study: str, run: str, model: str | None, out: str | None) -> None:
+    """Draw the synthetic images of a run from its model."""
+    from dpdm.study import find_sets, open_study
+
+    opened, layout = open_study(study)
+    spec, samplers = find_sets(opened, run)
+    if not samplers:
+        raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {study} {run}` judges it")
+    from dpdm import jobs
+
+    jobs.make_missing(opened, layout, spec.dataset)
+    for sampler in samplers:
+        file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
+        jobs.sample(opened, layout, spec, sampler, model or layout.run(*spec.place, "model.pt"), file)
+        print(f"drew {opened.evaluation.synthetic_images:,} images: {file}")
+
+
+@verbs.command("score", section=RUNS)
+@study_argument()
+@click.argument("coordinates", help="DATASET/METHOD/EPSILON/SEED[/SAMPLER], or DATASET/ANCHOR/SEED.")
+@click.option("--inception", is_flag=True, help="By Inception: the FID and its like, instead of the other scores.")
+@click.option("--synthetic", type=PATH, metavar="NPZ", help="The images to score, if not the study's own.")
+@click.option("--model", type=PATH, metavar="FILE", help="The model of a classifier method, if not the study's own.")
+@out_option("Folder for the scores. Default: that of the synthetic set, classifier or anchor.")
+def score(study, coordinates, inception, synthetic, model, out) -> None:
+    """Score synthetic images: distances to real ones, and classifiers trained on them.
+
+    Of a classifier method, whose coordinates have no sampler, the accuracy of its model on the test images.
+    """
+    from dpdm.study import find_anchor, find_sets, open_study
+
+    opened, layout = open_study(study)
+    anchor = find_anchor(opened, coordinates)
+    if anchor is not None:
+        place = (anchor.dataset, anchor.method, str(anchor.seed))
+        jobs = [(anchor, layout.anchor_images(*place[:2]), layout.anchor(*place))]
+    else:
+        run, samplers = find_sets(opened, coordinates)
+        jobs = [
+            (run.coordinates(s), layout.set(*run.place, s, "synthetic.npz"), layout.set(*run.place, s))
+            for s in samplers
+        ]
+    if len(jobs) > 1 and (synthetic or out):
+        raise UserError(f"{coordinates} means {len(jobs)} sets; name one by its sampler to give --synthetic or --out")
+    for _, images, _ in jobs:
+        if not (synthetic or anchor is not None or os.path.exists(images)):
+            raise UserError(f"there are no synthetic images {images}; `dpdm sample {study} {coordinates}` makes them")
+    from dpdm import jobs as work
+
+    dataset = anchor.dataset if anchor is not None else run.dataset
+    work.make_missing(opened, layout, dataset, *_needed(inception, bool(jobs)))
+    if not jobs:
+        folder = out or layout.run(*run.place)
+        work.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)
+        print(f"scored: {folder}/utility.json")
+    for place, images, folder in jobs:
+        folder = out or folder
+        if anchor is not None and anchor.method != "real" and not os.path.exists(images):
+            work.make_label_only(opened, layout, dataset)
+        (work.score_inception if inception else work.score)(opened, layout, place, synthetic or images, folder)
+        print(f"scored: {folder}/{'inception.json' if inception else 'fidelity.json, utility.json'}")
+
+
+def _needed(inception: bool, images: bool) -> list[str]:
+    return ["inception.npz" if inception else "extractor.pt"] if images else []
+
+
+@verbs.command("audit", section=RUNS)
+@click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    metavar="STUDY [RUN] | LEDGER...",
+    help=WHAT,
+)
+@click.option("--out", type=PATH, metavar="FILE", help="Where to write the audit as JSON.")
+@click.option("--export", type=PATH, metavar="FILE", help="Where to write the events in the form of dp-accounting.")
+@click.option("--without-recipe", is_flag=True, help="Pass a ledger by its epsilon where its method is not here.")
+def audit(what, out, export, without_recipe) -> None:
+    """Recompute epsilon from the ledgers of runs, under all accountants.
+
+    It fails above a target, or where a ledger's events are not those of its recipe.
+    """
+    ledgers = _ledgers(what)
+    from dpdm import artifacts
+    from dpdm.plan import MethodMissing, check_recipe
+    from dpdm.privacy import audit as auditing
+
+    read = [(artifacts.read_json(path), path) for path in ledgers]
+    audits = [auditing.audit(ledger, path) for ledger, path in read]
+    above = [path for row, path in zip(audits, ledgers, strict=True) if not row["passed"]]
+    faults = (
+        [f"epsilon is above its target in {', '.join(above)}: do not publish; train the run again"] if above else []
+    )
+    for row, (ledger, path) in zip(audits, read, strict=True):
+        try:
+            row["recipe_checked"] = check_recipe(ledger, path, without_recipe)
+        except UserError as error:
+            row |= {"recipe_checked": not isinstance(error, MethodMissing), "passed": False}
+            faults.append(str(error))
+        print(auditing.describe_audit(row, path))
+    if faults:
+        raise UserError("; ".join(faults))
+    if out:
+        artifacts.write_json(out, {"runs": audits})
+    if export:
+        artifacts.write_json(export, {"runs": [auditing.exported(*one) for one in read]})
+
+
+@verbs.command("attack", section=RUNS)
+@click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    metavar="STUDY [RUN] | LEDGER...",
+    help=WHAT,
+)
+@click.option("--out", type=PATH, metavar="FILE", help="Where to write what was found as JSON.")
+@click.option("--black-box", is_flag=True, help="Train again with canaries, and look at what is published (weak).")
+@click.option("--canaries", default=1000, show_default=True, help="Of a black-box attack.")
+def attack(what, out, black_box, canaries) -> None:
+    """Attack private runs on canaries: a lower bound of epsilon for each.
+
+    Of several runs one seed of each private epsilon is attacked. It fails if a bound is above the run's target.
+    """
+    if black_box:
+        found = _black_box(what, canaries)
+    else:
+        ledgers = _ledgers(what, attacked=True)
+        from dpdm import artifacts
+        from dpdm.attacks import white_box
+
+        read = [(artifacts.read_json(path), path) for path in ledgers]  # all of them before any compute
+        found = [white_box.attack(*one) for one in read]
+    from dpdm import artifacts
+    from dpdm.attacks.white_box import describe_attack
+
+    for one in found:
+        print(describe_attack(one))
+    if out:
+        artifacts.write_json(out, {"attacks": found})
+    if broken := [describe_attack(one) for one in found if one["attack"]["exceeded"]]:
+        raise UserError("the code does not keep its promise, publish nothing that it made:\n" + "\n".join(broken))
+
+
+def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[str]:
+    """The ledgers that the words behind `audit` or `attack` mean."""
+    if all(word.endswith(".json") for word in what):
+        return list(what)
+    from dpdm.study import open_study
+
+    study, coordinates = _study_and_run(what)
+    opened, layout = open_study(study)
+    ledgers = [layout.run(*run.place, "ledger.json") for run in _runs(opened, coordinates, attacked)]
+    there = [path for path in ledgers if os.path.exists(path)]
+    if not there:
+        raise UserError(f"cannot read {ledgers[0]}: the run is not trained; `dpdm train {study} RUN` trains it")
+    if missing := len(ledgers) - len(there):
+        print(f"not trained yet, and left out: {missing} of {len(ledgers)} runs", file=sys.stderr)
+    return there
+
+
+def _study_and_run(what: tuple[str, ...]) -> tuple[str, str]:
+    if len(what) > 2 or what[0].endswith(".json"):
+        raise UserError(f"{' '.join(what)}: name STUDY and at most one RUN, or nothing but ledger.json files")
+    return what[0], what[1] if len(what) == 2 else ""
+
+
+def _runs(study, coordinates: str, attacked: bool) -> list[Any]:
+    """The runs below the coordinates; of several that are attacked, those that `Study.attacked_runs` chooses."""
+    from dpdm.study import find_runs
+
+    found = find_runs(study, coordinates)
+    return [run for run in study.attacked_runs() if run in found] if attacked and len(found) > 1 else found
+
+
+def _black_box(what: tuple[str, ...], canaries: int) -> list[dict[str, Any]]:
+    if any(word.endswith(".json") for word in what):
+        raise UserError("a black-box attack trains again: name STUDY and RUN, no ledger")
+    from dpdm.study import open_study
+
+    opened, layout = open_study(what[0])
+    runs = _runs(opened, _study_and_run(what)[1], attacked=True)
+    from dpdm import data, jobs
+    from dpdm.attacks.black_box import attack_black_box
+    from dpdm.progress import Log
+
+    found = []
+    for run in runs:
+        jobs.make_missing(opened, layout, run.dataset)
+        samplers = opened.samplers_of(run)
+        drawn = opened.sample(run, samplers[0]) if samplers else None
+        images = data.read_images(layout.data(run.dataset, "train.npz"))
+        found.append(attack_black_box(run, images, drawn, canaries, Log(f"black-box attack on {run.name}")))
+    return found
+
+
+@verbs.command("spec", section=RUNS)
+@study_argument()
+@click.argument("run", help="DATASET/METHOD/EPSILON/SEED.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a parameter: --set dp.steps=20.")
+def spec(study: str, run: str, changes: tuple[str, ...]) -> None:
+    """Print the resolved recipe of a run as JSON; `dpdm train --spec FILE` takes it back."""
+    import json
+
+    from dpdm.study import find_run, open_study
+
+    opened, _ = open_study(study)
+    print(json.dumps(_changed(find_run(opened, run), changes).model_dump(mode="json"), indent=2))

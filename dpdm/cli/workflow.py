@@ -1,0 +1,240 @@
+"""Verbs that make the files between the runs and the report; people rarely need them."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from dpdm.cli._verbs import dataset_argument, study_argument, verbs
+
+
+@verbs.command("validate")
+@click.argument("file", type=click.File("r"), help="The study as JSON; - for standard input.")
+def validate(file) -> None:
+    """Check a whole study before any job, and write the study.json that the jobs read.
+
+    Every method is imported, every params built, its tables and FID weights checked. A study.json that says the same
+    already is left as it is.
+    """
+    from dpdm import artifacts
+    from dpdm.config import Study
+    from dpdm.layout import PUBLISHED, Layout
+    from dpdm.plan import planned_runs
+    from dpdm.report.published import check_tables
+    from dpdm.specs import parse_spec
+
+    study = parse_spec(Study, file.read(), "the study")
+    layout = Layout(study.results_dir, study.study)
+    check_tables(study, PUBLISHED)
+    planned_runs(study)
+    if study.evaluation.fid:
+        from dpdm.evaluation.inception import WEIGHTS_SHA256
+        from dpdm.jobs import load_inception
+
+        inception = load_inception(study)
+        if inception.weights_sha256 != WEIGHTS_SHA256:
+            print(
+                f"warning: {inception.path} is not the file that torch-fidelity publishes, so what is called FID here "
+                "may be no FID; its SHA-256 is recorded beside every value",
+                file=sys.stderr,
+            )
+    text = study.model_dump_json(indent=2) + "\n"  # in the order of the file
+    if not (os.path.exists(layout.study) and artifacts.read_bytes(layout.study) == text.encode()):
+        artifacts.write_text(layout.study, text)
+
+
+def _dataset(study: str, dataset: str):
+    from dpdm.study import find_dataset, open_study
+
+    opened, layout = open_study(study)
+    find_dataset(opened, dataset)
+    return opened, layout
+
+
+@verbs.command("prepare")
+@study_argument()
+@dataset_argument()
+def prepare(study: str, dataset: str) -> None:
+    """Load a data set, verify it, and write its splits."""
+    opened, layout = _dataset(study, dataset)
+    from dpdm import jobs
+
+    jobs.prepare(opened, layout, dataset)
+
+
+@verbs.command("extractor")
+@study_argument()
+@dataset_argument()
+def extractor(study: str, dataset: str) -> None:
+    """Train the feature extractor of a data set's image distance, on real images."""
+    opened, layout = _dataset(study, dataset)
+    from dpdm import jobs
+
+    jobs.make_missing(opened, layout, dataset)
+    jobs.train_extractor(layout, dataset)
+
+
+@verbs.command("reference")
+@study_argument()
+@dataset_argument()
+def reference(study: str, dataset: str) -> None:
+    """Compute Inception's statistics of a data set's real images."""
+    opened, layout = _dataset(study, dataset)
+    from dpdm import jobs
+
+    jobs.make_missing(opened, layout, dataset)
+    jobs.make_reference(opened, layout, dataset)
+
+
+@verbs.command("label-only")
+@study_argument()
+@dataset_argument()
+def label_only(study: str, dataset: str) -> None:
+    """Write the label-only floor: uniform noise images with balanced labels."""
+    opened, layout = _dataset(study, dataset)
+    from dpdm import jobs
+
+    jobs.make_missing(opened, layout, dataset)
+    jobs.make_label_only(opened, layout, dataset)
+
+
+@verbs.command("collect")
+@study_argument()
+def collect(study: str) -> None:
+    """Gather the scores and audits of a study into metrics.csv and audits.csv."""
+    from dpdm.report import collect as gather
+    from dpdm.study import open_study
+
+    opened, layout = open_study(study)
+    _collect(opened, layout, layout.metrics, layout.audits, gather)
+
+
+def _collect(study, layout, metrics_file: str, audits_file: str, gather) -> tuple:
+    metrics, audits = gather.collect(study, layout.result_folders(study.attacks))
+    for hole in gather.holes(study, metrics, audits):
+        print(f"missing: {hole}", file=sys.stderr)
+    gather.write_csv(metrics_file, metrics)
+    gather.write_csv(audits_file, audits)
+    return metrics, audits
+
+
+@verbs.command("tables")
+@study_argument()
+@click.option("--partial", is_flag=True, help="All tables of what is finished by now, into STUDY/partial.")
+def tables(study: str, partial: bool) -> None:
+    """Write the tables of results and audits as csv, md, tex and html."""
+    from dpdm.report import collect as gather
+    from dpdm.report import tables as tabled
+    from dpdm.study import open_study
+
+    opened, layout = open_study(study)
+    if partial:
+        metrics, audits = _collect(
+            opened, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv", gather
+        )
+        for table in opened.tables:
+            _paper_table(opened, layout, int(table.removeprefix("table_")), f"{layout.partial}/{table}")
+    else:
+        metrics = gather.read_csv(layout.metrics, gather.METRICS)
+        audits = gather.read_csv(layout.audits, gather.AUDITS)
+    results, audit = (f"{layout.partial}/{n}" if partial else layout.table(n) for n in ("results", "audit"))
+    tabled.write_table(tabled.results_table(metrics), results, printed=tabled.printed_results(metrics))
+    tabled.write_table(tabled.audit_table(audits), audit)
+    print(f"tables: {results}.html, {audit}.html")
+
+
+@verbs.command("paper-table")
+@study_argument()
+@click.argument("number", type=click.IntRange(1, 6), help="Its number in the paper (arXiv v1), 1 to 6.")
+def paper_table(study: str, number: int) -> None:
+    """Write one of the paper's tables, our runs beside its numbers."""
+    from dpdm.study import open_study
+
+    opened, layout = open_study(study)
+    _paper_table(opened, layout, number, layout.table(f"table_{number}"))
+
+
+def _paper_table(study, layout, number: int, out: str) -> None:
+    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
+    from dpdm.report import collect as gather
+    from dpdm.report import paper, tables
+    from dpdm.report.published import read_published
+    from dpdm.report.selection import table_files
+
+    # No other file is read: what a table does not show may be of other code, or be made again at this moment.
+    metrics, audits = gather.collect(study, table_files(study, layout, number))
+    table = paper.paper_table(number, study, metrics, audits, read_published(PUBLISHED, PRIVACY_STATUS))
+    for note in table.notes:
+        print(note, file=sys.stderr)
+    tables.write_table(table, out, printed=table.by("Dataset"))
+
+
+@verbs.command("figures")
+@study_argument()
+@dataset_argument()
+def figures(study: str, dataset: str) -> None:
+    """Draw what a data set's runs scored, and what they made."""
+    opened, layout = _dataset(study, dataset)
+    from dpdm.report import collect as gather
+    from dpdm.report import figures as drawn
+    from dpdm.report.selection import shown_sets
+
+    metrics = gather.read_csv(layout.metrics, gather.METRICS)
+    drawn.save_figure(drawn.epsilon_curves(metrics, dataset), layout.figure(f"{dataset}_curves"))
+    sets = []
+    for run, sampler in shown_sets(opened, dataset):
+        name = f"{run.method}, {sampler}" if len(opened.samplers_of(run)) > 1 else run.method
+        path = Path(layout.set(*run.place, sampler, "synthetic.npz"))
+        sets.append(drawn.SampleSet(name, run.epsilon, run.seed, path))
+    grid = drawn.sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
+    drawn.save_figure(grid, layout.figure(f"{dataset}_samples"))
+
+
+@verbs.command("comparison")
+@study_argument()
+@click.argument("kind", type=click.Choice(["ranks", "parameter"]), help="Which figure.")
+def comparison(study: str, kind: str) -> None:
+    """Draw the rank of each method, or the parameter that a study varies."""
+    from dpdm.report import collect as gather
+    from dpdm.report import comparisons, figures
+    from dpdm.study import open_study
+
+    opened, layout = open_study(study)
+    metrics = gather.read_csv(layout.metrics, gather.METRICS)
+    draw = {"ranks": comparisons.rank_figure, "parameter": comparisons.parameter_figure}[kind]
+    figures.save_figure(draw(metrics, opened), layout.figure(kind))
+
+
+@verbs.command("report")
+@study_argument()
+@click.option("--command", metavar="TEXT", help="What made the results, to print on the page.")
+def report(study: str, command: str | None) -> None:
+    """Write the self-contained report.html."""
+    from dpdm import artifacts
+    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
+    from dpdm.report import collect as gather
+    from dpdm.report import html
+    from dpdm.report.published import read_published
+    from dpdm.report.selection import comparisons
+    from dpdm.study import open_study
+
+    opened, layout = open_study(study)
+    datasets = dict.fromkeys(run.dataset for run in opened.runs())
+
+    def pictures(name: str, kind: str = ".svg") -> dict[str, Path]:
+        return {dataset: Path(layout.figure(f"{dataset}_{name}", kind)) for dataset in datasets}
+
+    text = html.render_report(
+        opened,
+        gather.read_csv(layout.metrics, gather.METRICS),
+        gather.read_csv(layout.audits, gather.AUDITS),
+        gather.read_benchmarks(layout.benchmarks, opened),
+        pictures("curves"),
+        pictures("samples", ".png"),
+        command or f"dpdm run {study}",
+        published=read_published(PUBLISHED, PRIVACY_STATUS),
+        comparisons={name: Path(layout.figure(name, ".svg")) for name in comparisons(opened)},
+        layout=layout,
+    )
+    artifacts.write_text(layout.report, text)

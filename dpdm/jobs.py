@@ -1,0 +1,245 @@
+"""One piece of work each: prepare a data set, train a run, draw a synthetic set, score it. Reads and writes artifacts.
+
+The command line and the workflow call these with a study and its layout; paths come from the layout unless given.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dpdm import artifacts, data
+from dpdm.config import DIRECT, Study
+from dpdm.errors import UserError
+from dpdm.explain import parse_params
+from dpdm.layout import Layout
+from dpdm.method import load_method
+from dpdm.method import train as train_method
+from dpdm.privacy.key import key_path
+from dpdm.processes import Processes, device
+from dpdm.progress import Log
+from dpdm.provenance import provenance
+from dpdm.rng import Streams
+from dpdm.specs import Coordinates, RunSpec, SampleSpec, epsilon_text, parse_spec, spec_json
+
+DATA_FILES = ("train.npz", "test.npz", "dataset.json")
+
+
+# --- data -----------------------------------------------------------------------------------------------------
+
+
+def prepare(study: Study, layout: Layout, dataset: str) -> None:
+    """Loads a data set from its source, verifies it, and writes its splits and facts.
+
+    Raises:
+        UserError: the source's files are missing or are not what they should be.
+    """
+    spec = study.datasets[dataset].source_spec()
+    splits = spec.load()
+    for split, images in splits.items():
+        data.write_images(layout.data(dataset, f"{split}.npz"), images)
+    artifacts.write_json(layout.data(dataset, "dataset.json"), spec.facts(splits))
+
+
+def train_extractor(layout: Layout, dataset: str) -> None:
+    """Trains the feature extractor of a data set's image distances, on its real images."""
+    from dpdm.evaluation import extractor
+
+    real = (data.read_images(layout.data(dataset, f"{split}.npz")) for split in ("train", "test"))
+    artifacts.write_tensors(layout.data(dataset, "extractor.pt"), extractor.train_extractor(*real))
+
+
+def make_reference(study: Study, layout: Layout, dataset: str) -> None:
+    """Computes Inception's statistics of a data set's real images, once for all scores."""
+    from dpdm.evaluation.inception import reference
+
+    inception = load_inception(study)
+    real = {split: data.read_images(layout.data(dataset, f"{split}.npz")) for split in ("train", "test")}
+    artifacts.write_npz(layout.data(dataset, "inception.npz"), reference(real, inception))
+
+
+def make_label_only(study: Study, layout: Layout, dataset: str) -> None:
+    """Writes the label-only floor: uniform noise images with balanced labels."""
+    meta = data.read_meta(layout.data(dataset, "dataset.json"))
+    data.write_images(layout.label_only(dataset), data.label_only(meta, study.evaluation.synthetic_images))
+
+
+def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> None:
+    """Makes those of a data set's files that are not there yet: `files` of DATA_FILES, extractor.pt, inception.npz."""
+    makers = {"extractor.pt": lambda: train_extractor(layout, dataset),
+              "inception.npz": lambda: make_reference(study, layout, dataset)}  # fmt: skip
+    for file in (*DATA_FILES, *files):
+        if not Path(layout.data(dataset, file)).exists():
+            print(f"making {layout.data(dataset, file)}, which is not there yet", file=sys.stderr)
+            makers.get(file, lambda: prepare(study, layout, dataset))()
+
+
+def load_inception(study: Study) -> Any:
+    """The Inception network that the study judges by."""
+    from dpdm.evaluation import inception
+
+    return inception.load_inception(inception.find_weights(study.fid().weights_path))
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+def train(
+    spec: RunSpec,
+    images: data.ImageSet,
+    out: str | Path,
+    group: Processes | None = None,
+    checkpoint_interval: float = 300.0,
+    keep_key: bool = False,
+) -> str:
+    """Trains one run, or goes on from its checkpoint; writes model.pt, train.jsonl and ledger.json into `out`.
+
+    Returns:
+        What became of it, in words for a person; empty for all processes but the first.
+
+    Raises:
+        UserError: see `dpdm.method.train`.
+    """
+    from dpdm.checkpoint import Checkpoint
+
+    group, start, folder = group or Processes(device=device()), time.monotonic(), Path(out)
+    title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
+    log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
+    model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
+    if not group.is_first:
+        return ""
+    artifacts.write_tensors(folder / "model.pt", {"impl": spec.impl, "state": model.state()})
+    artifacts.write_jsonl(folder / "train.jsonl", log.rows)
+    artifacts.write_json(folder / "ledger.json", ledger.to_json())
+    kept = [] if keep_key else [key_path(checkpoint)]
+    for path in (checkpoint, Checkpoint.aside(checkpoint), *kept):
+        path.unlink(missing_ok=True)  # only now: the results are safe
+    return _described(ledger, folder, group, time.monotonic() - start)
+
+
+def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> str:
+    from dpdm.plan import describe_event
+    from dpdm.privacy import epsilon_spent
+    from dpdm.privacy.ledger import ACCOUNTANTS
+
+    spent = {name: epsilon_spent(ledger.events, ledger.delta, name) for name in ACCOUNTANTS}
+    lines = [
+        f"trained in {seconds:.0f} s on {group.device}" + (f" ({group.size} processes)" if group.size > 1 else ""),
+        f"  files    {folder}/: model.pt, ledger.json, train.jsonl",
+        f"  epsilon  {', '.join(f'{value:.4f} ({name.upper()})' for name, value in spent.items())}, "
+        f"target {epsilon_text(ledger.target_epsilon)}, delta {ledger.delta:.3g}",
+        *(f"  release  {describe_event(event)}" for event in ledger.events),
+    ]
+    return "\n".join(lines)
+
+
+# --- synthetic sets and scores --------------------------------------------------------------------------------
+
+
+def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file: str, out: str | Path) -> None:
+    """Draws one synthetic set from a model, with balanced labels.
+
+    Raises:
+        UserError: the model is missing, damaged, or of another method.
+    """
+    spec = study.sample(run, sampler)
+    chosen = load_method(spec.impl, "generator")
+    model = restored(chosen, model_file, spec.impl)
+    if hasattr(model, "to"):  # the floors have nothing to move
+        model.to(device())
+    classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
+    where = f"methods.{run.method}.samplers.{sampler}"
+    params = parse_params(chosen.SamplerParams, spec.sampler_params, where)
+    labels = data.balanced_labels(spec.synthetic_images, classes)
+    images = model.sample(labels, params, Streams(run.seed, f"sample/{sampler}"))
+    synthetic = data.ImageSet(images, labels, classes, f"samples of {run.method}", spec_json(spec))
+    data.write_images(out, synthetic)
+
+
+def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:
+    """Scores images: distances to the real ones (fidelity.json), and classifiers trained on them (utility.json).
+
+    Raises:
+        UserError: images or extractor are missing or damaged.
+    """
+    from dpdm.evaluation import classifiers, extractor, fidelity
+
+    evaluation, dataset, seed = study.evaluation, coordinates.dataset, coordinates.seed
+    synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
+    references = {"train": data.read_images(layout.data(dataset, "train.npz")), "test": test}
+    network = layout.data(dataset, "extractor.pt")
+    distances = fidelity.measure(synthetic, references, network, dataset, seed)
+    facts = {"extractor": extractor.load_extractor(network)[1]}
+    accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, seed, evaluation.protocol)
+    common, folder = _judged(synthetic, coordinates), Path(folder)
+    artifacts.write_json(folder / "fidelity.json", common | facts | {"metrics": distances})
+    artifacts.write_json(folder / "utility.json", common | {"protocol": evaluation.protocol, "metrics": accuracies})
+
+
+def score_inception(
+    study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path
+) -> None:
+    """Scores images by Inception (inception.json): FID and its like, against the statistics of the real images.
+
+    Raises:
+        UserError: images, statistics or weights are missing or damaged.
+    """
+    from dpdm.evaluation.inception import measure
+
+    synthetic, reference = data.read_images(synthetic_file), layout.data(coordinates.dataset, "inception.npz")
+    distances, facts = measure(synthetic, reference, load_inception(study), coordinates.seed)
+    content = _judged(synthetic, coordinates) | {"inception": facts, "metrics": distances}
+    artifacts.write_json(Path(folder) / "inception.json", content)
+
+
+def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str | Path) -> None:
+    """Scores a classifier method (utility.json): the accuracy of its model on real test images.
+
+    Raises:
+        UserError: the model is missing, damaged, or of another method.
+    """
+    from dpdm.evaluation import classifiers
+
+    model = restored(load_method(run.impl, "classifier"), model_file, run.impl)
+    test = data.read_images(layout.data(run.dataset, "test.npz"))
+    content = {
+        "coordinates": run.coordinates().model_dump(mode="json"),
+        "provenance": provenance(),
+        "num_synthetic": 0,
+        "protocol": DIRECT,
+        "metrics": classifiers.measure_trained(model.predict, model.family, test),
+    }
+    artifacts.write_json(Path(folder) / "utility.json", content)
+
+
+def restored(method: Any, path: str | Path, impl: str) -> Any:
+    """The model of a method in a file that `train` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged, was made by another method, or does not fit its code.
+    """
+    if not Path(path).exists():
+        raise UserError(f"there is no model {path}; `dpdm train STUDY RUN` makes it, and so does `dpdm run STUDY`")
+    saved = artifacts.read_tensors(path)
+    if saved.get("impl") != impl:
+        raise UserError(f"{path} was made by {saved.get('impl')}, not by {impl}; train the run again")
+    try:
+        return method.Model.from_state(saved["state"])
+    except Exception as error:  # an edit of the method's code can break this in any way
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{path} does not fit the code of {impl} as it is now ({reason}); train the run again with "
+            "`snakemake --forcerun train`"
+        ) from error
+
+
+def _judged(synthetic: data.ImageSet, coordinates: Coordinates) -> dict[str, Any]:
+    """What every file of scores says of its synthetic set: which, how many images, drawn how, judged by which code."""
+    facts = {
+        "coordinates": coordinates.model_dump(mode="json"),
+        "provenance": provenance(),
+        "num_synthetic": len(synthetic.images),
+    }
+    if synthetic.drawn_by:
+        facts["drawn_by"] = parse_spec(SampleSpec, synthetic.drawn_by).model_dump(mode="json")
+    return facts

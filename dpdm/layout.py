@@ -1,0 +1,120 @@
+"""Where everything is: the one owner of every path below a results folder, for the workflow and for Python alike.
+
+A run is named by its coordinates `DATASET/METHOD/EPSILON/SEED`; a synthetic set adds `/SAMPLER`; the scores of an
+anchor are `DATASET/ANCHOR/SEED`. Every method takes these parts as text, so that a Snakefile passes wildcards
+("{dataset}") and gets a pattern. Paths are text with forward slashes, relative where the results folder is.
+Standard library only.
+"""
+
+from pathlib import Path
+
+RUN = ("{dataset}", "{method}", "{epsilon}", "{seed}")  # wildcards of a run, of a synthetic set, of an anchor's scores
+SET = (*RUN, "{sampler}")
+ANCHOR = ("{dataset}", "{anchor}", "{seed}")
+
+TABLE_KINDS = (".csv", ".md", ".tex", ".html")
+FIGURE_KINDS = (".svg", ".pdf", ".png")
+BY_HAND = "by_hand"  # folder beside the studies, for runs that no study has
+
+# Tracked beside the Snakefile: numbers quoted from papers, and what is known of their privacy claims.
+_PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
+PUBLISHED = str(_PUBLISHED / "published.csv")
+PRIVACY_STATUS = str(_PUBLISHED / "privacy_status.csv")
+SNAKEFILE = str(_PUBLISHED.parents[1] / "Snakefile")
+
+
+def _below(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if file else folder
+
+
+class Layout:
+    """The paths of one study.
+
+    Args:
+        results_dir: the folder that holds `data/` and one folder per study.
+        study: the study's name.
+    """
+
+    def __init__(self, results_dir: str, study: str):
+        self.results_dir = results_dir
+        self.root = f"{results_dir}/{study}"
+        self.study = f"{self.root}/study.json"  # the study as the workflow resolved it; every job reads this file
+        self.metrics = f"{self.root}/metrics.csv"
+        self.audits = f"{self.root}/audits.csv"
+        self.report = f"{self.root}/report.html"
+        self.partial = f"{self.root}/partial"  # tables of what is finished
+
+    @classmethod
+    def of(cls, root: str | Path) -> "Layout":
+        """The layout of the study whose folder is `root`, wherever that was moved."""
+        folder = Path(root) if Path(root).name else Path(root).absolute()
+        return cls(folder.parent.as_posix(), folder.name)
+
+    # --- shared by all studies ---
+
+    def data(self, dataset: str, file: str = "") -> str:
+        """The folder of a prepared data set: train.npz, test.npz, dataset.json, extractor.pt, inception.npz."""
+        return _below(f"{self.results_dir}/data/{dataset}", file)
+
+    def by_hand(self, name: str) -> str:
+        """The folder of a run that no study has."""
+        return f"{self.results_dir}/{BY_HAND}/{name}"
+
+    # --- runs ---
+
+    def run(self, dataset: str, method: str, epsilon: str, seed: str, file: str = "") -> str:
+        """The folder of a run: model.pt, ledger.json, train.jsonl, and train.log; of a classifier utility.json too."""
+        return _below(f"{self.root}/runs/{dataset}/{method}/eps{epsilon}/seed{seed}", file)
+
+    def set(self, dataset: str, method: str, epsilon: str, seed: str, sampler: str, file: str = "") -> str:
+        """The folder of a synthetic set: synthetic.npz, fidelity.json, utility.json, perhaps inception.json."""
+        return _below(f"{self.run(dataset, method, epsilon, seed)}/{sampler}", file)
+
+    def anchor(self, dataset: str, anchor: str, seed: str, file: str = "") -> str:
+        """The folder of an anchor's scores, with the files of a synthetic set's scores."""
+        return _below(f"{self.root}/anchors/{dataset}/{anchor}/seed{seed}", file)
+
+    def label_only(self, dataset: str, kind: str = ".npz") -> str:
+        """The images of the label-only floor, or the log of their making."""
+        return f"{self.root}/anchors/{dataset}/label_only{kind}"
+
+    def anchor_images(self, dataset: str, anchor: str) -> str:
+        """What an anchor has for synthetic images."""
+        return self.data(dataset, "train.npz") if anchor == "real" else self.label_only(dataset)
+
+    # --- of a data set and method ---
+
+    def audit(self, dataset: str, method: str, kind: str = ".json") -> str:
+        """The audit of all runs of a method on a data set."""
+        return f"{self.root}/audits/{dataset}/{method}{kind}"
+
+    def attack(self, dataset: str, method: str, kind: str = ".json") -> str:
+        """The attacks on a method's private runs on a data set."""
+        return f"{self.root}/attacks/{dataset}/{method}{kind}"
+
+    # --- of the study ---
+
+    def table(self, name: str, kind: str = "") -> str:
+        """A table; without a kind of TABLE_KINDS the stem of them all."""
+        return f"{self.root}/tables/{name}{kind}"
+
+    def figure(self, name: str, kind: str = "") -> str:
+        """A figure; without a kind of FIGURE_KINDS the stem of them all. Those of a data set are DATASET_NAME."""
+        return f"{self.root}/figures/{name}{kind}"
+
+    def log(self, name: str) -> str:
+        """The log of a job of the whole study."""
+        return f"{self.root}/{name}.log"
+
+    def benchmark(self, rule: str, *coordinates: str) -> str:
+        """Time and memory of one job, by Snakemake."""
+        return f"{self.benchmarks}/{rule}/{'-'.join(coordinates)}.tsv"
+
+    @property
+    def benchmarks(self) -> str:
+        """The folder of all these."""
+        return f"{self.root}/benchmarks"
+
+    def result_folders(self, attacks: bool) -> list[str]:
+        """The folders that hold scores, audits and, where the study has them, attacks."""
+        return [f"{self.root}/{name}" for name in ("runs", "anchors", "audits", *["attacks"] * attacks)]

@@ -1,0 +1,218 @@
+"""A study as a person names it: STUDY (a study file or a results folder), RUN (coordinates), --set, --spec.
+
+Imports no numerical library: the Snakefile asks here which files a job needs.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpdm.config import ANCHORS, Study, load_study, merge, parse_study
+from dpdm.errors import UserError
+from dpdm.layout import Layout
+from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
+
+RUN_FORM, SET_FORM = "DATASET/METHOD/EPSILON/SEED", "DATASET/METHOD/EPSILON/SEED/SAMPLER"
+
+
+def open_study(path: str | Path) -> tuple[Study, Layout]:
+    """Reads STUDY: a study file (YAML; several with commas), or a results folder, whose study.json the workflow wrote.
+
+    Raises:
+        UserError: there is no such file or folder; the folder holds no study.json, or one of another version; the file
+            is JSON, or breaks the schema.
+    """
+    path = Path(path)
+    if path.is_dir():
+        layout = Layout.of(path)
+        file = Path(layout.study)
+        if not file.is_file():
+            raise UserError(
+                f"{path} is no results folder of a study: it holds no study.json; name the study file (YAML), or a "
+                "folder that `dpdm run STUDY` made"
+            )
+        try:
+            return parse_study(_read_json(file), str(file)), layout
+        except UserError as error:
+            raise UserError(
+                f"{path} is a results folder of another version ({str(error).splitlines()[0]}); name the study file "
+                "(YAML), or let `dpdm run STUDY` write study.json again"
+            ) from error
+    if path.suffix in (".json", ".jsonl"):
+        raise UserError(
+            f"{path} is a JSON file where a study is wanted; name a study file (YAML), or the results folder that "
+            "holds study.json"
+        )
+    study = load_study(path)
+    return study, Layout(study.results_dir, study.study)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def selected(study: Study, part: Mapping[str, str]) -> Study:
+    """The part of a study that `only` and `without` leave, in their text form; they replace the study's own.
+
+    Raises:
+        UserError: a name that the study does not have, or no run is left.
+    """
+    return parse_study(study.model_dump(mode="json") | dict(part), study.study)
+
+
+# --- coordinates ----------------------------------------------------------------------------------------------
+
+
+def find_runs(study: Study, coordinates: str) -> list[RunSpec]:
+    """The runs below coordinates: DATASET, DATASET/METHOD, and so on; all of them for "".
+
+    Raises:
+        UserError: the study has no such run; the sentence names the nearest.
+    """
+    wanted = _parts(coordinates)
+    runs = study.runs()
+    found = [run for run in runs if run.place[: len(wanted)] == wanted]
+    if not found:
+        known = dict.fromkeys("/".join(run.place[: len(wanted)]) for run in runs)
+        raise _unknown(study, coordinates, known, "/".join(RUN_FORM.split("/")[: len(wanted)]))
+    return found
+
+
+def find_run(study: Study, coordinates: str) -> RunSpec:
+    """The one run of DATASET/METHOD/EPSILON/SEED.
+
+    Raises:
+        UserError: the study has no such run; the sentence names the nearest.
+    """
+    known = {run.name: run for run in study.runs()}
+    run = known.get("/".join(_parts(coordinates)))
+    if run is None:
+        raise _unknown(study, coordinates, known, RUN_FORM)
+    return run
+
+
+def find_sets(study: Study, coordinates: str) -> tuple[RunSpec, tuple[str, ...]]:
+    """The run, and the samplers, of DATASET/METHOD/EPSILON/SEED/SAMPLER; without a sampler all of the method.
+
+    Raises:
+        UserError: the study has no such set; the sentence names the nearest.
+    """
+    parts = _parts(coordinates)
+    if len(parts) != 5:
+        run = find_run(study, coordinates)
+        return run, study.samplers_of(run)
+    known = {f"{run.name}/{sampler}": (run, sampler) for run in study.runs() for sampler in study.samplers_of(run)}
+    if "/".join(parts) not in known:
+        raise _unknown(study, coordinates, known, SET_FORM)
+    run, sampler = known["/".join(parts)]
+    return run, (sampler,)
+
+
+def find_anchor(study: Study, coordinates: str) -> Coordinates | None:
+    """The anchor row of DATASET/ANCHOR/SEED; None if the coordinates are not an anchor's.
+
+    Raises:
+        UserError: the study has no such anchor row; the sentence names the nearest.
+    """
+    parts = _parts(coordinates)
+    if len(parts) < 2 or parts[1] not in ANCHORS:
+        return None
+    known = {f"{c.dataset}/{c.method}/{c.seed}": c for c in study.anchor_coordinates()}
+    if "/".join(parts) not in known:
+        raise _unknown(study, coordinates, known, "DATASET/ANCHOR/SEED")
+    return known["/".join(parts)]
+
+
+def find_dataset(study: Study, name: str) -> str:
+    """The data set of a study by its name.
+
+    Raises:
+        UserError: the study has no such data set; the sentence names the nearest.
+    """
+    if name not in study.datasets:
+        raise _unknown(study, name, study.datasets, "DATASET")
+    return name
+
+
+def _parts(coordinates: str) -> tuple[str, ...]:
+    """The parts, with epsilon in the one way in which a path has it."""
+    parts = [part for part in coordinates.strip("/").split("/") if part]
+    if len(parts) > 2:
+        with contextlib.suppress(ValueError):
+            parts[2] = epsilon_text(float(parts[2])) if parts[1] not in ANCHORS else parts[2]
+    return tuple(parts)
+
+
+def _unknown(study: Study, coordinates: str, known: Iterable[str], form: str) -> UserError:
+    nearest = difflib.get_close_matches(coordinates, list(known), 1, 0)
+    part = f" (of which this is a part: {study.part()})" if study.part() else ""
+    hint = f"; the nearest is {nearest[0]}" if nearest else ""
+    return UserError(f"the study {study.study}{part} has no {coordinates!r}, written {form}{hint}")
+
+
+# --- recipes --------------------------------------------------------------------------------------------------
+
+
+def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
+    """The run with other params: each change is KEY=VALUE with a dotted key, such as dp.steps=20.
+
+    The params are not checked here: `dpdm.method.prepare_run` does, by the method's own schema.
+
+    Raises:
+        UserError: a change has no `=` or no key.
+    """
+    params = run.params
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not (equals and all(key.split("."))):
+            raise UserError(f"--set {change}: write KEY=VALUE, for example --set dp.steps=20")
+        nested: Any = _value(text)
+        for name in reversed(key.split(".")):
+            nested = {name: nested}
+        params = merge(params, nested)
+    return RunSpec.model_validate(run.model_dump() | {"params": params})
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, yaml.safe_load):
+        try:
+            return read(text)
+        except (ValueError, yaml.YAMLError):
+            pass
+    return text
+
+
+def read_recipe(path: str | Path) -> RunSpec:
+    """The recipe of one run: what `dpdm spec` printed, or the `recipe` of a ledger.json.
+
+    Raises:
+        UserError: the file cannot be read, is a study or no JSON, or holds no recipe.
+    """
+    if Path(path).suffix in (".yaml", ".yml"):
+        raise UserError(f"{path} is a study file where the JSON of one run is wanted; `dpdm spec {path} RUN` prints it")
+    value = _read_json(Path(path))
+    recipe = value.get("recipe", value) if isinstance(value, dict) else value
+    return parse_spec(RunSpec, json.dumps(recipe), str(path))
+
+
+def layout_of_run(path: str | Path, run: RunSpec) -> Layout | None:
+    """The layout in which `path` lies where the run's files are; None if it lies elsewhere."""
+    inside = Layout("", "").run(*run.place).lstrip("/")  # below the study's folder
+    folder = Path(path).resolve().parent.as_posix()
+    return Layout.of(folder.removesuffix(f"/{inside}")) if folder.endswith(f"/{inside}") else None
+
+
+def by_hand_name(run: RunSpec) -> str:
+    """The name of the folder of a run that no study has: its place, and a digest of its recipe."""
+    digest = hashlib.sha256(spec_json(run).encode()).hexdigest()[:8]
+    dataset, method, epsilon, seed = run.place
+    return f"{run.study}-{dataset}-{method}-eps{epsilon}-seed{seed}-{digest}"

@@ -1,0 +1,167 @@
+"""STUDY, RUN, --set and --spec, as a person gives them: what they mean, and what a mistake says."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from dpdm.config import ANCHORS, parse_study
+from dpdm.errors import UserError
+from dpdm.layout import Layout
+from dpdm.specs import spec_json
+from dpdm.study import (
+    by_hand_name,
+    changed,
+    find_anchor,
+    find_run,
+    find_runs,
+    find_sets,
+    layout_of_run,
+    open_study,
+    read_recipe,
+    selected,
+)
+
+
+@pytest.fixture
+def study(tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["samplers"] = {"fast": {"num_sampling_steps": 2}, "fine": {}}
+    return parse_study(tiny_study_dict, "tiny")
+
+
+def says(error: pytest.ExceptionInfo, *parts) -> None:
+    """One sentence that contains all of this."""
+    assert [part for part in map(str, parts) if part not in str(error.value)] == []
+    assert "\n" not in str(error.value)
+
+
+# --- STUDY ----------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_a_file_or_the_folder_of_its_results(tmp_path, tiny_study_dict, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(tiny_study_dict))
+    study, layout = open_study("s.yaml")
+    assert layout.root == "results/tiny"
+    (tmp_path / layout.root).mkdir(parents=True)
+    (tmp_path / layout.study).write_text(study.model_dump_json())
+    assert open_study("results/tiny")[0] == study
+    shutil.move(tmp_path / "results", tmp_path / "moved")
+    found, layout = open_study("moved/tiny")
+    assert (found, layout.root) == (study, "moved/tiny")  # not where study.json says
+
+
+def test_what_is_no_study_is_named(tmp_path, tiny_study_dict):
+    for name in ("ledger.json", "study.json"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(UserError) as error:
+            open_study(tmp_path / name)
+        says(error, tmp_path / name, "JSON", "YAML")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        open_study(tmp_path / "empty")
+    says(error, tmp_path / "empty", "study.json")
+    with pytest.raises(UserError) as error:
+        open_study(tmp_path / "none.yaml")
+    says(error, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("content", ['{"study": "tiny", "batches": 3}', "{", "[]"])
+def test_a_results_folder_of_another_version_is_named(tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        open_study(tmp_path)
+    says(error, tmp_path, "version", "dpdm run")
+
+
+# --- RUN ------------------------------------------------------------------------------------------------------
+
+
+def test_coordinates_name_one_run_or_all_below(study):
+    assert find_run(study, "digits/dpdm/10/1") == study.run("digits", "dpdm", 10.0, 1)
+    assert find_run(study, "digits/dpdm/10.0/1/") == study.run("digits", "dpdm", 10.0, 1)
+    assert find_run(study, "digits/dpdm/inf/0").epsilon == float("inf")
+    assert len(find_runs(study, "")) == len(study.runs()) == 8
+    assert len(find_runs(study, "digits/dpdm")) == 4
+    assert [run.seed for run in find_runs(study, "digits/dpdm/10")] == [0, 1]
+
+
+def test_coordinates_of_a_set_name_one_sampler_or_all(study):
+    assert find_sets(study, "digits/dpdm/10/0/fine")[1] == ("fine",)
+    run, samplers = find_sets(study, "digits/dpdm/10/0")
+    assert (run.name, samplers) == ("digits/dpdm/10/0", ("fast", "fine"))
+
+
+def test_an_anchor_has_coordinates_without_epsilon(study):
+    assert find_anchor(study, "digits/dpdm/10/0") is None
+    for anchor in ANCHORS:
+        assert find_anchor(study, f"digits/{anchor}/1").seed == 1
+
+
+@pytest.mark.parametrize(
+    ("find", "wrong", "nearest"),
+    [
+        (find_run, "digits/dpdm/3/0", "digits/dpdm/10/0"), (find_run, "digits/dpmd/inf/1", "digits/dpdm/inf/1"),
+        (find_run, "digits/dpdm", "DATASET/METHOD/EPSILON/SEED"), (find_runs, "digit/dpdm", "digits/dpdm"),
+        (find_sets, "digits/dpdm/10/0/fin", "digits/dpdm/10/0/fine"), (find_anchor, "digits/real/9", "digits/real/"),
+        (find_run, "", "DATASET/METHOD/EPSILON/SEED"),
+    ],
+)  # fmt: skip
+def test_a_run_that_the_study_lacks_is_named_with_the_nearest(study, find, wrong, nearest):
+    with pytest.raises(UserError) as error:
+        find(study, wrong)
+    says(error, repr(wrong), nearest, "tiny")
+
+
+def test_a_run_outside_the_part_says_that_it_is_a_part(study):
+    part = selected(study, {"only": "seed=1"})
+    with pytest.raises(UserError) as error:
+        find_run(part, "digits/dpdm/10/0")
+    says(error, "only seed=1", "digits/dpdm/10/1")
+
+
+# --- recipes --------------------------------------------------------------------------------------------------
+
+
+def test_a_change_reaches_into_the_recipe_and_keeps_its_type(study):
+    run = study.run("digits", "dpdm", 10.0, 0)
+    other = changed(run, ["dp.steps=20", "lr=1e-3", "network.channel_mult=[1, 2]", "name=a b", "flag=true"])
+    assert other.params["dp"] == run.params["dp"] | {"steps": 20}
+    assert (other.params["lr"], other.params["flag"], other.params["name"]) == (0.001, True, "a b")
+    assert other.params["network"]["channel_mult"] == [1, 2]
+    assert run.params == study.run("digits", "dpdm", 10.0, 0).params
+    assert by_hand_name(other) != by_hand_name(run)
+    assert by_hand_name(other).startswith("tiny-digits-dpdm-eps10-seed0-")
+
+
+@pytest.mark.parametrize("change", ["dp.steps", "=3", "dp..steps=3"])
+def test_a_change_without_key_or_value_is_named(study, change):
+    with pytest.raises(UserError) as error:
+        changed(study.runs()[0], [change])
+    says(error, change, "KEY=VALUE")
+
+
+def test_a_recipe_is_read_from_its_own_json_or_from_a_ledger(study, tmp_path):
+    run, path = study.runs()[0], tmp_path / "recipe.json"
+    for content in (run.model_dump(mode="json"), {"recipe": run.model_dump(mode="json"), "events": []}):
+        path.write_text(json.dumps(content))
+        assert spec_json(read_recipe(path)) == spec_json(run)
+
+
+def test_what_holds_no_recipe_is_named(study, tmp_path):
+    for name, content, part in (
+        ("s.yaml", "study: x", "study file"), ("no.json", "{", "JSON"), ("odd.json", '{"study": "tiny"}', "odd.json"),
+        ("list.json", "[1]", "list.json"),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError) as error:
+            read_recipe(tmp_path / name)
+        assert part in str(error.value)
+        assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_ledger_in_its_place_leads_to_the_data(study, tmp_path):
+    run, layout = study.runs()[0], Layout(f"{tmp_path}/results", "tiny")
+    assert layout_of_run(layout.run(*run.place, "ledger.json"), run).data("digits") == layout.data("digits")
+    assert layout_of_run(tmp_path / "ledger.json", run) is None
