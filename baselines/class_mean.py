@@ -1,8 +1,9 @@
 """Noised class means: the smallest method, and the living example of the contract.
 
-Released: class counts (L2 sensitivity 1) and class sums of images clipped to `max_image_norm` (sensitivity
-that norm), as two Gaussian mechanisms under adding or removing one record. An image of class y is the
+Released: class counts and class sums, by two Gaussian mechanisms. Under adding or removing one record the counts have
+L2 sensitivity 1; images are clipped to norm `max_image_norm`, the sensitivity of the sums. An image of class y is the
 released mean of y plus pixel noise. A floor: any method below it is not working.
+Cost: one-shot releases.
 """
 
 from typing import Any

@@ -1,10 +1,12 @@
 """DP-PCA with one Gaussian per class: the floor that embarrasses published methods.
 
-Released, four Gaussian mechanisms under adding or removing one record, with images x (pixels in [0, 1],
-flattened) clipped to norm C = `max_image_norm`: class counts (sensitivity 1), class sums (C), the global
-second moment sum x x^T (C^2 in Frobenius norm), and per-class second moments in its top-k basis (C^2).
+Released: class counts, first and second moments, by four Gaussian mechanisms. With images x (pixels in [0, 1],
+flattened) clipped to norm C = `max_image_norm`, their sensitivities under adding or removing one record are: class
+counts 1, class sums C, the global second moment sum x x^T C^2 (in Frobenius norm), and per-class second moments in its
+top-k basis C^2.
 All else (how many eigenvectors stand out of the noise, shrinkage, sampling) is post-processing of releases.
 DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss".
+Cost: one-shot releases.
 """
 
 import math

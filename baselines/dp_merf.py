@@ -1,9 +1,12 @@
 """DP-MERF: a generator that matches one noised mean embedding (Harder, Adamczewski, Park, AISTATS 2021).
 
 Mechanism: the data are summarised once, by the sum of random Fourier features per class; the generator G then minimises
-the squared distance of its own class embeddings to the released ones, the squared MMD of the Gaussian kernel. What is
-released, its sensitivity (1, under adding or removing one record, n public), the network and our treatment of unequal
-classes: `_kernel`. Training is post-processing, minutes at 28 pixels, without checkpoint.
+the squared distance of its own class embeddings to the released ones, the squared MMD of the Gaussian kernel.
+
+Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
+removing one record, n public. More on them, on the network and on unequal classes in `_kernel`.
+Cost: one-shot releases, then a generator: minutes at 28 pixels, without checkpoint.
+Published as: DP-MERF.
 
 Where we differ from the paper:
 - Noise. The paper bounds the mean's sensitivity by 2/n (replacing a record) and uses noise multipliers 25 and 5 at

@@ -13,8 +13,10 @@ geometrically from the largest cost to blur, a fixed number of them. The gradien
 last half-step with the other side's potential held fixed, which by the envelope theorem is the gradient of the
 converged cost: the transport plan's average of the ground cost's gradient. It is never taken through the iterations.
 
-Released: one noised block per step, sensitivity 2 max_block_norm under adding or removing one record, since one record
-can turn a clipped block into its opposite.
+Released: one noised block of gradients per step. Sensitivity 2 max_block_norm under adding or removing one record,
+since one record can turn a clipped block into its opposite.
+Cost: one noised block per step.
+Published as: DP-Sinkhorn.
 
 What was loose. The original accounts an add/remove bound of Poisson sampling with the sensitivity of replacing a
 record; with ours, 2 max_block_norm is right for add/remove. It generates as many images as were drawn, whose number

@@ -4,10 +4,11 @@ Mechanism. For every record (x, y) the critic f minimises (f(G(z, y), y) - f(x, 
 steps every weight is cut to [-weight_clip, weight_clip]; the generator minimises -f(G(z), y), labels uniform, also by
 RMSProp, once in `d_steps_per_g_step` critic steps.
 
-Released: the critic's noised mean gradient of every step, sensitivity max_grad_norm under adding or removing one
+Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
 record. A record and its fake are two rows of one example, clipped together as in the paper: the fake bears the record's
 label, but leaves in its gradient alone. Clipped apart, the two gradients, nearly opposite and each far larger than
 their difference, would lose most of it. Cutting the weights is post-processing.
+Cost: DP-SGD.
 
 What was wrong. The paper takes the gradient bound that its noise needs from the cut weights; the released code
 computes no such bound, clips no example's gradient, adds noise of a fixed size to the batch gradient, has batch norm

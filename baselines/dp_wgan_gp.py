@@ -6,12 +6,13 @@ the generator G minimises -f(G(z), y), labels uniform, once in `d_steps_per_g_st
 Clipping decay: at step t the clip norm is a_t times its first value, and as in the released code so is the noise
 multiplier, a_t = max(floor, 1 - rate floor(epoch / epochs)), an epoch being n / expected_batch_size steps.
 
-Released: the critic's noised mean gradient of every step, sensitivity a_t max_grad_norm under adding or removing one
+Released: the critic's noised mean gradient of every step. Sensitivity a_t max_grad_norm under adding or removing one
 record. All three terms are one example's loss and clipped together (hence second-order gradients per example): fake and
 x^ bear the record's label, but leave in its gradient alone. A fake clipped apart from its record would not do: the
 penalty fills the record's clip norm, the fake's gradient has its own, and f is pushed down on fakes and nowhere up.
 Each stretch of steps with one a_t is a mechanism of its own, `critic/0`, `critic/1`, ...: the ledger holds their noise
 multipliers, in the ratios of a_t, and the budget is calibrated for all of them together. Without decay there is one.
+Cost: DP-SGD with second-order gradients.
 
 What was wrong. The released code takes the gradient of the whole batch, not of its examples, and clips the rows of each
 weight matrix, biases with another norm and noise; batches are drawn with replacement, and its accountant takes a

@@ -4,8 +4,10 @@ Mechanism. g = (1/B) [sum of clipped gradients of records + noise] + (1/B) sum o
 SGD on the discriminator D, its rate falling linearly over the run; Adam on the generator G; binary cross-entropy. The
 door divides by the 2B rows of both sums, so the rate is doubled here to give the same step.
 
-Released: D's noised gradient of every step. Sensitivity max_grad_norm under adding or removing one record, by one clip
-over all of D's parameters together.
+Released: the discriminator's noised gradient of every step. Sensitivity max_grad_norm under adding or removing one
+record, by one clip over all of D's parameters together.
+Cost: DP-SGD.
+Published as: DP-CGAN.
 
 What was wrong. The released code clips and noises each of D's four tensors apart but accounts for one (joint
 sensitivity 2C), passes noise std / C times C as noise multiplier, feeds G the private batch's labels unnoised, and

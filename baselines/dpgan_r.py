@@ -9,9 +9,11 @@ Adaptive n_D. Before each G step, D's accuracy on the fakes of that step is take
 of the ladder. This looks at fakes and released weights alone, so it is free. How the average starts is not
 published; here it starts at the first accuracy.
 
-Released: D's noised mean gradient of every step, sensitivity max_grad_norm under adding or removing one record, since
-the number of fakes is the constant expected batch size and the mean is over that constant too. Everything of G is
-post-processing. The published accounting (RDP, Poisson batches) was recomputed and holds: status sound.
+Released: the discriminator's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing
+one record, since the number of fakes is the constant expected batch size and the mean is over that constant too.
+Everything of G is post-processing. The published accounting (RDP, Poisson batches) was recomputed and holds.
+Cost: DP-SGD.
+Published as: DPGANr (Private GANs revisited).
 
 Networks: `ConvGenerator` and `ConvDiscriminator` of baselines._gan, width m. At 28x28 and 32x32 those of the paper; at
 16x16 and 8x8 one resolution level is dropped.

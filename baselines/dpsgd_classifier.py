@@ -2,9 +2,12 @@
 
 Abadi et al. 2016. `logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, table 2; how they were trained
 there could not be verified, so their recipes are a study's own. `tanh_cnn` is the small CNN of Papernot et al. 2020
-and Tramer and Boneh 2021 (26,010 parameters at 28x28). Released: the noised mean gradient of every step.
-Sensitivity: max_grad_norm. To compare with: Table 2 of DPDM, which trains the three at epsilon 0.2, 1
-and 10. The last step is used: nothing is selected on real data.
+and Tramer and Boneh 2021 (26,010 parameters at 28x28). To compare with: Table 2 of DPDM, which trains the three at
+epsilon 0.2, 1 and 10. The last step is used: nothing is selected on real data.
+
+Released: the noised mean gradient of every step. Sensitivity: max_grad_norm.
+Cost: DP-SGD.
+Published as: DP-SGD classifier.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,10 @@ critic up to date with the public generator G, and takes the gradient of the cri
 This block of gradients is clipped as a whole and noised; the rest of G's update is post-processing. Critics are never
 released.
 
-Released: one noised block per step, sensitivity 2 max_block_norm under adding or removing one record, which is in one
-shard alone: a Gaussian of the 1 of K kind (`ShardBlocks`).
+Released: one noised block of gradients per step, of one of K shards. Sensitivity 2 max_block_norm under adding or
+removing one record, which is in one shard only: a Gaussian of the 1 of K kind (`ShardBlocks`).
+Cost: one noised block per step, and a critic's steps before it.
+Published as: GS-WGAN.
 
 What was wrong; both points are our derivation, not a published erratum.
 1. The count. The original clips and noises the gradient of each of B = 32 images on its own, and accounts steps x B

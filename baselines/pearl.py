@@ -4,9 +4,12 @@ Mechanism: the empirical characteristic function of every class (cosine and sine
 released once; then G minimises, and a critic maximises, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one
 number per pixel, theta, that reweights the frequencies as if they had been drawn from N(0, diag(1 / theta)) instead
 of N(0, I / s2): alpha = softmax_j( (w_j^2 / 2) . (s2 - theta) ). At theta = s2, where it starts, alpha is uniform and
-the objective is DP-MERF's. What is released, its sensitivity (1, under adding or removing one record, n public), the
-network and our treatment of unequal classes: `_kernel`. Theta, alpha and G see the released vector alone:
-post-processing, minutes at 28 pixels, without checkpoint.
+the objective is DP-MERF's. Theta, alpha and G see the released vector only: post-processing.
+
+Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
+removing one record, n public. More on them, on the network and on unequal classes in `_kernel`.
+Cost: one-shot releases, then a generator: minutes at 28 pixels, without checkpoint.
+Published as: PEARL.
 
 Where we differ from the paper and its repository:
 - The paper also releases an auxiliary statistic to choose the base distribution of frequencies. We release none: s2 is

@@ -30,7 +30,7 @@ METHOD_MAY = {f"dpdm.{name}" for name in ("method", "params", "privacy", "data",
 # The modules of this project that each part may import; the longest prefix decides. A part may import itself.
 # `dpdm` alone (the version) is no module below it, and only provenance has a use for it.
 MAY_IMPORT = {
-    "dpdm": set(),
+    "dpdm": {"dpdm.api"},  # inside a function, for notebooks
     "dpdm.errors": set(),
     "dpdm.params": set(),
     "dpdm.layout": set(),
@@ -59,6 +59,11 @@ MAY_IMPORT = {
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.checkpoint", "dpdm.evaluation"},
+    "dpdm.catalog": FOUNDATIONS | {"dpdm.sources", "dpdm.layout", "dpdm.evaluation", "dpdm.method"},
+    "dpdm.scaffold": SCHEMA | {"dpdm.artifacts"},
+    "dpdm.api": FOUNDATIONS
+    | {"dpdm.catalog", "dpdm.jobs", "dpdm.layout", "dpdm.method", "dpdm.privacy", "dpdm.processes", "dpdm.progress"}
+    | {"dpdm.report", "dpdm.study"},
     "dpdm.cli": {"dpdm"},  # everything: the only composition root
     "dpdm.__main__": {"dpdm.cli"},
     "baselines": METHOD_MAY,

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 import click
 
-from dpdm.cli import runs, studies, workflow  # noqa: F401  (they define the verbs)
+from dpdm.cli import projects, runs, studies, workflow  # noqa: F401  (they define the verbs)
 from dpdm.cli._verbs import verbs
 from dpdm.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; a UserError, or a wrong call, becomes one message on stderr and exit status 2."""
+    if arguments is None:  # a method of the user's own is imported from the current folder, as by `python -m dpdm`
+        sys.path.append(os.getcwd())
     try:
         status = verbs.main(arguments, prog_name="dpdm", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -1,8 +1,10 @@
 """DPDM: a diffusion model trained by DP-SGD (Dockhorn, Cao, Vahdat, Kreis 2022, algorithm 1).
 
 Released: the noised mean gradient of every step. Sensitivity: max_grad_norm, since an image's K noise draws
-are averaged before its gradient is clipped. Everything after (Adam, EMA, sampling) is post-processing. The published
-accounting is sound. To compare with: the DPDM rows of published.csv, `FID` and `Acc` being two samplers of one model.
+are averaged before its gradient is clipped. Everything after (Adam, EMA, sampling) is post-processing.
+To compare with: the DPDM rows of published.csv, `FID` and `Acc` being two samplers of one model.
+Cost: DP-SGD, its batches multiplied by K.
+Published as: DPDM.
 """
 
 import copy

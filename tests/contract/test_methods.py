@@ -3,16 +3,20 @@
 `run` is a run of any method; `case` one of a generator, with its sampler; `classifier` one of a classifier.
 """
 
+import contextlib
 import io
 import math
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import BaseModel
 
-from dpdm.config import load_study, merge
+from dpdm.config import load_study, merge, parse_study
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIER_FAMILIES
@@ -24,6 +28,7 @@ from dpdm.privacy.isolation import SwapTest
 from dpdm.progress import Log
 from dpdm.rehearsal import words
 from dpdm.rng import Streams
+from dpdm.scaffold import new_method
 from dpdm.specs import RunSpec
 
 STUDIES = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
@@ -48,7 +53,23 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     return out
 
 
-GENERATORS, CLASSIFIERS = cases("generator"), cases("classifier")
+def scaffold() -> dict[str, tuple[RunSpec, dict]]:
+    """What `dpdm new method` writes, run by the entry that it prints: it passes the contract as it is."""
+    folder = Path(SCAFFOLDS.name)
+    with contextlib.chdir(folder):
+        _, entry = new_method("scaffold", "new_methods/scaffold.py")
+    sys.path.append(str(folder))
+    rest = {
+        "study": "scaffold", "datasets": {"digits": {"source": "digits", "delta": "1/(2n)"}}, "epsilons": [10],
+        "seeds": [0], "evaluation": {"synthetic_images": 10},
+    }  # fmt: skip
+    study = parse_study(rest | yaml.safe_load(entry), "the scaffold")
+    run = study.runs()[0]
+    return {"scaffold": (run, study.sample(run, "default").sampler_params)}
+
+
+SCAFFOLDS = tempfile.TemporaryDirectory()  # as long as this process
+GENERATORS, CLASSIFIERS = cases("generator") | scaffold(), cases("classifier")
 
 
 # What makes a recipe large, and a size that a test can wait for; all else of the recipe stays.

@@ -1,0 +1,146 @@
+"""What there is to choose from: methods, data sets, samplers and studies, each described by its own file.
+
+Of a method the docstring of its file is shown: its first sentence, and the first sentence of its paragraphs `Released:`
+and `Cost:`. `Published as:` holds the method's name in results/published/privacy_status.csv.
+"""
+
+import ast
+import csv
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel, RootModel
+
+from dpdm.config import load_study
+from dpdm.errors import UserError
+from dpdm.explain import nearest
+from dpdm.layout import PRIVACY_STATUS
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_PUBLISHED = "none quoted"
+
+
+class MethodEntry(NamedTuple):
+    """One method; `impl` is what a study names it by, `published` the privacy status of its published numbers."""
+
+    name: str
+    what: str
+    releases: str
+    cost: str
+    published: str
+    impl: str
+
+
+def methods() -> list[MethodEntry]:
+    """The methods of this repository, read off their files: nothing is imported."""
+    status = _privacy_status()
+    found = []
+    for path in (ROOT / "dpdm/diffusion/method.py", *sorted((ROOT / "baselines").glob("[!_]*.py"))):
+        tree = ast.parse(path.read_text())
+        text = ast.get_docstring(tree) or ""
+        for name in _method_classes(tree):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            short = name.lower() if path.stem == "method" else path.stem
+            known = re.search(r"^Published as: (.+)\.$", text, re.M)
+            published = status.get(known[1], NOT_PUBLISHED) if known else NOT_PUBLISHED
+            what = _sentence(text, r" \(|\.(?:\s|$)")  # the bracket names authors
+            found.append(
+                MethodEntry(short, what, _said(text, "Released"), _said(text, "Cost"), published, f"{module}:{name}")
+            )
+    return found
+
+
+def datasets() -> list[tuple[str, str, str]]:
+    """The sources of data sets: name, what it is, and the keys that it has in a study besides those of all."""
+    from dpdm.sources import SOURCES
+    from dpdm.sources.base import Source
+
+    return [
+        (name, _sentence(kind.__doc__ or ""), ", ".join(k for k in kind.model_fields if k not in Source.model_fields))
+        for name, kind in SOURCES.items()
+    ]
+
+
+def samplers() -> list[tuple[str, str, str, str]]:
+    """The ways in which each generator draws: method, kind of sampler, what it is, and its keys."""
+    from dpdm.method import load_method  # loads torch
+
+    found = []
+    for entry in methods():
+        kind = getattr(load_method(entry.impl), "SamplerParams", None)
+        for choice in _choices(kind) if kind else ():
+            field = choice.model_fields.get("kind")
+            name = get_args(field.annotation)[0] if field else "default"
+            keys = ", ".join(key for key in choice.model_fields if key != "kind")
+            found.append((entry.name, name, _sentence(choice.__doc__ or ""), keys))
+    return found
+
+
+def studies() -> list[tuple[str, str, str, str, str]]:
+    """The shipped studies: file, what it is, number of runs, data sets and methods."""
+    found = []
+    for path in sorted((ROOT / "config").glob("*.yaml")):
+        study = load_study(path)
+        comment = " ".join(line.lstrip("# ") for line in _comment(path.read_text()))
+        names = ", ".join(study.datasets), ", ".join(study.methods)
+        found.append((f"config/{path.name}", _sentence(comment), str(len(study.runs())), *names))
+    return found
+
+
+def find_impl(method: str) -> str:
+    """`module:Class` of a method by its short name; `module:Class` itself is returned as it is.
+
+    Raises:
+        UserError: there is no method of this name; the sentence names the nearest.
+    """
+    if ":" in method:
+        return method
+    known = {entry.name: entry.impl for entry in methods()}
+    if method not in known:
+        raise UserError(f"no method {method!r}; {nearest(method, known)}, or write module:Class")
+    return known[method]
+
+
+def _method_classes(tree: ast.Module) -> list[str]:
+    """The classes that have the two functions of a method."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            functions = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+            found += [node.name] if {"plan", "fit"} <= functions else []
+    return found
+
+
+def _sentence(text: str, stop: str = r"\.(?:\s|$)") -> str:
+    """The first sentence of a text in one line, without its full stop; `stop`: what else ends it."""
+    return re.split(stop, " ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]
+
+
+def _said(text: str, word: str) -> str:
+    """The first sentence behind `word: ` at the beginning of a line."""
+    found = re.search(rf"^{word}: (.*?)(?:[.;:](?:\s|\Z)|\n\n|\Z)", text, re.M | re.S)
+    return " ".join(found[1].split()) if found else "not stated"
+
+
+def _choices(kind: Any) -> list[type[BaseModel]]:
+    """The models that a model chooses from by `kind`; the model itself where it is no choice."""
+    if not issubclass(kind, RootModel):
+        return [kind]
+    return [one for one in get_args(kind.model_fields["root"].annotation) if issubclass(one, BaseModel)]
+
+
+def _comment(text: str) -> Iterator[str]:
+    """The lines of the comment at the top of a file."""
+    return itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+
+
+def _privacy_status() -> dict[str, str]:
+    """By published method, the status of the first line that the file has on it: that of its own paper."""
+    found: dict[str, str] = {}
+    with open(PRIVACY_STATUS, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["method"], row["privacy_status"])
+    return found

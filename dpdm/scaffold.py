@@ -1,0 +1,88 @@
+"""The beginning of a new method: the smallest method of this repository by another name, and its entry of a study."""
+
+import keyword
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from dpdm import artifacts
+from dpdm.config import ANCHORS
+from dpdm.errors import UserError
+from dpdm.specs import Name
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "baselines" / "class_mean.py"
+BASELINES = "baselines"  # where a new method goes if the current folder has it
+
+DOCSTRING = '''"""{name}: say here what it is, in one sentence.
+
+Released: class counts and class sums, by two Gaussian mechanisms. Say here what one record changes, at most.
+Cost: one-shot releases.
+
+`plan` declares every mechanism from public facts, `fit` asks for each of them, and nothing else looks at a record:
+docs/adding_a_method.md explains the parts. As it is here it releases noised class means.
+"""'''
+
+ENTRY = """methods:
+  {name}:
+    impl: {impl}
+    params: {{max_image_norm: 4.0}}  # for digits of 8x8
+"""
+
+
+def new_method(name: str, out: str | None = None) -> tuple[str, str]:
+    """Writes a minimal method that works.
+
+    Args:
+        name: its name in a study.
+        out: its file, below the current folder, from where methods are imported; by default baselines/NAME.py, or
+            NAME.py where there is no such folder.
+
+    Returns:
+        The file, and the entry of a study as YAML.
+
+    Raises:
+        UserError: the name is none for a method, the file is there already, or cannot be imported by its path.
+    """
+    if not _is_name(name) or keyword.iskeyword(name) or name in ANCHORS:
+        raise UserError(
+            f"{name!r} is no name for a method: write lower-case letters, digits and underscores, a letter first, and "
+            f"neither a word of Python nor {' nor '.join(ANCHORS)}"
+        )
+    path = Path(out or (f"{BASELINES}/{name}.py" if Path(BASELINES).is_dir() else f"{name}.py"))
+    impl = f"{_module(path)}:{_class_name(name)}"
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another name, or another file by --out")
+    artifacts.write_text(path, _source(name))
+    return str(path), ENTRY.format(name=name, impl=impl)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        return False
+    return True
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def _module(path: Path) -> str:
+    """The module that a file is, seen from the current folder."""
+    try:
+        parts = path.resolve().relative_to(Path.cwd().resolve()).with_suffix("").parts
+    except ValueError as error:
+        raise UserError(
+            f"--out {path} is outside the current folder, from where methods are imported; choose a file below it"
+        ) from error
+    wrong = [part for part in parts if not part.isidentifier() or keyword.iskeyword(part)]
+    if path.suffix != ".py" or wrong:
+        raise UserError(f"--out {path} cannot be imported; end it in .py, and use only Python names for its folders")
+    return ".".join(parts)
+
+
+def _source(name: str) -> str:
+    """The example with another docstring and class name."""
+    _, _, code = EXAMPLE.read_text().split('"""', 2)
+    return DOCSTRING.format(name=name) + code.replace("class ClassMean", f"class {_class_name(name)}")
