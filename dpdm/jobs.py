@@ -5,8 +5,11 @@ The command line and the workflow call these with a study and its layout; paths 
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dpdm import artifacts, data
 from dpdm.config import DIRECT, Study
@@ -143,17 +146,30 @@ def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file:
         UserError: the model is missing, damaged, or of another method.
     """
     spec = study.sample(run, sampler)
-    chosen = load_method(spec.impl, "generator")
-    model = restored(chosen, model_file, spec.impl)
+    model = restored(load_method(spec.impl, "generator"), model_file, spec.impl)
     if hasattr(model, "to"):  # the floors have nothing to move
         model.to(device())
     classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
-    where = f"methods.{run.method}.samplers.{sampler}"
-    params = parse_params(chosen.SamplerParams, spec.sampler_params, where)
     labels = data.balanced_labels(spec.synthetic_images, classes)
-    images = model.sample(labels, params, Streams(run.seed, f"sample/{sampler}"))
+    where = f"methods.{run.method}.samplers.{sampler}"
+    images = draw(run, model, sampler, spec.sampler_params, labels, where)
     synthetic = data.ImageSet(images, labels, classes, f"samples of {run.method}", spec_json(spec))
     data.write_images(out, synthetic)
+
+
+def draw(
+    run: RunSpec, model: Any, sampler: str, sampler_params: Mapping[str, Any], labels: np.ndarray, where: str
+) -> np.ndarray:
+    """One image per label (int64 [n]) from a generator's model: uint8 [n, C, H, W].
+
+    Args:
+        where: the YAML path of the sampler's parameters, for errors.
+
+    Raises:
+        UserError: the parameters break the schema of the method's samplers.
+    """
+    params = parse_params(load_method(run.impl, "generator").SamplerParams, dict(sampler_params), where)
+    return model.sample(labels, params, Streams(run.seed, f"sample/{sampler}"))
 
 
 def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:

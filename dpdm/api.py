@@ -1,0 +1,276 @@
+"""The Python API, for notebooks: open a results folder, look at a run, draw images, train on arrays in memory.
+
+`dpdm.open_results`, `dpdm.train_arrays` and `dpdm.show` are these functions; docs/python.md shows them in use.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from dpdm import artifacts, jobs
+from dpdm.catalog import find_impl
+from dpdm.config import Study
+from dpdm.data import DELTA_RULE, ImageSet
+from dpdm.errors import UserError
+from dpdm.explain import parse_params
+from dpdm.layout import Layout
+from dpdm.method import load_method
+from dpdm.method import train as train_method
+from dpdm.privacy import Ledger, epsilon_spent
+from dpdm.privacy.ledger import ACCOUNTANTS
+from dpdm.processes import Processes, device
+from dpdm.progress import Log
+from dpdm.report import collect
+from dpdm.specs import RunSpec
+from dpdm.study import find_run, open_study
+
+ARRAYS = "arrays"  # study and data set of a run that was trained on arrays
+
+
+class Run:
+    """One trained run.
+
+    Args:
+        spec: its recipe.
+        samplers: the parameters of each sampler, by name; none of a classifier.
+        ledger, model: what make them, called once, when they are asked for.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        samplers: Mapping[str, Mapping[str, Any]],
+        ledger: Callable[[], Ledger],
+        model: Callable[[], Any],
+    ):
+        self.spec, self.samplers = spec, dict(samplers)
+        self._ledger, self._model = ledger, model
+
+    def __repr__(self) -> str:
+        return f"Run({self.spec.name!r})"
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What the run released: its `events`, with n, delta and the target epsilon."""
+        return self._ledger()
+
+    @cached_property
+    def model(self) -> Any:
+        """What the run learnt, on the GPU where there is one."""
+        model = self._model()
+        if hasattr(model, "to"):
+            model.to(device())
+        return model
+
+    def epsilon(self) -> dict[str, float]:
+        """The epsilon that the ledger's events cost, by accountant: rdp, prv and pld."""
+        return {name: epsilon_spent(self.ledger.events, self.ledger.delta, name) for name in ACCOUNTANTS}
+
+    def draw(self, labels: ArrayLike, sampler: str | None = None) -> np.ndarray:
+        """One image per label: uint8 [n, C, H, W]; the same labels give the same images.
+
+        Args:
+            labels: integers [n] in 0..num_classes-1.
+            sampler: its name; by default the first one of the run.
+
+        Raises:
+            UserError: the run is a classifier's, it has no such sampler, or the labels are not such integers.
+        """
+        if not self.samplers:
+            raise UserError(f"{self.spec.name} is a classifier and draws no images; use its model.predict(images)")
+        sampler = next(iter(self.samplers)) if sampler is None else sampler
+        if sampler not in self.samplers:
+            raise UserError(f"{self.spec.name} has no sampler {sampler!r}; it has {', '.join(self.samplers)}")
+        labels, classes = np.asarray(labels), self.ledger.num_classes
+        if (
+            labels.ndim != 1
+            or labels.dtype.kind not in "iu"
+            or (len(labels) and not 0 <= labels.min() <= labels.max() < classes)
+        ):
+            raise UserError(
+                f"labels must be a list of integers in 0..{classes - 1}, got {labels.dtype} {list(labels.shape)}"
+                + (f" from {labels.min()} to {labels.max()}" if labels.size and labels.dtype.kind in "iuf" else "")
+            )
+        where = f"{self.spec.name}, sampler {sampler}"
+        return jobs.draw(self.spec, self.model, sampler, self.samplers[sampler], labels.astype(np.int64), where)
+
+    def show(self, rows: int = 3, sampler: str | None = None) -> Figure:
+        """A grid of drawn images, a class per column (at most ten columns)."""
+        columns = min(self.ledger.num_classes, 10)
+        labels = np.tile(np.arange(columns), rows)
+        return show(self.draw(labels, sampler), columns)
+
+
+class StoredRun(Run):
+    """A run of a results folder.
+
+    Args:
+        results: the study that it belongs to.
+        spec: its recipe.
+    """
+
+    def __init__(self, results: "Results", spec: RunSpec):
+        study, layout = results.study, results.layout
+        samplers = {name: study.sample(spec, name).sampler_params for name in study.methods[spec.method].samplers}
+        path = layout.run(*spec.place, "ledger.json")
+
+        def ledger() -> Ledger:
+            if not Path(path).exists():
+                raise UserError(
+                    f"{spec.name} is not trained: there is no {path}; `dpdm train {layout.root} {spec.name}` trains it"
+                )
+            return Ledger.from_json(artifacts.read_json(path), path)
+
+        super().__init__(
+            spec, samplers, ledger,
+            lambda: jobs.restored(load_method(spec.impl), layout.run(*spec.place, "model.pt"), spec.impl),
+        )  # fmt: skip
+        self._results = results
+
+    def scores(self) -> pd.DataFrame:
+        """The run's part of `Results.scores`."""
+        scores = self._results.scores()
+        dataset, method, epsilon, seed = self.spec.place
+        own = (scores["dataset"] == dataset) & (scores["method"] == method)
+        own &= (scores["epsilon"] == epsilon) & (scores["seed"] == int(seed))
+        return scores[own].reset_index(drop=True)
+
+
+class Results:
+    """A study and what its results folder has of it.
+
+    Args:
+        study: what was to be run.
+        layout: where its files are.
+    """
+
+    def __init__(self, study: Study, layout: Layout):
+        self.study, self.layout = study, layout
+
+    def __repr__(self) -> str:
+        return f"Results({self.layout.root!r})"
+
+    def runs(self) -> pd.DataFrame:
+        """One row per run of the study: its name, coordinates (epsilon as a number), and whether it is trained."""
+        return pd.DataFrame([
+            {
+                "run": run.name, "dataset": run.dataset, "method": run.method, "epsilon": run.epsilon, "seed": run.seed,
+                "trained": Path(self.layout.run(*run.place, "ledger.json")).exists(),
+            }
+            for run in self.study.runs()
+        ])  # fmt: skip
+
+    def run(self, name: str) -> StoredRun:
+        """The run DATASET/METHOD/EPSILON/SEED.
+
+        Raises:
+            UserError: the study has no such run; the sentence names the nearest.
+        """
+        return StoredRun(self, find_run(self.study, name))
+
+    def scores(self) -> pd.DataFrame:
+        """Every score that is there, one per row: the columns of metrics.csv.
+
+        Raises:
+            UserError: the folder holds what one table must not mix (see `dpdm.report.collect.collect`).
+        """
+        return collect.collect(self.study, self.layout.result_folders(attacks=False))[0]
+
+
+def open_results(path: str | Path) -> Results:
+    """Opens the results folder of a study; a study file (YAML) means the folder that it names.
+
+    Raises:
+        UserError: the folder holds no study, or one of another version.
+    """
+    return Results(*open_study(path))
+
+
+def train_arrays(
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    method: str,
+    num_classes: int,
+    epsilon: float,
+    params: Mapping[str, Any] | None = None,
+    delta: float | str = DELTA_RULE,
+    sampler: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    accountant: str = "rdp",
+    noise: str = "repeatable",
+) -> Run:
+    """Trains one run on arrays in memory; nothing is written.
+
+    Args:
+        images: uint8 [n, C, H, W], or [n, H, W] of grey images.
+        labels: integers [n] in 0..num_classes-1.
+        method: a name that `dpdm list methods` shows, or module:Class.
+        num_classes: public, hence never counted from the labels.
+        epsilon: the budget; `math.inf` trains without noise.
+        params: the method's parameters, as under `params:` in a study.
+        delta: a number below 1/n, or the rule 1/(2n).
+        sampler: parameters of the one sampler, as under `samplers:` in a study.
+        noise: "repeatable" from the seed, or "secret", which real private data need.
+
+    Raises:
+        UserError: an array is of another form, or an argument is none that a study would accept.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    images = images[:, None] if images.ndim == 3 else images
+    labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
+    data, impl = ImageSet(images, labels, num_classes, "the arrays"), find_impl(method)
+    spec = parse_params(
+        RunSpec,
+        {
+            "study": ARRAYS, "dataset": ARRAYS, "method": method.partition(":")[2].lower() or method, "impl": impl,
+            "params": dict(params or {}), "epsilon": epsilon, "delta": delta, "allow_large_delta": False,
+            "accountant": accountant, "noise": noise, "seed": seed,
+        },
+        "train_arrays",
+    )  # fmt: skip
+    samplers = {"default": dict(sampler or {})} if hasattr(load_method(impl), "SamplerParams") else {}
+    model, ledger = train_method(spec, data, Log(f"train {method}"), Processes(device=device()))
+    return Run(spec, samplers, lambda: ledger, lambda: model)
+
+
+class _Grid(Figure):
+    """A figure that a notebook shows, whichever backend matplotlib has."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def show(images: np.ndarray, columns: int = 10) -> Figure:
+    """A grid of images, row by row.
+
+    Args:
+        images: uint8 [n, C, H, W], grey (C = 1) or RGB (C = 3).
+        columns: images abreast.
+
+    Raises:
+        UserError: the array is of another form.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or not len(images):
+        raise UserError(f"a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
+    count, _, height, width = images.shape
+    rows, gap = math.ceil(count / columns), 1
+    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        page[y : y + height, x : x + width] = image.transpose(1, 2, 0)  # grey broadcasts to RGB
+    figure = _Grid(figsize=(0.5 * columns, 0.5 * columns * page.shape[0] / page.shape[1]), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(page, interpolation="nearest")
+    axes.set_axis_off()
+    return figure
