@@ -79,11 +79,14 @@ def make_results(study: Study, steps: int) -> None:
 
 def write_scores(folder: Path, c: Coordinates, made_by: dict[str, str], rng: np.random.Generator) -> None:
     """fidelity.json and utility.json with every metric."""
-    names = [f"{kind}_{c.dataset}" for kind in ("fd", "kid", "precision", "recall")]
-    distances = [{"metric": n, "reference": r, "value": rng.uniform(1, 9)} for n in names for r in ("train", "test")]
-    accuracies = [
-        {"metric": f"acc_{n}", "reference": "test", "value": rng.uniform(10, 90)} for n in ("logreg", "mlp", "cnn")
+    names = {"fd": "lower", "kid": "lower", "precision": "higher", "recall": "higher"}
+    distances = [
+        {"metric": n, "extractor": "small_cnn", "direction": d, "reference": r, "value": rng.uniform(1, 9)}
+        for n, d in names.items()
+        for r in ("train", "test")
     ]
+    pixels = {"extractor": "", "direction": "higher", "reference": "test"}
+    accuracies = [{"metric": f"acc_{n}", **pixels, "value": rng.uniform(10, 90)} for n in ("logreg", "mlp", "cnn")]
     common = {"coordinates": c.model_dump(mode="json"), "provenance": made_by, "num_synthetic": 1000}
     artifacts.write_json(folder / "fidelity.json", common | {"metrics": distances})
     artifacts.write_json(folder / "utility.json", common | {"protocol": "quick", "metrics": accuracies})

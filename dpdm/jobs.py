@@ -184,7 +184,7 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
     synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
     references = {"train": data.read_images(layout.data(dataset, "train.npz")), "test": test}
     network = layout.data(dataset, "extractor.pt")
-    distances = fidelity.measure(synthetic, references, network, dataset, seed)
+    distances = fidelity.measure(synthetic, references, network, seed)
     facts = {"extractor": extractor.load_extractor(network)[1]}
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, seed, evaluation.protocol)
     common, folder = _judged(synthetic, coordinates), Path(folder)

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from dpdm.errors import UserError
+from dpdm.evaluation.registry import CLASSIFIERS
 from dpdm.explain import explain, parse_params
 from dpdm.params import Natural, Strict
 
@@ -77,7 +78,7 @@ class EvaluationSpec(Strict):
     synthetic_images: Annotated[int, Field(ge=10)] = Field(
         description="synthetic images per run, balanced over the classes"
     )
-    classifiers: Annotated[tuple[Literal["logreg", "mlp", "cnn"], ...], Field(strict=False, min_length=1)] = Field(
+    classifiers: Annotated[tuple[Literal[tuple(CLASSIFIERS)], ...], Field(strict=False, min_length=1)] = Field(
         ("logreg", "mlp", "cnn"), description="classifiers that are trained on them, any of `logreg`, `mlp`, `cnn`"
     )
     protocol: Literal["quick", "paper"] = Field(

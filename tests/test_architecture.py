@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "dpdm.layout": set(),
     "dpdm.explain": {"dpdm.errors"},
     "dpdm.yaml_file": {"dpdm.errors"},
-    "dpdm.specs": {"dpdm.errors", "dpdm.explain", "dpdm.params"},
+    "dpdm.specs": {"dpdm.errors", "dpdm.evaluation.registry", "dpdm.explain", "dpdm.params"},
     "dpdm.sources": {"dpdm.artifacts", "dpdm.data", "dpdm.errors", "dpdm.params"},
     "dpdm.config": {f"dpdm.{name}" for name in ("errors", "explain", "params", "sources", "specs", "yaml_file")},
     "dpdm.study": SCHEMA | {"dpdm.layout"},
@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.evaluation": FOUNDATIONS | {"dpdm.progress"},
+    "dpdm.evaluation.registry": {"dpdm.errors"},  # names only, by which a study is checked
     "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}

@@ -12,7 +12,7 @@ protocols must not share a table row:
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,17 @@ from torch import nn
 
 from dpdm.data import ImageSet, to_network
 from dpdm.errors import UserError
+from dpdm.evaluation import registry
 from dpdm.evaluation._network import EpochRecipe, Recipe, accuracy_percent, predict, train, train_and_select
+from dpdm.evaluation.registry import CLASSIFIERS
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 _PAPER_SIDE = 18  # the smallest side that the paper's CNN leaves a pixel of
 _SMALLEST_SIDE = 4  # as much for the padded one
-CLASSIFIERS = ("logreg", "mlp", "cnn")
 MLP_HIDDEN = 100
+LOGREG_ITERATIONS = 100
+MLP_RECIPE = Recipe(steps=800, batch_size=128, lr=2e-3)
 
 Predictor = Callable[[np.ndarray], np.ndarray]  # uint8 images [n, C, H, W] -> int64 labels [n]
 
@@ -36,9 +39,9 @@ Predictor = Callable[[np.ndarray], np.ndarray]  # uint8 images [n, C, H, W] -> i
 def measure(
     synthetic: ImageSet, test: ImageSet, classifiers: Sequence[str], seed: int, protocol: str
 ) -> list[dict[str, Any]]:
-    """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "reference": "test", "value": percent 0..100}`.
+    """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "direction": "higher", "reference": "test", ...}`.
 
-    The value is None where the data set has one class.
+    Values are in percent, 0..100. The value is None where the data set has one class.
 
     Args:
         synthetic: what the classifiers learn from.
@@ -57,13 +60,17 @@ def measure(
             f"{test.meta.num_classes}; score against the data set it was made for"
         )
     if test.meta.num_classes == 1:  # nothing to tell apart: an unlabelled data set has distances alone
-        return [{"metric": f"acc_{name}", "reference": "test", "value": None} for name in classifiers]
-    rows = []
-    for name in classifiers:
-        predicted = train_and_predict(name, synthetic, test.images, seed, protocol)
-        value = accuracy_percent(predicted, test.labels)
-        rows.append({"metric": f"acc_{name}", "reference": "test", "value": value})
-    return rows
+        return [_row(name, None) for name in classifiers]
+    return [
+        _row(name, accuracy_percent(train_and_predict(name, synthetic, test.images, seed, protocol), test.labels))
+        for name in classifiers
+    ]
+
+
+def _row(classifier: str, value: float | None) -> dict[str, Any]:
+    """No extractor: a classifier reads the pixels."""
+    facts = {"metric": f"acc_{classifier}", "extractor": "", "direction": "higher", "reference": "test"}
+    return facts | {"value": value}
 
 
 def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, test: ImageSet) -> list[dict[str, Any]]:
@@ -77,7 +84,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
     Raises:
         UserError: an unknown family, no test images, or predictions that are no classes.
     """
-    _check_named(CLASSIFIERS, family, "family of classifiers")
+    registry.check(CLASSIFIERS, family, "family of classifiers")
     _refuse_empty(test)
     predicted = np.asarray(predict(test.images))
     if predicted.dtype != np.int64 or predicted.shape != test.labels.shape:
@@ -85,7 +92,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
             f"predict gave {predicted.dtype} {predicted.shape} for {len(test.labels)} images; "
             "it must give one int64 class per image"
         )
-    return [{"metric": f"acc_{family}", "reference": "test", "value": accuracy_percent(predicted, test.labels)}]
+    return [_row(family, accuracy_percent(predicted, test.labels))]
 
 
 def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, seed: int, protocol: str) -> np.ndarray:
@@ -96,8 +103,8 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
     Raises:
         UserError: as `measure`.
     """
-    _check_named(CLASSIFIERS, classifier, "classifier")
-    _check_named(PROTOCOLS, protocol, "protocol")
+    registry.check(CLASSIFIERS, classifier, "classifier")
+    registry.check(PROTOCOLS, protocol, "protocol")
     if synthetic.images.shape[1:] != images.shape[1:]:
         raise UserError(
             f"{synthetic.origin}: images have shape {synthetic.images.shape[1:]} but the test images have "
@@ -105,7 +112,7 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
         )
     if len(np.unique(synthetic.labels)) < 2:
         raise UserError(f"{synthetic.origin}: a classifier needs images of two classes at least; sample more classes")
-    return PROTOCOLS[protocol].fit(classifier, synthetic, Streams(seed, "classifier"))(images)
+    return PROTOCOLS[protocol](classifier, synthetic, Streams(seed, "classifier"))(images)
 
 
 def _refuse_empty(test: ImageSet) -> None:
@@ -113,12 +120,42 @@ def _refuse_empty(test: ImageSet) -> None:
         raise UserError(f"{test.origin}: there are no test images; prepare the data set again")
 
 
-def _check_named(known: Iterable[str], name: str, kind: str) -> None:
-    if name not in known:
-        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+@dataclass(frozen=True)
+class Classifier:
+    """How one classifier is trained under each protocol.
+
+    Args:
+        network: shape (C, H, W) and number of classes -> images in [-1, 1] to logits; what protocol "paper" trains.
+        quick: protocol "quick": a recipe for `network`, or a fit of another kind.
+    """
+
+    network: Callable[[tuple[int, int, int], int], nn.Module]
+    quick: Recipe | Callable[[ImageSet, Streams], Predictor]
 
 
-# --- protocol "quick" -----------------------------------------------------------------------------------------
+def fit_quick(classifier: str, data: ImageSet, streams: Streams) -> Predictor:
+    """The last step of a fixed number: steps are of `batch_size` images, so that time does not grow with the data."""
+    chosen = registry.load(CLASSIFIERS, classifier, "classifier")
+    if not isinstance(chosen.quick, Recipe):
+        return chosen.quick(data, streams)
+    network = train(lambda: chosen.network(data.meta.shape, data.meta.num_classes), data, chosen.quick, streams)
+    return lambda images: predict(network, images)
+
+
+def fit_paper(classifier: str, data: ImageSet, streams: Streams) -> Predictor:
+    """The best epoch by held-out images of `data`; all classifiers are networks, trained alike."""
+    chosen, log = registry.load(CLASSIFIERS, classifier, "classifier"), Log(f"{classifier} on {data.origin}")
+    network = train_and_select(
+        lambda: chosen.network(data.meta.shape, data.meta.num_classes), data, PAPER_RECIPE, streams, log
+    )
+    return lambda images: predict(network, images)
+
+
+PAPER_RECIPE = EpochRecipe(epochs=50, batch_size=128, lr=3e-4)
+PROTOCOLS: dict[str, Callable[[str, ImageSet, Streams], Predictor]] = {"quick": fit_quick, "paper": fit_paper}
+
+
+# --- the classifiers of the paper -----------------------------------------------------------------------------
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -134,77 +171,36 @@ def _fit_sklearn(model: Any, data: ImageSet) -> Predictor:
     return lambda images: model.predict(_flat(images)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class QuickProtocol:
-    """Steps are of `batch_size` images, so that time does not grow with the data.
+def _fit_logreg(data: ImageSet, _: Streams) -> Predictor:
+    """L-BFGS with scikit-learn's default penalty; draws no random number."""
+    from sklearn.linear_model import LogisticRegression
 
-    Logistic regression runs L-BFGS with scikit-learn's default penalty, the others Adam.
-    """
-
-    logreg_iterations: int
-    mlp: Recipe
-    cnn: Recipe
-
-    def fit(self, classifier: str, data: ImageSet, streams: Streams) -> Predictor:
-        """Trains one of CLASSIFIERS."""
-        if classifier == "cnn":
-            meta = data.meta
-            network = train(lambda: paper_cnn(meta.shape, meta.num_classes), data, self.cnn, streams)
-            return lambda images: predict(network, images)
-        model = self._logreg() if classifier == "logreg" else self._mlp(len(data.labels), streams)
-        return _fit_sklearn(model, data)
-
-    def _logreg(self) -> Any:
-        from sklearn.linear_model import LogisticRegression
-
-        return LogisticRegression(max_iter=self.logreg_iterations)  # draws no random number
-
-    def _mlp(self, count: int, streams: Streams) -> Any:
-        from sklearn.neural_network import MLPClassifier
-
-        size = min(self.mlp.batch_size, count)
-        epochs = math.ceil(self.mlp.steps / math.ceil(count / size))
-        return MLPClassifier(
-            (MLP_HIDDEN,),
-            batch_size=size,
-            learning_rate_init=self.mlp.lr,
-            max_iter=epochs,
-            n_iter_no_change=epochs,  # no early stop
-            random_state=streams.integer("mlp"),
-        )
+    return _fit_sklearn(LogisticRegression(max_iter=LOGREG_ITERATIONS), data)
 
 
-# --- protocol "paper" -----------------------------------------------------------------------------------------
+def _fit_mlp(data: ImageSet, streams: Streams) -> Predictor:
+    from sklearn.neural_network import MLPClassifier
+
+    size = min(MLP_RECIPE.batch_size, len(data.labels))
+    epochs = math.ceil(MLP_RECIPE.steps / math.ceil(len(data.labels) / size))
+    model = MLPClassifier(
+        (MLP_HIDDEN,),
+        batch_size=size,
+        learning_rate_init=MLP_RECIPE.lr,
+        max_iter=epochs,
+        n_iter_no_change=epochs,  # no early stop
+        random_state=streams.integer("mlp"),
+    )
+    return _fit_sklearn(model, data)
 
 
-@dataclass(frozen=True)
-class PaperProtocol:
-    """All three are networks, trained alike."""
-
-    recipe: EpochRecipe
-
-    def fit(self, classifier: str, data: ImageSet, streams: Streams) -> Predictor:
-        """Trains one of CLASSIFIERS and keeps its best epoch by held-out images of `data`."""
-        meta = data.meta
-        log = Log(f"{classifier} on {data.origin}")
-        network = train_and_select(
-            lambda: paper_network(classifier, meta.shape, meta.num_classes), data, self.recipe, streams, log
-        )
-        return lambda images: predict(network, images)
+def _logreg(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
 
 
-def paper_network(classifier: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Images in [-1, 1] of `shape` (C, H, W) -> logits; at 28x28: logreg 7,850, mlp 79,510, cnn 241,546 parameters.
-
-    Raises:
-        UserError: see `paper_cnn`.
-    """
-    pixels = math.prod(shape)
-    if classifier == "logreg":
-        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, num_classes))
-    if classifier == "mlp":
-        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, MLP_HIDDEN), nn.ReLU(), nn.Linear(MLP_HIDDEN, num_classes))
-    return paper_cnn(shape, num_classes)
+def _mlp(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    hidden = nn.Linear(math.prod(shape), MLP_HIDDEN)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(MLP_HIDDEN, num_classes))
 
 
 def paper_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -232,11 +228,7 @@ def paper_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-PROTOCOLS: dict[str, QuickProtocol | PaperProtocol] = {
-    "quick": QuickProtocol(
-        logreg_iterations=100,
-        mlp=Recipe(steps=800, batch_size=128, lr=2e-3),
-        cnn=Recipe(steps=600, batch_size=64, lr=4e-3),
-    ),
-    "paper": PaperProtocol(EpochRecipe(epochs=50, batch_size=128, lr=3e-4)),
-}
+# At 28x28 they have 7,850, 79,510 and 241,546 parameters.
+LOGREG = Classifier(_logreg, quick=_fit_logreg)
+MLP = Classifier(_mlp, quick=_fit_mlp)
+CNN = Classifier(paper_cnn, quick=Recipe(steps=600, batch_size=64, lr=4e-3))

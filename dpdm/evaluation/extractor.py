@@ -1,7 +1,7 @@
 """The feature extractor behind our Frechet distance: a small CNN trained on the real training images.
 
 It is for evaluation only. It has seen private images without any noise, so neither it nor a number made with it may
-ever enter the training of a generator. Features of another network give another metric: hence `fd_digits`, never "fid".
+ever enter the training of a generator. Values under its features say `small_cnn`: comparable on one data set only.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ from dpdm.evaluation._network import Recipe, accuracy_percent, predict, train
 from dpdm.rng import Streams
 
 FEATURE_SIZE = 64
+_BATCH_SIZE = 500  # images per pass: memory only
 RECIPE = Recipe(steps=800, batch_size=64, lr=3e-3, least_epochs=2)
 
 
@@ -148,3 +149,19 @@ def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise UserError(f"{path} is not a feature extractor ({reason}); delete it and run snakemake again") from error
+
+
+@torch.no_grad()
+def features(images: ImageSet, weights: str | Path) -> torch.Tensor:
+    """Features float32 [n, FEATURE_SIZE], always computed on the CPU: the same numbers on every machine.
+
+    Raises:
+        UserError: images of another shape than the network reads; as `load_extractor`.
+    """
+    network, _ = load_extractor(weights)
+    if images.meta.shape != network.shape:
+        raise UserError(
+            f"{images.origin}: images have shape {images.meta.shape} but the extractor reads {network.shape}; "
+            "compare images of one data set"
+        )
+    return torch.cat([network.features(chunk) for chunk in torch.from_numpy(images.images).split(_BATCH_SIZE)])

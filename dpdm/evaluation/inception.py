@@ -1,12 +1,8 @@
-"""FID as papers mean it: distances of Inception features, computed by torch-fidelity's own functions.
+"""FID as papers mean it: the metrics of `dpdm.evaluation.fidelity` under Inception's features.
 
-Beside `dpdm.evaluation.fidelity`, never mixed with it. Features are the 2048 of torch-fidelity's `inception-v3-compat`,
-which resizes uint8 RGB itself; grey images are given three equal channels.
-
-    fid                  Frechet distance of Gaussians fitted to the features of all images; 0 is best. Biased upwards
-                         for few images: compare only values from equally many.
-    kid_inception, precision_inception, recall_inception
-                         as in `fidelity`, of at most SUBSET_SIZE images on either side, a fixed random choice.
+Features are the 2048 of torch-fidelity's `inception-v3-compat`, which resizes uint8 RGB itself; grey images are given
+three equal channels. fd under them is named fid. kid, precision and recall are of at most SUBSET_SIZE images on either
+side, a fixed random choice.
 
 The real side is computed once per data set (`reference`) and kept: of all images mean and covariance, of the chosen
 ones the features themselves, since 60,000 x 2048 float32 of MNIST would be 490 MB and 5,000 are 41 MB. It was computed
@@ -14,7 +10,6 @@ from private images without any noise: for evaluation only, and not to be publis
 """
 
 import hashlib
-import math
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,17 +24,17 @@ from dpdm import artifacts
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
 from dpdm.evaluation.fidelity import (
-    KID_SUBSET_SIZE,
-    KID_SUBSETS,
-    NEIGHBOURS,
-    Images,
+    Features,
     check_count,
+    distances,
     fixed_choice,
     import_torch_fidelity,
     known_options,
+    statistics,
 )
 from dpdm.rng import Streams
 
+NAME = "inception"  # in the rows
 EXTRACTOR = "inception-v3-compat"  # its name in torch-fidelity's registry
 LAYER = "2048"
 SIDES = ("train", "test")
@@ -146,11 +141,17 @@ class Inception:
         return found
 
 
-class _Rgb(Images):
-    """The images as torch-fidelity's Inception reads them: RGB."""
+class _Rgb(torch.utils.data.Dataset):
+    """The images as torch-fidelity's Inception reads them: uint8 RGB tensors."""
+
+    def __init__(self, images: ImageSet):
+        self.images = torch.from_numpy(images.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return super().__getitem__(index).expand(3, -1, -1)  # grey becomes three equal channels, RGB stays
+        return self.images[index].expand(3, -1, -1)  # grey becomes three equal channels, RGB stays
 
 
 def load_inception(weights: Path) -> Inception:
@@ -202,16 +203,16 @@ def reference(real: Mapping[str, ImageSet], inception: Inception) -> dict[str, n
     arrays = {"extractor": np.array(EXTRACTOR), "weights_sha256": np.array(inception.weights_sha256)}
     for side in SIDES:
         features = inception.features(real[side])
-        statistics = _statistics(features)
+        of_all = statistics(features)
         arrays |= {f"{side}_n": np.int64(len(features)), f"{side}_features": _subset(features).numpy()}
-        arrays |= {f"{side}_{name}": statistics[name] for name in ("mu", "sigma")}
+        arrays |= {f"{side}_{name}": of_all[name] for name in ("mu", "sigma")}
     return arrays
 
 
 def measure(
     synthetic: ImageSet, kept: str | Path, inception: Inception, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows `{"metric": "fid", "reference": "train", "value": ...}`, each metric against each side, and facts (JSON).
+    """Each metric against each side, as rows of `fidelity.distances`, and facts (JSON).
 
     Args:
         synthetic: the images to judge; labels play no role.
@@ -227,14 +228,13 @@ def measure(
             f"{kept} was made with other Inception weights than {inception.path}; delete it and run snakemake again"
         )
     features = inception.features(synthetic)
-    statistics, chosen = _statistics(features), _subset(features)
+    generated = _features(statistics(features), _subset(features))
     rows = []
     for side in SIDES:
-        real = {name: arrays[f"{side}_{name}"] for name in ("mu", "sigma", "features")}
-        for metric, value in _distances(statistics, chosen, real, Streams(seed, "inception").integer("kid")).items():
-            if not math.isfinite(value):
-                raise UserError(f"{metric} of {synthetic.origin} is {value}; delete {kept} and make it again")
-            rows.append({"metric": metric, "reference": side, "value": value})
+        real = _features(
+            {name: arrays[f"{side}_{name}"] for name in ("mu", "sigma")}, torch.from_numpy(arrays[f"{side}_features"])
+        )
+        rows += distances(generated, real, NAME, side, Streams(seed, "inception"), synthetic.origin, kept)
     facts = {
         "extractor": EXTRACTOR,
         "layer": LAYER,
@@ -242,51 +242,12 @@ def measure(
         "n": {side: int(arrays[f"{side}_n"]) for side in SIDES},
         "subset_size": SUBSET_SIZE,
     }
-    return rows, facts
+    return [row | {"metric": "fid"} if row["metric"] == "fd" else row for row in rows], facts
 
 
-def _distances(
-    statistics: dict[str, np.ndarray], chosen: torch.Tensor, real: dict[str, np.ndarray], rng_seed: int
-) -> dict[str, float]:
-    """The four metrics of one side, by name.
-
-    Args:
-        statistics: `mu` and `sigma` of all synthetic features.
-        chosen: features of some of them [k, d].
-        real: `mu` and `sigma` of all real features, `features` [l, d] of some.
-    """
-    torch_fidelity = import_torch_fidelity()
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    # float64: distances of equal images are then about 0
-    generated, others = chosen.double(), torch.from_numpy(real["features"]).double()
-    options = {
-        "kid_subsets": KID_SUBSETS,
-        "kid_subset_size": min(KID_SUBSET_SIZE, len(generated), len(others)),
-        "rng_seed": rng_seed,
-        "prc_neighborhood": NEIGHBOURS,
-        "prc_batch_size": 1000,
-        "save_cpu_ram": True,
-        "verbose": False,
-    }
-    found = fid_statistics_to_metric(statistics, real, verbose=False)
-    for metric in (kid_features_to_metric, prc_features_to_metric):
-        found |= metric(generated, others, **known_options(options))  # precision and recall are not symmetric
-    return {
-        "fid": float(found[torch_fidelity.KEY_METRIC_FID]),
-        "kid_inception": float(found[torch_fidelity.KEY_METRIC_KID_MEAN]),
-        "precision_inception": float(found[torch_fidelity.KEY_METRIC_PRECISION]),
-        "recall_inception": float(found[torch_fidelity.KEY_METRIC_RECALL]),
-    }
-
-
-def _statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
-    """`mu` [d] and `sigma` [d, d], in float64: a float32 mean over many rows loses digits."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics
-
-    return fid_features_to_statistics(features.double())
+def _features(of_all: Mapping[str, np.ndarray], subset: torch.Tensor) -> Features:
+    """Statistics of all images, and the features of a choice of them for the other metrics."""
+    return Features(of_all["mu"], of_all["sigma"], subset.double(), subset.double())
 
 
 def _subset(features: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -20,7 +20,8 @@ from dpdm.specs import Coordinates, Epsilon, RunSpec, epsilon_text
 # Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as it stands in paths.
 METRICS: dict[str, type] = {
     "study": str, "dataset": str, "method": str, "epsilon": str, "delta": float, "accountant": str, "seed": int,
-    "sampler": str, "metric": str, "reference": str, "value": float, "num_synthetic": int, "protocol": str,
+    "sampler": str, "metric": str, "extractor": str, "direction": str, "reference": str, "value": float,
+    "num_synthetic": int, "protocol": str,
     "version": str, "commit": str, "code": str,
 }  # fmt: skip
 AUDITS: dict[str, type] = {
@@ -39,7 +40,12 @@ NO_ATTACK = {
 BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
 
 _DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
-_SCORE_FILES = ("fidelity.json", "inception.json", "utility.json")
+_RULES = {  # that make a file of scores
+    "fidelity.json": "score score_anchor",
+    "inception.json": "score_inception score_inception_anchor",
+    "utility.json": "score score_anchor score_classifier",
+}
+_SCORE_FILES = tuple(_RULES)
 
 
 # --- what the files hold; keys that the tables do not need may stand beside these ------------------------------
@@ -58,6 +64,8 @@ class _Provenance(_Record):
 
 class _Metric(_Record):
     metric: str
+    extractor: str  # "" where there is none
+    direction: Literal["lower", "higher"]  # which is better
     reference: str
     value: float | None  # None: could not be computed
 
@@ -167,6 +175,11 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     for path in _result_files(folders):
         content = artifacts.read_json(path)
         if path.name in _SCORE_FILES:
+            if undirected := [row for row in content.get("metrics", ()) if "direction" not in row]:
+                raise UserError(
+                    f"{path}: {undirected[0].get('metric')} lacks its direction, so the file is of an older version; "
+                    f"make it again with `snakemake --forcerun {_RULES[path.name]}`"
+                )
             record = parse_params(_Scores, content, str(path))
             place = places.get(record.coordinates)
             if place is None or (path.name == "inception.json" and not study.evaluation.fid):
@@ -177,7 +190,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 anchors.add(path)
             kind = _SCORE_FILES.index(path.name)
             for position, row in enumerate(_score_rows(record)):
-                key = (place, row["metric"], row["reference"])
+                key = (place, row["metric"], row["extractor"], row["reference"])
                 if key in scores:
                     raise UserError(
                         f"{row['metric']} of one run stands twice, in {scores[key][0]} and in {path}; delete one"
@@ -269,7 +282,7 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
         if study.is_classifier(c.method):
             missing = [] if key in judged else ["accuracy"]
         else:
-            distances = {"fidelity": f"fd_{c.dataset}"} | ({"FID": "fid"} if study.evaluation.fid else {})
+            distances = {"fidelity": "fd"} | ({"FID": "fid"} if study.evaluation.fid else {})
             missing = [name for name, metric in distances.items() if (*key, sampler, metric) not in found]
             lacking = [n for n in study.evaluation.classifiers if (*key, sampler, f"acc_{n}") not in found]
             if len(lacking) == len(study.evaluation.classifiers):
@@ -390,7 +403,7 @@ def _score_rows(record: _Scores) -> Iterator[dict[str, Any]]:
         "num_synthetic": record.num_synthetic, "protocol": record.protocol,
     }  # fmt: skip
     for m in record.metrics:
-        yield {**shared, "metric": m.metric, "reference": m.reference, "value": _number(m.value)}
+        yield {**shared, **m.model_dump(), "value": _number(m.value)}
 
 
 def _audit_rows(run: _Audited, provenance: _Provenance) -> list[dict[str, Any]]:
@@ -437,6 +450,8 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
         raw = pd.read_csv(io.StringIO(artifacts.read_bytes(path).decode()), dtype=str, keep_default_na=False)
         if list(raw.columns) != list(columns):
             raise ValueError(f"its columns are {', '.join(raw.columns)}")
+        if not raw.get("direction", pd.Series(dtype=str)).isin(["lower", "higher"]).all():
+            raise ValueError("a metric has no direction")
         rows = [{name: parse[kind](row[name]) for name, kind in columns.items()} for row in raw.to_dict("records")]
         return _frame(rows, columns)
     except (ValueError, TypeError) as error:

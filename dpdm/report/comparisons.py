@@ -57,7 +57,7 @@ def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
     is the classifier that papers lead with, else the last in reading order.
 
     Returns:
-        Of each, its column by dataset: a distance under a dataset's own extractor is a metric of its own.
+        Of each, its column by dataset: one may have the FID and another not.
     """
     distances, accuracies = {}, {}
     for dataset, chosen in metrics.groupby("dataset", sort=False):
@@ -85,8 +85,8 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
     Args:
         columns: by dataset, the metric to rank by.
     """
-    signs = {(dataset, c.metric, c.reference): c.sign for dataset, c in columns.items()}
-    keys = zip(metrics["dataset"], metrics["metric"], metrics["reference"], strict=True)
+    signs = {(dataset, *c.key): c.sign for dataset, c in columns.items()}
+    keys = zip(*(metrics[name] for name in ("dataset", "metric", "extractor", "reference")), strict=True)
     sign = pd.Series([signs.get(key, 0) for key in keys], metrics.index)
     chosen = metrics.assign(value=sign * metrics["value"])[
         (sign != 0)
@@ -221,8 +221,7 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
                 for (epsilon, name), values in points.items():
                     sets = sorted(values, key=values.__getitem__)
                     where = [values[one] for one in sets]
-                    place = (column.metric, column.reference, dataset)
-                    found = [known.get((*place, *one, epsilon_text(epsilon)), NO_SUMMARY) for one in sets]
+                    found = [known.get((*column.key, dataset, *one, epsilon_text(epsilon)), NO_SUMMARY) for one in sets]
                     mean = np.array([value[0] for value in found])
                     std = np.nan_to_num(np.array([value[1] for value in found]))
                     label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")

@@ -142,7 +142,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
 def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """What is drawn: the image distance (FID if there is one, else FD), then the accuracies; not what has no value."""
     columns = metric_columns(with_values(metrics))
-    distances = [c for c in columns if c.metric == "fid"][:1] or [c for c in columns if c.metric.startswith("fd_")]
+    distances = [c for name in ("fid", "fd") for c in columns if c.metric == name][:1]
     return distances + [c for c in columns if c.metric.startswith("acc_")]
 
 
@@ -172,8 +172,7 @@ def _draw_panel(
     panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
     drawn = []
     for place, ((method, sampler), i) in enumerate(series.items()):
-        key = (column.metric, column.reference, method, sampler)
-        found = [known.get((*key, e), NO_SUMMARY) for e in epsilons]
+        found = [known.get((*column.key, method, sampler, e), NO_SUMMARY) for e in epsilons]
         mean = np.array([value[0] for value in found])
         std = np.nan_to_num(np.array([value[1] for value in found]))
         # bars of neighbouring methods would hide each other
@@ -181,7 +180,7 @@ def _draw_panel(
         where = np.arange(len(epsilons)) + shift
         panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **series_look(i, method in hollow))
         drawn += mean[np.isfinite(mean)].tolist()
-    anchors = {a: known[key][0] for a in ANCHORS if (key := (column.metric, column.reference, a, "", "")) in known}
+    anchors = {a: known[key][0] for a in ANCHORS if (key := (*column.key, a, "", "")) in known}
     positive = [v for v in drawn if v > 0]
     if column.sign < 0 and drawn and len(positive) == len(drawn):
         reach = positive + [v for v in anchors.values() if v > min(positive) / LOG_RATIO]

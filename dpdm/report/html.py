@@ -75,7 +75,7 @@ def render_report(
     failed = int((~private["passed"]).sum())
     attacked = private[private["attack"] != ""].drop_duplicates(["dataset", "method", "epsilon"])
     exceeded = int(attacked["attack_exceeded"].sum())
-    kinds = {name.partition("_")[0] for name in metrics["metric"]}
+    kinds = set(metrics["metric"])
     template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # Text between tags: quotes may stand, and thousands of recipes and commands are full of them.

@@ -42,7 +42,7 @@ _ACCOUNTANT = "rdp"
 _SYNTHETIC_IMAGES = 60_000
 _TRAINING_IMAGES = {"mnist": 60_000, "fashion_mnist": 60_000, "celeba": 162_770}
 
-# `fid` means Inception features: a distance by another extractor is called fd_NAME and has no column here.
+# `fid` means Inception features: a distance by another extractor is called fd and has no column here.
 _METRICS = {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}
 
 
@@ -223,7 +223,7 @@ def _ours(
     found: list[tuple[_Runs, _Ours]] = []
     no_value = False
     for runs in row.runs if column else ():
-        mean, std, n = known.get((column.metric, column.reference, *runs), NO_SUMMARY)
+        mean, std, n = known.get((*column.key, *runs), NO_SUMMARY)
         mine = _of(metrics[metrics["metric"] == column.metric], runs)
         no_value |= not n and len(mine) > 0
         if n:
@@ -395,8 +395,8 @@ def _notes(
             f"FID: ours is against the {side}; which side the paper reports, and how many images it drew, could not be "
             "verified."
         )
-    elif "fid" in shown and (others := sorted(name for name in measured if name.startswith("fd_"))):
-        yield f"FID is not run: the distances {', '.join(others)} are by other features than Inception's."
+    elif "fid" in shown and "fd" in measured:
+        yield "FID is not run: fd is a distance by other features than Inception's."
     yield from _holes(number, study, metrics, rows)
     if left_out:
         named = ", ".join(f"{dataset} {size}x{size}" for dataset, size in sorted(left_out))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -15,20 +15,21 @@ from dpdm.config import ANCHORS, DIRECT, Study
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
 
-# By the first word of a metric's name: title, +1 where more is better, decimals (None: about three digits).
-_KINDS: dict[str, tuple[str, int, int | None]] = {
-    "fid": ("FID", -1, None),
-    "fd": ("FD", -1, None),
-    "kid": ("KID", -1, None),
-    "precision": ("Precision", 1, 3),
-    "recall": ("Recall", 1, 3),
-    "acc": ("accuracy %", 1, 1),
+# Title and decimals (None: about three digits) of metrics and, last, of all accuracies, in reading order; any other
+# metric has its own name and follows.
+_TITLES: dict[str, tuple[str, int | None]] = {
+    "fid": ("FID", None),
+    "fd": ("FD", None),
+    "kid": ("KID", None),
+    "precision": ("Precision", 3),
+    "recall": ("Recall", 3),
+    "acc": ("accuracy %", 1),
 }
 _METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
 _ATTACKS = {
     "gaussian": "noise taken for Gaussian", "one_run": "one-run auditing", "clopper_pearson": "Clopper-Pearson",
 }  # fmt: skip
-_EXTRACTORS = {"inception": "Inception"}
+_EXTRACTORS = {"inception": "Inception", "small_cnn": "small CNN"}
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 
 Summary = tuple[float, float, int]  # mean, sample standard deviation (n - 1), n
@@ -95,15 +96,25 @@ class Table:
             yield body
 
 
-@dataclass(frozen=True)
-class MetricColumn:
+class MetricColumn(NamedTuple):
     """How a metric is shown: `sign` is +1 where more is better, `decimals` None means about three digits."""
 
     metric: str
+    extractor: str
     reference: str
     title: str
     sign: int
     decimals: int | None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What `summaries` has it under."""
+        return self[:3]
+
+    @property
+    def name(self) -> str:
+        """The beginning of its columns in a csv."""
+        return "_".join(filter(None, self.key))
 
     @property
     def header(self) -> str:
@@ -114,47 +125,48 @@ class MetricColumn:
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """The metrics present, in reading order; of several reference sets the training set is shown.
 
-    FID alone has a column for each, the training set's first: papers report either. A metric of an unknown kind
-    follows at the end under its own name, more counted as better.
+    FID alone has a column for each, the training set's first: papers report either.
     """
-    pairs = list(dict.fromkeys(zip(metrics["metric"], metrics["reference"], strict=True)))
-    names = list(dict.fromkeys(name for name, _ in pairs))
-    order = list(_KINDS)
-    rank = {name: order.index(_kind(name)) if _kind(name) in order else len(order) for name in names}
-    extractors = {_rest(name) for name in names if _kind(name) in ("fd", "kid", "precision", "recall")}
+    rows = metrics[["metric", "extractor", "reference", "direction"]].drop_duplicates()
+    rows = rows.sort_values("reference", key=lambda column: column != "train", kind="stable")
+    shown = rows[(rows["metric"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
+    order = list(_TITLES)
+    places = dict.fromkeys(zip(metrics["metric"], metrics["extractor"], strict=True))  # as they were measured
+    place = {
+        key: (order.index(_kind(key[0])) if _kind(key[0]) in order else len(order), i) for i, key in enumerate(places)
+    }
+    several = shown.loc[~shown["metric"].isin(["fid"]) & (shown["extractor"] != ""), "extractor"].nunique() > 1
     columns = []
-    for name, reference in sorted(_shown(pairs), key=lambda pair: rank[pair[0]]):
-        title, sign, decimals = _KINDS.get(_kind(name), (name, 1, None))
-        if _kind(name) == "acc":
-            title = f"{_CLASSIFIERS.get(_rest(name), _rest(name))} {title}"
-        elif _kind(name) in _KINDS:
-            # the reader needs the extractor's name only where two stand side by side; FID is Inception's by its name
-            extractor = _EXTRACTORS.get(_rest(name), _rest(name)) if len(extractors) > 1 else ""
-            title = " ".join(filter(None, [title, extractor, f"({reference})"]))
-        columns.append(MetricColumn(name, reference, title, sign, decimals))
-    return columns
+    for metric, extractor, reference, direction in shown.itertuples(index=False):
+        title, decimals = _TITLES.get(_kind(metric), (metric, None))
+        if _kind(metric) == "acc":
+            classifier = metric.removeprefix("acc_")
+            title = f"{_CLASSIFIERS.get(classifier, classifier)} {title}"
+        else:
+            # the reader needs the extractor only where two are compared; FID is Inception's by its name
+            by = _EXTRACTORS.get(extractor, extractor) if several and metric != "fid" else ""
+            title = " ".join(filter(None, [title, by, f"({reference})"]))
+        sign = {"lower": -1, "higher": 1}[direction]
+        columns.append(MetricColumn(metric, extractor, reference, title, sign, decimals))
+    return sorted(columns, key=lambda c: place[c.metric, c.extractor])  # stable
+
+
+def _kind(metric: str) -> str:
+    return "acc" if metric.startswith("acc_") else metric
 
 
 def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
     """Without the metrics that have no value in any row, as accuracies on unlabelled images."""
-    return metrics[metrics.groupby("metric")["value"].transform("count") > 0]
-
-
-def _shown(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Of the pairs (metric, reference) those that have a column, the training set's first."""
-    found: dict[str, list[str]] = {}
-    for name, reference in sorted(pairs, key=lambda pair: pair[1] != "train"):
-        found.setdefault(name, []).append(reference)
-    return [(n, r) for n in dict(pairs) for r in (found[n] if n == "fid" else found[n][:1])]
+    return metrics[metrics.groupby(["metric", "extractor"])["value"].transform("count") > 0]
 
 
 def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summary]:
-    """Over the seeds: (metric, reference, *keys) -> mean, sample standard deviation (n - 1) and number of values.
+    """Over the seeds: (metric, extractor, reference, *keys) -> mean, sample deviation (n - 1), number of values.
 
     NaN values do not count; the deviation of one value is NaN. A group without any value is left out: take NO_SUMMARY
     for it.
     """
-    names = ["metric", "reference", *keys]
+    names = ["metric", "extractor", "reference", *keys]
     found = metrics.dropna(subset=["value"]).groupby(names, sort=False)["value"].agg(["mean", "std", "count"])
     return {key: (mean, std, int(n)) for key, mean, std, n in found.itertuples()}
 
@@ -206,10 +218,10 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     protocols = _protocols(metrics, keys)
     for row in rows:
         protocol = protocols[tuple(row.values())]
-        found = [known.get((c.metric, c.reference, *row.values()), NO_SUMMARY) for c in columns]
+        found = [known.get((*c.key, *row.values()), NO_SUMMARY) for c in columns]
         numbers: dict[str, Any] = {}
         for c, values in zip(columns, found, strict=True):
-            numbers |= {f"{c.metric}_{c.reference}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
+            numbers |= {f"{c.name}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
         data.append({**row, "protocol": protocol, **numbers})
         shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
         if several and row["method"] not in several:
@@ -219,7 +231,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         printed = {"Protocol": protocol} if mixed else {}
         cells.append({titles[key]: shown[key] for key in keys} | printed | texts)
     sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
-    stats = [f"{c.metric}_{c.reference}_{s}" for c in columns for s in ("mean", "std", "n")]
+    stats = [f"{c.name}_{s}" for c in columns for s in ("mean", "std", "n")]
     headers = [c.header for c in columns]
     return Table(
         pd.DataFrame(data, columns=[*keys, "protocol", *stats]),
@@ -244,11 +256,12 @@ def printed_results(metrics: pd.DataFrame) -> list[Table]:
     for dataset in dict.fromkeys(metrics["dataset"]):
         chosen = metrics[metrics["dataset"] == dataset]
         columns = metric_columns(with_values(chosen))
-        by_inception = [c for c in columns if c.metric == "fid" or _rest(c.metric) == "inception"]
+        by_inception = [c for c in columns if c.extractor == "inception"]
         others = [c for c in columns if c not in by_inception]
         if by_inception and others:
             for half in (by_inception, others):
-                parts.append(results_table(chosen[chosen["metric"].isin([c.metric for c in half])], half, mixed))
+                these = chosen["extractor"].isin([c.extractor for c in half])
+                parts.append(results_table(chosen[these], half, mixed))
         else:
             parts.append(dataset_results(metrics, dataset))
     return parts
@@ -473,14 +486,6 @@ def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) ->
 # --- rows and cells -------------------------------------------------------------------------------------------
 
 
-def _kind(metric: str) -> str:
-    return metric.partition("_")[0]
-
-
-def _rest(metric: str) -> str:
-    return metric.partition("_")[2]
-
-
 def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
     rows = [dict(zip(keys, values, strict=True)) for values in metrics[keys].drop_duplicates().to_numpy().tolist()]
     datasets = list(dict.fromkeys(metrics["dataset"]))
@@ -514,7 +519,7 @@ def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: i
     best = set()
     for rows in rivals.values():
         for j, column in enumerate(columns):
-            name = f"{column.metric}_{column.reference}_mean"
+            name = f"{column.name}_mean"
             scores = {i: column.sign * data[i][name] for i in rows if not math.isnan(data[i][name])}
             if len({data[i]["method"] for i in scores}) > 1:
                 best |= {(i, offset + j) for i, score in scores.items() if score == max(scores.values())}

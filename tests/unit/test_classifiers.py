@@ -1,12 +1,14 @@
 """Utility: the classifiers learn what is there, from synthetic images only, the same way every time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
-from dpdm.evaluation import classifiers
+from dpdm.evaluation import classifiers, registry
 from dpdm.evaluation._network import EpochRecipe, Recipe, train_and_select
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -24,11 +26,11 @@ def digits():
 @pytest.fixture(params=["quick", "paper"])
 def short(monkeypatch, request):
     """Each protocol in seconds, for all that does not ask how good a classifier gets."""
-    protocols = {
-        "quick": classifiers.QuickProtocol(20, Recipe(40, 32, 3e-3), Recipe(30, 32, 3e-3)),
-        "paper": classifiers.PaperProtocol(EpochRecipe(20, 16, 3e-3)),
-    }
-    monkeypatch.setitem(classifiers.PROTOCOLS, "short", protocols[request.param])
+    monkeypatch.setattr(classifiers, "LOGREG_ITERATIONS", 20)
+    monkeypatch.setattr(classifiers, "MLP_RECIPE", Recipe(40, 32, 3e-3))
+    monkeypatch.setattr(classifiers, "CNN", replace(classifiers.CNN, quick=Recipe(30, 32, 3e-3)))
+    monkeypatch.setattr(classifiers, "PAPER_RECIPE", EpochRecipe(20, 16, 3e-3))
+    monkeypatch.setitem(classifiers.PROTOCOLS, "short", classifiers.PROTOCOLS[request.param])
 
 
 def halves(n=120, shape=(1, 8, 8), num_classes=2, seed=0):
@@ -69,7 +71,8 @@ def test_a_classifier_that_is_trained_already_is_measured_in_its_family():
         return np.where(np.arange(40) < 30, test.labels, 1 - test.labels)
 
     rows = classifiers.measure_trained(predict, "mlp", test)
-    assert rows == [{"metric": "acc_mlp", "reference": "test", "value": 75.0}]
+    named = {"metric": "acc_mlp", "extractor": "", "direction": "higher", "reference": "test"}
+    assert rows == [named | {"value": 75.0}]
     assert [images is test.images for images in asked] == [True]
 
 
@@ -139,7 +142,7 @@ def test_equal_seeds_predict_alike_and_the_global_generators_are_left_alone(name
     torch.rand(3)
     np.testing.assert_array_equal(classifiers.train_and_predict(name, train, images, 0, "short"), first)
     other = classifiers.train_and_predict(name, train, images, 1, "short")
-    drawless = name == "logreg" and isinstance(classifiers.PROTOCOLS["short"], classifiers.QuickProtocol)
+    drawless = name == "logreg" and classifiers.PROTOCOLS["short"] is classifiers.fit_quick
     assert (other == first).all() == drawless
 
 
@@ -158,7 +161,7 @@ def test_a_class_that_is_missing_is_never_predicted_and_the_others_keep_their_nu
     predicted = classifiers.train_and_predict(name, two, test.images, 0, "short")
     assert (predicted[test.labels == 0] == 1).all()
     assert (predicted[test.labels == 1] == 2).all()
-    if isinstance(classifiers.PROTOCOLS["short"], classifiers.QuickProtocol):
+    if classifiers.PROTOCOLS["short"] is classifiers.fit_quick:
         assert set(predicted) == {1, 2}  # an epoch chosen early may say anything about images like none it saw
 
 
@@ -214,12 +217,12 @@ def test_the_steps_of_a_recipe_grow_only_where_epochs_are_asked_for():
 
 @pytest.mark.parametrize(("name", "count"), [("logreg", 7_850), ("mlp", 79_510), ("cnn", 241_546)])
 def test_the_networks_of_the_paper_have_its_numbers_of_parameters(name, count):
-    network = classifiers.paper_network(name, (1, 28, 28), 10)
+    network = registry.load(registry.CLASSIFIERS, name, "classifier").network((1, 28, 28), 10)
     assert sum(p.numel() for p in network.parameters()) == count
 
 
 def test_the_protocol_of_the_paper():
-    assert classifiers.PROTOCOLS["paper"].recipe == EpochRecipe(epochs=50, batch_size=128, lr=3e-4, held_out=0.1)
+    assert EpochRecipe(epochs=50, batch_size=128, lr=3e-4, held_out=0.1) == classifiers.PAPER_RECIPE
 
 
 class Scripted(torch.nn.Module):

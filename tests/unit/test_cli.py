@@ -175,10 +175,11 @@ def test_the_fid_has_a_file_of_its_own_beside_the_other_scores(
     for file in (fidelity, utility):
         assert {key: file[key] for key in shared} == {key: by_inception[key] for key in shared}
     assert by_inception["drawn_by"] == drawn_by.model_dump(mode="json")
-    assert not [row for row in fidelity["metrics"] if not row["metric"].endswith("_digits")]
-    names = ["fid", "kid_inception", "precision_inception", "recall_inception"]
-    found = [(row["metric"], row["reference"]) for row in by_inception["metrics"]]
-    assert found == [(name, side) for side in ("train", "test") for name in names]
+    directions = [("kid", "lower"), ("precision", "higher"), ("recall", "higher")]
+    for file, extractor, distance in ((fidelity, "small_cnn", "fd"), (by_inception, "inception", "fid")):
+        found = [(row["reference"], row["extractor"], row["metric"], row["direction"]) for row in file["metrics"]]
+        expected = [(distance, "lower"), *directions]
+        assert found == [(side, extractor, *named) for side in ("train", "test") for named in expected]
     assert by_inception["metrics"][0]["value"] == pytest.approx(0, abs=1e-5)
     assert by_inception["inception"]["n"] == {"train": 20, "test": 20}
 
@@ -470,7 +471,7 @@ def test_a_classifier_is_trained_and_scored_without_images(run_cli, train, with_
     assert content["coordinates"] == spec.coordinates().model_dump(mode="json")
     assert (content["num_synthetic"], content["protocol"]) == (0, "direct")
     (row,) = content["metrics"]
-    assert (row["metric"], row["reference"]) == ("acc_mlp", "test")
+    assert (row["metric"], row["reference"], row["direction"]) == ("acc_mlp", "test", "higher")
     state = artifacts.read_tensors(folder / "model.pt")["state"]
     predicted = load_method(spec.impl).Model.from_state(state).predict(digits64.images)
     assert row["value"] == 100 * float((predicted == digits64.labels).mean())

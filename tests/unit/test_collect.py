@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+from measured import measured
 
 from dpdm import artifacts
 from dpdm.config import parse_study
@@ -29,8 +30,8 @@ def make_study(**changes):
 
 def write_scores(folder, coordinates, provenance=ONE, value=1.5):
     c = coordinates.model_dump(mode="json")
-    fidelity = [{"metric": "fd_digits", "reference": r, "value": value} for r in ("train", "test")]
-    utility = [{"metric": f"acc_{n}", "reference": "test", "value": value} for n in ("logreg", "mlp")]
+    fidelity = [measured("fd", r) | {"value": value} for r in ("train", "test")]
+    utility = [measured(f"acc_{n}") | {"value": value} for n in ("logreg", "mlp")]
     shared = {"coordinates": c, "provenance": provenance, "num_synthetic": 20}
     artifacts.write_json(folder / "fidelity.json", {**shared, "extractor": {"name": "digits"}, "metrics": fidelity})
     artifacts.write_json(folder / "utility.json", {**shared, "protocol": "quick", "metrics": utility})
@@ -73,7 +74,7 @@ def test_everything_is_collected_in_grid_order(results):
     assert list(metrics["method"].drop_duplicates()) == ["dpgan", "real", "label_only"]
     assert list(metrics["epsilon"].drop_duplicates()) == ["1", "inf", ""]
     first = metrics.iloc[0]
-    assert (first["metric"], first["reference"], first["value"], first["seed"]) == ("fd_digits", "train", 0.1, 0)
+    assert (first["metric"], first["reference"], first["value"], first["seed"]) == ("fd", "train", 0.1, 0)
     assert (first["delta"], first["accountant"], first["protocol"]) == (3.5e-4, "rdp", "")
     anchor = metrics[metrics["method"] == "real"].iloc[0]
     assert math.isnan(anchor["delta"])
@@ -132,7 +133,7 @@ FID = {"synthetic_images": 20, "classifiers": ["logreg", "mlp"], "fid": {}}
 
 
 def write_inception(folder, coordinates, weights="aaaa", **changes):
-    rows = [{"metric": "fid", "reference": r, "value": 3.0} for r in ("train", "test")]
+    rows = [measured("fid", r) | {"value": 3.0} for r in ("train", "test")]
     shared = {"coordinates": coordinates.model_dump(mode="json"), "provenance": ONE, "num_synthetic": 20}
     content = shared | {"inception": {"weights_sha256": weights}, "metrics": rows}
     artifacts.write_json(folder / "inception.json", content | changes)
@@ -149,10 +150,30 @@ def with_fid(results):
     return results
 
 
+def test_scores_without_a_direction_are_of_an_older_version(results):
+    path = results / "runs/0/fidelity.json"
+    content = artifacts.read_json(path)
+    for row in content["metrics"]:
+        del row["direction"], row["extractor"]
+    artifacts.write_json(path, content)
+    with pytest.raises(UserError) as caught:
+        collect(make_study(), [results])
+    for part in (str(path), "fd", "direction", "--forcerun score"):
+        assert part in str(caught.value)
+
+
+def test_a_table_of_scores_without_directions_is_refused(results, tmp_path):
+    metrics, _ = collect(make_study(), [results])
+    for changed in (metrics.drop(columns="direction"), metrics.assign(direction="")):
+        write_csv(tmp_path / "x.csv", changed)
+        with pytest.raises(UserError, match=r"x\.csv"):
+            read_csv(tmp_path / "x.csv", METRICS)
+
+
 def test_scores_by_inception_stand_between_the_other_distances_and_the_accuracies(with_fid):
     study = make_study(evaluation=FID)
     metrics, audits = collect(study, [with_fid])
-    names = ["fd_digits", "fd_digits", "fid", "fid", "acc_logreg", "acc_mlp"]
+    names = ["fd", "fd", "fid", "fid", "acc_logreg", "acc_mlp"]
     assert metrics["metric"].tolist() == names * 8
     assert holes(study, metrics, audits) == []
 
@@ -207,7 +228,7 @@ def with_classifier(results):
     study = make_study(methods={"dpgan": {"impl": "a:B"}, "net": {"impl": "a:C", "kind": "classifier"}})
     runs = [run for run in study.runs() if run.method == "net"]
     for i, run in enumerate(runs):
-        row = {"metric": "acc_mlp", "reference": "test", "value": 90.0 + i}
+        row = measured("acc_mlp") | {"value": 90.0 + i}
         content = {"coordinates": run.coordinates().model_dump(mode="json"), "provenance": ONE, "metrics": [row]}
         artifacts.write_json(
             results / f"runs/net{i}/utility.json", {**content, "num_synthetic": 0, "protocol": "direct"}

@@ -6,20 +6,21 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from measured import measured
 
 from dpdm.config import parse_study
 from dpdm.report.collect import METRICS
 from dpdm.report.comparisons import Ranks, bootstrap_note, mean_ranks, parameter_figure, rank_figure, ranked_columns
 from dpdm.report.figures import save_figure
 
-FD, CNN, MLP = ("fd_x", "train"), ("acc_cnn", "test"), ("acc_mlp", "test")
+FD, CNN, MLP = ("fd", "train"), ("acc_cnn", "test"), ("acc_mlp", "test")
 
 
 def rows(method, values, metric=FD, sampler="default", dataset="d", epsilon="1", **more):
     """One row per seed."""
     blank = {name: kind() for name, kind in METRICS.items()}
     place = {"dataset": dataset, "method": method, "epsilon": epsilon, "sampler": sampler}
-    what = {"metric": metric[0], "reference": metric[1]}
+    what = measured(*metric)
     return [{**blank, **place, **what, "seed": s, "value": v, **more} for s, v in enumerate(values)]
 
 
@@ -90,21 +91,20 @@ def test_each_way_of_sampling_is_ranked_for_itself():
 
 def test_the_distance_and_the_cnn_are_ranked_by():
     metrics = pd.DataFrame([*rows("a", [1.0], CNN), *rows("a", [1.0], MLP), *rows("a", [1.0], FD)])
-    assert [columns["d"].metric for columns in ranked_columns(metrics)] == ["fd_x", "acc_cnn"]
+    assert [columns["d"].metric for columns in ranked_columns(metrics)] == ["fd", "acc_cnn"]
     less = metrics[metrics["metric"] != "acc_cnn"]
-    assert [columns["d"].metric for columns in ranked_columns(less)] == ["fd_x", "acc_mlp"]
+    assert [columns["d"].metric for columns in ranked_columns(less)] == ["fd", "acc_mlp"]
 
 
 def test_each_dataset_has_a_distance_of_its_own_and_fid_goes_before():
-    """The extractor's name is part of a metric's: fd_mnist on mnist."""
     metrics = pd.DataFrame([
-        *rows("a", [1.0], ("fd_d", "train")), *rows("b", [2.0], ("fd_d", "train")),
+        *rows("a", [1.0], ("fd", "train")), *rows("b", [2.0], ("fd", "train")),
         *rows("a", [1.0], ("fid", "train"), dataset="e"), *rows("b", [2.0], ("fid", "train"), dataset="e"),
-        *rows("a", [1.0], ("fid", "test"), dataset="e"), *rows("b", [2.0], ("fd_e", "train"), dataset="e"),
+        *rows("a", [1.0], ("fid", "test"), dataset="e"), *rows("b", [2.0], ("fd", "train"), dataset="e"),
     ])  # fmt: skip
     (columns,) = ranked_columns(metrics)
     assert {dataset: (c.metric, c.reference) for dataset, c in columns.items()} == {
-        "d": ("fd_d", "train"), "e": ("fid", "train")
+        "d": ("fd", "train"), "e": ("fid", "train")
     }  # fmt: skip
     ranks = mean_ranks(metrics, columns)
     assert ranks.title == "FD (train) ↓ / FID (train) ↓"
@@ -234,7 +234,7 @@ def test_overrides_decide_the_value_of_each_dataset_and_a_hole_is_left_open():
         },
     )  # fmt: skip
     metrics = pd.DataFrame(
-        [*rows("one", [5.0]), *rows("two", [6.0]), *rows("two", [7.0], ("fd_e", "train"), dataset="e")]
+        [*rows("one", [5.0]), *rows("two", [6.0]), *rows("two", [7.0], ("fd", "train"), dataset="e")]
     )
     d, e = parameter_figure(metrics, study).axes
     assert (d.get_title("left"), e.get_title("left")) == ("d: FD (train) ↓", "e: FD (train) ↓")

@@ -1,6 +1,5 @@
 """Fidelity: zero for equal sets, growing with damage, finite for degenerate images, loud about mistakes."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -11,10 +10,10 @@ import torch
 from dpdm import artifacts
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
-from dpdm.evaluation import extractor, fidelity
+from dpdm.evaluation import extractor, fidelity, registry
 from dpdm.sources.digits import Digits
 
-METRICS = ["fd_digits", "kid_digits", "precision_digits", "recall_digits"]
+DIRECTIONS = {"fd": "lower", "kid": "lower", "precision": "higher", "recall": "higher"}
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +38,16 @@ def noisy(images, amplitude):
 
 
 def measured(synthetic, references, weights, seed=0):
-    rows = fidelity.measure(synthetic, references, weights, "digits", seed)
-    return {(row["reference"], row["metric"].removesuffix("_digits")): row["value"] for row in rows}
+    rows = fidelity.measure(synthetic, references, weights, seed)
+    return {(row["reference"], row["metric"]): row["value"] for row in rows}
 
 
-def test_the_rows_name_metric_and_side_and_never_say_fid(digits, weights):
-    rows = fidelity.measure(digits["test"], digits, weights, "digits", 0)
-    assert [(row["reference"], row["metric"]) for row in rows] == [
-        (side, metric) for side in ("train", "test") for metric in METRICS
+def test_the_rows_name_metric_extractor_direction_and_side_and_never_say_fid(digits, weights):
+    rows = fidelity.measure(digits["test"], digits, weights, 0)
+    assert [(r["reference"], r["extractor"], r["metric"], r["direction"]) for r in rows] == [
+        (side, "small_cnn", *named) for side in ("train", "test") for named in DIRECTIONS.items()
     ]
-    assert all(set(row) == {"metric", "reference", "value"} and type(row["value"]) is float for row in rows)
+    assert all(type(row["value"]) is float for row in rows)
 
 
 def test_equal_sets_have_distance_zero_and_the_other_side_has_not(digits, weights):
@@ -94,8 +93,8 @@ def test_a_gpu_is_not_used(digits, weights, monkeypatch):
 
 def test_the_batch_size_does_not_matter(digits, weights, monkeypatch):
     plain = measured(digits["test"], {"train": digits["train"]}, weights)
-    options = fidelity.Options
-    monkeypatch.setattr(fidelity, "Options", lambda **given: options(**given, batch_size=7, prc_batch_size=11))
+    monkeypatch.setattr(extractor, "_BATCH_SIZE", 7)
+    monkeypatch.setattr(fidelity, "PRC_BATCH_SIZE", 11)
     assert measured(digits["test"], {"train": digits["train"]}, weights) == pytest.approx(plain, rel=1e-5, abs=1e-6)
 
 
@@ -152,37 +151,58 @@ def test_equal_constant_sets_are_at_distance_zero(weights):
 def test_images_of_another_shape_are_refused_on_either_side(shape, digits, weights):
     odd = ImageSet(np.zeros((10, *shape), np.uint8), balanced_labels(10, 10), 10, "odd.npz")
     with pytest.raises(UserError, match=r"odd\.npz: images have shape"):
-        fidelity.measure(odd, digits, weights, "digits", 0)
+        fidelity.measure(odd, digits, weights, 0)
     with pytest.raises(UserError, match=r"odd\.npz: images have shape"):
-        fidelity.measure(digits["test"], {"train": digits["train"], "test": odd}, weights, "digits", 0)
+        fidelity.measure(digits["test"], {"train": digits["train"], "test": odd}, weights, 0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_too_few_images_are_refused_by_name(count, digits, weights):
     few = ImageSet(digits["test"].images[:count], digits["test"].labels[:count], 10, "few.npz")
     with pytest.raises(UserError, match=rf"few\.npz: {count} images are too few"):
-        fidelity.measure(few, digits, weights, "digits", 0)
+        fidelity.measure(few, digits, weights, 0)
     with pytest.raises(UserError, match=rf"few\.npz: {count} images are too few"):
-        fidelity.measure(digits["test"], {"test": few}, weights, "digits", 0)
+        fidelity.measure(digits["test"], {"test": few}, weights, 0)
 
 
 def test_a_missing_extractor_is_named(digits, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.pt"):
-        fidelity.measure(digits["test"], digits, tmp_path / "nowhere.pt", "digits", 0)
+        fidelity.measure(digits["test"], digits, tmp_path / "nowhere.pt", 0)
+
+
+def registered(monkeypatch, metric):
+    """One more metric, as a line of the registry names it."""
+    monkeypatch.setattr(fidelity, "MORE", metric, raising=False)
+    monkeypatch.setitem(registry.METRICS, "more", "dpdm.evaluation.fidelity:MORE")
 
 
 def test_a_value_that_is_not_finite_is_an_error_not_a_row(digits, weights, monkeypatch):
-    torch_fidelity = fidelity.import_torch_fidelity()
-    real = torch_fidelity.calculate_metrics
-    broken = {torch_fidelity.KEY_METRIC_KID_MEAN: float("nan")}
-    monkeypatch.setattr(torch_fidelity, "calculate_metrics", lambda **given: real(**given) | broken)
-    with pytest.raises(UserError, match="kid of digits test is nan"):
-        fidelity.measure(digits["test"], digits, weights, "digits", 0)
+    registered(monkeypatch, fidelity.Metric({"odd": "lower"}, lambda *_: {"odd": float("nan")}))
+    with pytest.raises(UserError, match=r"odd of digits test is nan; delete .*extractor\.pt"):
+        fidelity.measure(digits["test"], digits, weights, 0)
 
 
-def test_torch_fidelity_knows_every_option_of_ours():
-    options = fidelity.Options("x.pt", 10, 0, False)
-    assert fidelity.known_options(dataclasses.asdict(options)) == dataclasses.asdict(options)
+@pytest.mark.parametrize("directions", [{}, {"odd": "up"}])
+def test_a_metric_without_a_direction_is_refused(digits, weights, monkeypatch, directions):
+    registered(monkeypatch, fidelity.Metric(directions, lambda *_: {"odd": 1.0}))
+    with pytest.raises(UserError) as caught:
+        fidelity.measure(digits["test"], digits, weights, 0)
+    for part in ("dpdm.evaluation.fidelity:MORE", "odd", "directions", "lower", "higher"):
+        assert part in str(caught.value)
+
+
+def test_a_new_metric_and_a_new_extractor_are_a_line_each(digits, weights, monkeypatch):
+    registered(monkeypatch, fidelity.Metric({"gap": "lower"}, lambda s, r, _: {"gap": abs(s.mu - r.mu).max()}))
+    monkeypatch.setattr(
+        extractor, "pixels", lambda images, _: torch.from_numpy(images.images).flatten(1), raising=False
+    )
+    monkeypatch.setitem(registry.EXTRACTORS, "pixels", "dpdm.evaluation.extractor:pixels")
+    rows = fidelity.measure(digits["test"], {"train": digits["train"]}, weights, 0)
+    assert [(r["extractor"], r["metric"]) for r in rows] == [
+        (name, metric) for name in ("small_cnn", "pixels") for metric in (*DIRECTIONS, "gap")
+    ]
+    means = (digits[side].images.reshape(-1, 64).mean(0) for side in ("test", "train"))
+    assert rows[-1]["value"] == pytest.approx(np.abs(next(means) - next(means)).max())
 
 
 def test_a_misspelt_option_is_an_error():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from measured import measured
 
 from dpdm import artifacts
 from dpdm.errors import UserError
@@ -23,8 +24,8 @@ def make_metrics(fd=(100.0, 80.0, 60.0)):
     ):  # fmt: skip
         for seed in (0, 1):
             place = {"dataset": "digits", "method": method, "epsilon": epsilon, "seed": seed}
-            rows.append({**blank, **place, "metric": "acc_cnn", "reference": "test", "value": accuracy + seed})
-            rows.append({**blank, **place, "metric": "fd_digits", "reference": "train", "value": distance})
+            rows.append({**blank, **place, **measured("acc_cnn"), "value": accuracy + seed})
+            rows.append({**blank, **place, **measured("fd", "train"), "value": distance})
     return pd.DataFrame(rows)
 
 
@@ -45,7 +46,7 @@ def test_curves_show_means_in_order_of_epsilon_and_both_anchors():
 
 def test_the_distance_is_the_fid_to_the_training_images_where_there_is_one():
     metrics = make_metrics()
-    fid = metrics[metrics["metric"] == "fd_digits"].assign(metric="fid")
+    fid = metrics[metrics["metric"] == "fd"].assign(metric="fid", extractor="inception")
     both = pd.concat([metrics, fid.assign(reference="test", value=fid["value"] + 1), fid], ignore_index=True)
     figure = epsilon_curves(both, "digits")
     assert [axes.get_title("left") for axes in figure.axes] == ["FID (train) ↓", "CNN accuracy % ↑"]
@@ -55,7 +56,7 @@ def test_the_distance_is_the_fid_to_the_training_images_where_there_is_one():
 @pytest.mark.parametrize(("real", "note"), [(-2.8e-13, "0"), (1e-9, "0"), (0.0123, "0.012")])
 def test_wide_distances_get_a_log_axis_and_a_note_for_real(real, note):
     metrics = make_metrics(fd=(900.0, 90.0, 9.0))
-    metrics.loc[(metrics["method"] == "real") & (metrics["metric"] == "fd_digits"), "value"] = real
+    metrics.loc[(metrics["method"] == "real") & (metrics["metric"] == "fd"), "value"] = real
     figure = epsilon_curves(metrics, "digits")
     fd, cnn = figure.axes[:2]
     assert (fd.get_yscale(), cnn.get_yscale()) == ("log", "linear")

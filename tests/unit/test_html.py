@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
+from measured import measured
 
 from dpdm import artifacts
 from dpdm.config import parse_study
@@ -45,8 +46,8 @@ def make_frames(study):
     for i, (method, epsilon, sampler) in enumerate([*places, ("real", "", ""), ("label_only", "", "")]):
         epsilon = str(epsilon).removesuffix(".0")
         row = {**metric, "dataset": "digits", "method": method, "epsilon": epsilon, "sampler": sampler}
-        metrics.append({**row, "metric": "fd_digits", "reference": "train", "value": 10.0 + i})
-        metrics.append({**row, "metric": "acc_cnn", "reference": "test", "value": 50.0 + i})
+        metrics.append({**row, **measured("fd", "train"), "value": 10.0 + i})
+        metrics.append({**row, **measured("acc_cnn"), "value": 50.0 + i})
         if epsilon:
             target = float(epsilon)
             audits.append({
@@ -325,15 +326,16 @@ def test_our_numbers_beside_the_papers_lead_to_their_runs(layout):
     assert "<a " not in part_of(quoted("mnist", tables={"table_1": mapped}), "paper", "methods")
 
 
-@pytest.mark.parametrize("metrics", [["fd_digits"], ["fid"], ["fid", "fd_digits"]])
+@pytest.mark.parametrize("metrics", [["fd"], ["fid"], ["fid", "fd"]])
 def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
     study = make_study()
     frame, *rest = make_frames(study)
-    renamed = [frame.replace({"metric": {"fd_digits": name}}) for name in metrics]
+    extractors = {"fd": "small_cnn", "fid": "inception"}
+    renamed = [frame.replace({"metric": {"fd": m}, "extractor": {"small_cnn": extractors[m]}}) for m in metrics]
     text = Tags(render_report(study, pd.concat(renamed), *rest, {}, {}, COMMAND, ENVIRONMENT)).text
     assert ("FID is the Fréchet distance of Inception's features" in text) == ("fid" in metrics)
-    assert ("FD is a Fréchet distance under a small feature extractor" in text) == ("fd_digits" in metrics)
-    assert ("the KID, precision and recall named after a data set use" in text) == (len(metrics) == 2)
+    assert ("FD is a Fréchet distance under a small feature extractor" in text) == ("fd" in metrics)
+    assert ("the KID, precision and recall that name the small CNN use" in text) == (len(metrics) == 2)
 
 
 def test_links_to_files_are_relative_and_lead_somewhere(full_page, layout):

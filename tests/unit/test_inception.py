@@ -20,7 +20,7 @@ from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation import fidelity, inception
 
-METRICS = ["fid", "kid_inception", "precision_inception", "recall_inception"]
+METRICS = ["fid", "kid", "precision", "recall"]
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -104,7 +104,8 @@ def gaussian(mean, covariance):
 def frechet(one, two):
     """The FID alone of two Gaussians, through the code that scores."""
     features = torch.arange(10.0).reshape(5, 2)
-    return inception._distances(one, features, two | {"features": features.numpy()}, 0)["fid"]
+    sides = (inception._features(side, features) for side in (one, two))
+    return fidelity.FD.measure(*sides, inception.Streams(0, "x"))["fd"]
 
 
 def test_the_fid_of_gaussians_with_diagonal_covariances_is_the_closed_form():
@@ -128,7 +129,7 @@ def test_the_fid_of_gaussians_with_any_covariances_is_scipy_s():
 def test_statistics_are_in_float64():
     """Mean and covariance (divided by n - 1) of float32 features far from 0, to a relative 1e-9."""
     features = torch.from_numpy(np.random.default_rng(2).normal(1e4, 1, (5000, 3)).astype(np.float32))
-    found = inception._statistics(features)
+    found = inception.statistics(features)
     exact = features.numpy().astype(np.float64)
     centred = exact - exact.mean(0)
     np.testing.assert_allclose(found["mu"], exact.mean(0), rtol=1e-12)
@@ -152,7 +153,7 @@ def test_kept_statistics_give_what_torch_fidelity_calculates(synthetic, sides, k
     for side in ("train", "test"):
         expected = by_torch_fidelity(synthetic, sides[side], quick.path, "64")
         assert found[side, "fid"] == pytest.approx(expected["fid"], rel=1e-5)
-        assert found[side, "kid_inception"] == pytest.approx(expected["kid_inception"], abs=3e-7)
+        assert found[side, "kid"] == pytest.approx(expected["kid"], abs=3e-7)
         assert [found[side, metric] for metric in METRICS[2:]] == [expected[metric] for metric in METRICS[2:]]
     shares = {found["train", metric] for metric in METRICS[2:]}
     assert len(shares) == 2  # else the sides could be swapped unseen
@@ -181,7 +182,7 @@ def test_the_whole_network_gives_what_torch_fidelity_calculates(
     found = measured(synthetic, tmp_path / "inception.npz", network)
     expected = by_torch_fidelity(synthetic, few["train"], inception_weights, "2048")
     assert found["train", "fid"] == pytest.approx(expected["fid"], rel=1e-4)
-    assert found["train", "kid_inception"] == pytest.approx(expected["kid_inception"], abs=3e-7)
+    assert found["train", "kid"] == pytest.approx(expected["kid"], abs=3e-7)
     assert [found["train", m] for m in METRICS[2:]] == [expected[m] for m in METRICS[2:]]
     exact = fid_of_few(*(network.features(x).numpy().astype(np.float64) for x in (synthetic, few["train"])))
     assert found["train", "fid"] == pytest.approx(exact, rel=1e-4)
@@ -191,16 +192,16 @@ def test_equal_sets_are_at_distance_zero(sides, kept, quick):
     """The square root of a singular covariance's rounding errors leaves 1e-5."""
     found = measured(sides["test"], kept, quick)
     assert found["test", "fid"] == pytest.approx(0, abs=1e-5)
-    assert (found["test", "precision_inception"], found["test", "recall_inception"]) == (1, 1)
+    assert (found["test", "precision"], found["test", "recall"]) == (1, 1)
     assert found["train", "fid"] > 1e-3
 
 
 def test_equal_seeds_give_equal_numbers(synthetic, kept, quick, monkeypatch):
     """The seed moves kid alone, and only where it draws subsets."""
-    monkeypatch.setattr(inception, "KID_SUBSET_SIZE", 5)
+    monkeypatch.setattr(fidelity, "KID_SUBSET_SIZE", 5)
     first, again, other = (measured(synthetic, kept, quick, seed) for seed in (0, 0, 1))
     assert first == again
-    assert {key[1] for key in first if first[key] != other[key]} == {"kid_inception"}
+    assert {key[1] for key in first if first[key] != other[key]} == {"kid"}
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -211,8 +212,8 @@ def test_constant_images_give_finite_bad_values(value, count, kept, quick):
     assert np.isfinite(list(found.values())).all()
     for side in ("train", "test"):
         assert found[side, "fid"] > 0.1
-        assert found[side, "recall_inception"] == 0
-        assert found[side, "precision_inception"] in (0, 1)
+        assert found[side, "recall"] == 0
+        assert found[side, "precision"] in (0, 1)
 
 
 def test_equal_constant_sets_are_at_distance_zero(quick, tmp_path):
@@ -250,13 +251,12 @@ def test_of_many_images_a_fixed_choice_is_kept_but_statistics_are_of_all(
     found = measured(synthetic, tmp_path / "x.npz", quick)
     real = full | {"train_features": full["train_features"][rows]}
     features = quick.features(synthetic)
-    expected = inception._distances(
-        inception._statistics(features),
-        inception._subset(features),
-        {name: real[f"train_{name}"] for name in ("mu", "sigma", "features")},
-        inception.Streams(0, "inception").integer("kid"),
+    sides = (
+        inception._features(inception.statistics(features), inception._subset(features)),
+        inception._features({n: real[f"train_{n}"] for n in ("mu", "sigma")}, torch.from_numpy(real["train_features"])),
     )
-    assert {metric: found["train", metric] for metric in METRICS} == expected
+    rows = fidelity.distances(*sides, "x", "train", inception.Streams(0, "inception"), "", "")
+    assert [found["train", metric] for metric in METRICS] == [row["value"] for row in rows]
 
 
 def test_a_grey_image_counts_as_three_equal_channels_and_rgb_is_left(sides, quick):
@@ -317,8 +317,8 @@ def test_features_that_are_not_finite_are_an_error(sides, inception_weights, qui
 
 
 def test_a_value_that_is_not_finite_is_an_error_not_a_row(synthetic, kept, quick, monkeypatch):
-    monkeypatch.setattr(inception, "_distances", lambda *_: {"fid": 1.0, "kid_inception": float("nan")})
-    with pytest.raises(UserError, match=r"kid_inception of synthetic is nan; delete .*inception\.npz"):
+    monkeypatch.setattr(fidelity, "KID", fidelity.Metric({"kid": "lower"}, lambda *_: {"kid": float("nan")}))
+    with pytest.raises(UserError, match=r"kid of synthetic is nan; delete .*inception\.npz"):
         inception.measure(synthetic, kept, quick, 0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from measured import measured
 
 from dpdm import artifacts
 from dpdm.config import load_study, parse_study
@@ -58,10 +59,10 @@ def study():
 
 def scored(method, values, metric="acc_cnn", sampler="default", epsilon="1", dataset="numbers", **changes):
     like_the_paper = {
-        "delta": 1e-5, "accountant": "rdp", "num_synthetic": 60000, "reference": "test",
+        "delta": 1e-5, "accountant": "rdp", "num_synthetic": 60000, **measured(metric),
         "protocol": "paper" if metric.startswith("acc") else "",
     }  # fmt: skip
-    place = {"dataset": dataset, "method": method, "epsilon": epsilon, "sampler": sampler, "metric": metric}
+    place = {"dataset": dataset, "method": method, "epsilon": epsilon, "sampler": sampler}
     blank = {name: kind() for name, kind in METRICS.items()}
     return [
         {**blank, **like_the_paper, **place, "seed": seed, "value": value, **changes}
@@ -289,14 +290,14 @@ def test_another_scale_is_marked_and_told_per_method(study, published):
 
 
 def test_a_distance_by_other_features_is_not_the_fid(study, published):
-    table = made(1, study, published, scored("dpdm", [3.21987], "fd_mnist", "fid", reference="train"))
+    table = made(1, study, published, scored("dpdm", [3.21987], "fd", "fid", reference="train"))
     assert set(table.cells["FID ↓"]) == {NOT_RUN}
-    assert "fd_mnist" in note(table, "FID is not run")
+    assert "fd" in note(table, "FID is not run")
 
 
 def test_of_two_fids_the_one_to_the_training_images_stands_in_the_column_and_a_note_says_so(study, published):
     both = [scored("dpdm", [v], "fid", "fid", reference=side) for side, v in (("test", 9.0), ("train", 23.0))]
-    other = scored("dpdm", [0.5], "kid_inception", "fid", reference="train")
+    other = scored("dpdm", [0.5], "kid", "fid", reference="train", extractor="inception")
     table = made(1, study, published, *both, other)
     assert row_of(table, Ours="dpdm, fid", epsilon="1", Dataset="mnist")["FID ↓"] == "23.0 (1)"
     told = note(table, "FID: ours is against")
@@ -393,7 +394,7 @@ def test_the_command_writes_the_table(run_cli, tmp_path, study):
     parsed = parse_study(study, "s")
     layout = Layout(str(tmp_path), "s")
     artifacts.write_text(layout.study, parsed.model_dump_json())
-    row = {"metric": "acc_cnn", "reference": "test", "value": 75.0}
+    row = measured("acc_cnn") | {"value": 75.0}
     scores = {
         "coordinates": parsed.run("numbers", "pearl", 1.0, 0).coordinates("default").model_dump(mode="json"),
         "provenance": {"version": "1", "commit": "a", "code": "b"},

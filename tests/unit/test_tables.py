@@ -6,16 +6,19 @@ import subprocess
 
 import pandas as pd
 import pytest
+from measured import measured
 
 from dpdm import artifacts
 from dpdm.report import tables
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
 
 
-def rows_of(method, epsilon, values, metric="acc_cnn", reference="test", sampler="default", dataset="digits"):
+def rows_of(
+    method, epsilon, values, metric="acc_cnn", reference="test", sampler="default", dataset="digits", extractor=None
+):
     blank = {name: kind() for name, kind in METRICS.items()}
     place = {"dataset": dataset, "method": method, "epsilon": epsilon, "sampler": sampler}
-    what = {"metric": metric, "reference": reference}
+    what = measured(metric, reference, extractor)
     return [{**blank, **place, **what, "seed": seed, "value": value} for seed, value in enumerate(values)]
 
 
@@ -25,12 +28,12 @@ def metrics():
         [
             *rows_of("dp_gan", "10", [60.0, 70.0]),
             *rows_of("dp_gan", "1", [40.0, 50.0, 60.0]),
-            *rows_of("dp_gan", "1", [12.0, 14.0, 16.0], "fd_digits", "train"),
-            *rows_of("dp_gan", "1", [99.0] * 3, "fd_digits", "test"),
+            *rows_of("dp_gan", "1", [12.0, 14.0, 16.0], "fd", "train"),
+            *rows_of("dp_gan", "1", [99.0] * 3, "fd", "test"),
             *rows_of("dp_gan", "inf", [80.0]),
             *rows_of("mean", "1", [45.0, 45.0]),
             *rows_of("mean", "inf", [79.0]),
-            *rows_of("mean", "1", [200.0], "fd_digits", "train"),
+            *rows_of("mean", "1", [200.0], "fd", "train"),
             *rows_of("label_only", "", [10.0], sampler=""),
             *rows_of("real", "", [97.0, 98.0], sampler=""),
         ]
@@ -59,8 +62,8 @@ def test_mean_std_and_n_by_hand(metrics):
 def test_a_group_without_a_value_has_no_summary(metrics):
     metrics.loc[metrics["epsilon"] == "10", "value"] = math.nan
     known = tables.summaries(metrics, "method", "epsilon")
-    assert known["acc_cnn", "test", "dp_gan", "1"] == pytest.approx((50.0, 10.0, 3))
-    assert ("acc_cnn", "test", "dp_gan", "10") not in known
+    assert known["acc_cnn", "", "test", "dp_gan", "1"] == pytest.approx((50.0, 10.0, 3))
+    assert ("acc_cnn", "", "test", "dp_gan", "10") not in known
 
 
 def test_a_link_wraps_its_cell_alone(metrics):
@@ -129,32 +132,50 @@ def test_a_classifier_is_a_rival_where_it_competes(with_classifier):
 
 
 def test_two_extractors_have_two_columns():
-    rows = [*rows_of("a", "1", [1.0], "fd_digits", "train"), *rows_of("a", "1", [2.0], "fd_mnist", "train")]
+    rows = [*rows_of("a", "1", [1.0], "fd", "train"), *rows_of("a", "1", [2.0], "fd", "train", extractor="pixels")]
     headers = list(tables.results_table(pd.DataFrame(rows)).cells.columns[3:])
-    assert headers == ["FD digits (train) ↓", "FD mnist (train) ↓"]
+    assert headers == ["FD small CNN (train) ↓", "FD pixels (train) ↓"]
+
+
+def test_an_unknown_metric_is_shown_under_its_name_and_better_is_what_its_row_says():
+    rows = [r for m, v in (("a", 1.0), ("b", 2.0)) for r in rows_of(m, "1", [v], "coverage", "train")]
+    for direction, best, arrow in (("higher", 1, "↑"), ("lower", 0, "↓")):
+        table = tables.results_table(pd.DataFrame(rows).assign(direction=direction))
+        assert table.cells.columns[3] == f"coverage (train) {arrow}"
+        assert table.bold == {(best, 3)}
+
+
+def test_each_dataset_fills_the_same_columns():
+    rows = [r for d in ("mnist", "digits") for r in rows_of("a", "1", [1.0], "fd", "train", dataset=d)]
+    table = tables.results_table(pd.DataFrame(rows))
+    assert list(table.cells["FD (train) ↓"]) == ["1.00 (1)"] * 2
+    assert list(table.data["fd_small_cnn_train_mean"]) == [1.0, 1.0]
 
 
 def test_fid_has_a_column_for_each_side_and_inception_s_others_stay_apart():
-    names = ["fid", "fd_digits", "kid_digits", "kid_inception", "recall_inception"]
-    pairs = [(name, side) for name in names for side in ("test", "train")]
-    values = {pair: float(number) for number, pair in enumerate(pairs, 1)}
-    metrics = pd.DataFrame([row for (name, side), v in values.items() for row in rows_of("a", "1", [v], name, side)])
+    names = [("fid", "inception"), ("fd", "small_cnn"), ("kid", "small_cnn"), ("kid", "inception"),
+             ("recall", "inception")]  # fmt: skip
+    places = [(name, side, extractor) for name, extractor in names for side in ("test", "train")]
+    metrics = pd.DataFrame([
+        row for v, (name, side, extractor) in enumerate(places, 1)
+        for row in rows_of("a", "1", [float(v)], name, side, extractor=extractor)
+    ])  # fmt: skip
     table = tables.results_table(metrics)
     shown = {header: table.cells[header].item() for header in table.cells.columns[3:]}
     assert shown == {
         "FID (train) ↓": "2.00 (1)",
         "FID (test) ↓": "1.00 (1)",
-        "FD digits (train) ↓": "4.00 (1)",
-        "KID digits (train) ↓": "6.00 (1)",
+        "FD small CNN (train) ↓": "4.00 (1)",
+        "KID small CNN (train) ↓": "6.00 (1)",
         "KID Inception (train) ↓": "8.00 (1)",
         "Recall Inception (train) ↑": "10.000 (1)",
     }
     assert list(shown)[:2] == ["FID (train) ↓", "FID (test) ↓"]
-    assert {"fid_train_mean", "fid_test_mean"} <= set(table.data.columns)
+    assert {"fid_inception_train_mean", "fid_inception_test_mean"} <= set(table.data.columns)
 
 
 def test_fid_needs_no_extractor_s_name():
-    rows = [*rows_of("a", "1", [1.0], "fid", "train"), *rows_of("a", "1", [2.0], "fd_digits", "train")]
+    rows = [*rows_of("a", "1", [1.0], "fid", "train"), *rows_of("a", "1", [2.0], "fd", "train")]
     headers = list(tables.results_table(pd.DataFrame(rows)).cells.columns[3:])
     assert headers == ["FID (train) ↓", "FD (train) ↓"]
 
@@ -171,7 +192,7 @@ def test_every_format_holds_the_same_cells(metrics, tmp_path):
     assert (
         read["csv"]
         .splitlines()[0]
-        .startswith("dataset,epsilon,method,protocol,fd_digits_train_mean,fd_digits_train_std")
+        .startswith("dataset,epsilon,method,protocol,fd_small_cnn_train_mean,fd_small_cnn_train_std")
     )
     assert "digits,inf,dp_gan,,,,0,80.0,,1" in read["csv"]
 
@@ -229,7 +250,7 @@ def test_a_page_has_the_distances_by_inception_in_a_table_of_their_own(metrics):
     assert alone.cells.equals(tables.dataset_results(metrics, "digits").cells)
     of_inception = [
         *rows_of("mean", "1", [1.0], "fid", "train"),
-        *rows_of("mean", "1", [2.0], "kid_inception", "train"),
+        *rows_of("mean", "1", [2.0], "kid", "train", extractor="inception"),
     ]
     mixed = pd.concat([metrics, pd.DataFrame(of_inception), metrics.assign(dataset="other")])
     first, second, third = tables.printed_results(mixed)

@@ -241,7 +241,7 @@ def test_the_tiny_study_runs_to_its_end(finished, tiny):
         rows = list(csv.DictReader(lines))
     methods = {(m, e) for m in tiny["methods"] for e in ("10", "inf")} | {("real", ""), ("label_only", "")}
     generators = {(method, epsilon) for method, epsilon in methods if method != CLASSIFIER}
-    for metric, expected in (("fd_digits", generators), ("acc_logreg", methods)):
+    for metric, expected in (("fd", generators), ("acc_logreg", methods)):
         assert {(r["method"], r["epsilon"]) for r in rows if r["metric"] == metric} == expected
     (images,) = {r["num_synthetic"] for r in rows if r["method"] == CLASSIFIER}
     assert images == "0"

@@ -1,0 +1,49 @@
+"""What synthetic images can be judged by: a line per metric, extractor and classifier, as "module:name".
+
+A line here is all that a new one needs besides its file: see docs/extending.md. Imports no library, so that a study is
+checked against these names in milliseconds.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from dpdm.errors import UserError
+
+METRICS = {  # distances between the features of two sets of images: a `fidelity.Metric` each
+    "fd": "dpdm.evaluation.fidelity:FD",
+    "kid": "dpdm.evaluation.fidelity:KID",
+    "precision_recall": "dpdm.evaluation.fidelity:PRECISION_RECALL",
+}
+EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d]; Inception has rules of its own
+    "small_cnn": "dpdm.evaluation.extractor:features",
+}
+CLASSIFIERS = {  # trained on synthetic images: a `classifiers.Classifier` each
+    "logreg": "dpdm.evaluation.classifiers:LOGREG",
+    "mlp": "dpdm.evaluation.classifiers:MLP",
+    "cnn": "dpdm.evaluation.classifiers:CNN",
+}
+
+
+def load(registry: Mapping[str, str], name: str, kind: str) -> Any:
+    """The object that a line of `registry` names.
+
+    Args:
+        kind: what the registry holds, for the message.
+
+    Raises:
+        UserError: no line has this name.
+    """
+    check(registry, name, kind)
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check(registry: Mapping[str, Any], name: str, kind: str) -> None:
+    """Refuses a name that `registry` does not have.
+
+    Raises:
+        UserError: as said.
+    """
+    if name not in registry:
+        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(registry)}")
