@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, data sets, samplers and studies, each described by its own file.
+"""What there is to choose from: methods, data sets, samplers, metrics and studies, each described by its own file.
 
 Of a method the docstring of its file is shown: its first sentence, and the first sentence of its paragraphs `Released:`
 and `Cost:`. `Published as:` holds the method's name in results/published/privacy_status.csv.
@@ -6,6 +6,7 @@ and `Cost:`. `Published as:` holds the method's name in results/published/privac
 
 import ast
 import csv
+import importlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -79,6 +80,25 @@ def samplers() -> list[tuple[str, str, str, str]]:
     return found
 
 
+def metrics() -> list[tuple[str, str, str, str]]:
+    """The metrics: name, extractor, which direction is better, and what it is, as its module explains it."""
+    from dpdm.evaluation import registry
+
+    found = []
+    for name, place in registry.METRICS.items():
+        metric = registry.load(registry.METRICS, name, "metric")
+        text = _docstring(place)
+        for extractor in (*registry.EXTRACTORS, "inception"):
+            for value, direction in metric.directions.items():
+                shown = "fid" if (value, extractor) == ("fd", "inception") else value
+                found.append((shown, extractor, direction, _defined(text, value)))
+    found += [
+        (f"acc_{name}", "", "higher", f"{_sentence(_docstring(place)).removeprefix('Utility: ')}: {name}")
+        for name, place in registry.CLASSIFIERS.items()
+    ]
+    return sorted(found, key=lambda row: row[1])
+
+
 def studies() -> list[tuple[str, str, str, str, str]]:
     """The shipped studies: file, what it is, number of runs, data sets and methods."""
     found = []
@@ -123,6 +143,17 @@ def _said(text: str, word: str) -> str:
     """The first sentence behind `word: ` at the beginning of a line."""
     found = re.search(rf"^{word}: (.*?)(?:[.;:](?:\s|\Z)|\n\n|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()) if found else "not stated"
+
+
+def _docstring(place: str) -> str:
+    """The docstring of the module in `module:name`."""
+    return importlib.import_module(place.partition(":")[0]).__doc__ or ""
+
+
+def _defined(text: str, name: str) -> str:
+    """What a docstring's list says of a name, up to its first full stop or semicolon."""
+    found = re.search(rf"^ +{name}  +(.*?)(?:[.;]\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
+    return " ".join(found[1].split()) if found else "not described"
 
 
 def _choices(kind: Any) -> list[type[BaseModel]]:

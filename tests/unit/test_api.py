@@ -91,7 +91,7 @@ def test_a_run_has_what_its_files_say(results):
     assert all(0 < value <= 10 for value in run.epsilon().values())
     drawn = data.read_images("results/digits/runs/digits/class_mean/eps10/seed0/default/synthetic.npz")
     assert np.array_equal(run.draw(drawn.labels), drawn.images)
-    assert {"acc_logreg"} <= set(run.scores()["metric"])
+    assert {"fd", "kid", "precision", "recall", "acc_logreg"} <= set(run.scores()["metric"])
     assert set(run.scores()["method"]) == {"class_mean"}
     assert results.runs().set_index("run")["trained"].to_dict() == {
         "digits/class_mean/10/0": True, "digits/class_mean/10/1": False,

@@ -27,7 +27,7 @@ from dpdm.specs import epsilon_text, spec_json
 from dpdm.study import open_study
 
 SECTIONS = {
-    "Studies": ["list", "new", "run", "check", "schema"],
+    "Studies": ["list", "new", "compare", "run", "check", "schema"],
     "One run by hand": ["train", "sample", "score", "audit", "attack", "spec"],
     "For the workflow": [
         "validate", "prepare", "extractor", "reference", "label-only", "collect", "tables", "paper-table", "figures",

@@ -69,6 +69,7 @@ def test_an_unknown_method_names_the_nearest():
         ("methods", {"pearl": ["one-shot releases", "sound"], "dpcgan": ["DP-SGD", "understated"]}),
         ("datasets", {"digits": ["8x8"], "npz": ["train, test, num_classes"]}),
         ("samplers", {"churn": ["dpdm", "s_churn"], "class_mean": ["default", "pixel_noise"]}),
+        ("metrics", {"fid": ["inception", "lower"], "recall": ["small_cnn", "higher"], "acc_cnn": ["higher"]}),
         ("studies", {"config/digits.yaml": ["default study", "class_mean"]}),
     ],
 )
@@ -78,6 +79,7 @@ def test_list(run_cli, what, lines):
     for word, expected in lines.items():
         found = [line for line in stdout.splitlines() if word in line.split()]
         assert any(all(text in line for text in expected) for line in found), (word, found)
+    assert "not described" not in stdout
 
 
 def test_listing_methods_loads_no_torch(run_python):

@@ -1,0 +1,130 @@
+"""`dpdm compare`: a source for every row, and no column that mixes protocols or extractors."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dpdm import artifacts
+from dpdm.report.collect import METRICS, write_csv
+from dpdm.report.compare import compare
+
+
+def refused(result: tuple[int, str, str], *named: str) -> None:
+    """One sentence on stderr that has these words, and exit status 2."""
+    code, _, stderr = result
+    assert code == 2
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert all(word in stderr for word in named), stderr
+
+
+ROW = {
+    "study": "one", "dataset": "digits", "method": "dpdm", "epsilon": "10", "delta": 1e-5, "accountant": "rdp",
+    "seed": 0, "sampler": "default", "metric": "acc_cnn", "extractor": "", "direction": "higher", "reference": "test",
+    "value": 50.0, "num_synthetic": 100, "protocol": "quick", "version": "0.1.0", "commit": "a" * 40, "code": "c",
+}  # fmt: skip
+FD = {"metric": "fd", "extractor": "small_cnn", "direction": "lower", "reference": "train", "protocol": ""}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Writes a results folder with these rows, changed from ROW, and what its score files say of the extractor."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, *rows: dict, extractor: str = "", images: str = "") -> str:
+        folder = f"results/{name}"
+        frame = pd.DataFrame([ROW | {"study": name} | row for row in rows])[list(METRICS)]
+        write_csv(f"{folder}/metrics.csv", frame)
+        if extractor:
+            scores = {"coordinates": {"dataset": "digits"}, "metrics": [FD], "extractor": {"trained_on": extractor}}
+            artifacts.write_json(f"{folder}/runs/x/fidelity.json", scores)
+        if images:
+            artifacts.write_json("results/data/digits/dataset.json", {"sha256": {"train": images}})
+        return folder
+
+    return write
+
+
+def test_every_row_names_its_source(folders, run_cli):
+    folders("one", {}, {"seed": 1, "value": 52.0}, {"seed": 0, "commit": "b" * 40 + "-dirty", "value": 70.0})
+    folders("two", {"value": 61.0})
+    code, stdout, _ = run_cli("compare", "results/one", "results/two", "--out", "page.html")
+    assert code == 0
+    table, _ = compare(["results/one", "results/two"])
+    assert table.cells.set_index("Source")["CNN accuracy % ↑"].to_dict() == {
+        "one @ aaaaaaa": "51.0 ± 1.4 (2)", "one @ bbbbbbb-dirty": "70.0 (1)", "two @ aaaaaaa": "61.0 (1)",
+    }  # fmt: skip
+    page = Path("page.html").read_text()
+    for text in (stdout, page):
+        assert all(word in text for word in ("one @ bbbbbbb-dirty", "results/two", "61.0 (1)", "a" * 40))
+
+
+def test_one_study_in_two_folders_keeps_its_sources_apart(folders):
+    folders("one", {})
+    folders("copy", {"study": "one", "value": 61.0})
+    table, _ = compare(["results/one", "results/copy"])
+    assert list(table.cells["Source"]) == ["one @ aaaaaaa, results/one", "one @ aaaaaaa, results/copy"]
+
+
+def test_protocols_have_a_column_each(folders):
+    folders("one", {})
+    folders("two", {"value": 61.0, "protocol": "paper"}, {"method": "svm", "sampler": "", "protocol": "direct"})
+    table, _ = compare(["results/one", "results/two"])
+    rows = table.cells.set_index(["Source", "Method"])
+    columns = [name for name in rows.columns if "CNN" in name]
+    assert len(columns) == 3
+    for protocol in ("quick", "paper", "direct"):
+        (column,) = [name for name in columns if protocol in name]
+        assert (rows[column] != "–").sum() == 1  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "shown"),
+    [
+        ({"extractor": "x"}, {"extractor": "x"}, True),
+        ({"extractor": "x"}, {"extractor": "y"}, False),
+        ({"extractor": "x"}, {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_distances_need_one_extractor(folders, one, two, shown):
+    folders("one", {}, FD, **one)
+    folders("two", {"value": 61.0}, FD, **two)
+    table, page = compare(["results/one", "results/two"])
+    assert ("FD (train) ↓" in table.cells) == shown
+    notes = [note for note in table.notes if "FD" in note]
+    assert len(notes) == (not shown)
+    assert all(word in page for note in notes for word in ("digits", "small_cnn", "results/one", "results/two"))
+
+
+def test_distances_need_equally_many_images(folders):
+    folders(
+        "one", {}, FD, {**FD, "method": "real", "sampler": "", "epsilon": "", "num_synthetic": 60_000}, extractor="x"
+    )
+    folders("two", {}, FD, extractor="x")
+    assert "FD (train) ↓" in compare(["results/one", "results/two"])[0].cells
+    folders("two", {}, {**FD, "num_synthetic": 200}, extractor="x")
+    table, _ = compare(["results/one", "results/two"])
+    assert "FD (train) ↓" not in table.cells
+    assert any("100, 200" in note for note in table.notes)
+
+
+def test_a_distance_of_one_folder_needs_no_other(folders):
+    folders("one", {}, FD)
+    folders("two", {"value": 61.0})
+    assert "FD (train) ↓" in compare(["results/one", "results/two"])[0].cells
+
+
+def test_what_cannot_be_compared_is_refused(folders, run_cli):
+    folders("one", {}, images="some")
+    refused(run_cli("compare", "results/one", "results/one/", "--out", "page.html"), "results/one")
+    refused(run_cli("compare", "results/one", "results/none"), "results/none", "metrics.csv")
+    Path("results/old").mkdir()
+    Path("results/old/metrics.csv").write_text("study,value\na,1\n")
+    refused(run_cli("compare", "results/one", "results/old"), "results/old/metrics.csv")
+    os.renames("results", "first")
+    folders("two", {}, images="others")
+    refused(run_cli("compare", "first/one", "results/two"), "first/one", "results/two", "digits")
+    assert not Path("page.html").exists()
