@@ -9,7 +9,7 @@ rule prepare:
     log: PATHS.data("{dataset}", "prepare.log")
     benchmark: PATHS.benchmark("prepare", "{dataset}")
     resources: mem_mb=growing(5000), runtime=growing(60)  # 162,770 images of 64x64x3, and the archive they go into
-    shell: "python -m dpdm prepare {PATHS.root} {wildcards.dataset} > {log} 2>&1"
+    shell: f"python -m dpdm prepare {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"
 
 
 # The feature extractor of the image distance: trained on real images, an instrument of evaluation alone.
@@ -22,7 +22,7 @@ rule extractor:
     log: PATHS.data("{dataset}", "extractor.log")
     benchmark: PATHS.benchmark("extractor", "{dataset}")
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell: "python -m dpdm extractor {PATHS.root} {wildcards.dataset} --threads {threads} > {log} 2>&1"
+    shell: f"python -m dpdm extractor {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
 
 
 # Before any job: the whole study, methods and their params included, and study.json, by which every job knows its recipe.

@@ -12,7 +12,7 @@ rule collect:
     params: study=STUDY_SPEC  # any edit of the study makes tables and report anew
     log: PATHS.log("collect")
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell: "python -m dpdm collect {PATHS.root} > {log} 2>&1"
+    shell: f"python -m dpdm collect {PATHS.root} > {{log}} 2>&1"
 
 
 rule tables:
@@ -27,7 +27,7 @@ rule tables:
         audit=report(PATHS.table("audit", ".html"), caption="../report/audit.rst", category="Privacy"),
     log: PATHS.table("tables", ".log")
     resources: mem_mb=growing(2000), runtime=growing(10)
-    shell: "python -m dpdm tables {PATHS.root} > {log} 2>&1"
+    shell: f"python -m dpdm tables {PATHS.root} > {{log}} 2>&1"
 
 
 rule figure:
@@ -43,7 +43,7 @@ rule figure:
         grid=report(PATHS.figure("{dataset}_samples", ".png"), caption="../report/samples.rst", category="Samples"),
     log: PATHS.figure("{dataset}", ".log")
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell: "python -m dpdm figures {PATHS.root} {wildcards.dataset} > {log} 2>&1"
+    shell: f"python -m dpdm figures {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"
 
 
 rule comparison:
@@ -54,7 +54,7 @@ rule comparison:
         svg=report(PATHS.figure("{comparison}", ".svg"), caption="../report/comparison.rst", category="Results"),
     log: PATHS.figure("{comparison}", ".log")
     resources: mem_mb=growing(2000), runtime=growing(10)
-    shell: "python -m dpdm comparison {PATHS.root} {wildcards.comparison} > {log} 2>&1"
+    shell: f"python -m dpdm comparison {PATHS.root} {{wildcards.comparison}} > {{log}} 2>&1"
 
 
 rule figures:
@@ -76,4 +76,4 @@ rule report:
     params: command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
     log: PATHS.log("report")
     resources: mem_mb=growing(2000), runtime=growing(10)
-    shell: "python -m dpdm report {PATHS.root} --command {params.command:q} > {log} 2>&1"
+    shell: f"python -m dpdm report {PATHS.root} --command {{params.command:q}} > {{log}} 2>&1"

@@ -10,7 +10,7 @@ rule sample:
     # 60,000 images of 64x64x3 and the archive they go into, by 1,000 steps of Churn: 3.4 hours of an H100 (calculated).
     resources: gpu=1, mem_mb=growing(5000), runtime=growing(480)
     shell:
-        "python -m dpdm sample {PATHS.root}"
+        f"python -m dpdm sample {PATHS.root}"
         " {wildcards.dataset}/{wildcards.method}/{wildcards.epsilon}/{wildcards.seed}/{wildcards.sampler}"
         " --threads {threads} > {log} 2>&1"
 
@@ -22,4 +22,4 @@ rule label_only:
     params: images=STUDY.evaluation.synthetic_images
     log: PATHS.label_only("{dataset}", ".log")
     resources: mem_mb=growing(1000), runtime=growing(10)
-    shell: "python -m dpdm label-only {PATHS.root} {wildcards.dataset} > {log} 2>&1"
+    shell: f"python -m dpdm label-only {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"

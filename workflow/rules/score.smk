@@ -9,7 +9,7 @@ rule reference:
     log: PATHS.data("{dataset}", "inception.log")
     benchmark: PATHS.benchmark("reference", "{dataset}")
     resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # 162,770 x 2048 features, and float64 copies of them
-    shell: "python -m dpdm reference {PATHS.root} {wildcards.dataset} --threads {threads} > {log} 2>&1"
+    shell: f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
 
 
 # Where the study asks for `evaluation.fid`, and apart from `score`: that would hold the GPU while its classifiers train.
@@ -25,7 +25,7 @@ rule score_inception:
     log: PATHS.set(*SET, "score_inception.log")
     benchmark: PATHS.benchmark("score_inception", *SET)
     resources: gpu=1, mem_mb=growing(16000), runtime=growing(240)  # as `reference`: an anchor is as large
-    shell: "python -m dpdm score {PATHS.root} {params.place} --inception --threads {threads} > {log} 2>&1"
+    shell: f"python -m dpdm score {PATHS.root} {{params.place}} --inception --threads {{threads}} > {{log}} 2>&1"
 
 
 use rule score_inception as score_inception_anchor with:
@@ -58,7 +58,7 @@ rule score:
     log: PATHS.set(*SET, "score.log")
     benchmark: PATHS.benchmark("score", *SET)
     resources: mem_mb=growing(8000), runtime=growing(120)  # 162,770 images of 64x64x3, and as many of the anchor `real`
-    shell: "python -m dpdm score {PATHS.root} {params.place} --threads {threads} > {log} 2>&1"
+    shell: f"python -m dpdm score {PATHS.root} {{params.place}} --threads {{threads}} > {{log}} 2>&1"
 
 
 # The ceiling (real images as if they were synthetic) and the floor (noise), judged like any method.
@@ -91,5 +91,5 @@ rule score_classifier:
     benchmark: PATHS.benchmark("score_classifier", *RUN)
     resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
-        "python -m dpdm score {PATHS.root} {wildcards.dataset}/{wildcards.method}/{wildcards.epsilon}/{wildcards.seed}"
+        f"python -m dpdm score {PATHS.root} {{wildcards.dataset}}/{{wildcards.method}}/{{wildcards.epsilon}}/{{wildcards.seed}}"
         " --threads {threads} > {log} 2>&1"

@@ -19,4 +19,4 @@ for number in range(1, 7):
             study=STUDY_SPEC,
         log: PATHS.table(f"table_{number}", ".log")
         resources: mem_mb=growing(2000), runtime=growing(10)
-        shell: "python -m dpdm paper-table {PATHS.root} {params.number} > {log} 2>&1"
+        shell: f"python -m dpdm paper-table {PATHS.root} {{params.number}} > {{log}} 2>&1"

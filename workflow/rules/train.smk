@@ -20,7 +20,7 @@ rule train:
     # exec: no shell stands between the scheduler and the training. One that died of the scheduler's SIGTERM would end
     # the job, and the training with it, before its checkpoint is written.
     shell:
-        "exec python -m dpdm train {PATHS.root} {wildcards.dataset}/{wildcards.method}/{wildcards.epsilon}/{wildcards.seed}"
+        f"exec python -m dpdm train {PATHS.root} {{wildcards.dataset}}/{{wildcards.method}}/{{wildcards.epsilon}}/{{wildcards.seed}}"
         " --checkpoint-interval {resources.checkpoint_interval} --threads {threads} --processes {resources.gpu}"
         " > {log} 2>&1"
 
@@ -33,7 +33,7 @@ rule audit:
     benchmark: PATHS.benchmark("audit", "{dataset}", "{method}")
     resources: mem_mb=growing(2000), runtime=growing(30)
     shell:
-        "python -m dpdm audit {PATHS.root} {wildcards.dataset}/{wildcards.method} --out {output} --threads {threads}"
+        f"python -m dpdm audit {PATHS.root} {{wildcards.dataset}}/{{wildcards.method}} --out {{output}} --threads {{threads}}"
         " > {log} 2>&1"
 
 
@@ -52,7 +52,7 @@ rule attack:
     benchmark: PATHS.benchmark("attack", "{dataset}", "{method}")
     resources: mem_mb=growing(2000), runtime=growing(60)
     shell:
-        "python -m dpdm attack {PATHS.root} {wildcards.dataset}/{wildcards.method} --out {output} --threads {threads}"
+        f"python -m dpdm attack {PATHS.root} {{wildcards.dataset}}/{{wildcards.method}} --out {{output}} --threads {{threads}}"
         " > {log} 2>&1"
 
 
