@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: report rivals test mutants lint clean
+.PHONY: report rivals test test-all mutants lint clean
 
 report: $(INSTALLED)
 	$(BIN)/snakemake --cores $(CORES) $(ARGS)
@@ -19,10 +19,16 @@ rivals: report
 	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
 	@echo "open results/rivals/report.html"
 
-# One process more than cores, since those with a cluster and with signals wait a lot. The tests of a file stay together,
-# since they share what its fixtures made, and keep the order of tests/conftest.py.
+# The tests of a file stay together, since they share what its fixtures made, and keep the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
+
+# What takes minutes is marked slow: whole workflows, kills, Slurm, several processes, attacks with power.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q --numprocesses $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --numprocesses $(CORES) -m "not slow"
+
+# One process more than cores, since tests with a cluster and with signals wait a lot.
+test-all: test
+	$(PYTEST) --numprocesses $$(($(CORES) + 1)) -m slow
 
 # Plants one bug at a time in a copy of the code and runs the check that must notice it: minutes, for who changes privacy code.
 mutants: $(INSTALLED)
