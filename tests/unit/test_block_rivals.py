@@ -399,6 +399,7 @@ def black_and_white(n: int, side: int) -> ImageSet:
     return ImageSet(np.broadcast_to(255 * labels[:, None, None, None], (n, 1, side, side)).astype(np.uint8), labels, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "params"),
     [

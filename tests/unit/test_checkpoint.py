@@ -26,6 +26,8 @@ from dpdm.provenance import provenance
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec, spec_json
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 
 

@@ -37,6 +37,7 @@ def same_weights(left, right):
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_it_knows_the_digits(state):
     assert state["facts"]["test_accuracy"] >= 97
     assert 97 <= state["facts"]["train_accuracy"] <= 100
@@ -138,6 +139,7 @@ def test_another_kind_of_file_is_named(damage, few_steps, tmp_path):
         extractor.load_extractor(tmp_path / "broken.pt")
 
 
+@pytest.mark.slow
 def test_with_one_class_it_learns_how_an_image_was_turned():
     """Cross-entropy over one class is 0 whatever the weights: they would stay as they were drawn."""
     rng = np.random.default_rng(0)

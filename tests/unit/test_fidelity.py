@@ -61,6 +61,7 @@ def test_equal_sets_have_distance_zero_and_the_other_side_has_not(digits, weight
     assert values["train", "precision"] < 1
 
 
+@pytest.mark.slow
 def test_more_noise_is_a_larger_distance(digits, weights):
     train = {"train": digits["train"]}
     steps = [measured(noisy(digits["train"].images, a), train, weights) for a in (0, 20, 60, 120)]

@@ -256,6 +256,7 @@ def test_without_noise_and_clipping_it_is_the_plain_gan(method, images):
     assert max(float((untrained[name] - value).abs().max()) for name, value in plain.items()) > 2e-3  # it did move
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gan_learns_which_half_is_bright(method):
     """Two classes, a bright left or right half: without noise, the fakes of each class have it too."""

@@ -16,6 +16,8 @@ from dpdm import artifacts
 from dpdm.data import ImageSet, write_images
 from dpdm.specs import RunSpec, spec_json
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -31,6 +31,8 @@ from dpdm.privacy import (
 )
 from dpdm.specs import RunSpec
 
+pytestmark = pytest.mark.slow
+
 CLAIMED = Budget(4.0, 1e-4)
 LOGREG = {"network": "logreg", "lr": 1.0, "dp": {"expected_batch_size": 500, "steps": 4, "max_grad_norm": 0.5}}
 

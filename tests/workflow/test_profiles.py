@@ -42,6 +42,7 @@ def test_what_wants_a_gpu_shares_no_job(checkout):
     assert set(re.findall(r"^  # (\w+): \{gpu: 0\}", slurm, re.MULTILINE)) | {"train"} == wanting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_is_read_and_stands_beside_the_default_one(folder, tiny, checkout, name):
     pytest.importorskip(PROFILES[name])

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 REPORTING = {
     "collect all scores and audits", "tables", "figures for digits", "figure of the whole study: ranks", "report"
 }  # fmt: skip
