@@ -38,7 +38,7 @@ N = 64
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     """One run per study and method of a kind, at its first epsilon, and the params of its first sampler.
 
-    Entries of one code that differ in no word of their recipes, as those of many an ablation, are one case: the first.
+    An entry whose words (see `words`) all occur in earlier entries of its code is left out.
     """
     out, known = {}, set()
     for path in STUDIES:
@@ -47,8 +47,10 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
             dataset = study.datasets_of(method)[0]
             run = study.run(dataset, method, study.epsilons_of(dataset)[0], 0)
             samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
-            if (key := repr((run.impl, words(run.params), [words(s) for s in samplers[:1]]))) not in known:
-                known.add(key)
+            chosen = [word for recipe in (run.params, *samplers[:1]) for word in words(recipe)]
+            new = {(run.impl, word) for word in ["", *chosen]} - known
+            if new:
+                known |= new
                 out[f"{path.stem}-{method}"] = run, *samplers[:1]
     return out
 
@@ -70,6 +72,12 @@ def scaffold() -> dict[str, tuple[RunSpec, dict]]:
 
 SCAFFOLDS = tempfile.TemporaryDirectory()  # as long as this process
 GENERATORS, CLASSIFIERS = cases("generator") | scaffold(), cases("classifier")
+
+
+def names(found: dict[str, tuple]) -> list:
+    """The cases as parameters; `make test` takes the first of each code, `make test-all` the others."""
+    firsts = set({case[0].impl: name for name, case in reversed(found.items())}.values())
+    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in found]
 
 
 # What makes a recipe large, and a size that a test can wait for; all else of the recipe stays.
@@ -112,18 +120,18 @@ def images() -> ImageSet:
     return ImageSet(digits.images[:N], digits.labels[:N], 10)
 
 
-@pytest.fixture(params=GENERATORS | CLASSIFIERS)
+@pytest.fixture(params=names(GENERATORS | CLASSIFIERS))
 def run(request):
     return small_run((GENERATORS | CLASSIFIERS)[request.param][0])
 
 
-@pytest.fixture(params=GENERATORS)
+@pytest.fixture(params=names(GENERATORS))
 def case(request):
     run, sampler = GENERATORS[request.param]
     return small_run(run), small(sampler)
 
 
-@pytest.fixture(params=CLASSIFIERS)
+@pytest.fixture(params=names(CLASSIFIERS))
 def classifier(request):
     return small_run(CLASSIFIERS[request.param][0])
 

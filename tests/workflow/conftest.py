@@ -78,7 +78,7 @@ class Folder:
         """Runs snakemake to its end."""
         done = subprocess.run(
             self.command(*arguments, config=config), cwd=cwd or self.path, env=self.environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
         )  # fmt: skip
         return Outcome(done.returncode, done.stdout)
 
