@@ -1,5 +1,5 @@
-# The study, and what the rules ask of it. Paths are those of dpdm/layout.py; jobs read RESULTS/STUDY/study.json, which is
-# written before the first of them, so that an edit of the study while they run cannot reach them.
+# The study, and the functions that rules call on it. dpdm/layout.py owns all paths. Jobs read RESULTS/STUDY/study.json.
+# It is written before the first job, so that an edit of the study does not change a running job.
 
 import os
 import re
@@ -27,17 +27,18 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-# Jobs run the Python that runs Snakemake, whether or not its environment was activated. glibc is told to keep freed
-# memory: else the buffers of per-example gradients go back to the kernel, and are faulted in again, at every step.
+# Jobs run the Python that runs Snakemake, even if its environment is not activated. glibc keeps freed memory: otherwise
+# the buffers of per-example gradients go back to the kernel, and are faulted in again, at every step.
 MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
 shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH {MALLOC}; ")
 
 PATHS = Layout(STUDY.results_dir, STUDY.study)
-STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file: tables follow it
-RUNS = STUDY.runs()  # the grid, worked out once: with ten seeds it has a thousand runs
-DATASETS = list(dict.fromkeys(run.dataset for run in RUNS))  # likewise: of a part of a study those that have a run
-ATTACKED = STUDY.attacked_runs()  # likewise
-COMPARISONS = selection.comparisons(STUDY)  # likewise
+STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file, which is the order of the tables
+# Computed once: with ten seeds the grid has a thousand runs.
+RUNS = STUDY.runs()
+DATASETS = list(dict.fromkeys(run.dataset for run in RUNS))  # the data sets that have a run
+ATTACKED = STUDY.attacked_runs()
+COMPARISONS = selection.comparisons(STUDY)
 SCORES = selection.score_files(STUDY)
 
 
@@ -52,7 +53,7 @@ wildcard_constraints:
 
 
 def growing(amount):
-    """Memory or minutes of a job: more at each attempt, up to fourfold. How many attempts there are, a profile says."""
+    """Memory (MB) or minutes of a job: more at each attempt, up to fourfold. A profile sets the number of attempts."""
     return lambda wildcards, attempt: amount * min(attempt, 4)
 
 
@@ -62,14 +63,14 @@ def run_of(wildcards):
 
 
 def anchor_of(wildcards):
-    """The coordinates that the path of an anchor's scores names."""
+    """The coordinates that the path of an anchor's scores contains."""
     return specs.Coordinates(
         study=STUDY.study, dataset=wildcards.dataset, method=wildcards.anchor, epsilon=None, seed=int(wildcards.seed)
     )
 
 
 def anchor_images(wildcards):
-    """What stands for the synthetic images of an anchor."""
+    """The file that takes the place of an anchor's synthetic images."""
     return PATHS.anchor_images(wildcards.dataset, wildcards.anchor)
 
 
@@ -84,7 +85,7 @@ def runs_of(wildcards, runs=RUNS):
 
 
 def set_files(file):
-    """One path per synthetic set: every sampler of every run; a classifier has none."""
+    """One path per synthetic set, that is per sampler of a run; a classifier has none."""
     return [PATHS.set(*run.place, sampler, file) for run in RUNS for sampler in STUDY.samplers_of(run)]
 
 
@@ -94,7 +95,7 @@ def anchor_files(file):
 
 
 def classifier_runs():
-    """The runs that are scored themselves, having no images."""
+    """The runs of classifiers, which draw no images."""
     return [run for run in RUNS if STUDY.is_classifier(run.method)]
 
 

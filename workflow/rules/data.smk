@@ -12,7 +12,7 @@ rule prepare:
     shell: f"python -m dpdm prepare {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"
 
 
-# The feature extractor of the image distance: trained on real images, an instrument of evaluation alone.
+# The feature extractor of the image distance. It is trained on real images, and only evaluation uses it.
 rule extractor:
     message: "feature extractor for {wildcards.dataset}"
     input:
@@ -25,10 +25,11 @@ rule extractor:
     shell: f"python -m dpdm extractor {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
 
 
-# Before any job: the whole study, methods and their params included, and study.json, by which every job knows its recipe.
-# It is no file of the DAG, since its time would make everything anew; what a job needs of it is among its params. And no
-# rule can stand before training: where one must run, Snakemake does not ask the jobs behind its `ancient` output whether
-# their own params changed, so an edited recipe would be validated, not trained, and its old scores be reported.
+# Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their
+# recipes. study.json is no file of the DAG, since its time would rerun everything; each job has its part of it as
+# params. A rule before training does not work: when it must run, Snakemake does not check whether the params of the
+# jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the report would
+# show its old scores.
 onstart:
     command = [sys.executable, "-m", "dpdm", "validate", "-"]
     if subprocess.run(command, input=STUDY_SPEC, text=True).returncode:

@@ -9,7 +9,7 @@ rule collect:
     output:
         metrics=PATHS.metrics,
         audits=PATHS.audits,
-    params: study=STUDY_SPEC  # any edit of the study makes tables and report anew
+    params: study=STUDY_SPEC  # any edit of the study reruns tables and report
     log: PATHS.log("collect")
     resources: mem_mb=growing(2000), runtime=growing(30)
     shell: f"python -m dpdm collect {PATHS.root} > {{log}} 2>&1"

@@ -7,7 +7,7 @@ rule sample:
     params: spec=lambda w: specs.spec_json(STUDY.sample(run_of(w), w.sampler))
     log: PATHS.set(*SET, "sample.log")
     benchmark: PATHS.benchmark("sample", *SET)
-    # 60,000 images of 64x64x3 and the archive they go into, by 1,000 steps of Churn: 3.4 hours of an H100 (calculated).
+    # 60,000 images of 64x64x3 by 1,000 steps of Churn, and their archive: 3.4 hours of an H100 (calculated).
     resources: gpu=1, mem_mb=growing(5000), runtime=growing(480)
     shell:
         f"python -m dpdm sample {PATHS.root}"

@@ -1,4 +1,4 @@
-# What Inception says of the real images, once per data set; needed where the study asks for `evaluation.fid`.
+# Inception's statistics of the real images, once per data set, if the study asks for `evaluation.fid`.
 rule reference:
     message: "Inception statistics of {wildcards.dataset}"
     input:
@@ -12,7 +12,8 @@ rule reference:
     shell: f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
 
 
-# Where the study asks for `evaluation.fid`, and apart from `score`: that would hold the GPU while its classifiers train.
+# Runs if the study asks for `evaluation.fid`. It is not part of `score`, which would hold the GPU while classifiers
+# train.
 rule score_inception:
     message: "score {wildcards.method} by Inception on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}, sampler {wildcards.sampler}"
     input:
@@ -41,7 +42,7 @@ use rule score_inception as score_inception_anchor with:
     benchmark: PATHS.benchmark("score_inception_anchor", *ANCHOR)
 
 
-# One job per synthetic set computes the other distances, and accuracies: each job pays the import of torch.
+# One job per synthetic set computes the other distances and the accuracies, since every job has to import torch.
 rule score:
     message: "score {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}, sampler {wildcards.sampler}"
     input:
@@ -61,7 +62,7 @@ rule score:
     shell: f"python -m dpdm score {PATHS.root} {{params.place}} --threads {{threads}} > {{log}} 2>&1"
 
 
-# The ceiling (real images as if they were synthetic) and the floor (noise), judged like any method.
+# The ceiling (real images as if they were synthetic) and the floor (noise), scored like any method.
 use rule score as score_anchor with:
     message: "score anchor {wildcards.anchor} on {wildcards.dataset}, seed {wildcards.seed}"
     input:
@@ -79,7 +80,7 @@ use rule score as score_anchor with:
     benchmark: PATHS.benchmark("score_anchor", *ANCHOR)
 
 
-# A method of `kind: classifier` draws no images: its model itself meets the test images.
+# A method of `kind: classifier` draws no images: its model classifies the test images.
 rule score_classifier:
     message: "score classifier {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}"
     input:

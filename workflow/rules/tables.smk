@@ -1,5 +1,5 @@
-# The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`. Each waits for the runs that it
-# shows, and for no other: one table of a large study, or all but those that a failing run stands in, can be had alone.
+# The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`. Each table waits only for the
+# runs that it shows, so a failing run does not hold up the other tables.
 for number in range(1, 7):
 
     rule:

@@ -1,5 +1,5 @@
-# Retrains exactly the runs whose spec changed: an edit elsewhere in the study retrains nothing. train has no test images
-# and no score among its inputs.
+# Retrains exactly the runs whose spec changed; an edit elsewhere in the study retrains nothing. No test image and no
+# score is an input of train.
 rule train:
     message: "train {wildcards.method} on {wildcards.dataset}, epsilon {wildcards.epsilon}, seed {wildcards.seed}"
     input: data=rules.prepare.output.train
@@ -10,15 +10,15 @@ rule train:
     params: spec=lambda w: specs.spec_json(run_of(w))
     log: PATHS.run(*RUN, "train.log")
     benchmark: PATHS.benchmark("train", *RUN)
-    # GPUs and seconds between two checkpoints are resources, not parameters: a profile may set them, and changing
-    # them trains nothing again. The time does not grow with the attempts: the next one goes on where this one was cut.
+    # GPUs and seconds between two checkpoints are resources, not params: a profile can set them, and a change retrains
+    # nothing. The time does not grow with the attempts, since the next attempt resumes this one.
     resources:
         gpu=lambda w: STUDY.methods[w.method].gpus_per_run,
         mem_mb=growing(2000),
         runtime=240,
         checkpoint_interval=300,
-    # exec: no shell stands between the scheduler and the training. One that died of the scheduler's SIGTERM would end
-    # the job, and the training with it, before its checkpoint is written.
+    # exec replaces the shell by the training. Otherwise the scheduler's SIGTERM would kill the shell, which ends the
+    # job and the training before the checkpoint is written.
     shell:
         f"exec python -m dpdm train {PATHS.root} {{wildcards.dataset}}/{{wildcards.method}}/{{wildcards.epsilon}}/{{wildcards.seed}}"
         " --checkpoint-interval {resources.checkpoint_interval} --threads {threads} --processes {resources.gpu}"
@@ -42,8 +42,8 @@ rule audits:
     localrule: True
 
 
-# What the private runs of a method did, attacked: one seed of each epsilon, as seeds share the mechanism. One job for
-# all epsilons: importing costs as much as an attack. Part of a report where the study says `attacks: true`.
+# Attacks the mechanisms of a method's private runs: one seed of each epsilon, as seeds share the mechanism. One job
+# does all epsilons, since importing costs as much as an attack. Part of the report if the study says `attacks: true`.
 rule attack:
     message: "attack {wildcards.method} on {wildcards.dataset}"
     input: lambda w: run_files("ledger.json", runs_of(w, ATTACKED))
