@@ -1,5 +1,5 @@
 #!/bin/sh
-# What became of job $1, for Snakemake: running, success or failed. OpenPBS: -x tells of finished jobs as well.
+# Prints the state of job $1 for Snakemake: running, success or failed. For OpenPBS, where -x includes finished jobs.
 facts=$(qstat -x -f "$1") || { echo running; exit; }  # the server did not answer: ask again later
 case $facts in
   *"job_state = F"*)
