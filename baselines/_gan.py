@@ -1,7 +1,7 @@
 """What the conditional GANs share: networks, fakes, the generator's step, the trained model.
 
 Only a discriminator sees records, and only inside a private step. A generator learns from the discriminator's
-released weights, and from latents and labels of its own: post-processing, free of charge. Hence three rules, kept
+released weights, and from latents and labels that it draws: post-processing, free of charge. Hence three rules, kept
 here: labels of fakes are uniform, never those of a private batch; a discriminator treats every row on its own (no
 batch norm); and the generator's step reads the discriminator through a `frozen_view`, which cannot train it.
 """
@@ -181,7 +181,7 @@ Generator = ConvGenerator | FcGenerator
 
 
 def draw_inputs(generator: nn.Module, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normal latents and uniform labels, from public randomness alone."""
+    """Normal latents and uniform labels, from public randomness only."""
     latents = torch.randn(count, generator.latent_dim, generator=rng)
     labels = torch.randint(generator.num_classes, (count,), generator=rng)
     device = next(generator.parameters()).device
@@ -282,7 +282,7 @@ class Model:
 
 
 class RebuiltModel(Model):
-    """A trained generator of a class of its own, `generator_type`, that is rebuilt from its `arguments`."""
+    """A trained generator of class `generator_type`, rebuilt from its `arguments`."""
 
     generator_type: type[nn.Module]
 

@@ -4,7 +4,7 @@ Released: class counts, first and second moments, by four Gaussian mechanisms. W
 flattened) clipped to norm C = `max_image_norm`, their sensitivities under adding or removing one record are: class
 counts 1, class sums C, the global second moment sum x x^T C^2 (in Frobenius norm), and per-class second moments in its
 top-k basis C^2.
-All else (how many eigenvectors stand out of the noise, shrinkage, sampling) is post-processing of releases.
+All else (how many eigenvectors rise above the noise, shrinkage, sampling) is post-processing of releases.
 DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss".
 Cost: one-shot releases.
 """
@@ -117,7 +117,7 @@ class DPGaussian:
 
 
 def standing_out(moment: Tensor, noise_std: float) -> Tensor:
-    """The eigenvectors [d, k] of a noised second moment [d, d] whose eigenvalues stand out of its noise.
+    """The eigenvectors [d, k] of a noised second moment [d, d] whose eigenvalues rise above its noise.
 
     Symmetric noise of variance noise_std^2 / 2 off the diagonal has its spectrum within noise_std * sqrt(2 d)
     (the semicircle law). At least one vector is kept; without noise, all with a positive eigenvalue.

@@ -1,7 +1,7 @@
 """DP-MERF: a generator that matches one noised mean embedding (Harder, Adamczewski, Park, AISTATS 2021).
 
 Mechanism: the data are summarised once, by the sum of random Fourier features per class; the generator G then minimises
-the squared distance of its own class embeddings to the released ones, the squared MMD of the Gaussian kernel.
+the squared distance between its class embeddings and the released ones, the squared MMD of the Gaussian kernel.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
 removing one record, n public. More on them, on the network and on unequal classes in `_kernel`.

@@ -5,7 +5,7 @@ Mechanism. Every step draws a Poisson batch X of records and generates two sets 
 all but a fraction of their images. The loss is the semi-debiased Sinkhorn loss 2 S(G, X) - S(G, G'): S is the entropic
 transport cost between the points [pixels in [-1, 1]; 15 onehot(label)], with ground cost
 |a - b|_2^2 + l1_weight |a - b|_1. Its gradient at the whole block of images G is clipped jointly and noised, then goes
-through the generator as post-processing. The images that are in G' alone never meet a record: their gradient is scaled
+through the generator as post-processing. Images that are only in G' never meet a record: their gradient is scaled
 down to the same norm, as in the original, but gets no noise.
 
 S. The regularisation is blur (eps of the formulas; the original's exponent p is 1). Log-domain iterations lower it
@@ -113,7 +113,7 @@ class Loss:
         self.params, self.num_classes = params, num_classes
 
     def towards(self, fakes: Tensor, fake_labels: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The gradient at `fakes` of 2 S(fakes, images): private, for a callback alone."""
+        """The gradient at `fakes` of 2 S(fakes, images): private, only for a callback."""
         fakes = fakes.detach().requires_grad_()
         loss = 2 * self._cost(self._points(fakes, fake_labels), self._points(images, labels))
         return torch.autograd.grad(loss, fakes)[0]

@@ -6,7 +6,7 @@ RMSProp, once in `d_steps_per_g_step` critic steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
 record. A record and its fake are two rows of one example, clipped together as in the paper: the fake bears the record's
-label, but leaves in its gradient alone. Clipped apart, the two gradients, nearly opposite and each far larger than
+label, which leaves only in its gradient. Clipped apart, the two gradients, nearly opposite and each far larger than
 their difference, would lose most of it. Cutting the weights is post-processing.
 Cost: DP-SGD.
 
@@ -24,9 +24,9 @@ fully connected layer.
 To compare with: no FID or accuracy on images was published.
 
 Defaults: rates, clips and batch of Xie's code (batch 64, 5 critic steps per generator step) and of the DP-MERF
-authors' DP version of it (max_grad_norm and weight_clip 0.01, 20 epochs of MNIST). Left out is what Xie's code has
-besides: an L1 penalty of 2.5e-5, and 100 critic steps before each of the first 25 generator steps and every 500th. A
-small preset: width 16, 1,000 steps.
+authors' DP version of it (max_grad_norm and weight_clip 0.01, 20 epochs of MNIST). Xie's code
+also has an L1 penalty of 2.5e-5, and 100 critic steps before each of the first 25 generator steps and every 500th; we
+leave them out. A small preset: width 16, 1,000 steps.
 """
 
 from typing import Annotated

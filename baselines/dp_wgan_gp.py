@@ -8,9 +8,9 @@ multiplier, a_t = max(floor, 1 - rate floor(epoch / epochs)), an epoch being n /
 
 Released: the critic's noised mean gradient of every step. Sensitivity a_t max_grad_norm under adding or removing one
 record. All three terms are one example's loss and clipped together (hence second-order gradients per example): fake and
-x^ bear the record's label, but leave in its gradient alone. A fake clipped apart from its record would not do: the
+x^ bear the record's label, which leaves only in its gradient. A fake clipped apart from its record would not do: the
 penalty fills the record's clip norm, the fake's gradient has its own, and f is pushed down on fakes and nowhere up.
-Each stretch of steps with one a_t is a mechanism of its own, `critic/0`, `critic/1`, ...: the ledger holds their noise
+Each stretch of steps with one a_t is its own mechanism, `critic/0`, `critic/1`, ...: the ledger holds their noise
 multipliers, in the ratios of a_t, and the budget is calibrated for all of them together. Without decay there is one.
 Cost: DP-SGD with second-order gradients.
 
@@ -120,7 +120,7 @@ def segments(params: Params, n: int) -> list[Segment]:
 def critic_loss(
     generator: _gan.Generator, gp_weight: float, critic: nn.Module, images: Tensor, labels: Tensor
 ) -> Tensor:
-    """What the critic minimises on records (images [n, C, H, W], labels [n]), each with a fake of its own: [n]."""
+    """What the critic minimises on records (images [n, C, H, W], labels [n]), each with its own fake: [n]."""
     fakes, u = draw_partners(generator, images, labels)
     value = critic(fakes, labels) - critic(images, labels)
     if not gp_weight:

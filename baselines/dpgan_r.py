@@ -6,7 +6,7 @@ many fakes, each row clipped on its own; G minimises softplus(-D). Adam for both
 
 Adaptive n_D. Before each G step, D's accuracy on the fakes of that step is taken into a moving average. Once
 `patience` G steps were taken at the present n_D and the average is at most `threshold`, n_D climbs to the next rung
-of the ladder. This looks at fakes and released weights alone, so it is free. How the average starts is not
+of the ladder. This looks only at fakes and released weights, so it is free. How the average starts is not
 published; here it starts at the first accuracy.
 
 Released: the discriminator's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing
@@ -102,7 +102,7 @@ class Schedule:
         return self._d_steps >= self.d_steps_per_g_step
 
     def g_step_done(self, accuracy: float) -> None:
-        """Counts one G step, before which D told this share of its fakes from real images."""
+        """Counts one G step; `accuracy` is D's share of right answers on the step's fakes before it."""
         self._d_steps = 0
         rule = self.adaptive
         if rule is None:

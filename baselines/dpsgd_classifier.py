@@ -44,7 +44,7 @@ class ModelParams(Strict):
 
 
 class Params(ModelParams):
-    """The recipe: SGD at a constant rate, each network with a budget of its own."""
+    """The recipe: SGD at a constant rate, each network with its own budget."""
 
     dp: DpSgdParams
     lr: Positive = Field(description="constant rate of SGD")

@@ -2,7 +2,7 @@
 2020, NeurIPS, arXiv 2006.08265).
 
 Mechanism. Records are dealt to K shards, each record on its own. A shard's critic is a Wasserstein critic with gradient
-penalty, trained on its shard without noise, beside a generator of its own. Every step draws one shard, brings its
+penalty, trained on its shard without noise, against its own generator. Every step draws one shard, brings its
 critic up to date with the public generator G, and takes the gradient of the critic's loss at one batch of G's images.
 This block of gradients is clipped as a whole and noised; the rest of G's update is post-processing. Critics are never
 released.
@@ -21,7 +21,7 @@ What was wrong; both points are our derivation, not a published erratum.
    secret, and later releases depend on earlier secret draws; a bound that amplifies each step by its own fresh draw
    does not cover that. Here every visit starts from the shard's critic as `prepare` left it, a function of the shard
    and public constants, takes `critic_steps` steps against the present G on a copy, and is forgotten.
-Besides, the original deals records by a permutation, which moves other records when one is removed; here each is dealt
+Also, the original deals records by a permutation, which moves other records when one is removed; here each is dealt
 independently.
 
 Loss. A critic whose gradient has norm 1 at every image, which is what the penalty asks for, gives a block of norm
@@ -84,7 +84,7 @@ def _pixel_norm(x: Tensor) -> Tensor:
 
 
 class _UpBlock(nn.Module):
-    """Residual: upsampling to `side` and two 3x3 convolutions, beside upsampling alone."""
+    """Residual: upsampling to `side` and two 3x3 convolutions; the shortcut only upsamples."""
 
     def __init__(self, channels: int, side: int):
         super().__init__()
@@ -158,7 +158,7 @@ def train_critic(
 ) -> None:
     """`critic_steps` steps of Wasserstein loss with gradient penalty and drift, on rows drawn with replacement.
 
-    Fakes take the labels of the real rows beside them, so that the interpolates of the penalty have a label.
+    Fakes take the labels of the real rows they are paired with, so that the interpolates of the penalty have a label.
     """
     batch_size = params.generated_batch_size
     for _ in range(params.critic_steps):
@@ -192,7 +192,7 @@ class Shards:
         self._start, self._critic = copy.deepcopy(start), copy.deepcopy(critic)
 
     def prepare(self, images: Tensor, labels: Tensor, shard: int) -> tuple[Critic, torch.optim.Optimizer]:
-        """A critic warmed up against a generator of its own, and its optimizer: a function of the shard alone."""
+        """A critic warmed up against its own generator, and its optimizer: a function of only the shard."""
         generator, critic = copy.deepcopy(self._start), copy.deepcopy(self._critic)
         g_optimizer = torch.optim.Adam(generator.parameters(), lr=self.params.g_lr, betas=BETAS)
         optimizer = torch.optim.Adam(critic.parameters(), lr=self.params.critic_lr, betas=BETAS)

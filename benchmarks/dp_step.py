@@ -1,11 +1,11 @@
-"""Seconds and memory of one DP step beside a plain step and beside Opacus' own hooks, interleaved in one process.
+"""Seconds and memory of one DP step, a plain step, and Opacus' own hooks, interleaved in one process.
 
     python benchmarks/dp_step.py [--batch 16 --multiplicity 8] [--rounds 5] [--threads 2] [--write docs/performance.md]
 
 Rows are the same for all: B images x K noise draws through the paper's MNIST network, forward, backward, and
 for the private ones clipping, noise and the Adam update. Ratios are per round, so that a machine whose speed
 drifts does not bias them; the median is printed. Peak memory is what a step needs beyond the process before it:
-allocated on a GPU; resident on a CPU, measured in a process of its own per row.
+allocated on a GPU; resident on a CPU, measured in a separate process per row.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def steps(args, device: torch.device) -> dict[str, Callable[[], None]]:
 
 
 def peak_mib(name: str, make: Callable[[], Callable[[], None]], device: torch.device) -> float:
-    """Peak memory of two steps in MiB: on a GPU here, on a CPU in a process of its own."""
+    """Peak memory of two steps in MiB: on a GPU here, on a CPU in a separate process."""
     if device.type == "cuda":
         step = make()
         torch.cuda.reset_peak_memory_stats()

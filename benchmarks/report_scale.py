@@ -93,7 +93,7 @@ def write_scores(folder: Path, c: Coordinates, made_by: dict[str, str], rng: np.
 
 
 def measure(name: str, command: list[str], **options) -> float:
-    """Runs a command to its end; prints and returns seconds of wall time, with its peak memory beside them."""
+    """Runs a command to its end; prints seconds of wall time and peak memory, and returns the seconds."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
     said = process.stderr.read()
@@ -117,7 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         start = time.monotonic()
-        # In a process of its own: a child's peak memory counts what its parent held when it was started.
+        # In a separate process: a child's peak memory counts what its parent held when it was started.
         maker = multiprocessing.get_context("spawn").Process(target=make_results, args=(study, args.steps))
         maker.start()
         maker.join()

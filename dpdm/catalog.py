@@ -55,7 +55,7 @@ def methods() -> list[MethodEntry]:
 
 
 def datasets() -> list[tuple[str, str, str]]:
-    """The sources of data sets: name, what it is, and the keys that it has in a study besides those of all."""
+    """The sources of data sets: name, what it is, and its keys in a study, without those of all."""
     from dpdm.sources import SOURCES
     from dpdm.sources.base import Source
 
@@ -169,7 +169,7 @@ def _comment(text: str) -> Iterator[str]:
 
 
 def _privacy_status() -> dict[str, str]:
-    """By published method, the status of the first line that the file has on it: that of its own paper."""
+    """Status per published method, from the method's first line in the file, which is for its paper."""
     found: dict[str, str] = {}
     with open(PRIVACY_STATUS, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -28,7 +28,7 @@ class Checkpoint:
         fingerprint: of all that decides the run (spec and data); a checkpoint of another one is not used.
         log: whose rows are saved and restored along.
         interval: seconds between two saves.
-        processes: all of them read it, and stop after the same step; the first one alone writes it.
+        processes: all of them read it and stop after the same step; only the first one writes it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Checkpoint:
             artifacts.write_tensors(self.path, content)
         self._last = time.monotonic()
         if stop:
-            number, self._stop = self._stop or signal.SIGTERM, None  # the signal may have reached another process alone
+            number, self._stop = self._stop or signal.SIGTERM, None  # only another process may have the signal
             by = signal.Signals(number).name
             self.say(f"stopped by {by}: {self.path} saved, from which the same command continues")
             raise SystemExit(128 + number)

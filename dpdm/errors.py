@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: the message is one sentence that names it and says how."""
+    """An error that the user can fix: the message is one sentence that names the fault and the fix."""

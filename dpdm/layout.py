@@ -14,9 +14,9 @@ ANCHOR = ("{dataset}", "{anchor}", "{seed}")
 
 TABLE_KINDS = (".csv", ".md", ".tex", ".html")
 FIGURE_KINDS = (".svg", ".pdf", ".png")
-BY_HAND = "by_hand"  # folder beside the studies, for runs that no study has
+BY_HAND = "by_hand"  # folder next to the studies, for runs that no study has
 
-# Tracked beside the Snakefile: numbers quoted from papers, and what is known of their privacy claims.
+# Tracked in the repository: numbers quoted from papers, and what is known of their privacy claims.
 _PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
 PUBLISHED = str(_PUBLISHED / "published.csv")
 PRIVACY_STATUS = str(_PUBLISHED / "privacy_status.csv")

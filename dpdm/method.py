@@ -31,7 +31,7 @@ class Model(Protocol):
     """What a generator learnt: post-processing of its releases."""
 
     def sample(self, labels: np.ndarray, sampler: Any, rng: Streams) -> np.ndarray:
-        """One image per label: uint8 [n, C, H, W]. Image i depends on label i and its own streams alone."""
+        """One image per label: uint8 [n, C, H, W]. Image i depends only on label i and its own streams."""
 
     def state(self) -> dict[str, Any]:
         """Tensors and JSON values only."""
@@ -44,7 +44,7 @@ class Model(Protocol):
 class ClassifierModel(Protocol):
     """What a classifier learnt: post-processing of its releases. Test labels never reach it."""
 
-    family: str  # the kind of classifier, one of the study's: its accuracy stands in the column `acc_<family>`
+    family: str  # the kind of classifier, one of the study's: its accuracy is in the column `acc_<family>`
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The class (int64 [n]) of each image (uint8 [n, C, H, W]), whatever batch it comes in."""
@@ -63,7 +63,7 @@ class Method(Protocol):
     Params: ClassVar[type[BaseModel]]  # the study's `params:`
 
     def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """Every mechanism that `fit` will ask for, from public facts alone.
+        """Every mechanism that `fit` will ask for, from public facts only.
 
         Raises:
             UserError: the method cannot serve such a data set with these parameters.
@@ -170,12 +170,12 @@ def train(
 
     Args:
         checkpoint: a file that is read if it exists, and written every `checkpoint_interval` seconds and on
-            SIGTERM or SIGUSR1; beside it lies the key of secret noise (see `key_path`). The caller removes both once
+            SIGTERM or SIGUSR1; the key of secret noise is next to it (see `key_path`). The caller removes both once
             the results are safe.
 
     Raises:
         SystemExit: a signal asked to stop; the checkpoint was saved.
-        UserError: see `prepare_run`; or training failed in a way the user can mend.
+        UserError: see `prepare_run`; or training failed in a way the user can fix.
     """
     method, params, plan, budget = prepare_run(spec, images.meta)
     ledger = Ledger(
@@ -212,7 +212,7 @@ def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
 
 
 def _method_code(impl: str) -> str:
-    """Digest of the method's own module and of the shared modules (`_*.py`) beside it that it names."""
+    """Digest of the method's own module and of the shared modules (`_*.py`) in its folder that it names."""
     path = importlib.import_module(impl.partition(":")[0]).__file__
     if path is None:
         return "unknown"

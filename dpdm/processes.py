@@ -1,4 +1,4 @@
-"""The processes of one training run: one, or several under torchrun, each with a device of its own.
+"""The processes of one training run: one, or several under torchrun, each with its own device.
 
 Every process runs the same code on the same random streams and holds the same weights; they part the chunks of a
 private batch among themselves and add up what they got. Nothing else is divided, so nothing else can differ.
@@ -18,7 +18,7 @@ class Processes:
     """This process among those of its run.
 
     Args:
-        rank: 0 .. size - 1; the first one alone writes files.
+        rank: 0 .. size - 1; only the first one writes files.
         size: how many there are; above 1 torch.distributed's default group must be open.
         device: where this one computes.
     """
@@ -54,13 +54,13 @@ class Processes:
 
 
 def device() -> str:
-    """Where a process that is alone computes: "cuda" where there is a GPU, else "cpu"."""
+    """The device of a single process: "cuda" where there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started (it says so in the environment); this one alone otherwise.
+    """The processes that torchrun started (it says so in the environment); otherwise only this one.
 
     Raises:
         UserError: fewer GPUs than processes on a machine that has some.

@@ -31,7 +31,7 @@ class Log:
             with tqdm(desc=self.title, total=total) as bar:
                 for number, item in enumerate(items, 1):
                     yield item
-                    bar.initial = self.resumed  # not work of this process: its speed is told without them
+                    bar.initial = self.resumed  # an earlier process did these: speed leaves them out
                     bar.update(self.resumed + number - bar.n)
             return
         every = max(1, total // 10)

@@ -166,7 +166,7 @@ class SampleSpec(Strict):
 
 
 class ScoreSpec(Strict):
-    """All that decides the scores of one synthetic set, but for those by Inception."""
+    """All that decides the scores of one synthetic set, except those by Inception."""
 
     coordinates: Coordinates
     evaluation: EvaluationSpec

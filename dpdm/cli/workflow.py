@@ -148,7 +148,7 @@ def tables(study: str, partial: bool) -> None:
 @study_argument()
 @click.argument("number", type=click.IntRange(1, 6), help="Its number in the paper (arXiv v1), 1 to 6.")
 def paper_table(study: str, number: int) -> None:
-    """Write one of the paper's tables, our runs beside its numbers."""
+    """Write one of the paper's tables with its numbers and ours."""
     from dpdm.study import open_study
 
     opened, layout = open_study(study)

@@ -1,4 +1,4 @@
-"""Makes torchvision importable beside CPU-only torch, where PyPI's wheel cannot load its compiled operators."""
+"""Makes torchvision importable with CPU-only torch, where PyPI's wheel cannot load its compiled operators."""
 
 import importlib
 

@@ -1,8 +1,8 @@
-"""Utility: the accuracy on real test images of classifiers trained on synthetic images alone.
+"""Utility: the accuracy on real test images of classifiers trained only on synthetic images.
 
-Nothing is selected on real data, and the test labels are read once, to count what was right. The networks are those of
-the paper. Two protocols train them, and a protocol's name stands beside every number, since accuracies of different
-protocols must not share a table row:
+Nothing is selected on real data. The test labels are read once, to count correct predictions. The networks are those of
+the paper. Two protocols train them. Every number carries its protocol's name, since accuracies of different protocols
+must not share a table row:
 
     quick  short, fixed constants, the last step.
     paper  that of the paper (Dockhorn et al. 2022; Cao et al. 2021): Adam at 3e-4, batches of 128, 50 epochs, the epoch
@@ -59,7 +59,7 @@ def measure(
             f"{synthetic.origin} has {synthetic.meta.num_classes} classes but {test.origin} has "
             f"{test.meta.num_classes}; score against the data set it was made for"
         )
-    if test.meta.num_classes == 1:  # nothing to tell apart: an unlabelled data set has distances alone
+    if test.meta.num_classes == 1:  # one class: an unlabeled data set has only distances
         return [_row(name, None) for name in classifiers]
     return [
         _row(name, accuracy_percent(train_and_predict(name, synthetic, test.images, seed, protocol), test.labels))
@@ -79,7 +79,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
     Args:
         predict: maps uint8 images [n, C, H, W] to classes (int64 [n]).
         family: a name of CLASSIFIERS: in which column it competes.
-        test: real images and labels; the labels are touched here alone.
+        test: real images and labels; only this function reads the labels.
 
     Raises:
         UserError: an unknown family, no test images, or predictions that are no classes.

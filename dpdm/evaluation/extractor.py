@@ -67,7 +67,7 @@ class SmallCnn(nn.Module):
 def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> dict[str, Any]:
     """Trains an extractor on real images; the test images only fill in one fact, after the last step.
 
-    It learns to tell the classes apart; where there is but one, how an image was turned.
+    It learns to classify the images; where there is one class, it learns to predict an image's rotation.
 
     Returns:
         A state for `artifacts.write_tensors`: `facts` (JSON), `weights`, `shape` [C, H, W], `num_classes`.

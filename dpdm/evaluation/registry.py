@@ -1,6 +1,6 @@
 """What synthetic images can be judged by: a line per metric, extractor and classifier, as "module:name".
 
-A line here is all that a new one needs besides its file: see docs/extending.md. Imports no library, so that a study is
+A new one needs its file and one line here: see docs/extending.md. This module imports no library, so that a study is
 checked against these names in milliseconds.
 """
 
@@ -15,7 +15,7 @@ METRICS = {  # distances between the features of two sets of images: a `fidelity
     "kid": "dpdm.evaluation.fidelity:KID",
     "precision_recall": "dpdm.evaluation.fidelity:PRECISION_RECALL",
 }
-EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d]; Inception has rules of its own
+EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d]; Inception has its own rules
     "small_cnn": "dpdm.evaluation.extractor:features",
 }
 CLASSIFIERS = {  # trained on synthetic images: a `classifiers.Classifier` each

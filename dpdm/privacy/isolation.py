@@ -78,7 +78,7 @@ class SwapTest:
         self._passed.add(key)
 
     def _try_alone(self, row_losses: Callable, parameters: dict[str, nn.Parameter], step: int, among: bool) -> None:
-        """A record alone, after another one, and `among` others: in batches of other sizes, with equal draws."""
+        """Tries a record by itself, after another one, and `among` others: other batch sizes, equal draws."""
         size = self._sizes[0] if self._sizes else 1
         images, labels = self._batch(max(size, 2), f"alone at {step}", next(iter(parameters.values())).device)
         rows = [(0, 1), (1, 2), (0, 1), *[(0, size)] * among]  # the record, another, the record, all of them

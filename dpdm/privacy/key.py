@@ -27,7 +27,7 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
         processes: the first makes the key, all read it.
 
     Raises:
-        UserError: the key is missing beside a checkpoint, readable by others, of another run, or no key at all;
+        UserError: the checkpoint's key is missing, readable by others, of another run, or not a key;
             the operating system refuses to make or read it; the checkpoint is a folder.
     """
     if checkpoint is None:

@@ -17,7 +17,7 @@ from dpdm.explain import parse_params
 from dpdm.params import Strict
 from dpdm.specs import Coordinates, Epsilon, RunSpec, epsilon_text
 
-# Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as it stands in paths.
+# Columns and their types; epsilon is text ("0.2", "10", "inf", "" for anchors), as in paths.
 METRICS: dict[str, type] = {
     "study": str, "dataset": str, "method": str, "epsilon": str, "delta": float, "accountant": str, "seed": int,
     "sampler": str, "metric": str, "extractor": str, "direction": str, "reference": str, "value": float,
@@ -48,7 +48,7 @@ _RULES = {  # that make a file of scores
 _SCORE_FILES = tuple(_RULES)
 
 
-# --- what the files hold; keys that the tables do not need may stand beside these ------------------------------
+# --- what the files hold; they may have more keys, which the tables do not need --------------------------------
 
 
 class _Record(Strict, extra="ignore"):
@@ -158,7 +158,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
         one attack on their common mechanism.
 
     Raises:
-        UserError: a file is malformed, a result stands twice, it was trained or judged otherwise than the study says,
+        UserError: a file is malformed, a result is there twice, it was trained or judged otherwise than the study says,
             code versions or weights of Inception are mixed, or, whatever is allowed, protocols within one cell.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
@@ -166,7 +166,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     runs = {run.coordinates(): i for i, run in enumerate(specs)}
     codes: dict[str, Path] = {}
     weights: dict[str, list[Path]] = {}
-    protocols: dict[Coordinates, dict[str, list[Path]]] = {}  # by cell: coordinates but for the seed
+    protocols: dict[Coordinates, dict[str, list[Path]]] = {}  # by cell: coordinates without the seed
     method_codes: dict[str, str] = {}
     anchors: set[Path] = set()
     scores: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
@@ -269,7 +269,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str]:
     """One line per run and sampler whose fidelity, FID, utility or audit is missing, in the order of the grid.
 
-    A classifier has one accuracy, of its own family, and no distance. The FID is missed where the study asks for it.
+    A classifier has one accuracy, that of its family, and no distance. An FID is expected where the study asks for it.
     """
     found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
     judged = {_run_key(row) for row in metrics[metrics["protocol"] == DIRECT].to_dict("records")}
@@ -465,8 +465,8 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
     """Wall time and peak memory of every job of the study below `folder`, from Snakemake's `benchmark:` files.
 
     Understands TSV and JSONL, plain and `--benchmark-extended`; a plain file does not name its rule, so its file
-    name stands in. A measurement that Snakemake could not take is NaN. Other files are passed over, jobs of what has
-    left the study since, and a folder that does not exist.
+    name is used. A measurement that Snakemake could not take is NaN. Other files are skipped, and so are jobs of
+    what the study no longer has, and a folder that does not exist.
 
     Returns:
         Columns BENCHMARKS: seconds of wall time, peak resident memory in MB; dataset and method are "" where the

@@ -30,10 +30,10 @@ from dpdm.report.tables import (
 )
 from dpdm.specs import epsilon_text
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; its yellow is too pale for lines on white.
+# Okabe and Ito's palette, which color-blind readers can distinguish; its yellow is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", ":", "-.")  # tell lines without markers apart in grey print
+DASHES = ("-", "--", ":", "-.")  # they distinguish lines without markers in gray print
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
@@ -104,7 +104,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
     The dashed line is the real ceiling, the dotted one the label-only floor; a classifier trained on the private
-    images has hollow markers, and a curve in its own panel alone. Colours and markers follow the order of methods
+    images has hollow markers, and a curve only in its own panel. Colors and markers follow the order of methods
     in the whole of `metrics`, so that all datasets of a study agree; the legend names those of this one.
     """
     chosen = metrics[metrics["dataset"] == dataset]
@@ -199,7 +199,7 @@ def _draw_panel(
 
 
 def _leave_out(panel: Axes, anchors: dict[str, float], names: Sequence[str]) -> None:
-    """Takes anchors that are below the axis out, and tells their values over the panel."""
+    """Removes anchors that are below the axis, and writes their values over the panel."""
     notes = []
     for name in names:
         value = anchors.pop(name)
@@ -215,7 +215,7 @@ def _leave_out(panel: Axes, anchors: dict[str, float], names: Sequence[str]) -> 
 def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figure:
     """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
 
-    A block shows the first images of each class, one class per column (of one class alone, the first images over all
+    A block shows the first images of each class, one class per column (of a single class, the first images over all
     columns): nothing is picked by looks. Of several seeds the smallest is shown. An image a set lacks stays white.
 
     Args:
@@ -270,7 +270,7 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
 def _block(path: Path, classes: Sequence[int], shape: tuple[int, ...] | None = None) -> np.ndarray:
     """RGB block, uint8 [height, width, 3]: classes across, ROWS_PER_BLOCK images of each down, enlarged.
 
-    One class alone has MAX_CLASSES columns.
+    A single class has MAX_CLASSES columns.
     """
     arrays = artifacts.read_npz(path, ("images", "labels"))
     images, labels = arrays["images"], arrays["labels"]

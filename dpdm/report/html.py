@@ -78,7 +78,7 @@ def render_report(
     kinds = set(metrics["metric"])
     template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # Text between tags: quotes may stand, and thousands of recipes and commands are full of them.
+    # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
     page.filters["text"] = lambda value: html.escape(value, quote=False)
     return page.from_string(template).render(
         study=study.study,
@@ -119,7 +119,7 @@ def _to_html(table: tables.Table, linked: bool) -> str:
 def _beside(
     study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame, linked: bool
 ) -> list[dict[str, Any]]:
-    """The paper's tables that the study names, in the paper's order, but for those of other data sets alone."""
+    """The paper's tables that the study names, in the paper's order, without those of only other data sets."""
     own = {spec.published_as()[0] for spec in study.datasets.values()}
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
     numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)

@@ -1,4 +1,4 @@
-"""The DPDM paper's tables again: each of its numbers, ours beside it, and what keeps the two from being comparable."""
+"""The DPDM paper's tables again: each of its numbers, ours, and what keeps the two from being comparable."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,7 +56,7 @@ class _Runs(NamedTuple):
 
 
 class _Ours(NamedTuple):
-    """What we have for one cell; `told`: in what it differs from the paper's, in words.
+    """What we have for one cell; `told`: how it differs from the paper's, in words.
 
     `no_value`: it was run, and the metric has no value there, as an accuracy on images without labels.
     """
@@ -95,9 +95,9 @@ class _Row:
 def paper_table(
     number: int, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame
 ) -> Table:
-    """Table `number` of the paper (arXiv v1) with the study's runs beside it, as the study's key `tables` maps them.
+    """Table `number` of the paper (arXiv v1) with the study's runs, as the study's key `tables` maps them.
 
-    Rows: per data set and epsilon all published rows in the order of the file, then runs that stand beside none: those
+    Rows: per data set and epsilon all published rows in the order of the file, then runs that match no row: those
     mapped to this table, in table 1 all generators, in table 2 all classifiers. Data sets of the paper that the study
     lacks are left out, and named, unless it has none of them. Columns per metric of the table: ours, the paper's, the
     difference. What is missing is "not run" and named in a note; what was run otherwise than in the paper is marked,
@@ -167,7 +167,7 @@ def places(chosen: pd.DataFrame) -> set[tuple[str, int]]:
 
 
 def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple[str, str, str]]) -> list[_Row]:
-    """Published rows with the runs that stand beside them, then ours alone, grouped by data set and epsilon.
+    """Published rows with the runs that match them, then runs that match none, by data set and epsilon.
 
     Args:
         named: what the table shows, see `table_runs`.
@@ -262,7 +262,7 @@ def _cells(row: _Row, study: Study, sizes: Mapping[str, set[int]]) -> dict[str, 
         f"{runs.method}, {runs.sampler}" if len(study.methods[runs.method].samplers) > 1 else runs.method
         for runs in row.runs
     ]
-    # a classifier has one accuracy and no other number; beside a published row it shares the row with others
+    # a classifier has one accuracy and no other number; it shares a published row with others
     alone = not row.method and study.is_classifier(row.runs[0].method) and any(ours.n for ours in row.ours.values())
     numbers: dict[str, str] = {}
     for metric, ours in row.ours.items():

@@ -234,7 +234,7 @@ def _resolution(text: str) -> int:
 def _value(text: str) -> str:
     if _number(text) < 0:
         raise ValueError("must be 0 or above")
-    return text  # as it is printed: 79 and 79.0 are quoted as they stand
+    return text  # as printed: 79 stays 79, and 79.0 stays 79.0
 
 
 def _number(text: str) -> float:

@@ -66,7 +66,7 @@ def _method(dataset: str, name: str, groups: dict[str, list[dict[str, Any]]]) ->
             {
                 "id": run_anchor(dataset, name, epsilon),
                 "epsilon": epsilon_label(epsilon) if epsilon else "",
-                "recipes": list(dict.fromkeys(run["recipe"] for run in group if run["recipe"])),  # one, but for seeds
+                "recipes": list(dict.fromkeys(run["recipe"] for run in group if run["recipe"])),  # one, except seeds
                 "runs": group,
             }
             for epsilon, group in groups.items()

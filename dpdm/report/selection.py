@@ -134,7 +134,7 @@ def sweeps(study: Study) -> list[Sweep]:
 
 
 def _sweep(study: Study, methods: list[str], of_samplers: bool) -> Sweep | None:
-    """What alone differs between these methods, or between the samplers of this one; None if that is no number."""
+    """The one key that differs between these methods, or this one's samplers; None if it is not numeric."""
     keys, values = set(), {}
     for dataset in study.datasets:
         for epsilon in study.epsilons_of(dataset):

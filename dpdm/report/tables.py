@@ -67,7 +67,7 @@ class Table:
         return replace(self, cells=self.cells.drop(columns=header), bold=bold)
 
     def by(self, header: str) -> list["Table"]:
-        """One table for each text of a column, in order; the notes stand below the last."""
+        """One table for each text of a column, in order; the notes are below the last."""
         parts = []
         for _, rows in self.cells.groupby(header, sort=False).indices.items():
             place = {int(i): new for new, i in enumerate(rows)}
@@ -125,7 +125,7 @@ class MetricColumn(NamedTuple):
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """The metrics present, in reading order; of several reference sets the training set is shown.
 
-    FID alone has a column for each, the training set's first: papers report either.
+    Only FID has a column for each, the training set's first: papers report either.
     """
     rows = metrics[["metric", "extractor", "reference", "direction"]].drop_duplicates()
     rows = rows.sort_values("reference", key=lambda column: column != "train", kind="stable")
@@ -195,8 +195,8 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
     Cells read "mean ± std (n)" over n seeds, "mean (1)" for one; bold is the best method of each finite epsilon
-    where there are at least two to compare. A method that trained a classifier on the private images has but one
-    accuracy, that of its own kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric, and how the
+    where there are at least two to compare. A method that trained a classifier on the private images has one
+    accuracy, that of its kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric, and how the
     classifiers were trained, `protocol`.
 
     Args:
@@ -250,7 +250,7 @@ def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
 
 
 def printed_results(metrics: pd.DataFrame) -> list[Table]:
-    """`dataset_results` of every dataset in order, for a page: what is by Inception stands in a table of its own."""
+    """`dataset_results` of every dataset in order, for a page: numbers by Inception have their own table."""
     parts = []
     mixed = _mixes_protocols(metrics)
     for dataset in dict.fromkeys(metrics["dataset"]):
@@ -271,7 +271,7 @@ def audit_table(audits: pd.DataFrame) -> Table:
     """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, the lower bound that
     an attack reached, and the mechanism.
 
-    Seeds stand in one row when their budget, delta and mechanism agree; its accounting passes only if that of all its
+    Seeds share one row when their budget, delta and mechanism agree; its accounting passes only if that of all its
     runs does. Without noise there is none.
     """
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -388,7 +388,7 @@ def write_table(table: Table, stem: str | Path, printed: Sequence[Table] = ()) -
     """Writes `stem` + .csv, .md, .tex and .html: the same rows in each.
 
     Args:
-        printed: for tex, parts of this table to stand below each other.
+        printed: for tex, parts of this table, one below the other.
     """
     stem = Path(stem)
     texts = {
@@ -424,7 +424,7 @@ _TEX = {
 
 def escape_tex(text: str) -> str:
     """Text for LaTeX: special characters escaped, symbols as mathematics."""
-    text = text.replace("✓ ", "").replace("✗ ", "")  # the word beside the mark says the same
+    text = text.replace("✓ ", "").replace("✗ ", "")  # the word after the mark says the same
     return "".join(_TEX.get(character, character) for character in text)
 
 
