@@ -65,7 +65,7 @@ def _kernel(fine: int, coarse: int) -> int:
 
 
 class ConvGenerator(nn.Module):
-    """The generator of Bie et al. 2023: transposed convolutions, leaky ReLU, no normalisation.
+    """The generator of Bie et al. 2023: transposed convolutions, leaky ReLU, no normalization.
 
     Latent and one-hot label are the two halves of the coarsest map. With `width` m, the finest hidden map has m
     channels and each coarser one twice as many. At 28x28: 4m (4x4), 2m (7x7), m (14x14), C (28x28).
@@ -98,7 +98,7 @@ class ConvGenerator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """The discriminator of Bie et al. 2023: convolutions, leaky ReLU, no normalisation.
+    """The discriminator of Bie et al. 2023: convolutions, leaky ReLU, no normalization.
 
     Image (pixels in [0, 1]) and one-hot label map are convolved apart to m / 2 channels each. At 28x28 with `width` m:
     m (14x14), 2m (7x7), 4m (4x4), then one number. 1.72 million parameters at m = 128 and ten classes.

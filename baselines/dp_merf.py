@@ -1,6 +1,6 @@
 """DP-MERF: a generator that matches one noised mean embedding (Harder, Adamczewski, Park, AISTATS 2021).
 
-Mechanism: the data are summarised once, by the sum of random Fourier features per class; the generator G then minimises
+Mechanism: the data are summarized once, by the sum of random Fourier features per class; the generator G then minimizes
 the squared distance between its class embeddings and the released ones, the squared MMD of the Gaussian kernel.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or

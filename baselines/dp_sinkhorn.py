@@ -8,7 +8,7 @@ transport cost between the points [pixels in [-1, 1]; 15 onehot(label)], with gr
 through the generator as post-processing. Images that are only in G' never meet a record: their gradient is scaled
 down to the same norm, as in the original, but gets no noise.
 
-S. The regularisation is blur (eps of the formulas; the original's exponent p is 1). Log-domain iterations lower it
+S. The regularization is blur (eps of the formulas; the original's exponent p is 1). Log-domain iterations lower it
 geometrically from the largest cost to blur, a fixed number of them. The gradient at the images is that of a
 last half-step with the other side's potential held fixed, which by the envelope theorem is the gradient of the
 converged cost: the transport plan's average of the ground cost's gradient. It is never taken through the iterations.

@@ -1,7 +1,7 @@
 """DP-WGAN, corrected: a weight-clipped Wasserstein critic trained by DP-SGD (Xie et al. 2018, arXiv 1802.06739).
 
-Mechanism. For every record (x, y) the critic f minimises (f(G(z, y), y) - f(x, y)) / 2 by RMSProp; after each of its
-steps every weight is cut to [-weight_clip, weight_clip]; the generator minimises -f(G(z), y), labels uniform, also by
+Mechanism. For every record (x, y) the critic f minimizes (f(G(z, y), y) - f(x, y)) / 2 by RMSProp; after each of its
+steps every weight is cut to [-weight_clip, weight_clip]; the generator minimizes -f(G(z), y), labels uniform, also by
 RMSProp, once in `d_steps_per_g_step` critic steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one

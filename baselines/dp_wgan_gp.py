@@ -1,8 +1,8 @@
 """dpGAN, corrected: WGAN-GP by DP-SGD with clipping decay (Frigerio et al. 2019, IFIP SEC; arXiv 1901.02477).
 
-Mechanism. For every record (x, y) the critic f minimises f(G(z, y), y) - f(x, y) + gp_weight (|grad f(x^, y)| - 1)^2,
+Mechanism. For every record (x, y) the critic f minimizes f(G(z, y), y) - f(x, y) + gp_weight (|grad f(x^, y)| - 1)^2,
 z normal and x^ = u x + (1 - u) G(z, y) for u uniform in [0, 1], the gradient being with respect to an image in [-1, 1];
-the generator G minimises -f(G(z), y), labels uniform, once in `d_steps_per_g_step` critic steps. Adam for both.
+the generator G minimizes -f(G(z), y), labels uniform, once in `d_steps_per_g_step` critic steps. Adam for both.
 Clipping decay: at step t the clip norm is a_t times its first value, and as in the released code so is the noise
 multiplier, a_t = max(floor, 1 - rate floor(epoch / epochs)), an epoch being n / expected_batch_size steps.
 
@@ -23,7 +23,7 @@ Left out: "n_critic falls by one when the generator's loss shrinks". It would be
 weights; but a critic is defined up to a constant only, so that the size of this loss means nothing.
 
 Networks. The published repository is for tables; networks for images are ours: its four fully connected layers with
-`hidden` leaky ReLUs and He's initialisation, on pixels and the one-hot label; 100 latents, there one per column.
+`hidden` leaky ReLUs and He's initialization, on pixels and the one-hot label; 100 latents, there one per column.
 
 To compare with: no FID or accuracy on images could be verified.
 

@@ -1,8 +1,8 @@
 """DPGANr: a GAN whose discriminator is trained by DP-SGD, well tuned (Bie, Kamath, Zhang 2023, TMLR).
 
 Mechanism. Noise slows the discriminator D down, and the generator G gets ahead of it. The remedy is n_D steps of D
-for each of G, fixed or adapted, and larger batches. D minimises the binary cross-entropy over B records and as
-many fakes, each row clipped on its own; G minimises softplus(-D). Adam for both, networks without normalisation.
+for each of G, fixed or adapted, and larger batches. D minimizes the binary cross-entropy over B records and as
+many fakes, each row clipped on its own; G minimizes softplus(-D). Adam for both, networks without normalization.
 
 Adaptive n_D. Before each G step, D's accuracy on the fakes of that step is taken into a moving average. Once
 `patience` G steps were taken at the present n_D and the average is at most `threshold`, n_D climbs to the next rung

@@ -55,7 +55,7 @@ class Model:
     """A network in evaluation mode.
 
     Args:
-        network: maps standardised images to logits; shape: of an image (C, H, W); params: what it was built by.
+        network: maps standardized images to logits; shape: of an image (C, H, W); params: what it was built by.
     """
 
     def __init__(self, network: nn.Module, shape: Shape, num_classes: int, params: ModelParams):
@@ -135,7 +135,7 @@ def standardise(images: Tensor, params: ModelParams) -> Tensor:
     return ((images + 1) / 2 - params.input_mean) / params.input_std
 
 
-# --- networks: (image shape, number of classes) -> standardised images to logits -------------------------------
+# --- networks: (image shape, number of classes) -> standardized images to logits -------------------------------
 
 
 class Dropout(nn.Module):

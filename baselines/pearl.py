@@ -1,7 +1,7 @@
 """PEARL: a generator against a released characteristic function (Liew, Takahashi, Ueno, ICLR 2022).
 
 Mechanism: the empirical characteristic function of every class (cosine and sine parts at k random frequencies w_j) is
-released once; then G minimises, and a critic maximises, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one
+released once; then G minimizes, and a critic maximizes, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one
 number per pixel, theta, that reweights the frequencies as if they had been drawn from N(0, diag(1 / theta)) instead
 of N(0, I / s2): alpha = softmax_j( (w_j^2 / 2) . (s2 - theta) ). At theta = s2, where it starts, alpha is uniform and
 the objective is DP-MERF's. Theta, alpha and G see the released vector only: post-processing.

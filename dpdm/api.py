@@ -211,7 +211,7 @@ def train_arrays(
     """Trains one run on arrays in memory; nothing is written.
 
     Args:
-        images: uint8 [n, C, H, W], or [n, H, W] of grey images.
+        images: uint8 [n, C, H, W], or [n, H, W] of gray images.
         labels: integers [n] in 0..num_classes-1.
         method: a name that `dpdm list methods` shows, or module:Class.
         num_classes: public, hence never counted from the labels.
@@ -255,7 +255,7 @@ def show(images: np.ndarray, columns: int = 10) -> Figure:
     """A grid of images, row by row.
 
     Args:
-        images: uint8 [n, C, H, W], grey (C = 1) or RGB (C = 3).
+        images: uint8 [n, C, H, W], gray (C = 1) or RGB (C = 3).
         columns: images abreast.
 
     Raises:
@@ -268,7 +268,7 @@ def show(images: np.ndarray, columns: int = 10) -> Figure:
     page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
-        page[y : y + height, x : x + width] = image.transpose(1, 2, 0)  # grey broadcasts to RGB
+        page[y : y + height, x : x + width] = image.transpose(1, 2, 0)  # gray broadcasts to RGB
     figure = _Grid(figsize=(0.5 * columns, 0.5 * columns * page.shape[0] / page.shape[1]), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(page, interpolation="nearest")

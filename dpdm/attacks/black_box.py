@@ -79,7 +79,7 @@ def attack_black_box(
 
 
 def distances(images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> np.ndarray:
-    """L2 distance (float64 [n], in grey levels) of each image to the nearest of the others with its label.
+    """L2 distance (float64 [n], in gray levels) of each image to the nearest of the others with its label.
 
     Infinite where there is none. Images are uint8 [n, C, H, W] and [m, C, H, W], labels int64.
     """

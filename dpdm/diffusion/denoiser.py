@@ -1,4 +1,4 @@
-"""Parametrisations: how a raw network F becomes a denoiser D, and which noise levels it is trained on.
+"""Parametrizations: how a raw network F becomes a denoiser D, and which noise levels it is trained on.
 
 D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022 (EDM) eq. 7. The four of the paper's ablation.
 Each is a set of parameters that knows its own formulas; tensors of noise levels are [n], positive.

@@ -49,7 +49,7 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
     steps, shuffle = recipe.steps_for(count), streams.torch("batches")
     passes = math.ceil(steps * size / count)
     order = torch.cat([torch.randperm(count, generator=shuffle) for _ in range(passes)]).numpy()
-    with streams.torch_default("network"):  # initialisation and dropout draw from it
+    with streams.torch_default("network"):  # initialization and dropout draw from it
         network = _made(build).train()
         optimizer = _optimizer(network, recipe.lr)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -103,7 +103,7 @@ def train_and_select(
     """
     train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)
     best, best_weights = -1.0, None
-    with streams.torch_default("network"):  # initialisation and dropout draw from it
+    with streams.torch_default("network"):  # initialization and dropout draw from it
         network = _made(build)
         optimizer = _optimizer(network, recipe.lr)
         for epoch in log.track(range(recipe.epochs), recipe.epochs):

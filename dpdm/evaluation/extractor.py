@@ -140,7 +140,7 @@ def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
     """
     state = artifacts.read_tensors(path)
     try:
-        with torch.random.fork_rng(devices=[]):  # the initialisation about to be overwritten draws numbers
+        with torch.random.fork_rng(devices=[]):  # the initialization about to be overwritten draws numbers
             network = SmallCnn(tuple(state["shape"]), state["num_classes"])
         network.load_state_dict(state["weights"])
         if not all(value.isfinite().all() for value in network.state_dict().values()):

@@ -1,6 +1,6 @@
 """FID as papers mean it: the metrics of `dpdm.evaluation.fidelity` under Inception's features.
 
-Features are the 2048 of torch-fidelity's `inception-v3-compat`, which resizes uint8 RGB itself; grey images are given
+Features are the 2048 of torch-fidelity's `inception-v3-compat`, which resizes uint8 RGB itself; gray images are given
 three equal channels. fd under them is named fid. kid, precision and recall are of at most SUBSET_SIZE images on either
 side, a fixed random choice.
 
@@ -119,7 +119,7 @@ class Inception:
         """Features float32 [n, 2048] of uint8 images [n, 1 or 3, H, W], on the CPU.
 
         Raises:
-            UserError: too few images, neither grey nor RGB, or features that are not finite.
+            UserError: too few images, neither gray nor RGB, or features that are not finite.
         """
         channels = images.meta.shape[0]
         if channels not in (1, 3):
@@ -151,7 +151,7 @@ class _Rgb(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index].expand(3, -1, -1)  # grey becomes three equal channels, RGB stays
+        return self.images[index].expand(3, -1, -1)  # gray becomes three equal channels, RGB stays
 
 
 def load_inception(weights: Path) -> Inception:

@@ -121,7 +121,7 @@ def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant)
     """An upper bound of epsilon at `delta` for the composition of `events`.
 
     RDP: Mironov 2017, Mironov et al. 2019, conversion of Balle et al. 2020. PRV: Gopi et al. 2021, the upper end of its
-    error interval. PLD: Google's dp-accounting, with pessimistic discretisation.
+    error interval. PLD: Google's dp-accounting, with pessimistic discretization.
 
     Returns:
         At least 0, which it is without events. inf if an event has no noise or next to none, and under PRV and PLD

@@ -81,7 +81,7 @@ class PrivateData(NoCopy):
         Args:
             name: a planned Gaussian mechanism.
             statistic: maps images (float in [-1, 1], [1, C, H, W]) and labels (int64, [1]) to [1, ...], of any real
-                dtype. It is shown one record at a time, vectorised by `torch.func.vmap` where that can be: written for
+                dtype. It is shown one record at a time, vectorized by `torch.func.vmap` where that can be: written for
                 a batch, it gives every record what it would give a batch of one. What it draws (from torch's default
                 generator) is drawn per record.
             l2_bound: the sensitivity, as planned: no record moves the sum further; clipping to it happens here.
@@ -109,7 +109,7 @@ class PrivateData(NoCopy):
 
         Returns:
             float64 [d, d] or [g, d, d], symmetric: noise of std z * l2_bound^2 on the diagonal, and 1 / sqrt(2)
-            of that off it (independent noise on all entries, then symmetrised: post-processing).
+            of that off it (independent noise on all entries, then symmetrized: post-processing).
         """
         moment = self._release(name, l2_bound**2, vectors, l2_bound, _second_moment)
         return (moment + moment.mT) / 2
@@ -130,7 +130,7 @@ class PrivateData(NoCopy):
             name: a planned Poisson-subsampled Gaussian mechanism.
             rows_per_example: rows of the forward batch that belong to one example.
             second_order: the loss itself differentiates through the module (`torch.func.grad` of `DpSgd.module`, as
-                a gradient penalty does). It is then shown one example at a time, vectorised, and may call the module
+                a gradient penalty does). It is then shown one example at a time, vectorized, and may call the module
                 often.
             keep: whatever else the loop changes (an average, a generator, its optimizer): saved in checkpoints
                 with module and optimizer, so that a killed run continues as if it had not been.

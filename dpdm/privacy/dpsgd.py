@@ -24,7 +24,7 @@ from dpdm.processes import Processes
 
 # Per-example gradients are clipped to this share less than max_grad_norm, which pays for rounding. With u = 2^-24, the
 # norm is off by at most 512 u = 2^-15 of itself (squares summed in float32 over 1,024 numbers, then in float64), and
-# a sum of SUMMED gradients in float32 by 2^6 u = 2^-18 of the clip norm, on each of two neighbouring data sets; all
+# a sum of SUMMED gradients in float32 by 2^6 u = 2^-18 of the clip norm, on each of two neighboring data sets; all
 # other sums are in float64.
 ROUNDING = 2.0**-14
 NORM_BLOCK, SUMMED = 1024, 8

@@ -21,7 +21,7 @@ def history_of(events: Iterable[Event]) -> tuple[Part, ...]:
     """The events to compose, all full-batch Gaussians folded into one.
 
     Gaussians with multipliers z_i compose exactly to one with 1/z^2 = sum_i 1/z_i^2 (Dong et al. 2022),
-    which spares the PRV accountant its discretisation error per event.
+    which spares the PRV accountant its discretization error per event.
     """
     history, precision = [], 0.0
     for event in events:

@@ -14,7 +14,7 @@ from dpdm.specs import Accountant
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 VERSION = 2  # of the ledger's form; 1 was without a version, named add_or_remove_one, and did not say shape and noise
-# n is public: of two neighbouring data sets of n records, one has a record that contributes nothing to any release.
+# n is public: of two neighboring data sets of n records, one has a record that contributes nothing to any release.
 NEIGHBOURING_RELATION = "zero_out"
 NOISES = ("repeatable", "secret")
 MOST_STEPS = 10**8  # of an event: an audit of more could take hours

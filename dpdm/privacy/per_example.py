@@ -82,7 +82,7 @@ class PerExampleGradients:
 
         Args:
             row_losses: maps images [B, ...] and labels [B] to losses [K * B], with one forward pass of `module`. The
-                engine "vmap" shows it one example at a time, vectorised: [1, ...] to [K], with any number of forward
+                engine "vmap" shows it one example at a time, vectorized: [1, ...] to [K], with any number of forward
                 passes.
 
         Raises:
@@ -447,7 +447,7 @@ class _Batch:
 
 
 def _is_fast(layer: nn.Module) -> bool:
-    # Another parametrisation (spectral or weight norm) hides the real weight behind other names; a forward on
+    # Another parametrization (spectral or weight norm) hides the real weight behind other names; a forward on
     # the instance is somebody else's.
     return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"} and "forward" not in vars(layer)
 

@@ -1,6 +1,6 @@
 """The PLD accountant: Google's dp-accounting, for drawing one of many shards as well; an upper bound of epsilon.
 
-Every privacy loss distribution is discretised by "connect the dots" (Doroshenko et al. 2022), which dominates the
+Every privacy loss distribution is discretized by "connect the dots" (Doroshenko et al. 2022), which dominates the
 exact one, and both directions (with the record against without, and back) are composed: the larger epsilon counts.
 Zero-out adjacency is the library's REPLACE_SPECIAL, for which it composes the same pair as for adding or removing.
 """
@@ -18,7 +18,7 @@ from dpdm.privacy.losses import by_tilt, epsilon_of_losses, tilted, tilted_back
 from dpdm.privacy.rdp import best_rdp
 from dpdm.privacy.shards import point_of_loss
 
-MAX_POINTS = 2**17  # of one step's discretised loss: memory and time
+MAX_POINTS = 2**17  # of one step's discretized loss: memory and time
 TRUNCATED = 1e-18  # (tilted) mass that a composition may cut off; what is cut above counts as an infinite loss
 LOG_TAIL = -50  # of the noise: mass exp(-50) beyond its ends counts as an infinite loss
 

@@ -76,7 +76,7 @@ def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ra
     Rank 1 is the best, equal values share the mean of their ranks, and a value that could not be computed (NaN) is
     last. In a cell with fewer rivals than the largest has, ranks are stretched to the same range, so that a method
     gains nothing by serving few datasets. A cell with one method, however often sampled, is no contest, and neither is
-    one without any value, as of accuracies on unlabelled images. Classifiers and anchors are not ranked,
+    one without any value, as of accuracies on unlabeled images. Classifiers and anchors are not ranked,
     nor is epsilon = inf: it is a ceiling, no setting to choose.
 
     From ENOUGH_SEEDS on, the interval is a percentile bootstrap of two stages, datasets and then seeds within each:

@@ -175,7 +175,7 @@ def _draw_panel(
         found = [known.get((*column.key, method, sampler, e), NO_SUMMARY) for e in epsilons]
         mean = np.array([value[0] for value in found])
         std = np.nan_to_num(np.array([value[1] for value in found]))
-        # bars of neighbouring methods would hide each other
+        # bars of neighboring methods would hide each other
         shift = (place - (len(series) - 1) / 2) * min(0.06, 0.35 / max(len(series), 1))
         where = np.arange(len(epsilons)) + shift
         panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **series_look(i, method in hollow))
@@ -223,7 +223,7 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
         samples: synthetic sets in the order of the methods.
 
     Raises:
-        UserError: a file is missing or corrupt, or its images are neither grey nor RGB.
+        UserError: a file is missing or corrupt, or its images are neither gray nor RGB.
     """
     shown: dict[tuple[str, float], SampleSet] = {}
     for s in sorted(samples, key=lambda s: s.seed):
@@ -290,5 +290,5 @@ def _block(path: Path, classes: Sequence[int], shape: tuple[int, ...] | None = N
         for down, image in enumerate(column):
             y, x = down * (h * scale + gap), across * (w * scale + gap)
             pixels = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
-            block[y : y + h * scale, x : x + w * scale] = pixels  # grey broadcasts to RGB
+            block[y : y + h * scale, x : x + w * scale] = pixels  # gray broadcasts to RGB
     return block
