@@ -24,6 +24,8 @@ from dpdm.progress import Log
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"dp_sinkhorn": DPSinkhorn, "gs_wgan": GSWGAN}
 SMALL = {
     "dp_sinkhorn": {
@@ -399,7 +401,6 @@ def black_and_white(n: int, side: int) -> ImageSet:
     return ImageSet(np.broadcast_to(255 * labels[:, None, None, None], (n, 1, side, side)).astype(np.uint8), labels, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "params"),
     [

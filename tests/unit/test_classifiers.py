@@ -14,6 +14,8 @@ from dpdm.progress import Log
 from dpdm.rng import Streams
 from dpdm.sources.digits import Digits
 
+pytestmark = pytest.mark.slow
+
 ALL = ["logreg", "mlp", "cnn"]
 CEILING = {"acc_logreg": 94, "acc_mlp": 96, "acc_cnn": 96}  # percent, trained on the real digits
 
@@ -47,7 +49,6 @@ def values(rows):
     return {row["metric"]: row["value"] for row in rows}
 
 
-@pytest.mark.slow
 def test_the_ceiling_on_real_digits(digits):
     rows = classifiers.measure(digits["train"], digits["test"], ALL, 0, "quick")
     assert [(row["metric"], row["reference"]) for row in rows] == [(f"acc_{name}", "test") for name in ALL]
@@ -133,7 +134,6 @@ def test_a_prediction_does_not_depend_on_its_company(name, short):
     np.testing.assert_array_equal(whole, backwards[::-1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_equal_seeds_predict_alike_and_the_global_generators_are_left_alone(name, digits, short):
     train, images = ImageSet(digits["train"].images[:500], digits["train"].labels[:500], 10), digits["test"].images

@@ -23,6 +23,8 @@ from dpdm.progress import Log
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec
 
+pytestmark = pytest.mark.slow
+
 N = 40
 SHAPE = (1, 8, 8)
 # Five steps an epoch, a fall at every epoch: segments of 5, 5 and 2 steps.
@@ -188,7 +190,6 @@ def test_without_noise_and_clipping_it_is_the_plain_gan(changes, images, monkeyp
     assert max(float((other[name] - value).abs().max()) for name, value in plain.items()) > 1e-3  # it does decide
 
 
-@pytest.mark.slow
 def test_it_learns_which_half_is_bright():
     """Two classes, a bright left or right half: without noise, but with a clip norm that every example exceeds, the
     fakes of each class have it too. Fakes clipped apart from their records would not learn it."""
@@ -388,7 +389,6 @@ def killed_and_continued(images, path, monkeypatch, at: tuple[str, int]):
         return result(*train(spec(), images, log, checkpoint=path)), log.rows, done
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at", [("critic/0", 3), ("critic/1", 0), ("critic/1", 3), ("critic/2", 1)])
 def test_a_killed_run_ends_as_if_it_had_not_been(given_noise, images, tmp_path, monkeypatch, at):
     whole = result(*train(spec(), images, Log("test")))

@@ -16,6 +16,8 @@ from dpdm.errors import UserError
 from dpdm.evaluation import classifiers, extractor, fidelity, registry
 from dpdm.sources.digits import Digits
 
+pytestmark = pytest.mark.slow
+
 DIRECTIONS = {"fd": "lower", "kid": "lower", "precision": "higher", "recall": "higher"}
 
 
@@ -61,7 +63,6 @@ def test_equal_sets_have_distance_zero_and_the_other_side_has_not(digits, weight
     assert values["train", "precision"] < 1
 
 
-@pytest.mark.slow
 def test_more_noise_is_a_larger_distance(digits, weights):
     train = {"train": digits["train"]}
     steps = [measured(noisy(digits["train"].images, a), train, weights) for a in (0, 20, 60, 120)]

@@ -20,6 +20,8 @@ from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation import fidelity, inception
 
+pytestmark = pytest.mark.slow
+
 METRICS = ["fid", "kid", "precision", "recall"]
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -146,7 +148,6 @@ def fid_of_few(one, two):
     )
 
 
-@pytest.mark.slow
 def test_kept_statistics_give_what_torch_fidelity_calculates(synthetic, sides, kept, quick):
     """Equal up to torch-fidelity's float32: a relative 1e-5 for fid, 3e-7 for kid (kernels are near 1), else none."""
     found = measured(synthetic, kept, quick)
@@ -161,7 +162,6 @@ def test_kept_statistics_give_what_torch_fidelity_calculates(synthetic, sides, k
     assert all(0 < share < 1 for share in shares)
 
 
-@pytest.mark.slow
 def test_fid_is_that_of_all_images_in_float64(synthetic, sides, kept, quick):
     """Against singular values, to a relative 1e-6: singular covariances cost digits."""
     features = {name: quick.features(x).numpy().astype(np.float64) for name, x in (sides | {"": synthetic}).items()}
@@ -170,7 +170,6 @@ def test_fid_is_that_of_all_images_in_float64(synthetic, sides, kept, quick):
         assert measured(synthetic, kept, quick)[side, "fid"] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.slow
 def test_the_whole_network_gives_what_torch_fidelity_calculates(
     synthetic, sides, inception_weights, tmp_path, monkeypatch
 ):
@@ -238,7 +237,6 @@ def test_the_file_says_what_made_it_and_holds_float64(sides, kept, quick):
         np.testing.assert_array_equal(arrays[f"{side}_features"], quick.features(sides[side]).numpy())
 
 
-@pytest.mark.slow
 def test_of_many_images_a_fixed_choice_is_kept_but_statistics_are_of_all(
     sides, synthetic, quick, tmp_path, monkeypatch
 ):
