@@ -46,7 +46,7 @@ def page(text: str) -> str:
 
 
 def _rows(models: list[type[BaseModel]], prefix: str) -> list[str]:
-    """One row per key of these models, branches of one union, and below it those of its own models."""
+    """One row per key of these models (branches of one union); the keys of a nested model follow their key."""
     rows = []
     for name in dict.fromkeys(name for model in models for name in model.model_fields):
         having = [model for model in models if name in model.model_fields]
