@@ -24,8 +24,7 @@ from dpdm.explain import parse_params
 from dpdm.layout import Layout
 from dpdm.method import load_method
 from dpdm.method import train as train_method
-from dpdm.privacy import Ledger, epsilon_spent
-from dpdm.privacy.ledger import ACCOUNTANTS
+from dpdm.privacy import Ledger, epsilons_spent
 from dpdm.processes import Processes, device
 from dpdm.progress import Log
 from dpdm.report import collect
@@ -65,14 +64,11 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """What the run learnt, on the GPU where there is one."""
-        model = self._model()
-        if hasattr(model, "to"):
-            model.to(device())
-        return model
+        return jobs.on_device(self._model())
 
     def epsilon(self) -> dict[str, float]:
         """The epsilon that the ledger's events cost, by accountant: rdp, prv and pld."""
-        return {name: epsilon_spent(self.ledger.events, self.ledger.delta, name) for name in ACCOUNTANTS}
+        return epsilons_spent(self.ledger.events, self.ledger.delta)
 
     def draw(self, labels: ArrayLike, sampler: str | None = None) -> np.ndarray:
         """One image per label: uint8 [n, C, H, W]; the same labels give the same images.

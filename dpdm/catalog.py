@@ -11,13 +11,11 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
-
-from pydantic import BaseModel, RootModel
+from typing import NamedTuple, get_args
 
 from dpdm.config import load_study
 from dpdm.errors import UserError
-from dpdm.explain import nearest
+from dpdm.explain import models_of, nearest
 from dpdm.layout import PRIVACY_STATUS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +70,7 @@ def samplers() -> list[tuple[str, str, str, str]]:
     found = []
     for entry in methods():
         kind = getattr(load_method(entry.impl), "SamplerParams", None)
-        for choice in _choices(kind) if kind else ():
+        for choice in models_of(kind) if kind else ():
             field = choice.model_fields.get("kind")
             name = get_args(field.annotation)[0] if field else "default"
             keys = ", ".join(key for key in choice.model_fields if key != "kind")
@@ -154,13 +152,6 @@ def _defined(text: str, name: str) -> str:
     """What a docstring's list says of a name, up to its first full stop or semicolon."""
     found = re.search(rf"^ +{name}  +(.*?)(?:[.;]\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()) if found else "not described"
-
-
-def _choices(kind: Any) -> list[type[BaseModel]]:
-    """The models that a model chooses from by `kind`; the model itself where it is no choice."""
-    if not issubclass(kind, RootModel):
-        return [kind]
-    return [one for one in get_args(kind.model_fields["root"].annotation) if issubclass(one, BaseModel)]
 
 
 def _comment(text: str) -> Iterator[str]:

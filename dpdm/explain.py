@@ -94,7 +94,7 @@ def _path(loc: tuple[str | int, ...], kind: Any) -> tuple[str, list[type[BaseMod
     """`a.b[0].c` of a location, and the models that its last key belongs to; found along the models' annotations."""
     path, at, around = "", [kind], []
     for part in loc:
-        models = [model for annotation in at for model in _models(annotation)]
+        models = [model for annotation in at for model in models_of(annotation)]
         if tagged := [model for model in models if part in _tag(model).values()]:
             at = around = tagged
             continue
@@ -122,13 +122,13 @@ def _inner(annotation: Any, part: str | int) -> list[Any]:
     return [value for branch in _branches(annotation) for value in _inner(branch, part)]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
     """The models that a value may be of, not those within it."""
     if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        return _models(annotation.model_fields["root"].annotation)
+        return models_of(annotation.model_fields["root"].annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for branch in _branches(annotation) for model in _models(branch)]
+    return [model for branch in _branches(annotation) for model in models_of(branch)]
 
 
 def _branches(annotation: Any) -> tuple[Any, ...]:

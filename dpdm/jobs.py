@@ -122,10 +122,9 @@ def train(
 
 def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> str:
     from dpdm.plan import describe_event
-    from dpdm.privacy import epsilon_spent
-    from dpdm.privacy.ledger import ACCOUNTANTS
+    from dpdm.privacy import epsilons_spent
 
-    spent = {name: epsilon_spent(ledger.events, ledger.delta, name) for name in ACCOUNTANTS}
+    spent = epsilons_spent(ledger.events, ledger.delta)
     lines = [
         f"trained in {seconds:.0f} s on {group.device}" + (f" ({group.size} processes)" if group.size > 1 else ""),
         f"  files    {folder}/: model.pt, ledger.json, train.jsonl",
@@ -146,9 +145,7 @@ def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file:
         UserError: the model is missing, damaged, or of another method.
     """
     spec = study.sample(run, sampler)
-    model = restored(load_method(spec.impl, "generator"), model_file, spec.impl)
-    if hasattr(model, "to"):  # the floors have nothing to move
-        model.to(device())
+    model = on_device(restored(load_method(spec.impl, "generator"), model_file, spec.impl))
     classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
     labels = data.balanced_labels(spec.synthetic_images, classes)
     where = f"methods.{run.method}.samplers.{sampler}"
@@ -247,6 +244,13 @@ def restored(method: Any, path: str | Path, impl: str) -> Any:
             f"{path} does not fit the code of {impl} as it is now ({reason}); train the run again with "
             "`snakemake --forcerun train`"
         ) from error
+
+
+def on_device(model: Any) -> Any:
+    """The model, moved to the GPU where there is one; the floors have nothing to move."""
+    if hasattr(model, "to"):
+        model.to(device())
+    return model
 
 
 def _judged(synthetic: data.ImageSet, coordinates: Coordinates) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import load_method, prepare_run
-from dpdm.privacy import Budget, Event, Ledger, Mechanism, calibrate, epsilon_spent
+from dpdm.privacy import Budget, Event, Ledger, Mechanism, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
-from dpdm.privacy.ledger import ACCOUNTANTS
 from dpdm.specs import RunSpec, epsilon_text, parse_spec
 
 
@@ -75,7 +74,7 @@ def _accounted(
     """
     scale = calibrate(plan, budget, accountant)
     events = tuple(mechanism.event(scale) for mechanism in plan)
-    epsilons = {name: epsilon_spent(events, budget.delta, name) for name in ACCOUNTANTS}
+    epsilons = epsilons_spent(events, budget.delta)
     for name in audited_under(accountant):
         if epsilons[name] > budget.epsilon:
             raise UserError(f"accountant {name} says {epsilons[name]:g}, above the target epsilon {budget.epsilon:g}")

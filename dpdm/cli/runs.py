@@ -9,7 +9,13 @@ import click
 from dpdm.cli._verbs import PATH, RUNS, out_option, study_argument, verbs
 from dpdm.errors import UserError
 
-WHAT = "STUDY and perhaps RUN, or DATASET/METHOD for all of its runs; or ledger.json files."
+what_argument = click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    metavar="STUDY [RUN] | LEDGER...",
+    help="STUDY and perhaps RUN, or DATASET/METHOD for all of its runs; or ledger.json files.",
+)
 
 
 @verbs.command("train", section=RUNS)
@@ -171,13 +177,7 @@ def _needed(inception: bool, images: bool) -> list[str]:
 
 
 @verbs.command("audit", section=RUNS)
-@click.argument(
-    "what",
-    nargs=-1,
-    required=True,
-    metavar="STUDY [RUN] | LEDGER...",
-    help=WHAT,
-)
+@what_argument
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write the audit as JSON.")
 @click.option("--export", type=PATH, metavar="FILE", help="Where to write the events in the form of dp-accounting.")
 @click.option("--without-recipe", is_flag=True, help="Pass a ledger by its epsilon where its method is not here.")
@@ -213,13 +213,7 @@ def audit(what, out, export, without_recipe) -> None:
 
 
 @verbs.command("attack", section=RUNS)
-@click.argument(
-    "what",
-    nargs=-1,
-    required=True,
-    metavar="STUDY [RUN] | LEDGER...",
-    help=WHAT,
-)
+@what_argument
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write what was found as JSON.")
 @click.option("--black-box", is_flag=True, help="Train again with canaries, and look at what is published (weak).")
 @click.option("--canaries", default=1000, show_default=True, help="Of a black-box attack.")

@@ -52,6 +52,15 @@ def _dataset(study: str, dataset: str):
     return opened, layout
 
 
+def _prepared(study: str, dataset: str):
+    """`dpdm.jobs`, the study and its layout, once the data set is there."""
+    opened, layout = _dataset(study, dataset)
+    from dpdm import jobs
+
+    jobs.make_missing(opened, layout, dataset)
+    return jobs, opened, layout
+
+
 @verbs.command("prepare")
 @study_argument()
 @dataset_argument()
@@ -68,10 +77,7 @@ def prepare(study: str, dataset: str) -> None:
 @dataset_argument()
 def extractor(study: str, dataset: str) -> None:
     """Train the feature extractor of a data set's image distance, on real images."""
-    opened, layout = _dataset(study, dataset)
-    from dpdm import jobs
-
-    jobs.make_missing(opened, layout, dataset)
+    jobs, _, layout = _prepared(study, dataset)
     jobs.train_extractor(layout, dataset)
 
 
@@ -80,10 +86,7 @@ def extractor(study: str, dataset: str) -> None:
 @dataset_argument()
 def reference(study: str, dataset: str) -> None:
     """Compute Inception's statistics of a data set's real images."""
-    opened, layout = _dataset(study, dataset)
-    from dpdm import jobs
-
-    jobs.make_missing(opened, layout, dataset)
+    jobs, opened, layout = _prepared(study, dataset)
     jobs.make_reference(opened, layout, dataset)
 
 
@@ -92,10 +95,7 @@ def reference(study: str, dataset: str) -> None:
 @dataset_argument()
 def label_only(study: str, dataset: str) -> None:
     """Write the label-only floor: uniform noise images with balanced labels."""
-    opened, layout = _dataset(study, dataset)
-    from dpdm import jobs
-
-    jobs.make_missing(opened, layout, dataset)
+    jobs, opened, layout = _prepared(study, dataset)
     jobs.make_label_only(opened, layout, dataset)
 
 
@@ -103,14 +103,15 @@ def label_only(study: str, dataset: str) -> None:
 @study_argument()
 def collect(study: str) -> None:
     """Gather the scores and audits of a study into metrics.csv and audits.csv."""
-    from dpdm.report import collect as gather
     from dpdm.study import open_study
 
     opened, layout = open_study(study)
-    _collect(opened, layout, layout.metrics, layout.audits, gather)
+    _collect(opened, layout, layout.metrics, layout.audits)
 
 
-def _collect(study, layout, metrics_file: str, audits_file: str, gather) -> tuple:
+def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
+    from dpdm.report import collect as gather
+
     metrics, audits = gather.collect(study, layout.result_folders(study.attacks))
     for hole in gather.holes(study, metrics, audits):
         print(f"missing: {hole}", file=sys.stderr)
@@ -130,9 +131,7 @@ def tables(study: str, partial: bool) -> None:
 
     opened, layout = open_study(study)
     if partial:
-        metrics, audits = _collect(
-            opened, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv", gather
-        )
+        metrics, audits = _collect(opened, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
         for table in opened.tables:
             _paper_table(opened, layout, int(table.removeprefix("table_")), f"{layout.partial}/{table}")
     else:

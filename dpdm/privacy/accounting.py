@@ -135,6 +135,15 @@ def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant)
     return _spent(history_of(events), delta, accountant)
 
 
+def epsilons_spent(events: Sequence[Event], delta: float) -> dict[str, float]:
+    """`epsilon_spent` under every accountant, by its name.
+
+    Raises:
+        UserError: see `epsilon_spent`.
+    """
+    return {name: epsilon_spent(events, delta, name) for name in ACCOUNTANTS}
+
+
 @functools.lru_cache(maxsize=4096)  # seeds share a plan, and an audit repeats what the calibration computed
 def _spent(history: tuple[Part, ...], delta: float, accountant: Accountant) -> float:
     if not history:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from dpdm.errors import UserError
-from dpdm.privacy.accounting import Budget, audited_under, epsilon_spent
+from dpdm.privacy.accounting import Budget, audited_under, epsilons_spent
 from dpdm.privacy.ledger import ACCOUNTANTS, NEIGHBOURING_RELATION, Event, Ledger
 
 
@@ -25,7 +25,7 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
     ledger = Ledger.from_json(value, origin)
     try:
         Budget(ledger.target_epsilon, ledger.delta)
-        spent = {name: epsilon_spent(ledger.events, ledger.delta, name) for name in ACCOUNTANTS}
+        spent = epsilons_spent(ledger.events, ledger.delta)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
     facts = ledger.to_json()

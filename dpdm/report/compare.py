@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import pandas as pd
 
 from dpdm import artifacts
@@ -13,6 +12,7 @@ from dpdm.config import ANCHORS
 from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.report.collect import METRICS, read_csv
+from dpdm.report.html import template
 from dpdm.report.tables import (
     NO_SUMMARY,
     MetricColumn,
@@ -214,6 +214,4 @@ def _source_notes(metrics: pd.DataFrame) -> list[str]:
 def _page(table: Table) -> str:
     parts = [{"dataset": part.cells["Dataset"].iloc[0], "table": to_html(part.without("Dataset"))}
              for part in table.by("Dataset") if len(part.cells)]  # fmt: skip
-    template = artifacts.read_bytes(Path(__file__).with_name("compare.html.j2")).decode()
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(template).render(parts=parts)
+    return template("compare.html.j2").render(parts=parts)

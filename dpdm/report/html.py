@@ -76,11 +76,7 @@ def render_report(
     attacked = private[private["attack"] != ""].drop_duplicates(["dataset", "method", "epsilon"])
     exceeded = int(attacked["attack_exceeded"].sum())
     kinds = set(metrics["metric"])
-    template = artifacts.read_bytes(Path(__file__).with_name("report.html.j2")).decode()
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
-    page.filters["text"] = lambda value: html.escape(value, quote=False)
-    return page.from_string(template).render(
+    return template("report.html.j2").render(
         study=study.study,
         facts=_facts(study, runs, missing, len(private), failed, attacked, len(benchmarks), seconds),
         summary=_summary(study, runs),
@@ -108,6 +104,14 @@ def render_report(
         environment=environment_facts() if environment is None else environment,
         command=command,
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, to be filled in."""
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
+    pages.filters["text"] = lambda value: html.escape(value, quote=False)
+    return pages.from_string(artifacts.read_bytes(Path(__file__).with_name(name)).decode())
 
 
 def _to_html(table: tables.Table, linked: bool) -> str:

@@ -56,7 +56,7 @@ class _Runs(NamedTuple):
 
 
 class _Ours(NamedTuple):
-    """What we have for one cell; `told`: how it differs from the paper's, in words.
+    """What we have for one cell; `departures`: how it differs from the paper's, in words.
 
     `no_value`: it was run, and the metric has no value there, as an accuracy on images without labels.
     """
@@ -65,7 +65,7 @@ class _Ours(NamedTuple):
     std: float = math.nan
     n: int = 0
     method: str = ""
-    told: tuple[str, ...] = ()
+    departures: tuple[str, ...] = ()
     no_value: bool = False
 
 
@@ -88,8 +88,8 @@ class _Row:
         return ", ".join(dict.fromkeys(line["status"] for line in self.lines.values()))
 
     @property
-    def told(self) -> list[str]:
-        return list(dict.fromkeys(fact for ours in self.ours.values() for fact in ours.told))
+    def departures(self) -> list[str]:
+        return list(dict.fromkeys(fact for ours in self.ours.values() for fact in ours.departures))
 
 
 def paper_table(
@@ -227,9 +227,9 @@ def _ours(
         mine = _of(metrics[metrics["metric"] == column.metric], runs)
         no_value |= not n and len(mine) > 0
         if n:
-            told = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
-            told += _unverified(study, runs)
-            found.append((runs, _Ours(mean, std, n, runs.method, tuple(told))))
+            departures = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
+            departures += _unverified(study, runs)
+            found.append((runs, _Ours(mean, std, n, runs.method, tuple(departures))))
     if len(found) > 1:
         one, two = (runs.method for runs, _ in found[:2])
         raise UserError(
@@ -253,7 +253,7 @@ def _data(row: _Row) -> dict[str, Any]:
         "variant": row.variant, "published_delta": row.delta, "published_status": row.status,
         "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
         "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
-        **numbers, "departures": "; ".join(row.told),
+        **numbers, "departures": "; ".join(row.departures),
     }  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, 
     shown = MISSING if ours.no_value else NOT_RUN
     if ours.n:
         decimals = None if metric == "fid" else 1
-        shown = cell_text(ours.mean, ours.std, ours.n, decimals) + (f" {MARK}" if ours.told else "")
+        shown = cell_text(ours.mean, ours.std, ours.n, decimals) + (f" {MARK}" if ours.departures else "")
     if line is None:
         return shown, MISSING, MISSING
     places = len(line["quoted"].partition(".")[2])
@@ -311,22 +311,24 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
         mine: their rows of one metric.
         sizes: their numbers of training images, from the audits.
     """
-    told = [] if scale == PAPER_SCALE else [scale or "scale not stated"]
-    told += [f"protocol {name}" for name in _other_protocols(mine)]
-    told += [
+    departures = [] if scale == PAPER_SCALE else [scale or "scale not stated"]
+    departures += [f"protocol {name}" for name in _other_protocols(mine)]
+    departures += [
         f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}"
         for n in mine["num_synthetic"].unique()
         if n not in (0, _SYNTHETIC_IMAGES)
     ]
-    told += [f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)]
+    departures += [f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)]
     for delta in mine["delta"].unique():
         if math.isnan(delta):
-            told.append("not audited")
+            departures.append("not audited")
         elif row.delta and not math.isclose(delta, _delta(row.delta), rel_tol=1e-6):
-            told.append(f"delta {delta:.2g} instead of {row.delta}")
+            departures.append(f"delta {delta:.2g} instead of {row.delta}")
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
-    told += [f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected]
-    return told
+    departures += [
+        f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected
+    ]
+    return departures
 
 
 def _other_protocols(frame: pd.DataFrame) -> list[str]:
@@ -381,10 +383,10 @@ def _notes(
             "results/published/published.csv."
         )
     by_method: dict[str, dict[str, None]] = {}
-    for ours in (ours for row in rows for ours in row.ours.values() if ours.told):
-        by_method.setdefault(ours.method, {}).update(dict.fromkeys(ours.told))
-    for method, told in by_method.items():
-        yield f"{MARK} {method}: {'; '.join(told)}."
+    for ours in (ours for row in rows for ours in row.ours.values() if ours.departures):
+        by_method.setdefault(ours.method, {}).update(dict.fromkeys(ours.departures))
+    for method, departures in by_method.items():
+        yield f"{MARK} {method}: {'; '.join(departures)}."
     if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
         yield f"What protocol {', '.join(protocols)} reaches on the real images, its ceiling, is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])

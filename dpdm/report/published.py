@@ -111,8 +111,8 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
         data.append({"dataset": dataset, **row, **{name: values.get(name, (math.nan, ""))[0] for name in metrics}})
         text = {title: values[name][1] if name in values else MISSING for name, title in titles.items()}
         if others:
-            told = [f"{values[name][1]} ({_OTHER[name]})" for name in others if name in values]
-            text[other_title] = ", ".join(told) or MISSING
+            stated = [f"{values[name][1]} ({_OTHER[name]})" for name in others if name in values]
+            text[other_title] = ", ".join(stated) or MISSING
         cells.append(
             {
                 "ε": epsilon_label(row["epsilon"]), "Method": row["method"],

@@ -4,8 +4,9 @@ Imports no numerical library: the Snakefile asks at every start.
 """
 
 import csv
+import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from dpdm.config import Study, TableEntry
@@ -61,7 +62,12 @@ def sampler_of(study: Study, entry: TableEntry) -> str | None:
     return entry.sampler or next(iter(study.methods[entry.method].samplers), None)
 
 
-def table_runs(study: Study, table: str, places: Collection[tuple[str, int | None]]) -> list[tuple[str, str, str]]:
+def table_runs(
+    study: Study,
+    table: str,
+    places: Collection[tuple[str, int | None]],
+    runs: Sequence[RunSpec] | None = None,
+) -> list[tuple[str, str, str]]:
     """(dataset, method, sampler) of all that table `table_N` of the paper shows, at each epsilon of the dataset.
 
     That is what `tables` maps to it, in table 1 all generators, in table 2 all classifiers, on the datasets that
@@ -69,10 +75,12 @@ def table_runs(study: Study, table: str, places: Collection[tuple[str, int | Non
 
     Args:
         places: the published datasets of the table, see `Source.published_as`.
+        runs: the study's, if the caller has them.
     """
+    runs = study.runs() if runs is None else runs
     mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
     kind = {"table_1": "generator", "table_2": "classifier"}.get(table)
-    has = {(run.dataset, run.method, name) for run in study.runs() for name in study.samplers_of(run) or ("",)}
+    has = {(run.dataset, run.method, name) for run in runs for name in study.samplers_of(run) or ("",)}
     shared = [dataset for dataset, spec in study.datasets.items() if spec.published_as() in places]
     return [
         (dataset, method, sampler)
@@ -88,22 +96,35 @@ def score_files(study: Study) -> tuple[str, ...]:
     return ("fidelity.json", "utility.json", *["inception.json"] * (study.evaluation.fid is not None))
 
 
-def table_files(study: Study, layout: Layout, number: int, published: str = PUBLISHED) -> list[str]:
-    """The scores and audits of what table `number` of the paper shows, whether they are there or not.
-
-    A published.csv that cannot be read maps no data set here: `dpdm validate` names what is wrong with it.
-    """
-    table, places = f"table_{number}", set()
+@functools.cache
+def _published_places(published: str) -> dict[str, set[tuple[str, int | None]]]:
+    """By table of the paper its data sets, with the sides of their images; of a file that cannot be read none."""
+    places: dict[str, set[tuple[str, int | None]]] = {}
     try:
         with open(published, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                if row["protocol"] == "paper" and row["table"] == str(number):
-                    places.add((row["dataset"], int(row["resolution"])))
+                if row["protocol"] == "paper":
+                    places.setdefault(f"table_{row['table']}", set()).add((row["dataset"], int(row["resolution"])))
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        places = set()
-    shown = set(table_runs(study, table, places))
+        return {}
+    return places
+
+
+def table_files(
+    study: Study, layout: Layout, number: int, published: str = PUBLISHED, runs: Sequence[RunSpec] | None = None
+) -> list[str]:
+    """The scores and audits of what table `number` of the paper shows, whether they are there or not.
+
+    A published.csv that cannot be read maps no data set here: `dpdm validate` names what is wrong with it.
+
+    Args:
+        runs: the study's, if the caller has them.
+    """
+    runs = study.runs() if runs is None else runs
+    table = f"table_{number}"
+    shown = set(table_runs(study, table, _published_places(published).get(table, ()), runs))
     found: dict[str, None] = {}
-    for run in study.runs():
+    for run in runs:
         for sampler in study.samplers_of(run) or ("",):
             if (run.dataset, run.method, sampler) in shown:
                 scores = [layout.set(*run.place, sampler, name) for name in score_files(study)]

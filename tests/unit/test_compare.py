@@ -5,20 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from refusals import refused
 
 from dpdm import artifacts
 from dpdm.report.collect import METRICS, write_csv
 from dpdm.report.compare import compare
-
-
-def refused(result: tuple[int, str, str], *named: str) -> None:
-    """One sentence on stderr that has these words, and exit status 2."""
-    code, _, stderr = result
-    assert code == 2
-    assert stderr.startswith("error: ")
-    assert stderr.count("\n") == 1
-    assert all(word in stderr for word in named), stderr
-
 
 ROW = {
     "study": "one", "dataset": "digits", "method": "dpdm", "epsilon": "10", "delta": 1e-5, "accountant": "rdp",

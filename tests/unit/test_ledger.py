@@ -50,14 +50,14 @@ def test_audit_fails_above_the_target():
 def test_audit_fails_when_one_accountant_alone_is_above(monkeypatch, above):
     """Should the declared accountant be wrong, another one still says no."""
     says = {"rdp": 0.5, "prv": 0.5, "pld": 0.5} | {above: 1.1}
-    monkeypatch.setattr("dpdm.privacy.audit.epsilon_spent", lambda events, delta, name: says[name])
+    monkeypatch.setattr("dpdm.privacy.audit.epsilons_spent", lambda events, delta: says)
     assert not audit(ledger().to_json(), "l")["passed"]
 
 
 def test_rdp_is_asked_only_where_it_was_declared(monkeypatch):
     """It is looser: a run that PRV calibrated is above its target under RDP, and honest."""
     says = {"rdp": 1.1, "prv": 0.9, "pld": 0.9}
-    monkeypatch.setattr("dpdm.privacy.audit.epsilon_spent", lambda events, delta, name: says[name])
+    monkeypatch.setattr("dpdm.privacy.audit.epsilons_spent", lambda events, delta: says)
     assert audit(resealed(ledger().to_json() | {"accountant": "prv"}), "l")["passed"]
 
 

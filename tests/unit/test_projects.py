@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refused
 
 from dpdm import catalog
 from dpdm.config import load_study
@@ -16,15 +17,6 @@ from dpdm.method import load_method
 from dpdm.scaffold import new_method
 
 ROOT = Path(__file__).parents[2]
-
-
-def refused(result: tuple[int, str, str], *named: str) -> None:
-    """One sentence on stderr that has these words, and exit status 2."""
-    code, _, stderr = result
-    assert code == 2
-    assert stderr.startswith("error: ")
-    assert stderr.count("\n") == 1
-    assert all(word in stderr for word in named), stderr
 
 
 # --- list -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ for number in range(1, 7):
         name: f"table_{number}"
         message: f"table {number} of the paper"
         input:
-            selection.table_files(STUDY, PATHS, number),
+            selection.table_files(STUDY, PATHS, number, runs=RUNS),
             published=PUBLISHED,
             privacy_status=PRIVACY_STATUS,
         output:
