@@ -32,12 +32,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        path: Path | None,
-        fingerprint: str,
-        log: Log,
-        interval: float = 300.0,
-        processes: Processes | None = None,
+        self, path: Path | None, fingerprint: str, log: Log, interval: float = 300.0, processes: Processes | None = None
     ):
         self.path, self.fingerprint, self.log, self.interval = path, fingerprint, log, interval
         self._processes = processes or Processes()

@@ -8,16 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
 
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
@@ -28,6 +19,7 @@ from dpdm.specs import (
     Accountant,
     ClassifierScoreSpec,
     Coordinates,
+    EachOnce,
     Epsilon,
     EvaluationSpec,
     FidSpec,
@@ -35,12 +27,12 @@ from dpdm.specs import (
     InceptionScoreSpec,
     Name,
     Noise,
+    PathEpsilon,
     Recipe,
     RunSpec,
     SampleSpec,
     ScoreSpec,
     Text,
-    check_epsilon,
     epsilon_text,
 )
 from dpdm.yaml_file import read_yaml
@@ -49,10 +41,9 @@ ANCHORS = ("real", "label_only")
 RECIPES = Path(__file__).parents[1] / "config" / "shared" / "recipes.yaml"
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
-
-
 PAPER_SCALE = "paper"
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 
 
 class DatasetKeys(Strict):
@@ -64,7 +55,7 @@ class DatasetKeys(Strict):
     allow_large_delta: bool = Field(
         False, description="accept delta >= 1/n, which permits publishing a record outright"
     )
-    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)] | None = Field(
+    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce] | None = Field(
         None, description="the study's epsilons that this data set is run at, e.g. `[10]`; default: all"
     )
 
@@ -92,57 +83,45 @@ class When(Strict):
 
 
 def _selection(value: Any) -> Any:
-    """The text `method=dpdm,pearl epsilon=1` as a mapping; a value without a list around it as a list of one."""
+    """The text `method=dpdm,pearl epsilon=1` as a mapping of lists; a value without a list around it as a list."""
     if isinstance(value, str):
         found: dict[str, list[Any]] = {}
         for part in value.split():
             key, _, values = part.partition("=")
-            found.setdefault(key, []).extend(_plain_number(one) for one in values.split(",") if one)
+            found.setdefault(key, []).extend(filter(None, values.split(",")))
         return found
     if isinstance(value, dict):
         return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()}
     return value
 
 
-def _plain_number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
-class Selection(Strict):
+class Selection(Strict, strict=False):  # its text form has numbers as text
     """Some runs of a study by their coordinates; a key left out matches all. Also written `method=a,b epsilon=1`."""
 
-    dataset: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
-        None, description="runs on these data sets"
-    )
-    method: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
-        None, description="runs of these methods"
-    )
-    epsilon: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)] | None = Field(
+    dataset: Names | None = Field(None, description="runs on these data sets")
+    method: Names | None = Field(None, description="runs of these methods")
+    epsilon: Annotated[tuple[Epsilon, ...], Field(min_length=1)] | None = Field(
         None, description="runs at these epsilons"
     )
-    seed: Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)] | None = Field(
-        None, description="runs with these seeds"
-    )
-    sampler: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
-        None, description="synthetic sets by these samplers"
-    )
+    seed: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(None, description="runs with these seeds")
+    sampler: Names | None = Field(None, description="synthetic sets by these samplers")
 
     def matches(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
         """Whether a run is meant, whatever its samplers."""
         chosen = (self.dataset, self.method, self.epsilon, self.seed)
-        values = (dataset, method, epsilon, seed)
-        return all(known is None or value in known for known, value in zip(chosen, values, strict=True))
+        return all(c is None or value in c for c, value in zip(chosen, (dataset, method, epsilon, seed), strict=True))
+
+    def texts(self) -> dict[str, list[str]]:
+        """The values that it asks for, as text."""
+        return {
+            key: [epsilon_text(value) if key == "epsilon" else str(value) for value in values]
+            for key, values in self
+            if values is not None
+        }
 
     def __str__(self) -> str:
         """The text form, which `only` and `without` take back."""
-        shown = {key: values for key, values in self if values is not None}
-        shown["epsilon"] = tuple(map(epsilon_text, self.epsilon)) if self.epsilon else None
-        return " ".join(f"{key}={','.join(map(str, values))}" for key, values in shown.items() if values)
+        return " ".join(f"{key}={','.join(values)}" for key, values in self.texts().items())
 
 
 class Override(Strict):
@@ -158,9 +137,7 @@ class Unverified(Strict):
 
     what: Text = Field(description="in a few words, for the note")
     when: When = Field(When(), description="for which runs: `dataset`, `epsilon`, or both; default: all")
-    samplers: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
-        None, description="for which samplers; default: all, by their model"
-    )
+    samplers: Names | None = Field(None, description="for which samplers; default: all, by their model")
 
 
 class TuningSpec(Strict):
@@ -201,7 +178,7 @@ class MethodSpec(Strict):
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = Field(
         (), description="recipe changes for some runs"
     )
-    datasets: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)] | None = Field(
+    datasets: Names | None = Field(
         None, description="the data sets that it serves, e.g. `[mnist, fashion_mnist]`; default: all"
     )
     gpus_per_run: Count = Field(
@@ -240,10 +217,10 @@ class Study(Strict):
     datasets: Annotated[dict[Name, AnyDataset], Field(min_length=1)] = Field(
         description="the data sets by name: where their images come from, and delta"
     )
-    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1)] = Field(
+    epsilons: Annotated[tuple[PathEpsilon, ...], Field(strict=False, min_length=1), EachOnce] = Field(
         description="privacy budgets; `.inf` runs the same code without noise"
     )
-    seeds: Annotated[tuple[Natural, ...], Field(strict=False, min_length=1)] = Field(
+    seeds: Annotated[tuple[Natural, ...], Field(strict=False, min_length=1), EachOnce] = Field(
         description="one run per seed; tables show mean ± std over them"
     )
     accountant: Accountant = Field(
@@ -257,7 +234,7 @@ class Study(Strict):
         "real data ([docs/real_data.md](../docs/real_data.md))",
     )
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)] = Field(description="the methods by name")
-    anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False)] = Field(
+    anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False), EachOnce] = Field(
         ANCHORS, description="rows that no mechanism made: `real` (ceiling), `label_only` (floor)"
     )
     evaluation: EvaluationSpec = Field(description="how synthetic images are judged")
@@ -282,72 +259,53 @@ class Study(Strict):
 
     only: Annotated[Selection | None, BeforeValidator(_selection)] = Field(
         None,
+        exclude_if=lambda part: part is None,  # a whole study has no word of a part in its JSON
         description="a part of the grid, the runs that match all keys: `{method: [dpdm, pearl], epsilon: [1]}` or as "
         "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
         "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
     )
     without: Annotated[Selection | None, BeforeValidator(_selection)] = Field(
-        None, description="runs to leave out, in the same form: those that match all keys"
+        None,
+        exclude_if=lambda part: part is None,
+        description="runs to leave out, in the same form: those that match all keys",
     )
-
-    @model_serializer(mode="wrap")
-    def _as_it_was_without_a_part(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A whole study has the JSON that it had before there were such keys."""
-        part = ("only", "without")
-        return {key: value for key, value in handler(self).items() if key not in part or value is not None}
-
-    @field_validator("epsilons")
-    @classmethod
-    def _epsilons(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(check_epsilon(epsilon) for epsilon in value)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
-        for name, values in (("epsilons", self.epsilons), ("seeds", self.seeds), ("anchors", self.anchors)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} holds a value twice")
         if self.study in RESERVED_STUDIES:
             raise ValueError(f"study: the name {self.study!r} is taken by a folder of all studies; choose another")
         for dataset, source in self.datasets.items():
-            chosen = source.epsilons or ()
-            if len(set(chosen)) != len(chosen):
-                raise ValueError(f"datasets.{dataset}.epsilons holds a value twice")
-            if unknown := [e for e in chosen if e not in self.epsilons]:
+            if unknown := [e for e in source.epsilons or () if e not in self.epsilons]:
                 raise ValueError(
                     f"datasets.{dataset}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
                     f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
                 )
         if idle := set(self.epsilons).difference(*map(self.epsilons_of, self.datasets)):
             raise ValueError(f"epsilons: no dataset is run at {epsilon_text(min(idle))}; delete it, or add it to one")
-        taken = set(ANCHORS) & set(self.methods)
-        if taken:
+        if taken := set(ANCHORS) & set(self.methods):
             raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
         for method, spec in self.methods.items():
             for number, dataset in enumerate(spec.datasets or ()):
                 if dataset not in self.datasets:
                     place = f"methods.{method}.datasets[{number}]"
                     raise ValueError(f"{place}: no dataset {dataset!r}; {nearest(dataset, self.datasets)}")
-            served = self.datasets_of(method)
-            if len(set(served)) != len(served):
-                raise ValueError(f"methods.{method}.datasets holds a value twice")
             for key in ("overrides", "unverified"):
                 for number, part in enumerate(getattr(spec, key)):
                     self._check_part(f"methods.{method}.{key}[{number}]", method, part)
-        for key in ("only", "without"):
-            self._check_selection(key, getattr(self, key))
+        samplers = dict.fromkeys(name for spec in self.methods.values() for name in spec.samplers)
+        known = {"dataset": self.datasets, "method": self.methods, "epsilon": [*map(epsilon_text, self.epsilons)],
+                 "seed": [*map(str, self.seeds)], "sampler": samplers}  # fmt: skip
+        for place, chosen in self._parts().items():
+            for key, values in chosen.texts().items():
+                if unknown := [value for value in values if value not in known[key]]:
+                    hint = nearest(unknown[0], known[key])
+                    raise ValueError(f"{place}.{key}: the study has no {key} {unknown[0]!r}; {hint}")
+            if not self.runs():
+                raise ValueError(f"{place}: no run of the study is left by {place}: {chosen}")
         return self
 
-    def _check_selection(self, place: str, chosen: Selection | None) -> None:
-        """Refuses a selection of what the study does not have, or one that leaves no run."""
-        samplers = [name for spec in self.methods.values() for name in spec.samplers]
-        known = {"dataset": self.datasets, "method": self.methods, "epsilon": map(epsilon_text, self.epsilons),
-                 "seed": map(str, self.seeds), "sampler": dict.fromkeys(samplers)}  # fmt: skip
-        for key, values in () if chosen is None else chosen:
-            names, asked = list(known[key]), [epsilon_text(v) if key == "epsilon" else str(v) for v in values or ()]
-            if unknown := [name for name in asked if name not in names]:
-                raise ValueError(f"{place}.{key}: the study has no {key} {unknown[0]!r}; {nearest(unknown[0], names)}")
-        if chosen is not None and not self.runs():
-            raise ValueError(f"{place}: no run of the study is left by {place}: {chosen}")
+    def _parts(self) -> dict[str, Selection]:
+        return {key: part for key in ("only", "without") if (part := getattr(self, key)) is not None}
 
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
         """Refuses a part of a method's recipe that no run of this study has."""
@@ -437,8 +395,7 @@ class Study(Strict):
 
     def part(self) -> str:
         """Which part of the study's grid its runs are, in words; empty for the whole."""
-        chosen = {"only": self.only, "without": self.without}
-        return ", ".join(f"{word} {selection}" for word, selection in chosen.items() if selection is not None)
+        return ", ".join(f"{word} {selection}" for word, selection in self._parts().items())
 
     def attacked_runs(self) -> list[RunSpec]:
         """The runs whose mechanism is attacked: one of each private cell, since all its seeds share the mechanism."""

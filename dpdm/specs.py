@@ -4,15 +4,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator
 
 from dpdm.errors import UserError
 from dpdm.evaluation.registry import CLASSIFIERS
@@ -24,8 +16,7 @@ def _epsilon(value: Any) -> Any:
     return math.inf if value == "inf" else value
 
 
-def check_epsilon(value: float) -> float:
-    """Refuses (ValueError) an epsilon that is not above 0 or cannot be written in a path."""
+def _check_epsilon(value: float) -> float:
     if math.isnan(value) or value <= 0:
         raise ValueError(f"epsilon must be above 0, got {value} (use .inf for a run without noise)")
     if float(f"{value:g}") != value:
@@ -36,6 +27,12 @@ def check_epsilon(value: float) -> float:
 def epsilon_text(epsilon: float) -> str:
     """How epsilon is written in paths and tables: `0.2`, `10`, `inf`."""
     return f"{epsilon:g}"
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"it holds {twice[0]!r} twice; delete one")
+    return values
 
 
 def _check_plain(value: Any, path: str = "") -> Any:
@@ -58,6 +55,8 @@ Epsilon = Annotated[
     BeforeValidator(_epsilon, json_schema_input_type=float | Literal["inf"]),
     PlainSerializer(lambda v: "inf" if math.isinf(v) else v, when_used="json"),
 ]
+PathEpsilon = Annotated[Epsilon, AfterValidator(_check_epsilon)]  # above 0, and fit for a path
+EachOnce = AfterValidator(_each_once)  # for a tuple
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
@@ -78,8 +77,10 @@ class EvaluationSpec(Strict):
     synthetic_images: Annotated[int, Field(ge=10)] = Field(
         description="synthetic images per run, balanced over the classes"
     )
-    classifiers: Annotated[tuple[Literal[tuple(CLASSIFIERS)], ...], Field(strict=False, min_length=1)] = Field(
-        ("logreg", "mlp", "cnn"), description="classifiers that are trained on them, any of `logreg`, `mlp`, `cnn`"
+    classifiers: Annotated[tuple[Literal[tuple(CLASSIFIERS)], ...], Field(strict=False, min_length=1), EachOnce] = (
+        Field(
+            ("logreg", "mlp", "cnn"), description="classifiers that are trained on them, any of `logreg`, `mlp`, `cnn`"
+        )
     )
     protocol: Literal["quick", "paper"] = Field(
         "quick",
@@ -88,16 +89,10 @@ class EvaluationSpec(Strict):
     )
     fid: FidSpec | None = Field(
         None,
+        exclude_if=lambda fid: fid is None,  # a study without it keeps its specs: nothing is scored again
         description="`{}`: FID, and KID, precision and recall, by Inception too "
         "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change scores nothing else again",
     )
-
-    @field_validator("classifiers")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("it holds a classifier twice")
-        return value
 
     @field_validator("fid", mode="before")
     @classmethod
@@ -105,11 +100,6 @@ class EvaluationSpec(Strict):
         if value is None:  # YAML's `fid:` with nothing after it
             raise ValueError("write `fid: {}` to ask for the FID, or leave the key out")
         return value
-
-    @model_serializer(mode="wrap")
-    def _as_it_was_without_fid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study without `fid` has the spec it had before there was such a key: nothing is scored again."""
-        return {key: value for key, value in handler(self).items() if key != "fid" or value is not None}
 
 
 class Coordinates(Strict):

@@ -47,9 +47,7 @@ class Verbs(click.Group):
 
 
 @click.group(
-    cls=Verbs,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog=COMPLETION,
+    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=COMPLETION
 )
 @click.version_option(__version__, prog_name="dpdm")
 def verbs() -> None:

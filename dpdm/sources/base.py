@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 DATA_DIR_VARIABLE = "DPDM_DATA_DIR"
 
 ImageSize = Annotated[
-    int,
-    Field(ge=8, description="each image's largest centered square is resized to this height and width, in pixels"),
+    int, Field(ge=8, description="each image's largest centered square is resized to this height and width, in pixels")
 ]
 NumClasses = Annotated[Count, Field(description="number of classes: public, never counted from the labels")]
 

@@ -28,8 +28,7 @@ class Celeba(LocalSource):
     source: Literal["celeba"] = "celeba"
     image_size: ImageSize
     label: str | None = Field(
-        None,
-        description="an attribute such as `Male` makes two classes, 0 without and 1 with it; default: one class",
+        None, description="an attribute such as `Male` makes two classes, 0 without and 1 with it; default: one class"
     )
     preprocessing: ClassVar[str] = PREPROCESSING
 

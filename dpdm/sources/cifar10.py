@@ -11,10 +11,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageSet
 
 ARCHIVE = "cifar-10-binary.tar.gz"
-BATCHES = {
-    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    "test": ("test_batch.bin",),
-}
+BATCHES = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 
 
 class Cifar10(FetchedSource):
