@@ -1,6 +1,7 @@
 """The documents against the code: keys, commands, links and numbers."""
 
 import importlib
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from dpdm import artifacts
 from dpdm.config import load_study
-from dpdm.privacy import Event, Ledger, epsilon_spent
+from dpdm.privacy import DpSgdParams, Event, Ledger, PoissonBlocks, ShardBlocks, epsilon_spent
 from dpdm.privacy.audit import exported
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +26,9 @@ def shell_lines() -> list[str]:
 
 
 def test_what_follows_from_the_schema_is_up_to_date(monkeypatch):
-    """Else run `python workflow/schemas/write.py`."""
-    monkeypatch.syspath_prepend(ROOT / "workflow" / "schemas")
-    write = importlib.import_module("write")
+    """Else run `python benchmarks/schema.py`."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    write = importlib.import_module("schema")
     assert write.SCHEMA.read_text() == write.schema()
     assert write.PAGE.read_text() == write.page(write.PAGE.read_text())
     assert "| `datasets.NAME.delta` | required |" in write.PAGE.read_text()
@@ -35,9 +36,15 @@ def test_what_follows_from_the_schema_is_up_to_date(monkeypatch):
 
 def test_every_key_of_a_study_is_described():
     """The table shows what the schema says, and the schema says something of every key."""
+    models = json.loads((ROOT / "workflow/schemas/study.schema.json").read_text())
+    for name, model in {"Study": models, **models["$defs"]}.items():
+        silent = [key for key, value in model["properties"].items() if not value.get("description", "").strip()]
+        assert set(silent) <= {"source"}, name  # its one value says what it is
+    for kind in (DpSgdParams, PoissonBlocks, ShardBlocks):
+        assert all(field.description for field in kind.model_fields.values()), kind
     text = (ROOT / "config" / "README.md").read_text()
     rows = re.findall(r"^\| `([\w.\[\]]+)` \|[^|]*\| (.*) \|$", text, re.M)
-    assert {"study", "methods.NAME.overrides[].when.epsilon", "evaluation.fid.weights_path"} <= {key for key, _ in rows}
+    assert {"study", "methods.NAME.overrides[].when.epsilon", "dp.steps", "blocks.shards"} <= {key for key, _ in rows}
     assert all(meaning.strip() for _, meaning in rows)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dpdm.checkpoint import Checkpoint
@@ -34,14 +35,14 @@ Prepare = Callable[[Tensor, Tensor, int], Any]
 class BlockParams(Strict):
     """What decides the privacy of noised block gradients, next to the noise; see the two kinds below."""
 
-    steps: Count
-    max_block_norm: Positive  # L2 norm to which a whole block's gradient is clipped
+    steps: Count = Field(description="private steps")
+    max_block_norm: Positive = Field(description="L2 norm to which the gradient at a whole block of images is clipped")
 
 
 class PoissonBlocks(BlockParams):
     """Every step draws a Poisson batch of records."""
 
-    expected_batch_size: Count
+    expected_batch_size: Count = Field(description="mean size of the Poisson batch; sample rate q = this / n")
 
     def mechanism(self, name: str, n: int) -> Mechanism:
         """The planned mechanism on n records.
@@ -55,7 +56,7 @@ class PoissonBlocks(BlockParams):
 class ShardBlocks(BlockParams):
     """Records are dealt to shards, independently and for good; every step draws one shard."""
 
-    shards: Count
+    shards: Count = Field(description="shards to which the records are dealt; every step draws one of them")
 
     def mechanism(self, name: str, n: int) -> Mechanism:
         """The planned mechanism on n records.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dpdm.checkpoint import Checkpoint
@@ -50,11 +51,13 @@ class PublicRows:
 class DpSgdParams(Strict):
     """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` does not."""
 
-    expected_batch_size: Count  # mean of the Poisson batch; sample_rate = this / n
-    steps: Count
-    max_grad_norm: Positive
-    # Examples per backward pass. The guarantee does not depend on it; a loss's random draws may.
-    max_physical_batch_size: Count = 512
+    expected_batch_size: Count = Field(description="mean size of the Poisson batch; sample rate q = this / n")
+    steps: Count = Field(description="private steps")
+    max_grad_norm: Positive = Field(description="L2 norm to which each example's gradient is clipped")
+    max_physical_batch_size: Count = Field(
+        512,
+        description="examples per backward pass: limits memory; the guarantee does not depend on it, random draws can",
+    )
 
     def mechanism(self, name: str, n: int, noise_ratio: float = 1.0) -> Mechanism:
         """The planned mechanism on n records; `noise_ratio` is its noise relative to others of the same plan.

@@ -1,25 +1,26 @@
-"""Writes what follows from the schema of a study: study.schema.json here, and the tables of config/README.md.
+"""Writes what follows from the schema of a study: study.schema.json, and the tables of config/README.md.
 
-    python workflow/schemas/write.py
+    python benchmarks/schema.py
 
 Run it after a change of a key; a test compares both files with what this would write.
 """
 
 import inspect
 import json
-import re
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from _page import between
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dpdm.artifacts import canonical_json
 from dpdm.config import Study
+from dpdm.privacy import DpSgdParams, PoissonBlocks, ShardBlocks
 from dpdm.sources import SOURCES
 
-ROOT = Path(__file__).parents[2]
-SCHEMA, PAGE = Path(__file__).with_name("study.schema.json"), ROOT / "config" / "README.md"
+ROOT = Path(__file__).parents[1]
+SCHEMA, PAGE = ROOT / "workflow" / "schemas" / "study.schema.json", ROOT / "config" / "README.md"
 
 
 def schema() -> str:
@@ -29,7 +30,12 @@ def schema() -> str:
 
 def keys() -> str:
     """A table of all keys: each with its default and its meaning, from the descriptions in the schema."""
-    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *_rows([Study], "")])
+    return _table(_rows([Study], ""))
+
+
+def private() -> str:
+    """The same for the parameters of the private training loops, which many methods share."""
+    return _table(_rows([DpSgdParams], "dp.") + _rows([PoissonBlocks, ShardBlocks], "blocks."))
 
 
 def sources() -> str:
@@ -38,11 +44,14 @@ def sources() -> str:
 
 
 def page(text: str) -> str:
-    """config/README.md with its two blocks written anew."""
-    for name, block in (("keys", keys()), ("sources", sources())):
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = re.sub(f"{begin}.*?{end}", lambda _, new=f"{begin}\n\n{block}\n\n{end}": new, text, flags=re.S)
+    """config/README.md with its blocks written anew."""
+    for name, block in (("keys", keys()), ("private", private()), ("sources", sources())):
+        text = between(text, name, f"\n\n{block}\n\n")
     return text
+
+
+def _table(rows: list[str]) -> str:
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _rows(models: list[type[BaseModel]], prefix: str) -> list[str]:
@@ -55,7 +64,7 @@ def _rows(models: list[type[BaseModel]], prefix: str) -> list[str]:
         for meaning in meanings:
             same = [(m, f) for m, f in zip(having, fields, strict=True) if (f.description or "") == meaning]
             meant = _source_names() if name == "source" else meaning
-            if name != "source" and len(same) < len(models):
+            if name != "source" and "source" in models[0].model_fields and len(same) < len(models):
                 meant = ", ".join(f"`{m.model_fields['source'].default}`" for m, _ in same) + f": {meant}"
             rows.append(f"| `{prefix}{name}` | {'required' if name == 'source' else _default(same[0][1])} | {meant} |")
         inner, path = _inner(fields[0].annotation)
