@@ -42,6 +42,8 @@ RECIPES = Path(__file__).parents[1] / "config" / "shared" / "recipes.yaml"
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 PAPER_SCALE = "paper"
+AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
+VERSION = 1  # of study.json: a change of the schema that an older study.json does not survive counts it up
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 
@@ -486,6 +488,9 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
     if not isinstance(value, dict) or not value:
         raise UserError(f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml")
     value = _without_nulls(value) if overlaid else value
+    if (version := value.get("version", VERSION)) != VERSION:  # a study.json has one
+        raise UserError(f"{origin} has version {version}, and this dpdm reads version {VERSION}; {AGAIN}")
+    value = {key: part for key, part in value.items() if key != "version"}
     methods = value.get("methods")
     if isinstance(methods, dict) and any(isinstance(spec, dict) and "recipe" in spec for spec in methods.values()):
         recipes = read_yaml(RECIPES)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dpdm.config import ANCHORS, Study, load_study, merge, parse_study
+from dpdm.config import ANCHORS, VERSION, Study, load_study, merge, parse_study
 from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
@@ -31,19 +31,13 @@ def open_study(path: str | Path) -> tuple[Study, Layout]:
     path = Path(path)
     if path.is_dir():
         layout = Layout.of(path)
-        file = Path(layout.study)
-        if not file.is_file():
+        if not Path(layout.study).is_file():
             raise UserError(
                 f"{path} is no results folder of a study: it holds no study.json; name the study file (YAML), or a "
                 "folder that `dpdm run STUDY` made"
             )
-        try:
-            return parse_study(_read_json(file), str(file)), layout
-        except UserError as error:
-            raise UserError(
-                f"{path} is a results folder of another version ({str(error).splitlines()[0]}); name the study file "
-                "(YAML), or let `dpdm run STUDY` write study.json again"
-            ) from error
+        value = _read_json(layout.study)
+        return parse_study({"version": 0} | value, layout.study), layout  # the first ones had no version
     if path.suffix in (".json", ".jsonl"):
         raise UserError(
             f"{path} is a JSON file where a study is wanted; name a study file (YAML), or the results folder that "
@@ -53,11 +47,19 @@ def open_study(path: str | Path) -> tuple[Study, Layout]:
     return study, Layout(study.results_dir, study.study)
 
 
-def _read_json(path: Path) -> Any:
+def study_json(study: Study) -> str:
+    """The text of study.json: a study, in the order of its file, with the version of its schema."""
+    return json.dumps({"version": VERSION} | study.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def _read_json(path: str | Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+        raise UserError(f"{path} cannot be read as JSON: {error}; make it again, or name another file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; make it again, or name another file")
+    return value
 
 
 def selected(study: Study, part: Mapping[str, str]) -> Study:
@@ -199,9 +201,8 @@ def read_recipe(path: str | Path) -> RunSpec:
     """
     if Path(path).suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a study file where the JSON of one run is wanted; `dpdm spec {path} RUN` prints it")
-    value = _read_json(Path(path))
-    recipe = value.get("recipe", value) if isinstance(value, dict) else value
-    return parse_spec(RunSpec, json.dumps(recipe), str(path))
+    value = _read_json(path)
+    return parse_spec(RunSpec, json.dumps(value.get("recipe", value)), str(path))
 
 
 def layout_of_run(path: str | Path, run: RunSpec) -> Layout | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from dpdm.cli import projects, runs, studies, workflow  # noqa: F401  (they define the verbs)
+from dpdm.cli import runs, studies, workflow  # noqa: F401  (they define the verbs)
 from dpdm.cli._verbs import verbs
 from dpdm.errors import UserError
 

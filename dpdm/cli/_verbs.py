@@ -6,8 +6,9 @@ import click
 
 from dpdm import __version__
 
-STUDIES, RUNS, WORKFLOW = "Studies", "One run by hand", "For the workflow (Snakemake calls these)"
-SECTIONS = (STUDIES, RUNS, WORKFLOW)
+STUDIES, RUNS, MORE = "Studies", "One run by hand", "Your own methods, and several results"
+WORKFLOW = "For the workflow (Snakemake calls these)"
+SECTIONS = (STUDIES, RUNS, MORE, WORKFLOW)
 PATH = click.Path(path_type=str)
 COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.bashrc (or zsh_source, fish_source).'
 

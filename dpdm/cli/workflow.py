@@ -23,6 +23,7 @@ def validate(file) -> None:
     from dpdm.plan import planned_runs
     from dpdm.report.published import check_tables
     from dpdm.specs import parse_spec
+    from dpdm.study import study_json
 
     study = parse_spec(Study, file.read(), "the study")
     layout = Layout(study.results_dir, study.study)
@@ -39,7 +40,7 @@ def validate(file) -> None:
                 "may be no FID; its SHA-256 is recorded beside every value",
                 file=sys.stderr,
             )
-    text = study.model_dump_json(indent=2) + "\n"  # in the order of the file
+    text = study_json(study)
     if not (os.path.exists(layout.study) and artifacts.read_bytes(layout.study) == text.encode()):
         artifacts.write_text(layout.study, text)
 

@@ -13,6 +13,7 @@ from dpdm.errors import UserError
 from dpdm.evaluation import extractor
 from dpdm.evaluation._network import Recipe
 from dpdm.layout import Layout
+from dpdm.study import study_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory, digits_train) -> Path:
         "digits",
     )  # fmt: skip
     layout = Layout(study.results_dir, study.study)
-    artifacts.write_text(layout.study, study.model_dump_json())
+    artifacts.write_text(layout.study, study_json(study))
     images = data.ImageSet(digits_train.images[:64], digits_train.labels[:64], 10)
     for split in ("train", "test"):
         data.write_images(layout.data("digits", f"{split}.npz"), images)

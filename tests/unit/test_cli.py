@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from refusals import refused
 
 from dpdm import __version__, artifacts, data
 from dpdm.cli import verbs
@@ -24,11 +25,12 @@ from dpdm.privacy.audit import audit
 from dpdm.privacy.ledger import _seal
 from dpdm.sources.digits import Digits
 from dpdm.specs import epsilon_text, spec_json
-from dpdm.study import open_study
+from dpdm.study import open_study, study_json
 
 SECTIONS = {
-    "Studies": ["list", "new", "compare", "run", "check", "schema"],
+    "Studies": ["run", "check", "list"],
     "One run by hand": ["train", "sample", "score", "audit", "attack", "spec"],
+    "Your own methods": ["new", "compare", "schema"],
     "For the workflow": [
         "validate", "prepare", "extractor", "reference", "label-only", "collect", "tables", "paper-table", "figures",
         "comparison", "report",
@@ -82,16 +84,6 @@ RUN = Path("results/tiny/runs/digits/class_mean/eps10/seed0")
 DPDM = Path("results/tiny/runs/digits/dpdm/eps10/seed0")
 
 
-def only_error(result: tuple[int, str, str]) -> str:
-    """The message of a run that failed as the user should see it."""
-    code, _, stderr = result
-    assert code == 2
-    assert "Traceback" not in stderr
-    assert stderr.count("error: ") == 1
-    assert stderr.startswith("error: ")
-    return stderr
-
-
 def write_sealed(path: Path, ledger: dict) -> Path:
     """Writes a ledger with the seal that fits it, as a determined cheat would."""
     facts = {key: value for key, value in ledger.items() if key != "seal"}
@@ -126,11 +118,9 @@ def test_validate_finds_missing_weights_before_any_run(validate, work, tiny_stud
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    for asked, part in (({}, "weights-inception-2015-12-05-6726825d.pth"), ({"weights_path": "x"}, "file x;")):
+    for asked, part in (({}, "weights-inception-2015-12-05-6726825d.pth"), ({"weights_path": "x"}, "file x")):
         tiny_study_dict["evaluation"]["fid"] = asked
-        message = only_error(validate(parse_study(tiny_study_dict, "tiny")))
-        assert part in message
-        assert message.count("\n") == 1
+        refused(validate(parse_study(tiny_study_dict, "tiny")), part)
         assert not Path(work.study).exists()
 
 
@@ -139,7 +129,8 @@ def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(
 ):
     code, _, stderr = validate(fid_study)
     assert code == 0
-    assert stderr.startswith(f"warning: {inception_weights} is not the file")
+    assert stderr.startswith("warning: ")
+    assert str(inception_weights) in stderr
     monkeypatch.setattr(inception, "WEIGHTS_SHA256", inception.load_inception(inception_weights).weights_sha256)
     assert validate(fid_study) == (0, "", "")
 
@@ -147,7 +138,7 @@ def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(
 def test_validate_reads_the_weights(validate, work, tmp_path, tiny_study_dict):
     (tmp_path / "page.pth").write_text("<html>")
     tiny_study_dict["evaluation"]["fid"] = {"weights_path": str(tmp_path / "page.pth")}
-    assert "page.pth does not hold the weights" in only_error(validate(parse_study(tiny_study_dict, "tiny")))
+    refused(validate(parse_study(tiny_study_dict, "tiny")), tmp_path / "page.pth")
 
 
 @pytest.mark.slow
@@ -304,9 +295,7 @@ def test_a_change_that_the_method_does_not_have_is_refused_before_any_work(train
         ("dp.stepz=3", ("dp.stepz", "'steps'")), ("dp.steps=many", ("dp.steps", "'many'")),
         ("noise_multiplicty=3", ("noise_multiplicty", "'noise_multiplicity'")), ("dp.steps=1.5", ("dp.steps", "1.5")),
     ):  # fmt: skip
-        message = only_error(train("digits/dpdm/10/0", "--set", change))
-        assert [part for part in (*parts, "digits/dpdm/10/0") if part not in message] == []
-        assert message.count("\n") == 1
+        refused(train("digits/dpdm/10/0", "--set", change), *parts, "digits/dpdm/10/0")
     assert sorted(path.name for path in Path("results").iterdir()) == ["data"]
 
 
@@ -337,7 +326,7 @@ def test_secret_noise_by_hand_is_another_run(train, work):
     assert artifacts.read_json(folder / "ledger.json")["noise"] == "secret"
     assert (folder / "checkpoint.pt.key").exists()
     assert not RUN.exists()
-    assert "--noise secret" in only_error(train("digits/class_mean/10/0", "--keep-key"))
+    refused(train("digits/class_mean/10/0", "--keep-key"), "--noise secret")
 
 
 def test_what_is_missing_is_made(run_cli, study_file, tmp_path, monkeypatch, digits_train):
@@ -363,42 +352,39 @@ def test_what_another_verb_makes_is_named_with_it(run_cli, work):
         ("sample", "digits/class_mean/10/0", "dpdm train"), ("score", "digits/class_mean/10/0", "dpdm sample"),
         ("audit", "digits/class_mean/10/0", "dpdm train"), ("attack", "digits/class_mean", "dpdm train"),
     ):  # fmt: skip
-        message = only_error(run_cli(verb, "study.yaml", run))
-        assert maker in message
-        assert str(RUN) in message
+        refused(run_cli(verb, "study.yaml", run), maker, RUN)
     assert not Path(work.data("digits", "extractor.pt")).exists()
 
 
 @pytest.mark.parametrize("verb", ["train", "sample", "score", "audit", "attack", "spec"])
 def test_every_verb_names_the_nearest_run(run_cli, work, verb):
-    message = only_error(run_cli(verb, "study.yaml", "digits/class_meen/10/0"))
-    assert [part for part in ("digits/class_meen/10/0", "digits/class_mean/10/0", "tiny") if part not in message] == []
+    refused(
+        run_cli(verb, "study.yaml", "digits/class_meen/10/0"),
+        "digits/class_meen/10/0",
+        "digits/class_mean/10/0",
+        "tiny",
+    )
 
 
 @pytest.mark.parametrize("verb", ["prepare", "extractor", "reference", "label-only", "figures"])
 def test_every_verb_names_the_nearest_data_set(run_cli, work, verb):
-    assert "'digit'" in (message := only_error(run_cli(verb, "study.yaml", "digit")))
-    assert "digits" in message
+    refused(run_cli(verb, "study.yaml", "digit"), "'digit'", "digits")
 
 
 def test_a_study_where_json_is_wanted_and_the_other_way_round(run_cli, work):
-    assert [
-        part for part in ("study.yaml", "JSON") if part not in only_error(run_cli("train", "--spec", "study.yaml"))
-    ] == []
+    refused(run_cli("train", "--spec", "study.yaml"), "study.yaml", "JSON")
     Path("recipe.json").write_text("{}")
     for verb in ("train", "spec"):
-        message = only_error(run_cli(verb, "recipe.json", "digits/dpdm/10/0"))
-        assert [part for part in ("recipe.json", "JSON", "YAML") if part not in message] == []
-    assert "recipe.json" in only_error(run_cli("audit", "study.yaml", "digits/dpdm/10/0", "recipe.json"))
+        refused(run_cli(verb, "recipe.json", "digits/dpdm/10/0"), "recipe.json", "JSON", "YAML")
+    refused(run_cli("audit", "study.yaml", "digits/dpdm/10/0", "recipe.json"), "recipe.json")
 
 
 def test_train_needs_to_know_what(run_cli, work):
     for arguments in ([], ["study.yaml"], ["study.yaml", "digits/dpdm/10/0", "--spec", "x.json"]):
-        assert "--spec" in only_error(run_cli("train", *arguments))
+        refused(run_cli("train", *arguments), "--spec")
     Path("recipe.json").write_text(run_cli("spec", "study.yaml", "digits/dpdm/10/0")[1])
     shutil.rmtree("results")
-    message = only_error(run_cli("train", "--spec", "recipe.json"))
-    assert [part for part in ("results/data/digits/train.npz", "--data") if part not in message] == []
+    refused(run_cli("train", "--spec", "recipe.json"), "results/data/digits/train.npz", "--data")
 
 
 # --- run ------------------------------------------------------------------------------------------------------
@@ -431,7 +417,7 @@ def test_run_takes_a_study_of_several_files(run_cli, work, started):
 
 
 def test_run_takes_a_results_folder_and_options_of_snakemake(run_cli, work, started, study):
-    artifacts.write_text(work.study, study.model_dump_json())
+    artifacts.write_text(work.study, study_json(study))
     assert run_cli("run", work.root, "-n", "--", "--keep-going", "audits")[0] == 0
     assert started[started.index("--configfile") + 1] == work.study
     assert {"--dry-run", "--keep-going", "audits"} <= set(started)
@@ -439,8 +425,7 @@ def test_run_takes_a_results_folder_and_options_of_snakemake(run_cli, work, star
 
 
 def test_run_refuses_a_part_of_what_is_not_there_before_snakemake_starts(run_cli, work, started):
-    message = only_error(run_cli("run", "study.yaml", "--only", "method=dpmd"))
-    assert [part for part in ("'dpmd'", "'dpdm'", "only.method") if part not in message] == []
+    refused(run_cli("run", "study.yaml", "--only", "method=dpmd"), "'dpmd'", "'dpdm'", "only.method")
     assert started == []
 
 
@@ -475,14 +460,13 @@ def test_a_classifier_is_trained_and_scored_without_images(run_cli, train, with_
     state = artifacts.read_tensors(folder / "model.pt")["state"]
     predicted = load_method(spec.impl).Model.from_state(state).predict(digits64.images)
     assert row["value"] == 100 * float((predicted == digits64.labels).mean())
-    message = only_error(run_cli("sample", "study.yaml", spec.name))
-    assert [part for part in ("net", "classifier", "dpdm score") if part not in message] == []
+    refused(run_cli("sample", "study.yaml", spec.name), "net", "classifier", "dpdm score")
 
 
 def test_the_model_of_a_generator_is_no_classifier_to_score(run_cli, train, with_classifier):
     assert train()[0] == 0
-    message = only_error(run_cli("score", "study.yaml", "digits/net/10/0", "--model", RUN / "model.pt"))
-    assert "was made by baselines.class_mean:ClassMean, not by baselines.dpsgd_classifier" in message
+    scored = run_cli("score", "study.yaml", "digits/net/10/0", "--model", RUN / "model.pt")
+    refused(scored, RUN / "model.pt", "baselines.class_mean:ClassMean", "baselines.dpsgd_classifier")
 
 
 # --- refusals of train, sample, audit -------------------------------------------------------------------------
@@ -492,31 +476,30 @@ def test_the_model_of_a_generator_is_no_classifier_to_score(run_cli, train, with
 def test_train_names_a_corrupt_npz(train, work, damage):
     path = Path(work.data("digits", "train.npz"))
     path.write_bytes(damage(path.read_bytes()))
-    assert str(path) in only_error(train())
+    refused(train(), path)
     assert not RUN.exists()
 
 
 def test_train_names_missing_images(train):
-    assert "nowhere.npz" in only_error(train("digits/class_mean/10/0", "--data", "nowhere.npz"))
+    refused(train("digits/class_mean/10/0", "--data", "nowhere.npz"), "nowhere.npz")
 
 
 def test_train_refuses_a_budget_or_batch_the_data_cannot_meet(train, study_file, tiny_study_dict):
-    message = only_error(train("digits/dpdm/10/0", "--set", "dp.expected_batch_size=65"))
-    assert [part for part in ("expected_batch_size", "65", "64") if part not in message] == []
+    refused(train("digits/dpdm/10/0", "--set", "dp.expected_batch_size=65"), "expected_batch_size", "65", "64")
     tiny_study_dict["datasets"]["digits"]["delta"] = 0.1
     study_file(tiny_study_dict)
-    assert "1/n" in only_error(train("digits/dpdm/10/0"))
+    refused(train("digits/dpdm/10/0"), "1/n")
 
 
 def test_an_output_that_cannot_be_written(train):
     Path("file").write_text("")
-    assert "cannot write" in only_error(train("digits/class_mean/10/0", "--out", "file"))
+    refused(train("digits/class_mean/10/0", "--out", "file"), "file")
 
 
 def test_sample_refuses_the_model_of_another_method(train, sample):
     train()
-    message = only_error(sample("digits/dpdm/10/0", "--model", RUN / "model.pt"))
-    assert "was made by baselines.class_mean:ClassMean, not by dpdm.diffusion.method:DPDM" in message
+    drawn = sample("digits/dpdm/10/0", "--model", RUN / "model.pt")
+    refused(drawn, RUN / "model.pt", "baselines.class_mean:ClassMean", "dpdm.diffusion.method:DPDM")
     assert not DPDM.exists()
 
 
@@ -527,16 +510,14 @@ def test_sample_names_a_model_that_an_edit_of_the_code_has_left_behind(train, sa
     _, dropped = saved["state"]["weights"].popitem()
     assert dropped is not None
     artifacts.write_tensors(path, saved)
-    message = only_error(sample("digits/dpdm/10/0"))
-    assert f"{path} does not fit the code of dpdm.diffusion.method:DPDM as it is now" in message
-    assert "--forcerun train" in message
+    refused(sample("digits/dpdm/10/0"), path, "dpdm.diffusion.method:DPDM", "--forcerun train")
 
 
 def test_sample_names_a_corrupt_model(train, sample):
     train()
     path = RUN / "model.pt"
     path.write_bytes(path.read_bytes()[:-100])
-    assert str(path) in only_error(sample())
+    refused(sample(), path)
 
 
 @pytest.fixture
@@ -559,10 +540,9 @@ def test_audit_refuses_a_ledger_that_was_edited(run_cli, tmp_path, ledger):
     event = ledger["events"][0]
     for change in ({"noise_multiplier": event["noise_multiplier"] * 9}, {"steps": 1}, {"sample_rate": 0.01}):
         artifacts.write_json(path, ledger | {"events": [event | change]})
-        message = only_error(run_cli("audit", path, "--out", tmp_path / "audit.json"))
-        assert f"{path} was changed after it was written" in message
+        refused(run_cli("audit", path, "--out", tmp_path / "audit.json"), path)
     artifacts.write_json(path, ledger | {"target_epsilon": 100.0})
-    only_error(run_cli("audit", path))
+    refused(run_cli("audit", path), path)
     assert not (tmp_path / "audit.json").exists()
 
 
@@ -572,7 +552,7 @@ def test_audit_fails_above_the_target_however_well_sealed(run_cli, tmp_path, led
         path = write_sealed(tmp_path / "resealed.json", ledger | {"events": [event | change]})
         code, stdout, stderr = run_cli("audit", path, "--out", tmp_path / "audit.json")
         assert stdout.startswith("FAILED")
-        assert f"epsilon is above its target in {path}" in only_error((code, stdout, stderr))
+        refused((code, stdout, stderr), "epsilon", path)
     assert not (tmp_path / "audit.json").exists()
 
 
@@ -595,8 +575,7 @@ def test_audit_compares_the_events_with_the_recipe_however_well_sealed(run_cli, 
     assert audit(artifacts.read_json(path), "l")["passed"]
     code, stdout, stderr = run_cli("audit", path, "--out", tmp_path / "audit.json")
     assert stdout.startswith("FAILED")
-    message = only_error((code, stdout, stderr))
-    assert all(part in message for part in (str(path), *parts))
+    refused((code, stdout, stderr), path, *parts)
     assert not (tmp_path / "audit.json").exists()
 
 
@@ -604,9 +583,7 @@ def test_audit_compares_the_events_with_the_recipe_however_well_sealed(run_cli, 
 def test_audit_compares_the_budget_with_the_recipe(run_cli, tmp_path, ledger, key):
     change = {"target_epsilon": 20.0, "delta": 1 / 100, "accountant": "prv", "recipe": {}}[key]
     path = write_sealed(tmp_path / "resealed.json", ledger | {key: change})
-    message = only_error(run_cli("audit", path))
-    assert str(path) in message
-    assert key in message
+    refused(run_cli("audit", path), path, key, lines=None)
 
 
 @pytest.mark.parametrize("impl", ["somewhere.else:Method", "dpdm.diffusion.method:Else", "dpdm.rng:Streams"])
@@ -618,9 +595,7 @@ def test_audit_fails_where_the_method_is_not_here(run_cli, tmp_path, ledger, imp
     )
     code, stdout, stderr = run_cli("audit", path, "--out", tmp_path / "audit.json")
     assert re.match(r"FAILED .*NOT compared with the recipe", stdout)
-    message = only_error((code, stdout, stderr))
-    assert all(part in message for part in (str(path), f"impl {impl}", "--without-recipe"))
-    assert message.count("\n") == 1
+    refused((code, stdout, stderr), path, impl, "--without-recipe")
     assert not (tmp_path / "audit.json").exists()
 
     code, stdout, _ = run_cli("audit", path, "--without-recipe", "--out", tmp_path / "audit.json")
@@ -635,20 +610,19 @@ def test_audit_without_recipe_still_compares_where_the_method_is_here(run_cli, t
     path = write_sealed(tmp_path / "resealed.json", ledger | {"events": [event | {"noise_multiplier": 99.0}]})
     code, stdout, stderr = run_cli("audit", path, "--without-recipe")
     assert stdout.startswith("FAILED")
-    assert "noise_multiplier = 99.0" in only_error((code, stdout, stderr))
+    refused((code, stdout, stderr), "noise_multiplier = 99.0")
     path = write_sealed(
         tmp_path / "resealed.json",
         ledger | {"recipe": ledger["recipe"] | {"impl": "no.where:X"}, "events": [event | {"noise_multiplier": 0.1}]},
     )
-    assert "above its target" in only_error(run_cli("audit", path, "--without-recipe"))
+    refused(run_cli("audit", path, "--without-recipe"), "epsilon", path)
     assert "NOT compared" not in run_cli("audit", tmp_path / "good.json", "--without-recipe")[1]
 
 
 def test_audit_of_an_older_ledger_says_so(run_cli, tmp_path, ledger):
     old = {key: item for key, item in ledger.items() if key not in ("version", "shape", "num_classes", "noise")}
     path = write_sealed(tmp_path / "old.json", old | {"neighbouring_relation": "add_or_remove_one"})
-    message = only_error(run_cli("audit", path))
-    assert all(part in message for part in (str(path), "version", "add_or_remove_one", "train the run again"))
+    refused(run_cli("audit", path), path, "version", "add_or_remove_one")
 
 
 def test_audit_of_several_names_the_ones_that_fail(run_cli, tmp_path, ledger):
@@ -656,8 +630,7 @@ def test_audit_of_several_names_the_ones_that_fail(run_cli, tmp_path, ledger):
     bad = write_sealed(tmp_path / "bad.json", ledger | {"target_epsilon": 1.0})
     code, stdout, stderr = run_cli("audit", good, bad)
     assert [line.split()[0] for line in stdout.splitlines()] == ["passed", "FAILED"]
-    message = only_error((code, stdout, stderr))
-    assert str(bad) in message
+    message = refused((code, stdout, stderr), bad)
     assert str(good) not in message
 
 
@@ -671,12 +644,12 @@ def test_audit_of_several_names_the_ones_that_fail(run_cli, tmp_path, ledger):
 )  # fmt: skip
 def test_audit_refuses_what_is_no_ledger(run_cli, tmp_path, ledger, change):
     path = write_sealed(tmp_path / "odd.json", ledger | change)
-    assert str(path) in only_error(run_cli("audit", path))
+    refused(run_cli("audit", path), path)
 
 
 def test_audit_names_what_is_no_json(run_cli, tmp_path):
     (tmp_path / "ledger.json").write_text("{")
-    assert str(tmp_path / "ledger.json") in only_error(run_cli("audit", tmp_path / "ledger.json"))
+    refused(run_cli("audit", tmp_path / "ledger.json"), tmp_path / "ledger.json")
 
 
 # --- check, validate, prepare, label-only, schema -------------------------------------------------------------
@@ -700,32 +673,37 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
 
 
 @pytest.mark.parametrize(
-    ("method", "change", "part"),
+    ("method", "change", "parts"),
     [
-        ("class_mean", {"impl": "baselines.class_mean:ClassMeen"}, "has no ClassMeen"),
-        ("class_mean", {"impl": "baselines.nowhere:X"}, "cannot import baselines.nowhere"),
-        ("class_mean", {"params": {"max_image_nrm": 4.0}}, "params: max_image_nrm: unknown key; did you mean"),
-        ("class_mean", {"parms": {}}, "methods.class_mean.parms: unknown key; did you mean 'params'?"),
-        ("class_mean", {"samplers": {"default": {"pixel_noise": -1.0}}}, "samplers.default: pixel_noise: "),
+        ("class_mean", {"impl": "baselines.class_mean:ClassMeen"}, ["baselines.class_mean:ClassMeen"]),
+        ("class_mean", {"impl": "baselines.nowhere:X"}, ["baselines.nowhere:X"]),
+        ("class_mean", {"params": {"max_image_nrm": 4.0}}, ["params", "max_image_nrm", "'max_image_norm'"]),
+        ("class_mean", {"parms": {}}, ["methods.class_mean.parms", "'params'"]),
+        ("class_mean", {"samplers": {"default": {"pixel_noise": -1.0}}}, ["samplers.default", "pixel_noise", "-1.0"]),
     ],
 )
 def test_check_and_validate_refuse_a_wrong_method(
-    run_cli, validate, work, study_file, tiny_study_dict, method, change, part
+    run_cli, validate, work, study_file, tiny_study_dict, method, change, parts
 ):
     tiny_study_dict["methods"] = {method: tiny_study_dict["methods"][method] | change}
-    assert part in only_error(run_cli("check", study_file(tiny_study_dict)))
-    assert part in only_error(validate(json.dumps(tiny_study_dict).replace("Infinity", '"inf"')))
+    refused(run_cli("check", study_file(tiny_study_dict)), *parts, lines=None)
+    refused(validate(json.dumps(tiny_study_dict).replace("Infinity", '"inf"')), *parts, lines=None)
     assert not Path(work.study).exists()
 
 
 def test_check_refuses_a_batch_larger_than_the_data(run_cli, study_file, tiny_study_dict):
     tiny_study_dict["methods"]["dpdm"]["params"]["dp"]["expected_batch_size"] = 1438
-    message = only_error(run_cli("check", study_file(tiny_study_dict)))
-    assert "methods.dpdm on digits: expected_batch_size = 1438 is larger than the 1437 training images" in message
+    refused(
+        run_cli("check", study_file(tiny_study_dict)),
+        "methods.dpdm on digits",
+        "expected_batch_size",
+        "1438",
+        "1437",
+    )
 
 
 def test_check_names_a_missing_study(run_cli, tmp_path):
-    assert str(tmp_path / "none.yaml") in only_error(run_cli("check", tmp_path / "none.yaml"))
+    refused(run_cli("check", tmp_path / "none.yaml"), tmp_path / "none.yaml")
 
 
 def test_validate_writes_the_resolved_study_only_where_it_changed(validate, work, study, tiny_study_dict):
@@ -758,9 +736,7 @@ def test_prepare_names_missing_files(run_cli, tmp_path, study_file, tiny_study_d
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     source = {"source": "mnist", "data_dir": str(tmp_path / "mnist"), "delta": 1e-5}
     tiny_study_dict["datasets"]["digits"] = source
-    message = only_error(run_cli("prepare", study_file(tiny_study_dict), "digits"))
-    assert str(tmp_path / "mnist") in message
-    assert message.count("\n") == 1
+    refused(run_cli("prepare", study_file(tiny_study_dict), "digits"), tmp_path / "mnist")
     assert not Path("results").exists()
 
 
@@ -847,8 +823,7 @@ def test_help_loads_no_numerical_library_and_is_quick(run_python):
 
 def test_a_mistake_in_another_process(run_python, tmp_path):
     done = run_python("-m", "dpdm", "check", tmp_path / "none.yaml")
-    only_error((done.returncode, done.stdout, done.stderr))
-    assert done.stderr.count("\n") == 1
+    refused((done.returncode, done.stdout, done.stderr), tmp_path / "none.yaml")
 
 
 def test_bytes_do_not_depend_on_the_process(run_python, train, tmp_path):
@@ -879,8 +854,7 @@ def test_schema_needs_no_numerical_library_but_numpy(run_python):
     ],
 )
 def test_an_attack_without_what_it_needs_is_refused(run_cli, work, arguments, parts):
-    message = only_error(run_cli("attack", *arguments))
-    assert [part for part in parts if part not in message] == []
+    refused(run_cli("attack", *arguments), *parts)
 
 
 def test_an_attack_above_its_target_is_written_and_fails(run_cli, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
 from dpdm.report.html import environment_facts, render_report
 from dpdm.report.published import read_published
+from dpdm.study import study_json
 
 PUBLISHED = [Path(__file__).parents[2] / "results" / "published" / n for n in ("published.csv", "privacy_status.csv")]
 ENVIRONMENT = {"python": "3.11", "commit": "abc"}
@@ -230,7 +231,7 @@ def test_two_datasets_of_one_source_share_a_table():
 def test_the_verb_reads_the_published_numbers_and_refuses_broken_ones(run_cli, tmp_path, monkeypatch, pictures):
     study, layout = make_study(), Layout(str(tmp_path), "tiny")
     metrics, audits, _ = make_frames(study)
-    artifacts.write_text(layout.study, study.model_dump_json())
+    artifacts.write_text(layout.study, study_json(study))
     write_csv(layout.metrics, metrics)
     write_csv(layout.audits, audits)
     for name, kind in (("curves", ".svg"), ("samples", ".png")):

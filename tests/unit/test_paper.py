@@ -18,6 +18,7 @@ from dpdm.report import tables
 from dpdm.report.collect import AUDITS, METRICS
 from dpdm.report.paper import MARK, NOT_RUN, TITLES, paper_table
 from dpdm.report.published import check_tables, read_published
+from dpdm.study import study_json
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results" / "published" / "published.csv"
@@ -393,7 +394,7 @@ def test_a_metric_without_a_value_is_not_called_not_run(study, published):
 def test_the_command_writes_the_table(run_cli, tmp_path, study):
     parsed = parse_study(study, "s")
     layout = Layout(str(tmp_path), "s")
-    artifacts.write_text(layout.study, parsed.model_dump_json())
+    artifacts.write_text(layout.study, study_json(parsed))
     row = measured("acc_cnn") | {"value": 75.0}
     scores = {
         "coordinates": parsed.run("numbers", "pearl", 1.0, 0).coordinates("default").model_dump(mode="json"),

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import yaml
+from refusals import refused
 
-from dpdm.config import ANCHORS, parse_study
+from dpdm.config import ANCHORS, VERSION, parse_study
 from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.specs import spec_json
@@ -21,6 +22,7 @@ from dpdm.study import (
     open_study,
     read_recipe,
     selected,
+    study_json,
 )
 
 
@@ -45,7 +47,7 @@ def test_a_study_is_a_file_or_the_folder_of_its_results(tmp_path, tiny_study_dic
     study, layout = open_study("s.yaml")
     assert layout.root == "results/tiny"
     (tmp_path / layout.root).mkdir(parents=True)
-    (tmp_path / layout.study).write_text(study.model_dump_json())
+    (tmp_path / layout.study).write_text(study_json(study))
     assert open_study("results/tiny")[0] == study
     shutil.move(tmp_path / "results", tmp_path / "moved")
     found, layout = open_study("moved/tiny")
@@ -67,12 +69,18 @@ def test_what_is_no_study_is_named(tmp_path, tiny_study_dict):
     says(error, tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("content", ['{"study": "tiny", "batches": 3}', "{", "[]"])
-def test_a_results_folder_of_another_version_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('{"study": "tiny"}', ["version 0", f"version {VERSION}", "dpdm run"]),
+        (f'{{"version": {VERSION + 1}}}', [f"version {VERSION + 1}", f"version {VERSION}", "dpdm run"]),
+        ("{", ["JSON"]),
+        ("[]", ["JSON"]),
+    ],
+)
+def test_a_results_folder_of_another_version_is_named(tmp_path, run_cli, content, parts):
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises(UserError) as error:
-        open_study(tmp_path)
-    says(error, tmp_path, "version", "dpdm run")
+    refused(run_cli("train", tmp_path, "digits/dpdm/10/0"), tmp_path / "study.json", *parts)
 
 
 # --- RUN ------------------------------------------------------------------------------------------------------
