@@ -40,7 +40,7 @@ class Run:
     Args:
         spec: its recipe.
         samplers: the parameters of each sampler, by name; none of a classifier.
-        ledger, model: what make them, called once, when they are asked for.
+        ledger, model, scores: what make them, called when they are asked for.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class Run:
         samplers: Mapping[str, Mapping[str, Any]],
         ledger: Callable[[], Ledger],
         model: Callable[[], Any],
+        scores: Callable[[], pd.DataFrame] = pd.DataFrame,
     ):
-        self.spec, self.samplers = spec, dict(samplers)
+        self.spec, self.samplers, self.scores = spec, dict(samplers), scores
         self._ledger, self._model = ledger, model
 
     def __repr__(self) -> str:
@@ -86,11 +87,7 @@ class Run:
         if sampler not in self.samplers:
             raise UserError(f"{self.spec.name} has no sampler {sampler!r}; it has {', '.join(self.samplers)}")
         labels, classes = np.asarray(labels), self.ledger.num_classes
-        if (
-            labels.ndim != 1
-            or labels.dtype.kind not in "iu"
-            or (len(labels) and not 0 <= labels.min() <= labels.max() < classes)
-        ):
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, range(classes)).all():
             raise UserError(
                 f"labels must be a list of integers in 0..{classes - 1}, got {labels.dtype} {list(labels.shape)}"
                 + (f" from {labels.min()} to {labels.max()}" if labels.size and labels.dtype.kind in "iuf" else "")
@@ -101,43 +98,7 @@ class Run:
     def show(self, rows: int = 3, sampler: str | None = None) -> Figure:
         """A grid of drawn images, a class per column (at most ten columns)."""
         columns = min(self.ledger.num_classes, 10)
-        labels = np.tile(np.arange(columns), rows)
-        return show(self.draw(labels, sampler), columns)
-
-
-class StoredRun(Run):
-    """A run of a results folder.
-
-    Args:
-        results: the study that it belongs to.
-        spec: its recipe.
-    """
-
-    def __init__(self, results: "Results", spec: RunSpec):
-        study, layout = results.study, results.layout
-        samplers = {name: study.sample(spec, name).sampler_params for name in study.methods[spec.method].samplers}
-        path = layout.run(*spec.place, "ledger.json")
-
-        def ledger() -> Ledger:
-            if not Path(path).exists():
-                raise UserError(
-                    f"{spec.name} is not trained: there is no {path}; `dpdm train {layout.root} {spec.name}` trains it"
-                )
-            return Ledger.from_json(artifacts.read_json(path), path)
-
-        super().__init__(
-            spec, samplers, ledger,
-            lambda: jobs.restored(load_method(spec.impl), layout.run(*spec.place, "model.pt"), spec.impl),
-        )  # fmt: skip
-        self._results = results
-
-    def scores(self) -> pd.DataFrame:
-        """The run's part of `Results.scores`."""
-        scores = self._results.scores()
-        dataset, method, epsilon, seed = self.spec.place
-        own = (scores["dataset"] == dataset) & (scores["method"] == method)
-        own &= (scores["epsilon"] == epsilon) & (scores["seed"] == int(seed))
-        return scores[own].reset_index(drop=True)
+        return show(self.draw(np.tile(np.arange(columns), rows), sampler), columns)
 
 
 class Results:
@@ -164,13 +125,28 @@ class Results:
             for run in self.study.runs()
         ])  # fmt: skip
 
-    def run(self, name: str) -> StoredRun:
+    def run(self, name: str) -> Run:
         """The run DATASET/METHOD/EPSILON/SEED.
 
         Raises:
             UserError: the study has no such run; the sentence names the nearest.
         """
-        return StoredRun(self, find_run(self.study, name))
+        spec = find_run(self.study, name)
+        model, ledger = (self.layout.run(*spec.place, file) for file in ("model.pt", "ledger.json"))
+
+        def read_ledger() -> Ledger:
+            if not Path(ledger).exists():
+                command = f"dpdm train {self.layout.root} {spec.name}"
+                raise UserError(f"{spec.name} is not trained: there is no {ledger}; `{command}` trains it")
+            return Ledger.from_json(artifacts.read_json(ledger), ledger)
+
+        def scores() -> pd.DataFrame:
+            place = dict(zip(("dataset", "method", "epsilon", "seed"), (*spec.place[:3], spec.seed), strict=True))
+            scores = self.scores()
+            return scores[(scores[list(place)] == pd.Series(place)).all(axis=1)].reset_index(drop=True)
+
+        samplers = {n: self.study.sample(spec, n).sampler_params for n in self.study.methods[spec.method].samplers}
+        return Run(spec, samplers, read_ledger, lambda: jobs.restored(load_method(spec.impl), model, spec.impl), scores)
 
     def scores(self) -> pd.DataFrame:
         """Every score that is there, one per row: the columns of metrics.csv.
@@ -242,8 +218,7 @@ class _Grid(Figure):
     """A figure that a notebook shows, whichever backend matplotlib has."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
+        self.savefig(buffer := io.BytesIO(), format="png")
         return buffer.getvalue()
 
 

@@ -7,9 +7,7 @@ and `Cost:`. `Published as:` holds the method's name in results/published/privac
 import ast
 import csv
 import importlib
-import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -35,20 +33,24 @@ class MethodEntry(NamedTuple):
 
 def methods() -> list[MethodEntry]:
     """The methods of this repository, read off their files: nothing is imported."""
-    status = _privacy_status()
+    status: dict[str, str] = {}  # by published method, from its first line in the file, which is for its paper
+    with open(PRIVACY_STATUS, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            status.setdefault(row["method"], row["privacy_status"])
     found = []
     for path in (ROOT / "dpdm/diffusion/method.py", *sorted((ROOT / "baselines").glob("[!_]*.py"))):
         tree = ast.parse(path.read_text())
         text = ast.get_docstring(tree) or ""
-        for name in _method_classes(tree):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            short = name.lower() if path.stem == "method" else path.stem
-            known = re.search(r"^Published as: (.+)\.$", text, re.M)
-            published = status.get(known[1], NOT_PUBLISHED) if known else NOT_PUBLISHED
-            what = _sentence(text, r" \(|\.(?:\s|$)")  # the bracket names authors
-            found.append(
-                MethodEntry(short, what, _said(text, "Released"), _said(text, "Cost"), published, f"{module}:{name}")
-            )
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        known = re.search(r"^Published as: (.+)\.$", text, re.M)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and {"plan", "fit"} <= {getattr(part, "name", "") for part in node.body}:
+                found.append(MethodEntry(
+                    node.name.lower() if path.stem == "method" else path.stem,
+                    _sentence(text, r" \(|\.(?:\s|$)"),  # the bracket names authors
+                    _said(text, "Released"), _said(text, "Cost"),
+                    status.get(known[1], NOT_PUBLISHED) if known else NOT_PUBLISHED, f"{module}:{node.name}",
+                ))  # fmt: skip
     return found
 
 
@@ -102,7 +104,7 @@ def studies() -> list[tuple[str, str, str, str, str]]:
     found = []
     for path in sorted((ROOT / "config").glob("*.yaml")):
         study = load_study(path)
-        comment = " ".join(line.lstrip("# ") for line in _comment(path.read_text()))
+        comment = re.match("(?:#.*\n)*", path.read_text())[0].replace("#", "")
         names = ", ".join(study.datasets), ", ".join(study.methods)
         found.append((f"config/{path.name}", _sentence(comment), str(len(study.runs())), *names))
     return found
@@ -120,16 +122,6 @@ def find_impl(method: str) -> str:
     if method not in known:
         raise UserError(f"no method {method!r}; {nearest(method, known)}, or write module:Class")
     return known[method]
-
-
-def _method_classes(tree: ast.Module) -> list[str]:
-    """The classes that have the two functions of a method."""
-    found = []
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            functions = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
-            found += [node.name] if {"plan", "fit"} <= functions else []
-    return found
 
 
 def _sentence(text: str, stop: str = r"\.(?:\s|$)") -> str:
@@ -150,19 +142,5 @@ def _docstring(place: str) -> str:
 
 def _defined(text: str, name: str) -> str:
     """What a docstring's list says of a name, up to its first full stop or semicolon."""
-    found = re.search(rf"^ +{name}  +(.*?)(?:[.;]\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
+    found = re.search(rf"^ *{name}  +(.*?)(?:[.;]\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()) if found else "not described"
-
-
-def _comment(text: str) -> Iterator[str]:
-    """The lines of the comment at the top of a file."""
-    return itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-
-
-def _privacy_status() -> dict[str, str]:
-    """Status per published method, from the method's first line in the file, which is for its paper."""
-    found: dict[str, str] = {}
-    with open(PRIVACY_STATUS, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["method"], row["privacy_status"])
-    return found

@@ -1,6 +1,7 @@
 """One piece of work each: prepare a data set, train a run, draw a synthetic set, score it. Reads and writes artifacts.
 
-The command line and the workflow call these with a study and its layout; paths come from the layout unless given.
+The command line and the workflow call these with a study and its layout; paths come from the layout unless given. Each
+raises UserError that names the file if one that it reads is missing, damaged or another's.
 """
 
 import sys
@@ -32,11 +33,7 @@ DATA_FILES = ("train.npz", "test.npz", "dataset.json")
 
 
 def prepare(study: Study, layout: Layout, dataset: str) -> None:
-    """Loads a data set from its source, verifies it, and writes its splits and facts.
-
-    Raises:
-        UserError: the source's files are missing or are not what they should be.
-    """
+    """Loads a data set from its source, verifies it, and writes its splits and facts."""
     spec = study.datasets[dataset].source_spec()
     splits = spec.load()
     for split, images in splits.items():
@@ -139,11 +136,7 @@ def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> s
 
 
 def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file: str, out: str | Path) -> None:
-    """Draws one synthetic set from a model, with balanced labels.
-
-    Raises:
-        UserError: the model is missing, damaged, or of another method.
-    """
+    """Draws one synthetic set from a model, with balanced labels."""
     spec = study.sample(run, sampler)
     model = on_device(restored(load_method(spec.impl, "generator"), model_file, spec.impl))
     classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
@@ -170,11 +163,7 @@ def draw(
 
 
 def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:
-    """Scores images: distances to the real ones (fidelity.json), and classifiers trained on them (utility.json).
-
-    Raises:
-        UserError: images or extractor are missing or damaged.
-    """
+    """Scores images: distances to the real ones (fidelity.json), and classifiers trained on them (utility.json)."""
     from dpdm.evaluation import classifiers, extractor, fidelity
 
     evaluation, dataset, seed = study.evaluation, coordinates.dataset, coordinates.seed
@@ -192,11 +181,7 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
 def score_inception(
     study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path
 ) -> None:
-    """Scores images by Inception (inception.json): FID and its like, against the statistics of the real images.
-
-    Raises:
-        UserError: images, statistics or weights are missing or damaged.
-    """
+    """Scores images by Inception (inception.json): FID and its like, against the statistics of the real images."""
     from dpdm.evaluation.inception import measure
 
     synthetic, reference = data.read_images(synthetic_file), layout.data(coordinates.dataset, "inception.npz")
@@ -206,11 +191,7 @@ def score_inception(
 
 
 def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str | Path) -> None:
-    """Scores a classifier method (utility.json): the accuracy of its model on real test images.
-
-    Raises:
-        UserError: the model is missing, damaged, or of another method.
-    """
+    """Scores a classifier method (utility.json): the accuracy of its model on real test images."""
     from dpdm.evaluation import classifiers
 
     model = restored(load_method(run.impl, "classifier"), model_file, run.impl)
@@ -226,11 +207,7 @@ def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str 
 
 
 def restored(method: Any, path: str | Path, impl: str) -> Any:
-    """The model of a method in a file that `train` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged, was made by another method, or does not fit its code.
-    """
+    """The model of a method in a file that `train` wrote."""
     if not Path(path).exists():
         raise UserError(f"there is no model {path}; `dpdm train STUDY RUN` makes it, and so does `dpdm run STUDY`")
     saved = artifacts.read_tensors(path)

@@ -1,14 +1,13 @@
 """The beginning of a new method: the smallest method of this repository by another name, and its entry of a study."""
 
 import keyword
+import re
 from pathlib import Path
-
-from pydantic import TypeAdapter, ValidationError
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS
 from dpdm.errors import UserError
-from dpdm.specs import Name
+from dpdm.specs import NAME
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "baselines" / "class_mean.py"
 BASELINES = "baselines"  # where a new method goes if the current folder has it
@@ -43,29 +42,19 @@ def new_method(name: str, out: str | None = None) -> tuple[str, str]:
     Raises:
         UserError: the name is none for a method, the file is there already, or cannot be imported by its path.
     """
-    if not _is_name(name) or keyword.iskeyword(name) or name in ANCHORS:
+    if not re.fullmatch(NAME, name) or keyword.iskeyword(name) or name in ANCHORS:
         raise UserError(
             f"{name!r} is no name for a method: write lower-case letters, digits and underscores, a letter first, and "
             f"neither a word of Python nor {' nor '.join(ANCHORS)}"
         )
     path = Path(out or (f"{BASELINES}/{name}.py" if Path(BASELINES).is_dir() else f"{name}.py"))
-    impl = f"{_module(path)}:{_class_name(name)}"
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    impl = f"{_module(path)}:{class_name}"
     if path.exists():
         raise UserError(f"{path} is there already; choose another name, or another file by --out")
-    artifacts.write_text(path, _source(name))
+    code = EXAMPLE.read_text().split('"""', 2)[2].replace("class ClassMean", f"class {class_name}")
+    artifacts.write_text(path, DOCSTRING.format(name=name) + code)
     return str(path), ENTRY.format(name=name, impl=impl)
-
-
-def _is_name(name: str) -> bool:
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError:
-        return False
-    return True
-
-
-def _class_name(name: str) -> str:
-    return "".join(part.capitalize() for part in name.split("_"))
 
 
 def _module(path: Path) -> str:
@@ -80,9 +69,3 @@ def _module(path: Path) -> str:
     if path.suffix != ".py" or wrong:
         raise UserError(f"--out {path} cannot be imported; end it in .py, and use only Python names for its folders")
     return ".".join(parts)
-
-
-def _source(name: str) -> str:
-    """The example with another docstring and class name."""
-    _, _, code = EXAMPLE.read_text().split('"""', 2)
-    return DOCSTRING.format(name=name) + code.replace("class ClassMean", f"class {_class_name(name)}")

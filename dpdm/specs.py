@@ -57,7 +57,8 @@ Epsilon = Annotated[
 ]
 PathEpsilon = Annotated[Epsilon, AfterValidator(_check_epsilon)]  # above 0, and fit for a path
 EachOnce = AfterValidator(_each_once)  # for a tuple
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+NAME = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models

@@ -7,9 +7,9 @@ import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
 
 RUN_FORM, SET_FORM = "DATASET/METHOD/EPSILON/SEED", "DATASET/METHOD/EPSILON/SEED/SAMPLER"
+Found = TypeVar("Found")
 
 
 def open_study(path: str | Path) -> tuple[Study, Layout]:
@@ -63,105 +64,68 @@ def _read_json(path: str | Path) -> dict[str, Any]:
 
 
 def selected(study: Study, part: Mapping[str, str]) -> Study:
-    """The part of a study that `only` and `without` leave, in their text form; they replace the study's own.
-
-    Raises:
-        UserError: a name that the study does not have, or no run is left.
-    """
+    """The study with other `only` and `without`, in their text form; UserError as in a study file."""
     return parse_study(study.model_dump(mode="json") | dict(part), study.study)
 
 
-# --- coordinates ----------------------------------------------------------------------------------------------
+# --- coordinates: a UserError names the nearest that the study has ---------------------------------------------------
 
 
 def find_runs(study: Study, coordinates: str) -> list[RunSpec]:
-    """The runs below coordinates: DATASET, DATASET/METHOD, and so on; all of them for "".
-
-    Raises:
-        UserError: the study has no such run; the sentence names the nearest.
-    """
-    wanted = _parts(coordinates)
-    runs = study.runs()
-    found = [run for run in runs if run.place[: len(wanted)] == wanted]
-    if not found:
-        known = dict.fromkeys("/".join(run.place[: len(wanted)]) for run in runs)
-        raise _unknown(study, coordinates, known, "/".join(RUN_FORM.split("/")[: len(wanted)]))
-    return found
+    """The runs below coordinates: DATASET, DATASET/METHOD, and so on; all of them for ""."""
+    depth, found = len(_parts(coordinates)), {}
+    for run in study.runs():
+        found.setdefault("/".join(run.place[:depth]), []).append(run)
+    return _known(study, coordinates, found, "/".join(RUN_FORM.split("/")[:depth]))
 
 
 def find_run(study: Study, coordinates: str) -> RunSpec:
-    """The one run of DATASET/METHOD/EPSILON/SEED.
-
-    Raises:
-        UserError: the study has no such run; the sentence names the nearest.
-    """
-    known = {run.name: run for run in study.runs()}
-    run = known.get("/".join(_parts(coordinates)))
-    if run is None:
-        raise _unknown(study, coordinates, known, RUN_FORM)
-    return run
+    """The one run of DATASET/METHOD/EPSILON/SEED."""
+    return _known(study, coordinates, {run.name: run for run in study.runs()}, RUN_FORM)
 
 
 def find_sets(study: Study, coordinates: str) -> tuple[RunSpec, tuple[str, ...]]:
-    """The run, and the samplers, of DATASET/METHOD/EPSILON/SEED/SAMPLER; without a sampler all of the method.
-
-    Raises:
-        UserError: the study has no such set; the sentence names the nearest.
-    """
-    parts = _parts(coordinates)
-    if len(parts) != 5:
+    """The run, and the samplers, of DATASET/METHOD/EPSILON/SEED/SAMPLER; without a sampler all of the method."""
+    if len(_parts(coordinates)) != 5:
         run = find_run(study, coordinates)
         return run, study.samplers_of(run)
-    known = {f"{run.name}/{sampler}": (run, sampler) for run in study.runs() for sampler in study.samplers_of(run)}
-    if "/".join(parts) not in known:
-        raise _unknown(study, coordinates, known, SET_FORM)
-    run, sampler = known["/".join(parts)]
-    return run, (sampler,)
+    known = {f"{run.name}/{name}": (run, (name,)) for run in study.runs() for name in study.samplers_of(run)}
+    return _known(study, coordinates, known, SET_FORM)
 
 
 def find_anchor(study: Study, coordinates: str) -> Coordinates | None:
-    """The anchor row of DATASET/ANCHOR/SEED; None if the coordinates are not an anchor's.
-
-    Raises:
-        UserError: the study has no such anchor row; the sentence names the nearest.
-    """
-    parts = _parts(coordinates)
-    if len(parts) < 2 or parts[1] not in ANCHORS:
+    """The anchor row of DATASET/ANCHOR/SEED; None if the coordinates are not an anchor's."""
+    if (*_parts(coordinates), "", "")[1] not in ANCHORS:
         return None
     known = {f"{c.dataset}/{c.method}/{c.seed}": c for c in study.anchor_coordinates()}
-    if "/".join(parts) not in known:
-        raise _unknown(study, coordinates, known, "DATASET/ANCHOR/SEED")
-    return known["/".join(parts)]
+    return _known(study, coordinates, known, "DATASET/ANCHOR/SEED")
 
 
 def find_dataset(study: Study, name: str) -> str:
-    """The data set of a study by its name.
-
-    Raises:
-        UserError: the study has no such data set; the sentence names the nearest.
-    """
-    if name not in study.datasets:
-        raise _unknown(study, name, study.datasets, "DATASET")
-    return name
+    """The data set of a study by its name."""
+    return _known(study, name, {dataset: dataset for dataset in study.datasets}, "DATASET")
 
 
-def _parts(coordinates: str) -> tuple[str, ...]:
+def _parts(coordinates: str) -> list[str]:
     """The parts, with epsilon in the one way in which a path has it."""
-    parts = [part for part in coordinates.strip("/").split("/") if part]
-    if len(parts) > 2:
+    parts = [part for part in coordinates.split("/") if part]
+    if len(parts) > 2 and parts[1] not in ANCHORS:
         with contextlib.suppress(ValueError):
-            parts[2] = epsilon_text(float(parts[2])) if parts[1] not in ANCHORS else parts[2]
-    return tuple(parts)
+            parts[2] = epsilon_text(float(parts[2]))
+    return parts
 
 
-def _unknown(study: Study, coordinates: str, known: Iterable[str], form: str) -> UserError:
+def _known(study: Study, coordinates: str, known: Mapping[str, Found], form: str) -> Found:
+    key = "/".join(_parts(coordinates))
+    if key in known:
+        return known[key]
     nearest = difflib.get_close_matches(coordinates, list(known), 1, 0)
     part = f" (of which this is a part: {study.part()})" if study.part() else ""
     hint = f"; the nearest is {nearest[0]}" if nearest else ""
-    return UserError(f"the study {study.study}{part} has no {coordinates!r}, written {form}{hint}")
+    raise UserError(f"the study {study.study}{part} has no {coordinates!r}, written {form}{hint}")
 
 
-# --- recipes --------------------------------------------------------------------------------------------------
+# --- recipes ----------------------------------------------------------------------------------------------------------
 
 
 def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
@@ -186,10 +150,8 @@ def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
 
 def _value(text: str) -> Any:
     for read in (json.loads, yaml.safe_load):
-        try:
+        with contextlib.suppress(ValueError, yaml.YAMLError):
             return read(text)
-        except (ValueError, yaml.YAMLError):
-            pass
     return text
 
 
@@ -207,9 +169,8 @@ def read_recipe(path: str | Path) -> RunSpec:
 
 def layout_of_run(path: str | Path, run: RunSpec) -> Layout | None:
     """The layout in which `path` lies where the run's files are; None if it lies elsewhere."""
-    inside = Layout("", "").run(*run.place).lstrip("/")  # below the study's folder
-    folder = Path(path).resolve().parent.as_posix()
-    return Layout.of(folder.removesuffix(f"/{inside}")) if folder.endswith(f"/{inside}") else None
+    folder, inside = Path(path).resolve().parent.as_posix(), Layout("", "").run(*run.place).removeprefix("/")
+    return Layout.of(folder.removesuffix(inside)) if folder.endswith(inside) else None
 
 
 def by_hand_name(run: RunSpec) -> str:

@@ -61,22 +61,19 @@ def _what_to_train(study, run, changes, spec_file, data, out, noise) -> tuple[An
     """The recipe, its training images, the folder for its results, and what makes the images where they are missing."""
     from dpdm import study as named
 
-    layout, opened, in_study = None, None, False
+    if bool(spec_file) == bool(study) or bool(study) != bool(run):
+        raise UserError("train needs either STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
+    opened = None
     if spec_file:
-        if study or run:
-            raise UserError("--spec FILE holds the whole recipe: leave out STUDY and RUN")
         spec = named.read_recipe(spec_file)
-        layout = named.layout_of_run(spec_file, spec)
-    elif study and run:
-        opened, layout = named.open_study(study)
-        spec, in_study = named.find_run(opened, run), not (changes or noise)
+        layout = named.layout_of_run(spec_file, spec) or named.Layout("results", spec.study)
     else:
-        raise UserError("train needs STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
+        opened, layout = named.open_study(study)
+        spec = named.find_run(opened, run)
     spec = _changed(spec, changes)
-    if noise:
-        spec = spec.model_copy(update={"noise": noise})
-    layout = layout or named.Layout("results", spec.study)
+    spec = spec.model_copy(update={"noise": noise}) if noise else spec
     images = data or layout.data(spec.dataset, "train.npz")
+    in_study = opened and not (changes or noise)
     folder = out or (layout.run(*spec.place) if in_study else layout.by_hand(named.by_hand_name(spec)))
 
     def prepare() -> None:
@@ -94,13 +91,12 @@ def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
     """The recipe with the changes of --set, checked by the method's own schema."""
     from dpdm.study import changed
 
-    if not changes:
-        return spec
-    from dpdm.explain import parse_params
-    from dpdm.method import load_method
-
     spec = changed(spec, changes)
-    parse_params(load_method(spec.impl).Params, spec.params, f"--set on {spec.name}")
+    if changes:
+        from dpdm.explain import parse_params
+        from dpdm.method import load_method
+
+        parse_params(load_method(spec.impl).Params, spec.params, f"--set on {spec.name}")
     return spec
 
 
@@ -141,39 +137,32 @@ def score(study, coordinates, inception, synthetic, model, out) -> None:
     from dpdm.study import find_anchor, find_sets, open_study
 
     opened, layout = open_study(study)
-    anchor = find_anchor(opened, coordinates)
-    if anchor is not None:
+    if anchor := find_anchor(opened, coordinates):
         place = (anchor.dataset, anchor.method, str(anchor.seed))
-        jobs = [(anchor, layout.anchor_images(*place[:2]), layout.anchor(*place))]
+        sets = [(anchor, layout.anchor_images(*place[:2]), layout.anchor(*place))]
     else:
         run, samplers = find_sets(opened, coordinates)
-        jobs = [
-            (run.coordinates(s), layout.set(*run.place, s, "synthetic.npz"), layout.set(*run.place, s))
-            for s in samplers
-        ]
-    if len(jobs) > 1 and (synthetic or out):
-        raise UserError(f"{coordinates} means {len(jobs)} sets; name one by its sampler to give --synthetic or --out")
-    for _, images, _ in jobs:
-        if not (synthetic or anchor is not None or os.path.exists(images)):
+        places = {name: layout.set(*run.place, name) for name in samplers}
+        sets = [(run.coordinates(name), f"{folder}/synthetic.npz", folder) for name, folder in places.items()]
+    if len(sets) > 1 and (synthetic or out):
+        raise UserError(f"{coordinates} means {len(sets)} sets; name one by its sampler to give --synthetic or --out")
+    for _, images, _ in sets:
+        if not (synthetic or anchor or os.path.exists(images)):
             raise UserError(f"there are no synthetic images {images}; `dpdm sample {study} {coordinates}` makes them")
-    from dpdm import jobs as work
+    from dpdm import jobs
 
-    dataset = anchor.dataset if anchor is not None else run.dataset
-    work.make_missing(opened, layout, dataset, *_needed(inception, bool(jobs)))
-    if not jobs:
+    dataset = (anchor or run).dataset
+    jobs.make_missing(opened, layout, dataset, *["inception.npz" if inception else "extractor.pt"] * bool(sets))
+    if not sets:
         folder = out or layout.run(*run.place)
-        work.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)
+        jobs.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)
         print(f"scored: {folder}/utility.json")
-    for place, images, folder in jobs:
+    for place, images, folder in sets:
         folder = out or folder
-        if anchor is not None and anchor.method != "real" and not os.path.exists(images):
-            work.make_label_only(opened, layout, dataset)
-        (work.score_inception if inception else work.score)(opened, layout, place, synthetic or images, folder)
+        if anchor and anchor.method != "real" and not os.path.exists(images):
+            jobs.make_label_only(opened, layout, dataset)
+        (jobs.score_inception if inception else jobs.score)(opened, layout, place, synthetic or images, folder)
         print(f"scored: {folder}/{'inception.json' if inception else 'fidelity.json, utility.json'}")
-
-
-def _needed(inception: bool, images: bool) -> list[str]:
-    return ["inception.npz" if inception else "extractor.pt"] if images else []
 
 
 @verbs.command("audit", section=RUNS)
@@ -246,49 +235,42 @@ def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[str]:
     """The ledgers that the words behind `audit` or `attack` mean."""
     if all(word.endswith(".json") for word in what):
         return list(what)
-    from dpdm.study import open_study
-
-    study, coordinates = _study_and_run(what)
-    opened, layout = open_study(study)
-    ledgers = [layout.run(*run.place, "ledger.json") for run in _runs(opened, coordinates, attacked)]
+    _, layout, runs = _named(what, attacked)
+    ledgers = [layout.run(*run.place, "ledger.json") for run in runs]
     there = [path for path in ledgers if os.path.exists(path)]
     if not there:
-        raise UserError(f"cannot read {ledgers[0]}: the run is not trained; `dpdm train {study} RUN` trains it")
+        raise UserError(f"cannot read {ledgers[0]}: the run is not trained; `dpdm train {what[0]} RUN` trains it")
     if missing := len(ledgers) - len(there):
         print(f"not trained yet, and left out: {missing} of {len(ledgers)} runs", file=sys.stderr)
     return there
 
 
-def _study_and_run(what: tuple[str, ...]) -> tuple[str, str]:
+def _named(what: tuple[str, ...], attacked: bool) -> tuple[Any, Any, list[Any]]:
+    """Study, layout, and the runs of STUDY [RUN]; of several to be attacked, those of `Study.attacked_runs`."""
     if len(what) > 2 or what[0].endswith(".json"):
         raise UserError(f"{' '.join(what)}: name STUDY and at most one RUN, or nothing but ledger.json files")
-    return what[0], what[1] if len(what) == 2 else ""
+    from dpdm.study import find_runs, open_study
 
-
-def _runs(study, coordinates: str, attacked: bool) -> list[Any]:
-    """The runs below the coordinates; of several that are attacked, those that `Study.attacked_runs` chooses."""
-    from dpdm.study import find_runs
-
-    found = find_runs(study, coordinates)
-    return [run for run in study.attacked_runs() if run in found] if attacked and len(found) > 1 else found
+    study, layout = open_study(what[0])
+    found = find_runs(study, "".join(what[1:]))
+    if attacked and len(found) > 1:
+        found = [run for run in study.attacked_runs() if run in found]
+    return study, layout, found
 
 
 def _black_box(what: tuple[str, ...], canaries: int) -> list[dict[str, Any]]:
     if any(word.endswith(".json") for word in what):
         raise UserError("a black-box attack trains again: name STUDY and RUN, no ledger")
-    from dpdm.study import open_study
-
-    opened, layout = open_study(what[0])
-    runs = _runs(opened, _study_and_run(what)[1], attacked=True)
+    study, layout, runs = _named(what, attacked=True)
     from dpdm import data, jobs
     from dpdm.attacks.black_box import attack_black_box
     from dpdm.progress import Log
 
     found = []
     for run in runs:
-        jobs.make_missing(opened, layout, run.dataset)
-        samplers = opened.samplers_of(run)
-        drawn = opened.sample(run, samplers[0]) if samplers else None
+        jobs.make_missing(study, layout, run.dataset)
+        samplers = study.samplers_of(run)
+        drawn = study.sample(run, samplers[0]) if samplers else None
         images = data.read_images(layout.data(run.dataset, "train.npz"))
         found.append(attack_black_box(run, images, drawn, canaries, Log(f"black-box attack on {run.name}")))
     return found
@@ -304,5 +286,5 @@ def spec(study: str, run: str, changes: tuple[str, ...]) -> None:
 
     from dpdm.study import find_run, open_study
 
-    opened, _ = open_study(study)
-    print(json.dumps(_changed(find_run(opened, run), changes).model_dump(mode="json"), indent=2))
+    found = find_run(open_study(study)[0], run)
+    print(json.dumps(_changed(found, changes).model_dump(mode="json"), indent=2))

@@ -4,6 +4,7 @@ It is for evaluation only. It has seen private images without any noise, so neit
 ever enter the training of a generator. Values under its features say `small_cnn`: comparable on one data set only.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,11 @@ def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
     Raises:
         UserError: the file is missing, corrupt, or holds another kind of model.
     """
+    return _loaded(path, Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
+
+
+@functools.lru_cache(1)  # a job asks for one file many times
+def _loaded(path: str | Path, modified: int) -> tuple[SmallCnn, dict[str, Any]]:
     state = artifacts.read_tensors(path)
     try:
         with torch.random.fork_rng(devices=[]):  # the initialization about to be overwritten draws numbers

@@ -1,10 +1,7 @@
 """Fidelity: zero for equal sets, growing with damage, finite for degenerate images, loud about mistakes."""
 
-import re
 import subprocess
 import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ import torch
 from dpdm import artifacts
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
-from dpdm.evaluation import classifiers, extractor, fidelity, registry
+from dpdm.evaluation import extractor, fidelity, registry
 from dpdm.sources.digits import Digits
 
 pytestmark = pytest.mark.slow
@@ -219,20 +216,3 @@ def test_importing_the_module_does_not_import_torch_fidelity():
     code = "import sys, dpdm.evaluation.fidelity; print('torch_fidelity' in sys.modules, 'torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "False"], done.stderr
-
-
-def test_the_page_on_extending_runs_as_it_is(digits, weights, monkeypatch):
-    """Its metric, extractor and classifier, each by a line of the registry."""
-    page = Path(__file__).parents[2] / "docs" / "extending.md"
-    made = types.ModuleType("page")
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
-        exec(compile(block, str(page), "exec"), vars(made))
-    monkeypatch.setitem(sys.modules, "page", made)
-    monkeypatch.setitem(registry.METRICS, "mean_gap", "page:MEAN_GAP")
-    monkeypatch.setitem(registry.EXTRACTORS, "pixels", "page:pixels")
-    monkeypatch.setitem(registry.CLASSIFIERS, "linear", "page:LINEAR")
-    rows = fidelity.measure(digits["test"], {"train": digits["train"]}, weights, 0)
-    assert {"extractor": "pixels", "metric": "mean_gap", "direction": "lower"}.items() <= rows[-1].items()
-    (accuracy,) = classifiers.measure(digits["train"], digits["test"], ["linear"], 0, "quick")
-    assert accuracy["metric"] == "acc_linear"
-    assert accuracy["value"] > 80
