@@ -9,18 +9,17 @@ batch norm); and the generator's step reads the discriminator through a `frozen_
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.data import to_uint8
+from dpdm.data import from_unit, to_unit
 from dpdm.errors import UserError
-from dpdm.params import Count, Strict
-from dpdm.privacy import DpSgdParams
+from dpdm.networks import GeneratorModel
+from dpdm.privacy import DpSgdParams, PrivateData
 from dpdm.rng import Streams
 
 SLOPE = 0.2  # of every leaky ReLU
@@ -73,9 +72,6 @@ class ConvGenerator(nn.Module):
 
     def __init__(self, shape: Sequence[int], num_classes: int, width: int, latent_dim: int):
         super().__init__()
-        self.arguments = {
-            "shape": list(shape), "num_classes": num_classes, "width": width, "latent_dim": latent_dim,
-        }  # fmt: skip
         self.num_classes, self.latent_dim = num_classes, latent_dim
         sides = LEVELS[shape[1]][::-1]
         channels = [width * 2**level for level in reversed(range(len(sides) - 1))]
@@ -126,7 +122,7 @@ class ConvDiscriminator(nn.Module):
         """One number per row, [n]."""
         y = self.label(_one_hot(labels, self.num_classes)[:, :, None, None].expand(-1, -1, 6, 6))
         y = y.index_select(2, self.spread).index_select(3, self.spread)
-        x = torch.cat([self.image((images + 1) / 2), y], 1)
+        x = torch.cat([self.image(to_unit(images)), y], 1)
         for layer in self.down:
             x = layer(F.leaky_relu(x, SLOPE))
         return self.head(F.leaky_relu(x, SLOPE)).flatten()
@@ -147,16 +143,13 @@ class FcGenerator(nn.Module):
 
     def __init__(self, shape: Sequence[int], num_classes: int, hidden: Sequence[int], latent_dim: int):
         super().__init__()
-        self.arguments = {
-            "shape": list(shape), "num_classes": num_classes, "hidden": list(hidden), "latent_dim": latent_dim,
-        }  # fmt: skip
         self.shape, self.num_classes, self.latent_dim = tuple(shape), num_classes, latent_dim
         self.layers = _fully_connected([latent_dim + num_classes, *hidden, int(np.prod(shape))])
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Images [n, C, H, W] in [-1, 1]."""
         x = _apply(self.layers, torch.cat([latents, _one_hot(labels, self.num_classes)], 1))
-        return (2 * x.sigmoid() - 1).unflatten(1, self.shape)
+        return from_unit(x.sigmoid()).unflatten(1, self.shape)
 
 
 class FcDiscriminator(nn.Module):
@@ -169,12 +162,51 @@ class FcDiscriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """One number per row, [n]."""
-        pixels = (images.flatten(1) + 1) / 2
+        pixels = to_unit(images.flatten(1))
         return _apply(self.layers, torch.cat([pixels, _one_hot(labels, self.num_classes)], 1)).flatten()
 
 
-GENERATORS = {"conv": ConvGenerator, "fc": FcGenerator}
+# name -> generator, discriminator, and what their size is called
+NETWORKS = {
+    "conv": (ConvGenerator, ConvDiscriminator, "width"),
+    "fc": (FcGenerator, FcDiscriminator, "hidden"),
+}
 Generator = ConvGenerator | FcGenerator
+
+
+class Model(GeneratorModel):
+    """A trained generator."""
+
+    @staticmethod
+    def build(generator: str, arguments: dict[str, Any]) -> Generator:
+        """An untrained one."""
+        return NETWORKS[generator][0](**arguments)
+
+
+def pair(
+    private: PrivateData,
+    rng: Streams,
+    name: str,
+    size: int | list[int],
+    latent_dim: int,
+    init: Callable[[nn.Module], None] | None = None,
+) -> tuple[Model, nn.Module, nn.Module]:
+    """An untrained generator, as its model; an untrained discriminator; and its `frozen_view`.
+
+    Args:
+        name, size: of NETWORKS.
+        init: is applied to every module of both.
+    """
+    make_generator, make_discriminator, size_name = NETWORKS[name]
+    meta = private.meta
+    arguments = {"shape": list(meta.shape), "num_classes": meta.num_classes, size_name: size}
+    with rng.torch_default("init"):
+        networks = make_generator(**arguments, latent_dim=latent_dim), make_discriminator(**arguments)
+        if init:
+            for network in networks:
+                network.apply(init)
+    g, d = (network.to(private.device) for network in networks)
+    return Model(g, generator=name, arguments=arguments | {"latent_dim": latent_dim}), d, frozen_view(d)
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -233,67 +265,3 @@ def clip_weights(module: nn.Module, bound: float) -> None:
     """Cuts every parameter to [-bound, bound], in place."""
     for p in module.parameters():
         p.clamp_(-bound, bound)
-
-
-# --- the trained model ----------------------------------------------------------------------------------------
-
-
-class SamplerParams(Strict):
-    """A generator has one way to sample."""
-
-    max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
-
-
-class Model:
-    """A trained generator."""
-
-    def __init__(self, generator: Generator):
-        self.generator = generator
-
-    def to(self, device: str | torch.device) -> None:
-        """Where `sample` computes from now on."""
-        self.generator.to(device)
-
-    @torch.no_grad()
-    def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
-        """Images uint8 [n, C, H, W] for `labels`; image i draws its latent from its own stream."""
-        device = next(self.generator.parameters()).device
-        out = np.empty((len(labels), *self.generator.arguments["shape"]), np.uint8)
-        for start in range(0, len(labels), sampler.max_batch_size):
-            y = torch.from_numpy(labels[start : start + sampler.max_batch_size]).to(device)
-            latents = rng.normal_per_image("image", start, len(y), (self.generator.latent_dim,))
-            out[start : start + len(y)] = to_uint8(self.generator(torch.from_numpy(latents).to(device), y))
-        return out
-
-    def state(self) -> dict[str, Any]:
-        """Weights and what rebuilds the generator."""
-        return {
-            "generator": next(name for name, kind in GENERATORS.items() if isinstance(self.generator, kind)),
-            "arguments": self.generator.arguments,
-            "weights": {name: value.cpu() for name, value in self.generator.state_dict().items()},
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
-        generator = GENERATORS[state["generator"]](**state["arguments"])
-        generator.load_state_dict(state["weights"])
-        return cls(generator)
-
-
-class RebuiltModel(Model):
-    """A trained generator of class `generator_type`, rebuilt from its `arguments`."""
-
-    generator_type: type[nn.Module]
-
-    def state(self) -> dict[str, Any]:
-        """Weights and what rebuilds the generator."""
-        weights = {name: value.cpu() for name, value in self.generator.state_dict().items()}
-        return {"arguments": self.generator.arguments, "weights": weights}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """The inverse of `state`."""
-        generator = cls.generator_type(**state["arguments"])
-        generator.load_state_dict(state["weights"])
-        return cls(generator)

@@ -19,14 +19,14 @@ blind.
 import math
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.data import ImageMeta, balanced_labels, to_uint8
+from dpdm.data import ImageMeta, balanced_labels, from_unit, to_unit
 from dpdm.errors import UserError
+from dpdm.networks import GeneratorModel
 from dpdm.params import Count, Finite, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.rng import Streams
@@ -51,12 +51,6 @@ class KernelParams(Strict):
     lr_decay_steps: Count = Field(description="generator steps between two falls of lr")
 
 
-class SamplerParams(Strict):
-    """How images are drawn."""
-
-    max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
-
-
 class Generator(nn.Module):
     """DP-MERF's convolutional generator: noise and one-hot label -> pixels in [0, 1].
 
@@ -70,9 +64,7 @@ class Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, latent_dim: int, hidden_units: int):
         super().__init__()
-        self.config = {
-            "shape": list(shape), "num_classes": num_classes, "latent_dim": latent_dim, "hidden_units": hidden_units,
-        }  # fmt: skip
+        self.num_classes, self.latent_dim = num_classes, latent_dim
         channels, height, width = shape
         base = (16, height // 4, width // 4)
         self.layers = nn.Sequential(
@@ -85,41 +77,20 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Noise [n, latent_dim] and labels [n] -> [n, C, H, W]."""
-        return self.layers(torch.cat([z, F.one_hot(labels, self.config["num_classes"]).to(z.dtype)], dim=1))
+        return self.layers(torch.cat([z, F.one_hot(labels, self.num_classes).to(z.dtype)], dim=1))
 
 
-class Model:
+class Model(GeneratorModel):
     """A trained generator."""
 
-    def __init__(self, generator: Generator):
-        self.generator = generator.eval()  # running statistics: an image must not depend on its batch
+    @staticmethod
+    def build(generator: dict[str, Any]) -> Generator:
+        """An untrained one."""
+        return Generator(**generator)
 
-    def to(self, device: str | torch.device) -> None:
-        """Where `sample` computes from now on."""
-        self.generator.to(device)
-
-    @torch.no_grad()
-    def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
-        """One pass of the generator: uint8 [n, C, H, W]; image i draws from its own stream."""
-        config, device = self.generator.config, next(self.generator.parameters()).device
-        out = np.empty((len(labels), *config["shape"]), np.uint8)
-        for start in range(0, len(labels), sampler.max_batch_size):
-            y = torch.from_numpy(labels[start : start + sampler.max_batch_size]).to(device)
-            z = torch.from_numpy(rng.normal_per_image("image", start, len(y), (config["latent_dim"],))).to(device)
-            out[start : start + len(y)] = to_uint8(2 * self.generator(z, y) - 1)
-        return out
-
-    def state(self) -> dict[str, Any]:
-        """Weights, and what rebuilds the network."""
-        weights = {name: value.cpu() for name, value in self.generator.state_dict().items()}
-        return {"generator": self.generator.config, "weights": weights}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
-        generator = Generator(**state["generator"])
-        generator.load_state_dict(state["weights"])
-        return cls(generator)
+    def images(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """As the base."""
+        return from_unit(self.network(latents, labels))
 
 
 def plan_releases(params: KernelParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -167,7 +138,7 @@ def release_embeddings(private: PrivateData, frequencies: Tensor) -> tuple[Tenso
     classes = private.meta.num_classes
 
     def embedding(images: Tensor, labels: Tensor) -> Tensor:
-        phi = features((images + 1) / 2, frequencies)
+        phi = features(to_unit(images), frequencies)
         return F.one_hot(labels, classes).to(phi.dtype)[:, :, None] * phi[:, None, :]
 
     counts = private.release_sum(COUNTS, lambda _, labels: F.one_hot(labels, classes).float(), 1.0).clamp(min=1)
@@ -185,8 +156,12 @@ class Generated:
     """
 
     def __init__(self, params: KernelParams, meta: ImageMeta, frequencies: Tensor, rng: Streams, device: torch.device):
+        self._arguments = {
+            "shape": list(meta.shape), "num_classes": meta.num_classes,
+            "latent_dim": params.latent_dim, "hidden_units": params.hidden_units,
+        }  # fmt: skip
         with rng.torch_default("init"):
-            self.generator = Generator(meta.shape, meta.num_classes, params.latent_dim, params.hidden_units).to(device)
+            self.generator = Generator(**self._arguments).to(device)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=params.lr)
         self._decay = torch.optim.lr_scheduler.StepLR(self.optimizer, params.lr_decay_steps, params.lr_decay)
         self._labels = torch.from_numpy(balanced_labels(params.generated_batch_size, meta.num_classes)).to(device)
@@ -199,6 +174,10 @@ class Generated:
         """The mean of phi over this step's images of each class: [classes, 2 k]."""
         z = torch.randn(self._shape, generator=self._rng.torch("latent", step)).to(self._device)
         return self._averaging @ features(self.generator(z, self._labels), self._frequencies)
+
+    def model(self) -> Model:
+        """The trained generator."""
+        return Model(self.generator, generator=self._arguments)
 
     def descend(self, loss: Tensor) -> None:
         """One step of the generator against `loss`."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdm.data import ImageMeta, to_uint8
+from dpdm.data import ImageMeta, from_unit, to_uint8, to_unit
 from dpdm.params import NotNegative, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
@@ -43,7 +43,7 @@ class Model:
     def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
         """Class mean plus pixel noise: uint8 [n, C, H, W]."""
         noise = torch.from_numpy(rng.normal_per_image("image", 0, len(labels), tuple(self.means.shape[1:])))
-        return to_uint8(2 * (self.means[torch.from_numpy(labels)] + sampler.pixel_noise * noise) - 1)
+        return to_uint8(from_unit(self.means[torch.from_numpy(labels)] + sampler.pixel_noise * noise))
 
     def state(self) -> dict[str, Any]:
         """The means."""
@@ -77,7 +77,7 @@ class ClassMean:
             return F.one_hot(labels, classes).to(images.dtype)
 
         def class_sum(images: Tensor, labels: Tensor) -> Tensor:
-            return torch.einsum("bk,bchw->bkchw", class_count(images, labels), (images + 1) / 2)
+            return torch.einsum("bk,bchw->bkchw", class_count(images, labels), to_unit(images))
 
         counts = private.release_sum("class_counts", class_count, 1.0)
         sums = private.release_sum("class_sums", class_sum, params.max_image_norm)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpdm.data import ImageMeta, to_uint8
+from dpdm.data import ImageMeta, from_unit, to_uint8, to_unit
 from dpdm.errors import UserError
 from dpdm.method import NoParams
 from dpdm.params import NotNegative, Positive, Share, Strict
@@ -58,7 +58,7 @@ class Model:
         for label in y.unique():  # one class at a time: [n, k, k] would not fit for many images
             of_class = y == label
             pixels[of_class] += z[of_class] @ self.factors[label].T @ self.basis.T
-        return to_uint8(2 * pixels.reshape(-1, *self.shape) - 1)
+        return to_uint8(from_unit(pixels.reshape(-1, *self.shape)))
 
     def state(self) -> dict[str, Any]:
         """The three tensors and the image shape."""
@@ -95,7 +95,7 @@ class DPGaussian:
         classes, bound = private.meta.num_classes, params.max_image_norm
 
         def pixels(images: Tensor) -> Tensor:
-            return ((images + 1) / 2).flatten(1)
+            return to_unit(images).flatten(1)
 
         def by_class(vectors: Tensor, labels: Tensor) -> Tensor:
             return torch.einsum("bk,bd->bkd", F.one_hot(labels, classes).to(vectors.dtype), vectors)

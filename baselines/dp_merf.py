@@ -24,6 +24,7 @@ from pydantic import Field
 
 from baselines import _kernel
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize
 from dpdm.params import Count, Positive
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
@@ -46,7 +47,7 @@ class DPMERF:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _kernel.SamplerParams
+    SamplerParams = BatchSize
     Model = _kernel.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -60,4 +61,4 @@ class DPMERF:
         generated = _kernel.Generated(params, private.meta, frequencies, rng, private.device)
         for step in log.track(range(params.steps), params.steps):
             generated.descend(_kernel.gaps(released, generated.embeddings(step), shares).sum())
-        return _kernel.Model(generated.generator)
+        return generated.model()

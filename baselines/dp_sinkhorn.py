@@ -37,6 +37,7 @@ cost. A small preset for 8x8 images: width 8, 6,000 steps of expected batch 10, 
 """
 
 import math
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -46,6 +47,7 @@ from torch.nn import functional as F
 from baselines import _gan
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
+from dpdm.networks import BatchSize, GeneratorModel
 from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
 from dpdm.privacy import Mechanism, PoissonBlocks, PrivateData
 from dpdm.progress import Log
@@ -143,10 +145,6 @@ class Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int, latent_dim: int, label_dim: int):
         super().__init__()
-        self.arguments = {
-            "shape": list(shape), "num_classes": num_classes, "width": width, "latent_dim": latent_dim,
-            "label_dim": label_dim,
-        }  # fmt: skip
         self.num_classes, self.latent_dim = num_classes, latent_dim
         channels, base = shape[0], (shape[1] // 4, shape[2] // 4)
         self.label = nn.Embedding(num_classes, label_dim)
@@ -163,13 +161,13 @@ class Generator(nn.Module):
         return self.layers(inputs[:, :, None, None])
 
 
-class Model(_gan.RebuiltModel):
-    """A trained generator; sampling is that of the GANs, by running statistics."""
+class Model(GeneratorModel):
+    """A trained generator, which draws by running statistics."""
 
-    generator_type = Generator
-
-    def __init__(self, generator: Generator):
-        super().__init__(generator.eval())
+    @staticmethod
+    def build(arguments: dict[str, Any]) -> Generator:
+        """An untrained one."""
+        return Generator(**arguments)
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ class DPSinkhorn:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _gan.SamplerParams
+    SamplerParams = BatchSize
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -196,9 +194,12 @@ class DPSinkhorn:
         """Trains the generator; the one of the last step is the model."""
         classes, size = private.meta.num_classes, params.generated_batch_size
         fresh = math.ceil(params.fresh_fraction * size)
+        arguments = {
+            "shape": list(private.meta.shape), "num_classes": classes,
+            "width": params.width, "latent_dim": params.latent_dim, "label_dim": params.label_dim,
+        }  # fmt: skip
         with rng.torch_default("init"):
-            g = Generator(private.meta.shape, classes, params.width, params.latent_dim, params.label_dim)
-        g.to(private.device)
+            g = Generator(**arguments).to(private.device)
         optimizer = torch.optim.Adam(g.parameters(), lr=params.lr)
         loss = Loss(params, classes)
         loop = private.block_gradients(MECHANISM, params.blocks, keep=[g, optimizer])
@@ -217,4 +218,4 @@ class DPSinkhorn:
             fakes.backward(torch.cat([noised, rest]))
             optimizer.step()
             log.record(step.index, released_grad_norm=loop.released_grad_norm)
-        return Model(g)
+        return Model(g, arguments=arguments)

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from baselines import _gan
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
@@ -60,7 +61,7 @@ class DPWGAN:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _gan.SamplerParams
+    SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -71,11 +72,9 @@ class DPWGAN:
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
-        shape, classes, count = private.meta.shape, private.meta.num_classes, params.dp.expected_batch_size
-        with rng.torch_default("init"):
-            g = _gan.ConvGenerator(shape, classes, params.width, params.latent_dim).to(private.device)
-            f = _gan.ConvDiscriminator(shape, classes, params.width).to(private.device)
-        view = _gan.frozen_view(f)
+        count = params.dp.expected_batch_size
+        model, f, view = _gan.pair(private, rng, "conv", params.width, params.latent_dim)
+        g = model.network
         g_optimizer = torch.optim.RMSprop(g.parameters(), lr=params.lr)
         f_optimizer = torch.optim.RMSprop(f.parameters(), lr=params.lr)
         dp = private.dpsgd(MECHANISM, f, f_optimizer, params.dp, rows_per_example=2, keep=[g, g_optimizer])
@@ -93,4 +92,4 @@ class DPWGAN:
             if (step.index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", step.index)
                 _gan.generator_step(g, g_optimizer, view, torch.neg, count, stream)
-        return _gan.Model(g)
+        return model

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from baselines import _gan
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize
 from dpdm.params import Count, NotNegative, Positive, Share, Strict
 from dpdm.privacy import DpSgd, DpSgdParams, Mechanism, PrivateData
 from dpdm.privacy.dpsgd import DpSgdStep
@@ -139,11 +140,18 @@ def draw_partners(generator: _gan.Generator, images: Tensor, labels: Tensor) -> 
     return generator(latents, labels), torch.rand(len(images), 1, 1, 1).to(images.device)
 
 
+def he_init(module: nn.Module) -> None:
+    """He's initialization of a linear layer."""
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(module.bias)
+
+
 class DPWGANGP:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _gan.SamplerParams
+    SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -153,15 +161,9 @@ class DPWGANGP:
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
-        shape, classes, count = private.meta.shape, private.meta.num_classes, params.dp.expected_batch_size
-        with rng.torch_default("init"):
-            g = _gan.FcGenerator(shape, classes, [params.hidden] * 3, params.latent_dim)
-            f = _gan.FcDiscriminator(shape, classes, [params.hidden] * 3)
-            for layer in (*g.layers, *f.layers):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        g, f = g.to(private.device), f.to(private.device)
-        view = _gan.frozen_view(f)
+        count = params.dp.expected_batch_size
+        model, f, view = _gan.pair(private, rng, "fc", [params.hidden] * 3, params.latent_dim, he_init)
+        g = model.network
         g_optimizer = torch.optim.Adam(g.parameters(), lr=params.g_lr, betas=BETAS)
         f_optimizer = torch.optim.Adam(f.parameters(), lr=params.d_lr, betas=BETAS)
         loss = functools.partial(critic_loss, g, params.gp_weight)
@@ -180,4 +182,4 @@ class DPWGANGP:
             if (index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", index)
                 _gan.generator_step(g, g_optimizer, view, torch.neg, count, stream)
-        return _gan.Model(g)
+        return model

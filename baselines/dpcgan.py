@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from baselines import _gan
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
 from dpdm.progress import Log
@@ -65,7 +66,7 @@ class DPCGAN:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _gan.SamplerParams
+    SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -77,16 +78,10 @@ class DPCGAN:
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
-        shape, classes, count = private.meta.shape, private.meta.num_classes, params.dp.expected_batch_size
-        with rng.torch_default("init"):
-            if params.networks == "conv":
-                g = _gan.ConvGenerator(shape, classes, params.width, params.latent_dim)
-                d = _gan.ConvDiscriminator(shape, classes, params.width)
-            else:
-                g = _gan.FcGenerator(shape, classes, [params.width], params.latent_dim)
-                d = _gan.FcDiscriminator(shape, classes, [params.width])
-        g, d = g.to(private.device), d.to(private.device)
-        view = _gan.frozen_view(d)
+        count = params.dp.expected_batch_size
+        size = params.width if params.networks == "conv" else [params.width]
+        model, d, view = _gan.pair(private, rng, params.networks, size, params.latent_dim)
+        g = model.network
         g_optimizer = torch.optim.Adam(g.parameters(), lr=params.g_lr)
         d_optimizer = torch.optim.SGD(d.parameters(), lr=params.d_lr(0))
         dp = private.dpsgd(MECHANISM, d, d_optimizer, params.dp, keep=[g, g_optimizer])
@@ -101,4 +96,4 @@ class DPCGAN:
             if (step.index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", step.index)
                 _gan.generator_step(g, g_optimizer, view, lambda logit: F.softplus(-logit), count, stream)
-        return _gan.Model(g)
+        return model

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 
 from baselines import _gan
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize
 from dpdm.params import Count, Fraction, Natural, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
 from dpdm.progress import Log
@@ -132,7 +133,7 @@ class DPGANr:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _gan.SamplerParams
+    SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -143,11 +144,9 @@ class DPGANr:
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
-        shape, classes, count = private.meta.shape, private.meta.num_classes, params.dp.expected_batch_size
-        with rng.torch_default("init"):
-            g = _gan.ConvGenerator(shape, classes, params.width, params.latent_dim).to(private.device)
-            d = _gan.ConvDiscriminator(shape, classes, params.width).to(private.device)
-        view = _gan.frozen_view(d)
+        count = params.dp.expected_batch_size
+        model, d, view = _gan.pair(private, rng, "conv", params.width, params.latent_dim)
+        g = model.network
         g_optimizer = torch.optim.Adam(g.parameters(), lr=params.lr, betas=BETAS)
         d_optimizer = torch.optim.Adam(d.parameters(), lr=params.lr, betas=BETAS)
         schedule = Schedule(params.d_steps_per_g_step, params.adaptive)
@@ -164,4 +163,4 @@ class DPGANr:
                 stream = rng.torch("generator", step.index)
                 logits = _gan.generator_step(g, g_optimizer, view, lambda logit: F.softplus(-logit), count, stream)
                 schedule.g_step_done(float((logits < 0).float().mean()))
-        return _gan.Model(g)
+        return model

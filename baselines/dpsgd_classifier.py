@@ -10,7 +10,7 @@ Cost: DP-SGD.
 Published as: DP-SGD classifier.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,8 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.data import ImageMeta, to_network
+from dpdm.data import ImageMeta, to_network, to_unit
 from dpdm.errors import UserError
+from dpdm.networks import NetworkModel
 from dpdm.params import Finite, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
@@ -30,7 +31,7 @@ MECHANISM = "classifier"
 CHUNK = 1000  # images per forward pass of `predict`: memory only
 LARGE_SIDE = 18  # from this side on the CNNs are the published ones; smaller images get smaller strides or padding
 
-Shape = tuple[int, int, int]
+Shape = Sequence[int]  # (C, H, W)
 
 
 class ModelParams(Strict):
@@ -51,48 +52,26 @@ class Params(ModelParams):
     momentum: Annotated[Finite, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
 
 
-class Model:
-    """A network in evaluation mode.
+class Model(NetworkModel):
+    """A network that maps standardized images to logits."""
 
-    Args:
-        network: maps standardized images to logits; shape: of an image (C, H, W); params: what it was built by.
-    """
-
-    def __init__(self, network: nn.Module, shape: Shape, num_classes: int, params: ModelParams):
-        self.network, self.shape, self.num_classes, self.params = network.eval(), shape, num_classes, params
+    @staticmethod
+    def build(shape: Sequence[int], num_classes: int, params: dict[str, Any]) -> nn.Module:
+        """An untrained one."""
+        return NETWORKS[params["network"]](shape, num_classes)
 
     @property
     def family(self) -> str:
         """The kind of classifier: the tables' column."""
-        return FAMILIES[self.params.network]
+        return FAMILIES[self.facts["params"]["network"]]
 
     @torch.no_grad()
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The likeliest class (int64 [n]) of each image (uint8 [n, C, H, W])."""
-        device = next(self.network.parameters()).device
-        out = np.empty(len(images), np.int64)
-        for start in range(0, len(images), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            inputs = standardise(to_network(images[chunk]).to(device), self.params)
-            out[chunk] = self.network(inputs).argmax(1).cpu().numpy()
-        return out
-
-    def state(self) -> dict[str, Any]:
-        """Weights and what rebuilds the network."""
-        return {
-            "shape": list(self.shape),
-            "num_classes": self.num_classes,
-            "params": self.params.model_dump(mode="json"),
-            "weights": {name: value.cpu() for name, value in self.network.state_dict().items()},
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
-        params, shape = ModelParams.model_validate(state["params"]), tuple(state["shape"])
-        network = NETWORKS[params.network](shape, state["num_classes"])
-        network.load_state_dict(state["weights"])
-        return cls(network, shape, state["num_classes"], params)
+        params = ModelParams.model_validate(self.facts["params"])
+        chunks = (to_network(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK))
+        found = [self.network(standardise(chunk.to(self.device), params)).argmax(1).cpu() for chunk in chunks]
+        return torch.cat(found).numpy()
 
 
 class DPSGDClassifier:
@@ -126,13 +105,13 @@ class DPSGDClassifier:
         for step in log.track(dp, len(dp)):
             step.update(losses)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
-        kept = ModelParams(**{name: getattr(params, name) for name in ModelParams.model_fields})
-        return Model(network, meta.shape, meta.num_classes, kept)
+        kept = params.model_dump(mode="json", include=set(ModelParams.model_fields))
+        return Model(network, shape=list(meta.shape), num_classes=meta.num_classes, params=kept)
 
 
 def standardise(images: Tensor, params: ModelParams) -> Tensor:
     """Images in [-1, 1] -> network inputs."""
-    return ((images + 1) / 2 - params.input_mean) / params.input_std
+    return (to_unit(images) - params.input_mean) / params.input_std
 
 
 # --- networks: (image shape, number of classes) -> standardized images to logits -------------------------------

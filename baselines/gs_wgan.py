@@ -44,6 +44,7 @@ MNIST shrunk to 8x8, and without noise 400 steps came to 30 % only.
 import copy
 import itertools
 import math
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -52,6 +53,7 @@ from torch.nn import functional as F
 
 from baselines import _gan
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize, GeneratorModel, update_ema
 from dpdm.params import Count, Fraction, Natural, Positive, Strict
 from dpdm.privacy import Mechanism, PrivateData, ShardBlocks
 from dpdm.progress import Log
@@ -105,9 +107,6 @@ class Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int, latent_dim: int):
         super().__init__()
-        self.arguments = {
-            "shape": list(shape), "num_classes": num_classes, "width": width, "latent_dim": latent_dim,
-        }  # fmt: skip
         self.num_classes, self.latent_dim = num_classes, latent_dim
         start, *sides = reversed(_gan.LEVELS[shape[1]])
         self.base = (4 * width, start, start)
@@ -230,17 +229,20 @@ def generator_loss(critic: Critic, fakes: Tensor, labels: Tensor) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Model(_gan.RebuiltModel):
-    """A trained generator; sampling is that of the other GANs."""
+class Model(GeneratorModel):
+    """A trained generator."""
 
-    generator_type = Generator
+    @staticmethod
+    def build(arguments: dict[str, Any]) -> Generator:
+        """An untrained one."""
+        return Generator(**arguments)
 
 
 class GSWGAN:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _gan.SamplerParams
+    SamplerParams = BatchSize
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -250,10 +252,11 @@ class GSWGAN:
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the generator; returns the average of its weights at the last step."""
-        shape, classes = private.meta.shape, private.meta.num_classes
+        sizes = {"shape": list(private.meta.shape), "num_classes": private.meta.num_classes, "width": params.width}
+        arguments = sizes | {"latent_dim": params.latent_dim}
         with rng.torch_default("init"):
-            g = Generator(shape, classes, params.width, params.latent_dim).to(private.device)
-            critic = Critic(shape, classes, params.width).to(private.device)
+            g = Generator(**arguments).to(private.device)
+            critic = Critic(**sizes).to(private.device)
         averaged = copy.deepcopy(g).requires_grad_(False)
         shards = Shards(params, g, critic, rng)
         optimizer = torch.optim.Adam(g.parameters(), lr=params.g_lr, betas=BETAS)
@@ -266,13 +269,6 @@ class GSWGAN:
             optimizer.zero_grad(set_to_none=True)
             fakes.backward(noised)
             optimizer.step()
-            update_average(averaged, g, params.ema_decay, step.index + 1)
+            update_ema(averaged, g, params.ema_decay, step.index + 1)
             log.record(step.index, released_grad_norm=loop.released_grad_norm)
-        return Model(averaged)
-
-
-@torch.no_grad()
-def update_average(averaged: nn.Module, network: nn.Module, decay: float, n: int) -> None:
-    """Exponential moving average at its update n = 1, 2, ...: decay min(decay, (1 + n) / (10 + n))."""
-    for target, source in zip(averaged.parameters(), network.parameters(), strict=True):
-        target.lerp_(source, 1 - min(decay, (1 + n) / (10 + n)))
+        return Model(averaged, arguments=arguments)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from baselines import _kernel
 from dpdm.data import ImageMeta
+from dpdm.networks import BatchSize
 from dpdm.params import Count, Positive
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
@@ -57,7 +58,7 @@ class PEARL:
     """The method, by the contract of dpdm.method."""
 
     Params = Params
-    SamplerParams = _kernel.SamplerParams
+    SamplerParams = BatchSize
     Model = _kernel.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
@@ -80,7 +81,7 @@ class PEARL:
                 theta.data.clamp_(min=0)  # an inverse variance
             alpha = frequency_weights(theta.detach(), frequencies, params.squared_length_scale)
             generated.descend(objective(gaps, alpha))
-        return _kernel.Model(generated.generator)
+        return generated.model()
 
 
 def frequency_weights(theta: Tensor, frequencies: Tensor, squared_length_scale: float) -> Tensor:

@@ -94,6 +94,16 @@ def to_network(images: np.ndarray) -> "torch.Tensor":
     return torch.from_numpy(images).to(torch.float32) / 127.5 - 1
 
 
+def to_unit(images: "torch.Tensor") -> "torch.Tensor":
+    """Network range [-1, 1] -> pixels in [0, 1]."""
+    return (images + 1) / 2
+
+
+def from_unit(pixels: "torch.Tensor") -> "torch.Tensor":
+    """The inverse of `to_unit`."""
+    return 2 * pixels - 1
+
+
 def to_uint8(images: "torch.Tensor") -> np.ndarray:
     """Float images in [-1, 1] -> uint8, clipped and rounded: the exact inverse of `to_network`."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()

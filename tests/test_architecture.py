@@ -25,7 +25,9 @@ NUMERICAL = {
 WORKFLOW_MAY = ("dpdm.config", "dpdm.errors", "dpdm.layout", "dpdm.report.selection", "dpdm.specs")
 SCHEMA = {"dpdm.errors", "dpdm.params", "dpdm.explain", "dpdm.specs", "dpdm.config"}
 FOUNDATIONS = SCHEMA | {"dpdm.artifacts", "dpdm.rng", "dpdm.data"}
-METHOD_MAY = {f"dpdm.{name}" for name in ("method", "params", "privacy", "data", "rng", "progress", "errors")}
+METHOD_MAY = {
+    f"dpdm.{name}" for name in ("method", "networks", "params", "privacy", "data", "rng", "progress", "errors")
+}
 
 # The modules of this project that each part may import; the longest prefix decides. A part may import itself.
 # `dpdm` alone (the version) is no module below it, and only provenance has a use for it.
@@ -43,6 +45,7 @@ MAY_IMPORT = {
     "dpdm.artifacts": {"dpdm.errors"},
     "dpdm.rng": set(),
     "dpdm.data": {"dpdm.artifacts", "dpdm.errors", "dpdm.explain", "dpdm.params", "dpdm.rng"},
+    "dpdm.networks": {"dpdm.data", "dpdm.params", "dpdm.rng"},
     "dpdm.progress": set(),
     "dpdm.processes": {"dpdm.errors"},
     "dpdm.checkpoint": {"dpdm.artifacts", "dpdm.errors", "dpdm.processes", "dpdm.progress"},

@@ -8,19 +8,21 @@ Published as: DPDM.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field, RootModel, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from dpdm.data import ImageMeta, to_uint8
+from dpdm.data import ImageMeta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
+from dpdm.networks import NetworkModel, update_ema
 from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
@@ -127,63 +129,35 @@ class SamplerParams(RootModel[Annotated[Ddim | StochasticDdim | Churn, Field(dis
         return {"kind": "ddim", **value} if isinstance(value, dict) else value
 
 
-class Model:
-    """The averaged denoiser.
+class Model(NetworkModel):
+    """The averaged denoiser; its facts are image shape, number of classes (0: unconditional) and recipe."""
 
-    Args:
-        network: raw U-Net holding the EMA weights.
-        shape: image shape (C, H, W); num_classes: 0 if unconditional; params: the recipe it was trained by.
-    """
+    @staticmethod
+    def build(shape: Sequence[int], num_classes: int, params: dict[str, Any]) -> UNet:
+        """An untrained U-Net."""
+        return UNet(tuple(shape), num_classes, ModelParams.model_validate(params).network)
 
-    def __init__(self, network: UNet, shape: tuple[int, int, int], num_classes: int, params: "ModelParams"):
-        self.network, self.shape, self.num_classes, self.params = network, shape, num_classes, params
-
-    def to(self, device: str | torch.device) -> None:
-        """Where `sample` computes from now on."""
-        self.network.to(device)
-
-    @torch.no_grad()
     def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
         """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream.
 
         Raises:
             UserError: guidance on a model that never learnt to go without a label.
         """
-        chosen = sampler.root
-        check_guidance(chosen.guidance, self.num_classes, self.params)
-        denoiser = Denoiser(self.network, self.params.parametrisation).eval()
-        device = next(denoiser.parameters()).device
-        out = np.empty((len(labels), *self.shape), np.uint8)
-        for start in range(0, len(labels), chosen.max_batch_size):
-            y = torch.from_numpy(labels[start : start + chosen.max_batch_size]).to(device)
-            source = rng.noise_per_image("image", start, len(y), self.shape)
+        chosen, classes = sampler.root, self.facts["num_classes"]
+        params = ModelParams.model_validate(self.facts["params"])
+        check_guidance(chosen.guidance, classes, params)
+        denoiser = Denoiser(self.network, params.parametrisation)
 
-            def with_labels(y: Tensor) -> samplers.DenoiseFn:
-                return lambda x, sigma: denoiser(x, x.new_full((len(x),), sigma), y)
+        def with_labels(y: Tensor) -> samplers.DenoiseFn:
+            return lambda x, sigma: denoiser(x, x.new_full((len(x),), sigma), y)
 
-            denoise = samplers.guided(
-                with_labels(y), with_labels(torch.full_like(y, self.num_classes)), chosen.guidance
-            )
-            images = chosen.run(denoise, lambda source=source: torch.from_numpy(source()).to(device))
-            out[start : start + len(y)] = to_uint8(images)
-        return out
+        def batch(start: int, y: Tensor) -> Tensor:
+            source = rng.noise_per_image("image", start, len(y), tuple(self.facts["shape"]))
+            without = with_labels(torch.full_like(y, classes))
+            denoise = samplers.guided(with_labels(y), without, chosen.guidance)
+            return chosen.run(denoise, lambda: torch.from_numpy(source()).to(y.device))
 
-    def state(self) -> dict[str, Any]:
-        """Weights and what rebuilds the network."""
-        return {
-            "shape": list(self.shape),
-            "num_classes": self.num_classes,
-            "params": self.params.model_dump(mode="json"),
-            "weights": {name: value.cpu() for name, value in self.network.state_dict().items()},
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
-        params = ModelParams.model_validate(state["params"])
-        network = UNet(tuple(state["shape"]), state["num_classes"], params.network)
-        network.load_state_dict(state["weights"])
-        return cls(network, tuple(state["shape"]), state["num_classes"], params)
+        return self.draw(labels, chosen.max_batch_size, batch)
 
 
 class DPDM:
@@ -228,10 +202,10 @@ class DPDM:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(params, step.index, len(dp))
             step.update(losses)
-            update_ema(averaged, network, params.ema_decay, step.index)
+            update_ema(averaged, network, params.ema_decay, step.index + 1)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
-        kept = ModelParams(**{name: getattr(params, name) for name in ModelParams.model_fields})
-        return Model(averaged, meta.shape, classes, kept)
+        kept = params.model_dump(mode="json", include=set(ModelParams.model_fields))
+        return Model(averaged, shape=list(meta.shape), num_classes=classes, params=kept)
 
 
 def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> None:
@@ -243,12 +217,3 @@ def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> No
 def learning_rate(params: Params, index: int, steps: int) -> float:
     """The rate of step index = 0, 1, ..., steps - 1, by `lr_schedule`; never 0."""
     return params.lr * (1 - index / steps) if params.lr_schedule == "linear" else params.lr
-
-
-@torch.no_grad()
-def update_ema(averaged: nn.Module, network: nn.Module, decay: float, index: int) -> None:
-    """Exponential moving average with warm-up: decay min(decay, (1 + n) / (10 + n)) at update n = 1, 2, ..."""
-    n = index + 1
-    decay = min(decay, (1 + n) / (10 + n))
-    for target, source in zip(averaged.parameters(), network.parameters(), strict=True):
-        target.lerp_(source, 1 - decay)

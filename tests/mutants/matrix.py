@@ -683,7 +683,7 @@ MUTANTS = [
     Mutant(
         "a classifier's inputs are centred by their batch",
         "baselines/dpsgd_classifier.py",
-        {"((images + 1) / 2 - params.input_mean)": "((images + 1) / 2 - images.mean(0) - params.input_mean)"},
+        {"(to_unit(images) - params.input_mean)": "(to_unit(images) - images.mean(0) - params.input_mean)"},
         "swap test",
         f"{SWAP_CONTRACT}[digits-dpsgd_logreg]",
         "records meet in the mean",
@@ -703,7 +703,7 @@ MUTANTS = [
     Mutant(
         "a discriminator sees the spread of its batch",
         "baselines/_gan.py",
-        {"pixels = (images.flatten(1) + 1) / 2\n": "pixels = (images.flatten(1) + 1) / 2 * images.std()\n"},
+        {"pixels = to_unit(images.flatten(1))\n": "pixels = to_unit(images.flatten(1)) * images.std()\n"},
         "swap test",
         f"{SWAP_CONTRACT}[digits-dpcgan]",
         "a minibatch feature: records meet",
@@ -979,8 +979,8 @@ MUTANTS = [
         "a kernel method divides by counts from a closure",
         "baselines/_kernel.py",
         {
-            "        phi = features((images + 1) / 2, frequencies)\n": (
-                "        seen[int(labels)] += 1\n        phi = features((images + 1) / 2, frequencies)\n"
+            "        phi = features(to_unit(images), frequencies)\n": (
+                "        seen[int(labels)] += 1\n        phi = features(to_unit(images), frequencies)\n"
             ),
             "    sums = private.release_sum(EMBEDDINGS, embedding, 1.0)\n": (
                 "    seen = [0] * classes\n    sums = private.release_sum(EMBEDDINGS, embedding, 1.0)\n"

@@ -13,12 +13,13 @@ from torch import nn
 
 from baselines import _gan, dp_sinkhorn, gs_wgan
 from baselines.dp_sinkhorn import DPSinkhorn, ground_cost, sinkhorn
-from baselines.gs_wgan import GSWGAN, Shards, train_critic, update_average
+from baselines.gs_wgan import GSWGAN, Shards, train_critic
 from dpdm.artifacts import canonical_json
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import train
+from dpdm.networks import update_ema
 from dpdm.privacy.block import BlockGradients, BlockStep
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -332,17 +333,6 @@ def test_the_latents_are_bits_and_uniform_numbers():
     assert uniform == pytest.approx(np.linspace(-1, 1, len(uniform)), abs=0.03)
 
 
-def test_the_average_starts_fast_and_ends_slow():
-    network, averaged = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    nn.init.constant_(network.weight, 1.0)
-    nn.init.constant_(averaged.weight, 0.0)
-    update_average(averaged, network, 0.9, 1)
-    assert float(averaged.weight.detach()) == pytest.approx(1 - 2 / 11)
-    nn.init.constant_(averaged.weight, 0.0)
-    update_average(averaged, network, 0.9, 10_000)
-    assert float(averaged.weight.detach()) == pytest.approx(0.1)
-
-
 # --- the whole methods, against plain ones ----------------------------------------------------------------------
 
 
@@ -370,7 +360,7 @@ def test_dp_sinkhorn_without_noise_and_clipping_is_the_plain_method(images):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for ours, plain in zip(model.generator.state_dict().values(), g.state_dict().values(), strict=True):
+    for ours, plain in zip(model.network.state_dict().values(), g.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
 
@@ -392,8 +382,8 @@ def test_gs_wgan_of_one_shard_without_noise_and_clipping_is_the_plain_method(ima
         optimizer.zero_grad()
         (-present(g(latents, labels), labels).sum() / 2).backward()
         optimizer.step()
-        update_average(averaged, g, 0.999, step + 1)
-    torch.testing.assert_close(weights(model.generator), weights(averaged))
+        update_ema(averaged, g, 0.999, step + 1)
+    torch.testing.assert_close(weights(model.network), weights(averaged))
 
 
 def black_and_white(n: int, side: int) -> ImageSet:
@@ -480,7 +470,7 @@ def test_batch_norm_samples_from_running_statistics(images):
     model, _ = train(spec("dp_sinkhorn"), images, Log("test"))
     labels, sampler = balanced_labels(9, 10), dp_sinkhorn.DPSinkhorn.SamplerParams()
     whole = model.sample(labels, sampler, Streams(0, "sample"))
-    assert not any(layer.training for layer in model.generator.modules())
+    assert not any(layer.training for layer in model.network.modules())
     assert np.array_equal(model.sample(labels[:1], sampler, Streams(0, "sample")), whole[:1])
     restored = dp_sinkhorn.Model.from_state(model.state())
     assert np.array_equal(restored.sample(labels, sampler, Streams(0, "sample")), whole)

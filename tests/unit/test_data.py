@@ -143,3 +143,9 @@ def test_delta_from_1_over_n_on_needs_permission(delta):
 def test_delta_of_no_images():
     with pytest.raises(UserError, match="no images"):
         resolve_delta("1/(2n)", 0)
+
+
+def test_the_two_ranges_of_pixels():
+    network = torch.tensor([-1.0, -0.5, 0.0, 1.0])
+    assert data.to_unit(network).tolist() == [0.0, 0.25, 0.5, 1.0]
+    assert torch.equal(data.from_unit(data.to_unit(network)), network)

@@ -14,7 +14,7 @@ from dpdm.data import ImageMeta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import SIGMA_DATA, Denoiser, Edm, Ve, Vp, VPrediction
 from dpdm.diffusion.loss import row_losses
-from dpdm.diffusion.method import DPDM, Model, ModelParams, Params, SamplerParams, learning_rate, update_ema
+from dpdm.diffusion.method import DPDM, Model, ModelParams, Params, SamplerParams, learning_rate
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
@@ -359,7 +359,9 @@ def test_guidance_needs_a_model_that_knows_to_go_without_labels():
     )
     guided = SamplerParams.model_validate({"guidance": 1.0, "num_sampling_steps": 2})
     for classes, kept in ((0, params.model_copy(update={"label_dropout": 0.1})), (10, params)):
-        model = Model(small_net(classes=classes), (1, 8, 8), classes, kept)
+        model = Model(
+            small_net(classes=classes), shape=[1, 8, 8], num_classes=classes, params=kept.model_dump(mode="json")
+        )
         with pytest.raises(UserError, match="guidance needs a conditional model"):
             model.sample(np.zeros(2, np.int64), guided, Streams(0))
 
@@ -373,7 +375,7 @@ def test_guidance_needs_a_model_that_knows_to_go_without_labels():
 )  # fmt: skip
 def test_samples_do_not_depend_on_the_batch(sampler):
     params = ModelParams(network={"channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,)})
-    model = Model(small_net(), (1, 8, 8), 10, params)
+    model = Model(small_net(), shape=[1, 8, 8], num_classes=10, params=params.model_dump(mode="json"))
     labels = np.arange(7) % 10
     whole, parts = (
         model.sample(
@@ -396,20 +398,6 @@ def test_samples_do_not_depend_on_the_batch(sampler):
 def test_bad_sampler_parameters(sampler, message):
     with pytest.raises(UserError, match=message):
         parse_params(SamplerParams, sampler, "samplers.fid")
-
-
-def test_ema_warms_up_and_follows_by_hand():
-    averaged, network = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(averaged.weight), nn.init.ones_(network.weight)
-    expected = 0.0
-    for index in range(5):
-        update_ema(averaged, network, 0.999, index)
-        decay = (2 + index) / (11 + index)  # (1 + n) / (10 + n) with n = index + 1
-        expected = decay * expected + (1 - decay)
-        assert float(averaged.weight.detach()) == pytest.approx(expected)
-    nn.init.zeros_(averaged.weight)
-    update_ema(averaged, network, 0.9, 10**6)
-    assert float(averaged.weight.detach()) == pytest.approx(0.1, rel=1e-4)
 
 
 def test_the_linear_schedule_falls_from_lr_towards_zero():

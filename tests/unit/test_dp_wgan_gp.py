@@ -16,6 +16,7 @@ from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import train
+from dpdm.networks import BatchSize
 from dpdm.privacy import Budget, DpSgdParams, calibrate, door, dpsgd, epsilon_spent
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
@@ -184,7 +185,7 @@ def test_without_noise_and_clipping_it_is_the_plain_gan(changes, images, monkeyp
     assert len(ledger.events) == (1 if "decay" in changes else 4)  # steps of a whole epoch each: 1, 0.7, 0.4, 0.35
     params = params_of(run)
     plain = plain_wgan_gp(params, images, params.gp_weight).state_dict()
-    for name, value in model.generator.state_dict().items():
+    for name, value in model.network.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
     other = plain_wgan_gp(params, images, params.gp_weight + 1.0).state_dict()
     assert max(float((other[name] - value).abs().max()) for name, value in plain.items()) > 1e-3  # it does decide
@@ -199,7 +200,7 @@ def test_it_learns_which_half_is_bright():
     data = ImageSet(shade + bright[:, None, None, :], labels, 2)
     dp = {"expected_batch_size": 50, "steps": 400, "max_grad_norm": 0.2}
     model, _ = train(spec(math.inf, dp=dp, hidden=32, g_lr=3e-3, decay=None), data, Log("test"))
-    out = model.sample(balanced_labels(100, 2), _gan.SamplerParams(), Streams(0)).astype(float)
+    out = model.sample(balanced_labels(100, 2), BatchSize(), Streams(0)).astype(float)
     left, right = out[..., :4].mean((1, 2, 3)), out[..., 4:].mean((1, 2, 3))
     assert ((left > right) == (balanced_labels(100, 2) == 0)).mean() > 0.9
 
@@ -447,10 +448,10 @@ def test_any_image_size_is_served(given_noise, images):
     odd = ImageSet(np.ascontiguousarray(images.images[:, :, :5, :7].repeat(3, axis=1)), images.labels, 10)
     model, _ = train(spec(dp={"steps": 2}), odd, Log("test"))
     labels = balanced_labels(4, 10)
-    out = model.sample(labels, _gan.SamplerParams(), Streams(0))
+    out = model.sample(labels, BatchSize(), Streams(0))
     assert out.shape == (4, 3, 5, 7)
     restored = DPWGANGP.Model.from_state(torch.load(io.BytesIO(result(model, _)[0]), weights_only=True))
-    assert np.array_equal(restored.sample(labels, _gan.SamplerParams(), Streams(0)), out)
+    assert np.array_equal(restored.sample(labels, BatchSize(), Streams(0)), out)
 
 
 def test_the_defaults_are_the_published_recipe():

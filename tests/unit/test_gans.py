@@ -20,6 +20,7 @@ from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import run_fingerprint, train
+from dpdm.networks import BatchSize
 from dpdm.privacy import DpSgdParams, Randomness, door
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.privacy.per_example import PerExampleGradients
@@ -249,10 +250,10 @@ def test_without_noise_and_clipping_it_is_the_plain_gan(method, images):
     model, _ = train(run, images, Log("test"))
     params = parse_params(METHODS[method].Params, run.params, "params")
     plain = plain_gan(method, run_fingerprint(run, images), params, images).state_dict()
-    for name, value in model.generator.state_dict().items():
+    for name, value in model.network.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
     with Streams(0, "method").torch_default("init"):
-        untrained = type(model.generator)(**model.generator.arguments).state_dict()
+        untrained = model.build(**model.facts).state_dict()
     assert max(float((untrained[name] - value).abs().max()) for name, value in plain.items()) > 2e-3  # it did move
 
 
@@ -271,7 +272,7 @@ def test_a_gan_learns_which_half_is_bright(method):
     }[method]
     dp = {"expected_batch_size": 50, "steps": steps, "max_grad_norm": 10.0}
     model, _ = train(spec(method, math.inf, dp=dp, d_steps_per_g_step=1, **changes), images, Log("test"))
-    out = model.sample(balanced_labels(100, 2), _gan.SamplerParams(), Streams(0)).astype(float)
+    out = model.sample(balanced_labels(100, 2), BatchSize(), Streams(0)).astype(float)
     left, right = out[..., :4].mean((1, 2, 3)), out[..., 4:].mean((1, 2, 3))
     of_class_0 = balanced_labels(100, 2) == 0
     assert ((left > right) == of_class_0).mean() > 0.9
@@ -293,10 +294,10 @@ def test_state_round_trip_and_one_class(method, networks, images):
     buffer = io.BytesIO(result(model, _)[0])
     restored = METHODS[method].Model.from_state(torch.load(buffer, weights_only=True))
     labels = np.zeros(7, np.int64)
-    out = model.sample(labels, _gan.SamplerParams(), Streams(0))
+    out = model.sample(labels, BatchSize(), Streams(0))
     assert out.shape == (7, 1, 8, 8)
-    assert np.array_equal(restored.sample(labels, _gan.SamplerParams(), Streams(0)), out)
-    assert model.sample(labels[:0], _gan.SamplerParams(), Streams(0)).shape == (0, 1, 8, 8)
+    assert np.array_equal(restored.sample(labels, BatchSize(), Streams(0)), out)
+    assert model.sample(labels[:0], BatchSize(), Streams(0)).shape == (0, 1, 8, 8)
 
 
 # --- DPGANr: how many D steps per G step ----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import train
+from dpdm.networks import BatchSize
 from dpdm.privacy import Budget, Ledger, PrivateData, Randomness
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -58,7 +59,7 @@ def fit(impl: str, images: ImageSet, epsilon: float = math.inf, seed: int = 0, *
 def class_means(model: _kernel.Model, classes: int) -> np.ndarray:
     """Mean of 50 samples of each class, pixels in [0, 1]."""
     labels = balanced_labels(50 * classes, classes)
-    out = model.sample(labels, _kernel.SamplerParams(), Streams(0, "sample")) / 255.0
+    out = model.sample(labels, BatchSize(), Streams(0, "sample")) / 255.0
     return np.stack([out[labels == c].mean(0) for c in range(classes)])
 
 

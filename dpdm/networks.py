@@ -1,0 +1,89 @@
+"""What methods that train a network share: the model that holds it, a generator's draws, the average of weights."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dpdm.data import to_uint8
+from dpdm.params import Count, Strict
+from dpdm.rng import Streams
+
+
+class NetworkModel:
+    """A model that is one trained network. A subclass has `build(**facts)`, which makes the network anew.
+
+    Args:
+        network: set to evaluation mode, so that no row depends on its batch.
+        facts: JSON values.
+    """
+
+    build: Callable[..., nn.Module]
+
+    def __init__(self, network: nn.Module, **facts: Any):
+        self.network, self.facts = network.eval(), facts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> None:
+        """Where it computes from now on."""
+        self.network.to(device)
+
+    @torch.no_grad()
+    def draw(self, labels: np.ndarray, max_batch_size: int, batch: Callable[[int, Tensor], Tensor]) -> np.ndarray:
+        """Images uint8 [n, C, H, W], `max_batch_size` at a time.
+
+        Args:
+            batch: from the index of the batch's first image, and its labels, to its images in [-1, 1].
+        """
+        starts = range(0, max(len(labels), 1), max_batch_size)
+        parts = (torch.from_numpy(labels[start : start + max_batch_size]).to(self.device) for start in starts)
+        return np.concatenate([to_uint8(batch(start, part)) for start, part in zip(starts, parts, strict=True)])
+
+    def state(self) -> dict[str, Any]:
+        """Facts and weights."""
+        return {**self.facts, "weights": {name: value.cpu() for name, value in self.network.state_dict().items()}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state`."""
+        facts = {name: value for name, value in state.items() if name != "weights"}
+        network = cls.build(**facts)
+        network.load_state_dict(state["weights"])
+        return cls(network, **facts)
+
+
+class BatchSize(Strict):
+    """The parameters of a sampler that has only one way to draw."""
+
+    max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
+
+
+class GeneratorModel(NetworkModel):
+    """A network, with an attribute `latent_dim`, that maps latents [n, latent_dim] and labels [n] to images."""
+
+    def images(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [-1, 1]."""
+        return self.network(latents, labels)
+
+    def sample(self, labels: np.ndarray, sampler: BatchSize, rng: Streams) -> np.ndarray:
+        """Images uint8 [n, C, H, W] for `labels`; image i draws its latent from its own stream."""
+
+        def batch(start: int, y: Tensor) -> Tensor:
+            latents = rng.normal_per_image("image", start, len(y), (self.network.latent_dim,))
+            return self.images(torch.from_numpy(latents).to(y.device), y)
+
+        return self.draw(labels, sampler.max_batch_size, batch)
+
+
+@torch.no_grad()
+def update_ema(averaged: nn.Module, network: nn.Module, decay: float, n: int) -> None:
+    """Exponential moving average with warm-up: decay min(decay, (1 + n) / (10 + n)) at update n = 1, 2, ..."""
+    for target, source in zip(averaged.parameters(), network.parameters(), strict=True):
+        target.lerp_(source, 1 - min(decay, (1 + n) / (10 + n)))
