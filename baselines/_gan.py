@@ -1,9 +1,12 @@
 """What the conditional GANs share: networks, fakes, the generator's step, the trained model.
 
-Only a discriminator sees records, and only inside a private step. A generator learns from the discriminator's
-released weights, and from latents and labels that it draws: post-processing, free of charge. Hence three rules, kept
-here: labels of fakes are uniform, never those of a private batch; a discriminator treats every row on its own (no
-batch norm); and the generator's step reads the discriminator through a `frozen_view`, which cannot train it.
+Only a discriminator sees records, and only inside a private step. A generator learns from the discriminator's released
+weights and from latents and labels that it draws, which is post-processing. Hence three rules: labels of fakes are
+uniform, never those of a private batch; a discriminator treats every row on its own (no batch norm); and the
+generator's step reads the discriminator through a `frozen_view`, which cannot train it.
+
+A generator maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1]. A discriminator maps such
+images and labels to one number per row, [n]: a logit or a critic's value.
 """
 
 import copy
@@ -19,7 +22,8 @@ from torch.nn import functional as F
 from dpdm.data import from_unit, to_unit
 from dpdm.errors import UserError
 from dpdm.networks import GeneratorModel
-from dpdm.privacy import DpSgdParams, PrivateData
+from dpdm.privacy import DpSgd, DpSgdParams, PrivateData, PublicRows
+from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.rng import Streams
 
 SLOPE = 0.2  # of every leaky ReLU
@@ -39,6 +43,16 @@ def check_conv_shape(shape: tuple[int, int, int]) -> None:
         )
 
 
+def check_sides(shape: tuple[int, int, int]) -> None:
+    """Raises UserError if a generator that doubles its resolution twice cannot make images of this shape."""
+    _, height, width = shape
+    if height % 4 or width % 4:
+        raise UserError(
+            f"the generator doubles its resolution twice: image sides must be multiples of 4, got {height}x{width}; "
+            "pad or crop the images"
+        )
+
+
 def check_generator_steps(dp: DpSgdParams, d_steps_per_g_step: int) -> None:
     """Raises UserError if the generator would never take a step."""
     if d_steps_per_g_step > dp.steps:
@@ -46,11 +60,6 @@ def check_generator_steps(dp: DpSgdParams, d_steps_per_g_step: int) -> None:
             f"d_steps_per_g_step = {d_steps_per_g_step} is more than dp.steps = {dp.steps}, so the generator would "
             f"never learn; choose at most {dp.steps}"
         )
-
-
-# --- networks -------------------------------------------------------------------------------------------------
-# A generator maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1]; its `arguments` rebuild it.
-# A discriminator maps such images and labels to one number per row, [n]: a logit or a critic's value.
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -85,7 +94,6 @@ class ConvGenerator(nn.Module):
         )
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [-1, 1]."""
         y = _one_hot(labels, self.num_classes)
         x = torch.cat([self.latent(latents[:, :, None, None]), self.label(y[:, :, None, None])], 1)
         for layer in self.up:
@@ -119,7 +127,6 @@ class ConvDiscriminator(nn.Module):
         self.register_buffer("spread", torch.tensor([0, *[1] * (sides[1] - 2), 2]), persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One number per row, [n]."""
         y = self.label(_one_hot(labels, self.num_classes)[:, :, None, None].expand(-1, -1, 6, 6))
         y = y.index_select(2, self.spread).index_select(3, self.spread)
         x = torch.cat([self.image(to_unit(images)), y], 1)
@@ -147,7 +154,6 @@ class FcGenerator(nn.Module):
         self.layers = _fully_connected([latent_dim + num_classes, *hidden, int(np.prod(shape))])
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [-1, 1]."""
         x = _apply(self.layers, torch.cat([latents, _one_hot(labels, self.num_classes)], 1))
         return from_unit(x.sigmoid()).unflatten(1, self.shape)
 
@@ -161,7 +167,6 @@ class FcDiscriminator(nn.Module):
         self.layers = _fully_connected([int(np.prod(shape)) + num_classes, *hidden, 1])
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One number per row, [n]."""
         pixels = to_unit(images.flatten(1))
         return _apply(self.layers, torch.cat([pixels, _one_hot(labels, self.num_classes)], 1)).flatten()
 
@@ -179,7 +184,6 @@ class Model(GeneratorModel):
 
     @staticmethod
     def build(generator: str, arguments: dict[str, Any]) -> Generator:
-        """An untrained one."""
         return NETWORKS[generator][0](**arguments)
 
 
@@ -207,9 +211,6 @@ def pair(
                 network.apply(init)
     g, d = (network.to(private.device) for network in networks)
     return Model(g, generator=name, arguments=arguments | {"latent_dim": latent_dim}), d, frozen_view(d)
-
-
-# --- training -------------------------------------------------------------------------------------------------
 
 
 def draw_inputs(generator: nn.Module, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -254,10 +255,19 @@ def generator_step(
     """
     latents, labels = draw_inputs(generator, count, rng)
     said = view(generator(latents, labels), labels)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss(said).mean().backward()
     optimizer.step()
     return said.detach()
+
+
+def discriminator_step(step: DpSgdStep, dp: DpSgd, generator: Generator, count: int, rng: torch.Generator) -> None:
+    """A private step down the binary cross-entropy over the records and `count` fakes."""
+    fakes, labels = draw_fakes(generator, count, rng)
+    step.update(
+        lambda x, y: F.softplus(-dp.module(x, y)),
+        PublicRows(lambda x, y: F.softplus(dp.module(x, y)), fakes, labels),
+    )
 
 
 @torch.no_grad()

@@ -1,19 +1,16 @@
 """What the two kernel methods share: random Fourier features, their private release, and the generator.
 
-Released, once, under adding or removing one record: the sum over records of phi(x) e_y^T (2 k numbers per class), where
-phi has norm exactly 1, so the sensitivity is 1; and the class counts (sensitivity 1). Two Gaussian mechanisms share
-the budget. Training a generator towards a released sum is post-processing: it costs minutes but no privacy, and has
-no checkpoint: a killed run starts again from the same release, since its noise is drawn from the same stream.
+phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), pixels of x in [0, 1], approximates the Gaussian
+kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the public stream
+"frequencies"; s2 is a public constant, never a function of the data.
 
-phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), x with pixels in [0, 1], approximates the
-Gaussian kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the run's public
-stream "frequencies", hence the same seed draws it again; s2 is a public constant, never a function of the data.
+Released once: the sum over records of phi(x) e_y^T (2 k numbers per class) and the class counts. Both have sensitivity
+1 under adding or removing one record, as phi has norm exactly 1. Training a generator towards a released sum is
+post-processing. It has no checkpoint: a killed run draws the same noise and releases the same again.
 
-Imbalance: a class's sum carries its share of the records while a generator makes every class equally often. So sums are
-divided by the released counts, which gives the mean embedding m_y of each class, and the distance of each class to
-its m_y is weighted by the class's released share. A rare class then cannot drown the others in its noise: the weight
-cancels the division. On balanced data this is the published objective up to a constant factor, to which Adam is
-blind.
+Unequal classes. Sums are divided by the released counts, which gives the mean embedding m_y of each class, and the
+distance of a class to its m_y is weighted by the class's released share. So a rare class cannot drown the others in its
+noise. On balanced data this is the published objective up to a constant factor, to which Adam is blind.
 """
 
 import math
@@ -24,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines._gan import check_sides
 from dpdm.data import ImageMeta, balanced_labels, from_unit, to_unit
 from dpdm.errors import UserError
 from dpdm.networks import GeneratorModel
@@ -85,11 +83,9 @@ class Model(GeneratorModel):
 
     @staticmethod
     def build(generator: dict[str, Any]) -> Generator:
-        """An untrained one."""
         return Generator(**generator)
 
     def images(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """As the base."""
         return from_unit(self.network(latents, labels))
 
 
@@ -99,12 +95,7 @@ def plan_releases(params: KernelParams, meta: ImageMeta) -> tuple[Mechanism, ...
     Raises:
         UserError: the generator cannot make images of this size, or a batch would miss a class.
     """
-    height, width = meta.shape[1:]
-    if height % 4 or width % 4:
-        raise UserError(
-            f"the generator doubles its resolution twice: image sides must be multiples of 4, got {height}x{width}; "
-            "pad or crop the images"
-        )
+    check_sides(meta.shape)
     if params.generated_batch_size < meta.num_classes:
         raise UserError(
             f"generated_batch_size = {params.generated_batch_size} misses some of {meta.num_classes} classes at every "

@@ -1,8 +1,8 @@
-"""Noised class means: the smallest method, and the living example of the contract.
+"""Noised class means: the smallest method, and the example of the contract.
 
-Released: class counts and class sums, by two Gaussian mechanisms. Under adding or removing one record the counts have
-L2 sensitivity 1; images are clipped to norm `max_image_norm`, the sensitivity of the sums. An image of class y is the
-released mean of y plus pixel noise. A floor: any method below it is not working.
+Released: class counts and class sums, by two Gaussian mechanisms. One record changes the counts by 1, and the sums by
+at most `max_image_norm`, to which images are clipped. An image of class y is the released mean of y plus pixel noise.
+A floor: any method below it is not working.
 Cost: one-shot releases.
 """
 

@@ -1,11 +1,9 @@
 """DP-PCA with one Gaussian per class: the floor that embarrasses published methods.
 
-Released: class counts, first and second moments, by four Gaussian mechanisms. With images x (pixels in [0, 1],
-flattened) clipped to norm C = `max_image_norm`, their sensitivities under adding or removing one record are: class
-counts 1, class sums C, the global second moment sum x x^T C^2 (in Frobenius norm), and per-class second moments in its
-top-k basis C^2.
-All else (how many eigenvectors rise above the noise, shrinkage, sampling) is post-processing of releases.
-DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss".
+Released: class counts, first and second moments, by four Gaussian mechanisms. Images x (pixels in [0, 1], flattened)
+are clipped to norm C = `max_image_norm`. Sensitivities under adding or removing one record: 1 for class counts, C for
+class sums, C^2 (Frobenius norm) for the second moment sum x x^T and for the per-class ones in its top-k basis.
+DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". All else is post-processing.
 Cost: one-shot releases.
 """
 
@@ -71,14 +69,11 @@ class Model:
 
 
 class DPGaussian:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = NoParams
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """Four Gaussian releases that share the budget."""
         rest = 1 - params.count_share - params.sum_share - params.second_moment_share
         if rest <= 0:
             raise UserError("count_share + sum_share + second_moment_share must stay below 1")

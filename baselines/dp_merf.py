@@ -1,23 +1,17 @@
 """DP-MERF: a generator that matches one noised mean embedding (Harder, Adamczewski, Park, AISTATS 2021).
 
-Mechanism: the data are summarized once, by the sum of random Fourier features per class; the generator G then minimizes
-the squared distance between its class embeddings and the released ones, the squared MMD of the Gaussian kernel.
+The data are summarized once, by the sum of random Fourier features per class. The generator minimizes the squared
+distance between its class embeddings and the released ones: the squared MMD of the Gaussian kernel.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
-removing one record, n public. More on them, on the network and on unequal classes in `_kernel`.
+removing one record; more in `_kernel`.
 Cost: one-shot releases, then a generator: minutes at 28 pixels, without checkpoint.
 Published as: DP-MERF.
 
-Where we differ from the paper:
-- Noise. The paper bounds the mean's sensitivity by 2/n (replacing a record) and uses noise multipliers 25 and 5 at
-  epsilon 0.2 and 1: sound, but more than needed, since exactly calibrated Gaussian noise is 16.3 and 3.73. The door
-  calibrates, under add-or-remove-one, with the accountant of the study.
-- Classes. Labels of generated images are balanced in every batch (the paper draws them uniformly).
-
-Defaults are the paper's for 28 pixels: s2 = 105 is MNIST's, Fashion-MNIST's is 127; both were chosen by the authors
-on those data sets. Small preset for 8 pixels: G from 2x2, s2 and num_frequencies set in the study.
-To compare with: published.csv, Table 1 of the DPDM paper, DP-MERF at epsilon 10 (the authors' accuracies hardly
-depend on epsilon).
+Differences from the paper: it bounds the mean's sensitivity by 2/n (replacing a record), hence noise multipliers of 25
+and 5 at epsilon 0.2 and 1, where 16.3 and 3.73 are enough; and it draws labels of generated images uniformly, where
+ours are balanced in every batch. Defaults are the paper's for 28 pixels: s2 = 105 is MNIST's, Fashion-MNIST's is 127;
+the authors chose both on those data sets.
 """
 
 from pydantic import Field
@@ -32,8 +26,6 @@ from dpdm.rng import Streams
 
 
 class Params(_kernel.KernelParams):
-    """Public constants; defaults as published for 28 pixels."""
-
     num_frequencies: Count = Field(5000, description="k; 2 k numbers are released per class")
     squared_length_scale: Positive = Field(
         105.0, description="s2 of the kernel, for pixels in [0, 1]; the default is for 28x28"
@@ -44,14 +36,11 @@ class Params(_kernel.KernelParams):
 
 
 class DPMERF:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = _kernel.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """Two Gaussian releases that share the budget."""
         return _kernel.plan_releases(params, meta)
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:

@@ -1,17 +1,15 @@
 """DP-Sinkhorn: a generator that learns by optimal transport to noised batches (Cao, Bie, Vahdat, Fidler, Kreis 2021,
-NeurIPS, arXiv 2111.01177). No adversary: nothing but the generator is trained.
+NeurIPS, arXiv 2111.01177). No adversary: only the generator is trained.
 
-Mechanism. Every step draws a Poisson batch X of records and generates two sets of as many images, G and G', that share
-all but a fraction of their images. The loss is the semi-debiased Sinkhorn loss 2 S(G, X) - S(G, G'): S is the entropic
-transport cost between the points [pixels in [-1, 1]; 15 onehot(label)], with ground cost
-|a - b|_2^2 + l1_weight |a - b|_1. Its gradient at the whole block of images G is clipped jointly and noised, then goes
-through the generator as post-processing. Images that are only in G' never meet a record: their gradient is scaled
-down to the same norm, as in the original, but gets no noise.
+Every step draws a Poisson batch X of records and generates two sets of images, G and G', that share all but a fraction.
+The loss is the semi-debiased Sinkhorn loss 2 S(G, X) - S(G, G'): S is the entropic transport cost between points
+[pixels in [-1, 1]; 15 onehot(label)], with ground cost |a - b|_2^2 + l1_weight |a - b|_1. Its gradient at the block of
+images G is clipped jointly and noised, then goes through the generator. Images that are only in G' never meet a record:
+their gradient is scaled down to the same norm, as in the original, but gets no noise.
 
-S. The regularization is blur (eps of the formulas; the original's exponent p is 1). Log-domain iterations lower it
-geometrically from the largest cost to blur, a fixed number of them. The gradient at the images is that of a
-last half-step with the other side's potential held fixed, which by the envelope theorem is the gradient of the
-converged cost: the transport plan's average of the ground cost's gradient. It is never taken through the iterations.
+Log-domain iterations lower the regularization geometrically from the largest cost to `blur`, a fixed number of them.
+The gradient at the images is that of a last half-step with the other side's potential held fixed: by the envelope
+theorem that of the converged cost.
 
 Released: one noised block of gradients per step. Sensitivity 2 max_block_norm under adding or removing one record,
 since one record can turn a clipped block into its opposite.
@@ -19,21 +17,16 @@ Cost: one noised block per step.
 Published as: DP-Sinkhorn.
 
 What was loose. The original accounts an add/remove bound of Poisson sampling with the sensitivity of replacing a
-record; with ours, 2 max_block_norm is right for add/remove. It generates as many images as were drawn, whose number
-then leaks; here their number is the constant `generated_batch_size`. It reports the checkpoint with the best score on
-real test data; here the last step counts.
+record; with ours, 2 max_block_norm is right. It generates as many images as were drawn, whose number then leaks; here
+it is the constant `generated_batch_size`. It reports the checkpoint with the best score on real test data; here the
+last step counts. Its epsilon is sound up to the relation.
 
-Networks: 16 uniform numbers and a label embedding of 8 -> transposed convolutions to 4 `width` (a quarter of the
-side), 2 `width` (half), `width` (the side) -> 3x3 convolution, tanh. Batch norm in between is harmless, as the
-generator sees no record; images are sampled from running statistics, so that none depends on its batch.
+Networks: 16 uniform numbers and a label embedding of 8 -> transposed convolutions to 4 `width` (a quarter of the side),
+2 `width` (half), `width` (the side) -> 3x3 convolution, tanh; batch norm in between.
 
-To compare with: the DP-Sinkhorn rows of Table 1 of DPDM (epsilon 10; MNIST FID 48.4, CNN 83.2; Fashion-MNIST 128.3,
-71.1). Their epsilon is sound up to the relation above.
-
-Defaults are the original's for MNIST, its noise of 1.1 given by the 4 million steps that epsilon 10 then allows: GPU
-days of tiny steps. How many iterations the original's solver took is not known to us; 100 come within 2 % of the exact
-cost. A small preset for 8x8 images: width 8, 6,000 steps of expected batch 10, 20 iterations and a rate of 5e-4: at
-1e-5 the weights would hardly have moved by then. So few steps leave the noise far above the signal.
+Defaults are the original's for MNIST, 4 million steps being what its noise of 1.1 allows at epsilon 10: GPU days. Its
+number of solver iterations is not known to us; 100 come within 2 % of the exact cost. With as few steps as a small
+study has, the noise is far above the signal.
 """
 
 import math
@@ -46,7 +39,6 @@ from torch.nn import functional as F
 
 from baselines import _gan
 from dpdm.data import ImageMeta
-from dpdm.errors import UserError
 from dpdm.networks import BatchSize, GeneratorModel
 from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
 from dpdm.privacy import Mechanism, PoissonBlocks, PrivateData
@@ -73,9 +65,6 @@ class Params(Strict):
     latent_dim: Count = Field(16, description="dimension of its noise")
     label_dim: Count = Field(8, description="dimension of its label embedding")
     lr: Positive = Field(1e-5, description="rate of Adam")
-
-
-# --- the loss -------------------------------------------------------------------------------------------------
 
 
 def ground_cost(x: Tensor, y: Tensor, l1_weight: float) -> Tensor:
@@ -134,9 +123,6 @@ class Loss:
         return sinkhorn(x, y, self.params.l1_weight, self.params.blur, self.params.sinkhorn_iterations)
 
 
-# --- the generator --------------------------------------------------------------------------------------------
-
-
 class Generator(nn.Module):
     """Maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1]; H and W divisible by 4.
 
@@ -156,7 +142,6 @@ class Generator(nn.Module):
         )  # fmt: skip
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [-1, 1]."""
         inputs = torch.cat([torch.erf(latents / math.sqrt(2)), self.label(labels)], 1)
         return self.layers(inputs[:, :, None, None])
 
@@ -166,28 +151,16 @@ class Model(GeneratorModel):
 
     @staticmethod
     def build(arguments: dict[str, Any]) -> Generator:
-        """An untrained one."""
         return Generator(**arguments)
 
 
-# --- the method -----------------------------------------------------------------------------------------------
-
-
 class DPSinkhorn:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One noised block of gradients per step."""
-        height, width = meta.shape[1:]
-        if height % 4 or width % 4:
-            raise UserError(
-                f"the generator doubles its resolution twice: image sides must be multiples of 4, got "
-                f"{height}x{width}; pad or crop the images"
-            )
+        _gan.check_sides(meta.shape)
         return (params.blocks.mechanism(MECHANISM, meta.n),)
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
@@ -214,7 +187,7 @@ class DPSinkhorn:
             noised = step.release(fakes[:size], gradient)
             rest = apart[size:]  # public: brought to the scale of the block, nothing to do with privacy
             rest = rest * (params.blocks.max_block_norm / rest.norm().clamp(min=params.blocks.max_block_norm))
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             fakes.backward(torch.cat([noised, rest]))
             optimizer.step()
             log.record(step.index, released_grad_norm=loop.released_grad_norm)

@@ -1,32 +1,24 @@
 """DP-WGAN, corrected: a weight-clipped Wasserstein critic trained by DP-SGD (Xie et al. 2018, arXiv 1802.06739).
 
-Mechanism. For every record (x, y) the critic f minimizes (f(G(z, y), y) - f(x, y)) / 2 by RMSProp; after each of its
-steps every weight is cut to [-weight_clip, weight_clip]; the generator minimizes -f(G(z), y), labels uniform, also by
-RMSProp, once in `d_steps_per_g_step` critic steps.
+For every record (x, y) the critic f minimizes (f(G(z, y), y) - f(x, y)) / 2 by RMSProp; after each step every weight is
+cut to [-weight_clip, weight_clip]. The generator minimizes -f(G(z), y), labels uniform, also by RMSProp, once in
+`d_steps_per_g_step` critic steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
-record. A record and its fake are two rows of one example, clipped together as in the paper: the fake bears the record's
+record. A record and its fake are two rows of one example, clipped together as in the paper: the fake has the record's
 label, which leaves only in its gradient. Clipped apart, the two gradients, nearly opposite and each far larger than
-their difference, would lose most of it. Cutting the weights is post-processing.
+their difference, would lose most of it.
 Cost: DP-SGD.
 
-What was wrong. The paper takes the gradient bound that its noise needs from the cut weights; the released code
-computes no such bound, clips no example's gradient, adds noise of a fixed size to the batch gradient, has batch norm
-in the critic and no accountant: not DP as released. Here every example's gradient is clipped, and the noise is
-calibrated for the whole run. One conditional critic and generator replace one pair per digit.
+What was wrong. The released code clips no example's gradient, adds noise of a fixed size to the batch gradient, has
+batch norm in the critic and no accountant: not DP as released. Here every example's gradient is clipped, and the noise
+is calibrated for the whole run. One conditional critic and generator replace one pair per digit.
 
-Pitfall: cut weights make the critic's gradients small, since each layer shrinks what passes through it. The clip
-norm must be as small, or the gradients drown in noise made for larger ones: 0.01, not 1.
+Pitfall: cut weights make the critic's gradients small, so the clip norm must be small too: 0.01, not 1.
 
-Networks: those of DPGANr at width m, of the size of Xie's (64 and 128 filters) without its batch norm and its
-fully connected layer.
-
-To compare with: no FID or accuracy on images was published.
-
-Defaults: rates, clips and batch of Xie's code (batch 64, 5 critic steps per generator step) and of the DP-MERF
-authors' DP version of it (max_grad_norm and weight_clip 0.01, 20 epochs of MNIST). Xie's code
-also has an L1 penalty of 2.5e-5, and 100 critic steps before each of the first 25 generator steps and every 500th; we
-leave them out. A small preset: width 16, 1,000 steps.
+Networks: those of DPGANr at width m, of the size of Xie's (64 and 128 filters). Defaults: rates, clips and batch of
+Xie's code, and max_grad_norm, weight_clip and 20 epochs of the DP-MERF authors' DP version of it. Xie's L1 penalty of
+2.5e-5, and its 100 critic steps before each of the first 25 generator steps and every 500th, are left out.
 """
 
 from typing import Annotated
@@ -47,8 +39,6 @@ MECHANISM = "critic"
 
 
 class Params(Strict):
-    """The recipe; defaults are the published ones for 28x28."""
-
     dp: DpSgdParams = DpSgdParams(expected_batch_size=64, steps=18_750, max_grad_norm=0.01)
     weight_clip: Positive = Field(0.01, description="the critic's weights are cut to [-this, this]")
     d_steps_per_g_step: Count = Field(5, description="critic steps per generator step")
@@ -58,14 +48,11 @@ class Params(Strict):
 
 
 class DPWGAN:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One DP-SGD run, of the critic."""
         _gan.check_conv_shape(meta.shape)
         _gan.check_generator_steps(params.dp, params.d_steps_per_g_step)
         return (params.dp.mechanism(MECHANISM, meta.n),)

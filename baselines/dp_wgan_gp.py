@@ -1,51 +1,42 @@
 """dpGAN, corrected: WGAN-GP by DP-SGD with clipping decay (Frigerio et al. 2019, IFIP SEC; arXiv 1901.02477).
 
-Mechanism. For every record (x, y) the critic f minimizes f(G(z, y), y) - f(x, y) + gp_weight (|grad f(x^, y)| - 1)^2,
-z normal and x^ = u x + (1 - u) G(z, y) for u uniform in [0, 1], the gradient being with respect to an image in [-1, 1];
-the generator G minimizes -f(G(z), y), labels uniform, once in `d_steps_per_g_step` critic steps. Adam for both.
-Clipping decay: at step t the clip norm is a_t times its first value, and as in the released code so is the noise
-multiplier, a_t = max(floor, 1 - rate floor(epoch / epochs)), an epoch being n / expected_batch_size steps.
+For every record (x, y) the critic f minimizes f(G(z, y), y) - f(x, y) + gp_weight (|grad f(x^, y)| - 1)^2, where x^ = u
+x + (1 - u) G(z, y), u uniform in [0, 1]; the gradient is with respect to an image in [-1, 1]. The generator G minimizes
+-f(G(z), y), labels uniform, once in `d_steps_per_g_step` critic steps. Adam for both. Clipping decay: at step t clip
+norm and noise multiplier are a_t times their first values, a_t = max(floor, 1 - rate floor(epoch / epochs)), an epoch
+being n / expected_batch_size steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity a_t max_grad_norm under adding or removing one
 record. All three terms are one example's loss and clipped together (hence second-order gradients per example): fake and
-x^ bear the record's label, which leaves only in its gradient. A fake clipped apart from its record would not do: the
-penalty fills the record's clip norm, the fake's gradient has its own, and f is pushed down on fakes and nowhere up.
-Each stretch of steps with one a_t is its own mechanism, `critic/0`, `critic/1`, ...: the ledger holds their noise
-multipliers, in the ratios of a_t, and the budget is calibrated for all of them together. Without decay there is one.
+x^ have the record's label, which leaves only in its gradient. With a fake clipped apart from its record, f would be
+pushed down on fakes and nowhere up. Each stretch of steps with one a_t is a mechanism, `critic/0`, `critic/1`, ...; the
+budget is calibrated for all of them together.
 Cost: DP-SGD with second-order gradients.
 
 What was wrong. The released code takes the gradient of the whole batch, not of its examples, and clips the rows of each
 weight matrix, biases with another norm and noise; batches are drawn with replacement, and its accountant takes a
 tensor's first dimension for the batch size: not DP as released. Here every example's whole gradient is clipped once,
-batches are Poisson, and the noise is calibrated.
+batches are Poisson, and the noise is calibrated. Left out: "n_critic falls by one when the generator's loss shrinks",
+since a critic, defined up to a constant, gives that loss no meaning.
 
-Left out: "n_critic falls by one when the generator's loss shrinks". It would be free, being about fakes and released
-weights; but a critic is defined up to a constant only, so that the size of this loss means nothing.
-
-Networks. The published repository is for tables; networks for images are ours: its four fully connected layers with
-`hidden` leaky ReLUs and He's initialization, on pixels and the one-hot label; 100 latents, there one per column.
-
-To compare with: no FID or accuracy on images could be verified.
-
-Defaults are the code's; its run ended when an epsilon was spent, ours after 20 epochs of MNIST's 60,000. A small preset
-for 8x8 images: batch 128, 1,000 steps, hidden 64, d_steps_per_g_step 2, rates 4e-3 and 3e-3. The ablation without
-penalty: `gp_weight: 0, weight_clip: 0.01`. Memory grows as max_physical_batch_size hidden^2, and a step's random draws
-depend on it too: 64 at 28x28.
+Networks: the released repository is for tables; ours for images have its four fully connected layers with `hidden`
+leaky ReLUs and He's initialization. Defaults are the code's, for 20 epochs of MNIST. Memory grows as
+max_physical_batch_size hidden^2.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from baselines import _gan
 from dpdm.data import ImageMeta
 from dpdm.networks import BatchSize
-from dpdm.params import Count, NotNegative, Positive, Share, Strict
+from dpdm.params import Count, Positive, Share, Strict
 from dpdm.privacy import DpSgd, DpSgdParams, Mechanism, PrivateData
 from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.progress import Log
@@ -65,25 +56,15 @@ class Decay(Strict):
 class Params(Strict):
     """The recipe; defaults are the released code's."""
 
-    dp: DpSgdParams = DpSgdParams(
-        expected_batch_size=256, steps=4_700, max_grad_norm=0.2, max_physical_batch_size=64
-    )  # max_grad_norm is the first one
+    # max_grad_norm is the first one
+    dp: DpSgdParams = DpSgdParams(expected_batch_size=256, steps=4_700, max_grad_norm=0.2, max_physical_batch_size=64)
     decay: Decay | None = Field(Decay(), description="null: neither clip norm nor noise falls")
-    gp_weight: NotNegative = Field(10.0, description="weight of the gradient penalty")
-    weight_clip: Positive | None = Field(
-        None, description="the critic's weights are cut to [-this, this] after each of its steps"
-    )
+    gp_weight: Positive = Field(10.0, description="weight of the gradient penalty")
     d_steps_per_g_step: Count = Field(5, description="critic steps per generator step")
     hidden: Count = Field(512, description="hidden units of both networks")
     latent_dim: Count = Field(100, description="dimension of the generator's noise")
     d_lr: Positive = Field(1e-3, description="rate of Adam, of the critic")
     g_lr: Positive = Field(1e-4, description="rate of Adam, of the generator")
-
-    @model_validator(mode="after")
-    def _critic_is_bounded(self) -> Self:
-        if not self.gp_weight and self.weight_clip is None:
-            raise ValueError("gp_weight = 0 leaves the critic unbounded; set weight_clip as well, for example 0.01")
-        return self
 
 
 class Segment(NamedTuple):
@@ -93,10 +74,6 @@ class Segment(NamedTuple):
     start: int  # its first step in the run
     factor: float  # a_t
     dp: DpSgdParams
-
-    def mechanism(self, n: int) -> Mechanism:
-        """As planned on n records."""
-        return self.dp.mechanism(self.name, n, noise_ratio=self.factor)
 
 
 def segments(params: Params, n: int) -> list[Segment]:
@@ -118,14 +95,10 @@ def segments(params: Params, n: int) -> list[Segment]:
     return out
 
 
-def critic_loss(
-    generator: _gan.Generator, gp_weight: float, critic: nn.Module, images: Tensor, labels: Tensor
-) -> Tensor:
-    """What the critic minimises on records (images [n, C, H, W], labels [n]), each with its own fake: [n]."""
+def critic_loss(generator: nn.Module, gp_weight: float, critic: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """What the critic minimizes on records (images [n, C, H, W], labels [n]), each with its own fake: [n]."""
     fakes, u = draw_partners(generator, images, labels)
     value = critic(fakes, labels) - critic(images, labels)
-    if not gp_weight:
-        return value
     slopes = torch.func.grad(lambda x: critic(x, labels).sum())(u * images + (1 - u) * fakes)
     return value + gp_weight * (slopes.flatten(1).norm(dim=1) - 1).square()
 
@@ -148,16 +121,13 @@ def he_init(module: nn.Module) -> None:
 
 
 class DPWGANGP:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One DP-SGD run of the critic for each value of a_t."""
         _gan.check_generator_steps(params.dp, params.d_steps_per_g_step)
-        return tuple(segment.mechanism(meta.n) for segment in segments(params, meta.n))
+        return tuple(s.dp.mechanism(s.name, meta.n, noise_ratio=s.factor) for s in segments(params, meta.n))
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
@@ -176,8 +146,6 @@ class DPWGANGP:
 
         for index, dp, step in log.track(private_steps(), params.dp.steps):
             step.update(functools.partial(loss, dp.module))
-            if params.weight_clip is not None:
-                _gan.clip_weights(f, params.weight_clip)
             log.record(index, released_grad_norm=dp.released_grad_norm)
             if (index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", index)

@@ -1,8 +1,7 @@
 """DP-CGAN, corrected: a conditional GAN with DP-SGD on the discriminator (Torkzadehmahani et al. 2019, CVPR-W).
 
-Mechanism. g = (1/B) [sum of clipped gradients of records + noise] + (1/B) sum of clipped gradients of B fakes: plain
-SGD on the discriminator D, its rate falling linearly over the run; Adam on the generator G; binary cross-entropy. The
-door divides by the 2B rows of both sums, so the rate is doubled here to give the same step.
+g = (1/B) [sum of clipped gradients of records + noise] + (1/B) sum of clipped gradients of B fakes: plain SGD on the
+discriminator D, its rate falling linearly; Adam on the generator G; binary cross-entropy.
 
 Released: the discriminator's noised gradient of every step. Sensitivity max_grad_norm under adding or removing one
 record, by one clip over all of D's parameters together.
@@ -11,22 +10,13 @@ Published as: DP-CGAN.
 
 What was wrong. The released code clips and noises each of D's four tensors apart but accounts for one (joint
 sensitivity 2C), passes noise std / C times C as noise multiplier, feeds G the private batch's labels unnoised, and
-accounts shuffled fixed batches as Poisson ones. Its stated epsilon of 9.6 is about 70 by our calculation: status
-understated. Here one clip holds for the whole gradient, labels are uniform, batches are Poisson, and the noise is
-calibrated; so expect less at an equal, true epsilon.
+accounts shuffled fixed batches as Poisson ones. Its stated epsilon of 9.6 is about 70 by our calculation. Here one clip
+holds for the whole gradient, labels are uniform, batches are Poisson, and the noise is calibrated.
 
-Networks: `fc`, the published ones, G 110-128-784 and D 794-128-1 at 28x28 with ten classes; or `conv`, those of
-DPGANr at width m, in place of the InfoGAN-like networks of the paper's variant. Latents are normal, theirs were
-uniform; hidden layers are leaky ReLUs, theirs are not stated where we read.
-
-To compare with (MNIST, epsilon 10; FID / logistic regression / MLP / CNN): 179.2 / 60 / 60 / 63, and Fashion-MNIST
-243.8 / 51 / 50 / 46, both through the tables of later papers; the paper itself gives AUROC.
-
-Defaults are the paper's, with the steps at which its epsilon of 9.6 was reached by its own accounting; G's rate is not
-stated and is Adam's usual one. A small preset: batch 128, 1,000 steps.
+Networks: the published ones, G 110-128-784 and D 794-128-1 at 28x28 with ten classes. Defaults are the paper's, with
+the steps at which its accounting reached 9.6. G's rate, the latents (normal here) and the hidden layers (leaky ReLU
+here) are ours.
 """
-
-from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -36,7 +26,7 @@ from baselines import _gan
 from dpdm.data import ImageMeta
 from dpdm.networks import BatchSize
 from dpdm.params import Count, Positive, Strict
-from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
+from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -44,11 +34,8 @@ MECHANISM = "discriminator"
 
 
 class Params(Strict):
-    """The recipe; defaults are the published ones for 28x28."""
-
     dp: DpSgdParams = DpSgdParams(expected_batch_size=600, steps=35_000, max_grad_norm=1.1)
-    networks: Literal["fc", "conv"] = Field("fc", description="architecture of both networks")
-    width: Annotated[int, Field(ge=2)] = Field(128, description="fc: hidden units; conv: m")
+    width: Count = Field(128, description="hidden units of both networks")
     latent_dim: Count = Field(100, description="dimension of the generator's noise")
     d_lr_start: Positive = Field(0.1, description="first rate of SGD, of the discriminator; it falls linearly")
     d_lr_end: Positive = Field(0.052, description="last rate of SGD, of the discriminator")
@@ -63,35 +50,25 @@ class Params(Strict):
 
 
 class DPCGAN:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One DP-SGD run, of the discriminator."""
-        if params.networks == "conv":
-            _gan.check_conv_shape(meta.shape)
         _gan.check_generator_steps(params.dp, params.d_steps_per_g_step)
         return (params.dp.mechanism(MECHANISM, meta.n),)
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
         count = params.dp.expected_batch_size
-        size = params.width if params.networks == "conv" else [params.width]
-        model, d, view = _gan.pair(private, rng, params.networks, size, params.latent_dim)
+        model, d, view = _gan.pair(private, rng, "fc", [params.width], params.latent_dim)
         g = model.network
         g_optimizer = torch.optim.Adam(g.parameters(), lr=params.g_lr)
         d_optimizer = torch.optim.SGD(d.parameters(), lr=params.d_lr(0))
         dp = private.dpsgd(MECHANISM, d, d_optimizer, params.dp, keep=[g, g_optimizer])
         for step in log.track(dp, len(dp)):
             d_optimizer.param_groups[0]["lr"] = 2 * params.d_lr(step.index)  # the door's mean is over 2B rows, not B
-            fakes, labels = _gan.draw_fakes(g, count, rng.torch("fakes", step.index))
-            step.update(
-                lambda x, y: F.softplus(-dp.module(x, y)),
-                PublicRows(lambda x, y: F.softplus(dp.module(x, y)), fakes, labels),
-            )
+            _gan.discriminator_step(step, dp, g, count, rng.torch("fakes", step.index))
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
             if (step.index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", step.index)

@@ -1,31 +1,24 @@
 """DPGANr: a GAN whose discriminator is trained by DP-SGD, well tuned (Bie, Kamath, Zhang 2023, TMLR).
 
-Mechanism. Noise slows the discriminator D down, and the generator G gets ahead of it. The remedy is n_D steps of D
-for each of G, fixed or adapted, and larger batches. D minimizes the binary cross-entropy over B records and as
-many fakes, each row clipped on its own; G minimizes softplus(-D). Adam for both, networks without normalization.
+Noise slows the discriminator D down, and the generator G gets ahead of it. The remedy is n_D steps of D for each of G,
+fixed or adapted, and larger batches. D minimizes the binary cross-entropy over B records and as many fakes, each row
+clipped on its own; G minimizes softplus(-D). Adam for both, networks without normalization.
 
-Adaptive n_D. Before each G step, D's accuracy on the fakes of that step is taken into a moving average. Once
-`patience` G steps were taken at the present n_D and the average is at most `threshold`, n_D climbs to the next rung
-of the ladder. This looks only at fakes and released weights, so it is free. How the average starts is not
-published; here it starts at the first accuracy.
+Adaptive n_D. Before each G step, D's accuracy on the fakes of that step is taken into a moving average, which starts at
+the first accuracy. Once `patience` G steps were taken at the present n_D and the average is at most `threshold`, n_D
+climbs to the next rung of the ladder. This looks only at fakes and released weights, so it costs no privacy.
 
-Released: the discriminator's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing
-one record, since the number of fakes is the constant expected batch size and the mean is over that constant too.
-Everything of G is post-processing. The published accounting (RDP, Poisson batches) was recomputed and holds.
+Released: the discriminator's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
+record, since the number of fakes is the constant expected batch size and the mean is over that constant too. The
+published accounting (RDP, Poisson batches) was recomputed and holds.
 Cost: DP-SGD.
 Published as: DPGANr (Private GANs revisited).
 
-Networks: `ConvGenerator` and `ConvDiscriminator` of baselines._gan, width m. At 28x28 and 32x32 those of the paper; at
-16x16 and 8x8 one resolution level is dropped.
+Networks: `ConvGenerator` and `ConvDiscriminator` of baselines._gan, width m; at 16x16 and 8x8 one resolution level is
+dropped. Published on MNIST at epsilon 10 (FID on 10,000 test images; accuracy of a CNN), tuned on MNIST itself: n_D =
+50: 19.4 / 93.0; adaptive: 13.3 / 94.4; without privacy (batch 128, 45,000 steps, n_D = 1): 3.4 / 97.1.
 
-To compare with (MNIST, epsilon 10, FID against 10,000 test images; accuracy of a CNN): n_D = 50: 19.4 / 93.0;
-adaptive: 13.3 / 94.4; without privacy (batch 128, 45,000 steps, n_D = 1): 3.4 / 97.1. Its recipes were tuned on
-MNIST itself.
-
-Defaults are the paper's for MNIST at epsilon 10 with n_D fixed. Its adaptive recipe there: batch 512, 174,000 steps,
-`d_steps_per_g_step: 1, adaptive: {threshold: 0.60}`; at epsilon 1: n_D = 200 for 325,000 steps, or adaptive with batch
-512, 165,000 steps, threshold 0.70. A laptop's preset is `width: 16` to 32 and some 20,000 steps; the noise is
-calibrated anew.
+Defaults are the paper's for MNIST at epsilon 10 with n_D fixed; config/paper.yaml has its other recipes.
 """
 
 from itertools import pairwise
@@ -39,7 +32,7 @@ from baselines import _gan
 from dpdm.data import ImageMeta
 from dpdm.networks import BatchSize
 from dpdm.params import Count, Fraction, Natural, Positive, Strict
-from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
+from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -130,14 +123,11 @@ class Schedule:
 
 
 class DPGANr:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = _gan.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One DP-SGD run, of the discriminator."""
         _gan.check_conv_shape(meta.shape)
         _gan.check_generator_steps(params.dp, params.d_steps_per_g_step)
         return (params.dp.mechanism(MECHANISM, meta.n),)
@@ -152,11 +142,7 @@ class DPGANr:
         schedule = Schedule(params.d_steps_per_g_step, params.adaptive)
         dp = private.dpsgd(MECHANISM, d, d_optimizer, params.dp, keep=[g, g_optimizer, schedule])
         for step in log.track(dp, len(dp)):
-            fakes, labels = _gan.draw_fakes(g, count, rng.torch("fakes", step.index))
-            step.update(
-                lambda x, y: F.softplus(-dp.module(x, y)),
-                PublicRows(lambda x, y: F.softplus(dp.module(x, y)), fakes, labels),
-            )
+            _gan.discriminator_step(step, dp, g, count, rng.torch("fakes", step.index))
             n_d = schedule.d_steps_per_g_step
             log.record(step.index, released_grad_norm=dp.released_grad_norm, d_steps_per_g_step=n_d)
             if schedule.d_step_done():

@@ -1,9 +1,8 @@
 """A classifier trained by DP-SGD on the private images themselves: the rival that no generator is needed for.
 
-Abadi et al. 2016. `logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, table 2; how they were trained
-there could not be verified, so their recipes are a study's own. `tanh_cnn` is the small CNN of Papernot et al. 2020
-and Tramer and Boneh 2021 (26,010 parameters at 28x28). To compare with: Table 2 of DPDM, which trains the three at
-epsilon 0.2, 1 and 10. The last step is used: nothing is selected on real data.
+Abadi et al. 2016. `logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, Table 2; how they were trained
+there could not be verified. `tanh_cnn` is the small CNN of Papernot et al. 2020 and Tramer and Boneh 2021. The last
+step is used: nothing is selected on real data.
 
 Released: the noised mean gradient of every step. Sensitivity: max_grad_norm.
 Cost: DP-SGD.
@@ -57,7 +56,6 @@ class Model(NetworkModel):
 
     @staticmethod
     def build(shape: Sequence[int], num_classes: int, params: dict[str, Any]) -> nn.Module:
-        """An untrained one."""
         return NETWORKS[params["network"]](shape, num_classes)
 
     @property
@@ -75,13 +73,10 @@ class Model(NetworkModel):
 
 
 class DPSGDClassifier:
-    """The method, by the contract of dpdm.method: a classifier, which draws no images."""
-
     Params = Params
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One DP-SGD run."""
         if meta.num_classes < 2:
             raise UserError("a classifier needs two classes at least; leave it out of a study of unlabelled images")
         if params.network in SMALLEST_SIDE and min(meta.shape[1:]) < SMALLEST_SIDE[params.network]:
@@ -112,9 +107,6 @@ class DPSGDClassifier:
 def standardise(images: Tensor, params: ModelParams) -> Tensor:
     """Images in [-1, 1] -> network inputs."""
     return (to_unit(images) - params.input_mean) / params.input_std
-
-
-# --- networks: (image shape, number of classes) -> standardized images to logits -------------------------------
 
 
 class Dropout(nn.Module):

@@ -1,11 +1,10 @@
 """GS-WGAN with sound accounting: a generator behind noised gradients of secretly drawn critics (Chen, Orekondy, Fritz
 2020, NeurIPS, arXiv 2006.08265).
 
-Mechanism. Records are dealt to K shards, each record on its own. A shard's critic is a Wasserstein critic with gradient
-penalty, trained on its shard without noise, against its own generator. Every step draws one shard, brings its
-critic up to date with the public generator G, and takes the gradient of the critic's loss at one batch of G's images.
-This block of gradients is clipped as a whole and noised; the rest of G's update is post-processing. Critics are never
-released.
+Records are dealt to K shards, each record on its own. A shard's critic is a Wasserstein critic with gradient penalty,
+trained on its shard without noise, against a generator that only it has. Every step draws one shard, brings its critic
+up to date with the public generator G, and takes the gradient of the critic's loss at one batch of G's images. This
+block of gradients is clipped as a whole and noised. Critics are never released.
 
 Released: one noised block of gradients per step, of one of K shards. Sensitivity 2 max_block_norm under adding or
 removing one record, which is in one shard only: a Gaussian of the 1 of K kind (`ShardBlocks`).
@@ -14,31 +13,21 @@ Published as: GS-WGAN.
 
 What was wrong; both points are our derivation, not a published erratum.
 1. The count. The original clips and noises the gradient of each of B = 32 images on its own, and accounts steps x B
-   independently subsampled Gaussians. But the B gradients of a step share one draw of a shard: once it is drawn, the
-   record is in all of them. A step is one subsampled Gaussian of noise z / sqrt(B): at the published z = 1.07, K = 1000
-   and 20,000 steps an epsilon of 347 (PRV) to 383 (RDP), not 10. Here block and noise are joint and accounted so.
-2. The memory. The original's critics go on training at every visit. A critic then remembers when it was drawn, which is
-   secret, and later releases depend on earlier secret draws; a bound that amplifies each step by its own fresh draw
-   does not cover that. Here every visit starts from the shard's critic as `prepare` left it, a function of the shard
-   and public constants, takes `critic_steps` steps against the present G on a copy, and is forgotten.
-Also, the original deals records by a permutation, which moves other records when one is removed; here each is dealt
-independently.
+   independently subsampled Gaussians. But the B gradients of a step share one draw of a shard. A step is one subsampled
+   Gaussian of noise z / sqrt(B): at the published z = 1.07, K = 1000 and 20,000 steps the least epsilon that we can
+   prove is 347 (PRV; 383 by RDP), not 10. Here block and noise are joint and accounted so.
+2. The memory. The original's critics go on training at every visit, so a critic remembers when it was drawn, which is
+   secret; a bound that amplifies each step by its own fresh draw does not cover that. Here every visit starts from the
+   shard's critic as `prepare` left it, takes `critic_steps` steps against the present G on a copy, and is forgotten.
+Also, the original deals records by a permutation, which moves other records when one is removed.
 
-Loss. A critic whose gradient has norm 1 at every image, which is what the penalty asks for, gives a block of norm
-sqrt(B). The loss is -sum D / sqrt(B), so that max_block_norm = 1 means what C = 1 per image meant in the original.
+Loss. A critic whose gradient has norm 1 at every image, which the penalty asks for, gives a block of norm sqrt(B). The
+loss is -sum D / sqrt(B), so that max_block_norm = 1 means what C = 1 per image meant in the original.
 
 Networks. G: Bernoulli(1/2) latent and one-hot label -> linear -> residual blocks of upsampling and 3x3 convolutions, 4
 `width` channels, pixel norm -> tanh. D: 5x5 convolutions of stride 2 to `width`, 2 `width`, 4 `width` channels, then a
-linear head plus a projection on the label. The original has spectral norm in both, which is left out here: its
-estimates would be one more state, and the gradient penalty bounds D already. Feature maps have the sides of
-`_gan.LEVELS`; at 8x8 one level is dropped from both.
-
-To compare with: the GS-WGAN rows of Table 1 of DPDM (epsilon 10; MNIST FID 61.3, CNN 80; Fashion-MNIST 131.3, 65).
-Their epsilon is understated: see 1. So is that of the DPImageBench rows of this name.
-
-Defaults are the original's. A small preset for 8x8 images: width 8, 50 shards, some hundred to 2,000 steps; with so
-few, G needs a larger rate than 1e-4 (`g_lr`). At a true epsilon of 10 none of four such settings rose above chance on
-MNIST shrunk to 8x8, and without noise 400 steps came to 30 % only.
+linear head plus a projection on the label. Spectral norm is left out: its estimates would be one more state. Defaults
+are the original's.
 """
 
 import copy
@@ -78,9 +67,6 @@ class Params(Strict):
     ema_decay: Fraction = Field(0.999, description="of the weights of the generator that is kept")
 
 
-# --- networks -------------------------------------------------------------------------------------------------
-
-
 def _pixel_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
 
@@ -115,7 +101,6 @@ class Generator(nn.Module):
         self.to_pixels = nn.Conv2d(4 * width, shape[0], 3, padding=1)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [-1, 1]."""
         inputs = torch.cat([(latents > 0).float(), F.one_hot(labels, self.num_classes).float()], 1)
         x = self.up(self.linear(inputs).unflatten(1, self.base))
         return self.to_pixels(F.relu(_pixel_norm(x))).tanh()
@@ -133,7 +118,6 @@ class Critic(nn.Module):
         self.linear, self.label = nn.Linear(features, 1), nn.Embedding(num_classes, features)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One number per row, [n]."""
         x = images
         for layer in self.down:
             x = F.leaky_relu(layer(x), _gan.SLOPE)
@@ -142,7 +126,6 @@ class Critic(nn.Module):
         return self.linear(h).flatten() + (self.label(labels) * h).sum(1) / math.sqrt(h.shape[1])
 
 
-# --- inside the private callbacks -----------------------------------------------------------------------------
 # What follows sees records without noise. Nothing but a block of gradients leaves it, and that through the door.
 
 
@@ -172,7 +155,7 @@ def train_critic(
         penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
         of_real, of_fake = critic(torch.cat([real, fake]), torch.cat([y, y])).chunk(2)
         loss = of_fake.mean() - of_real.mean() + GRADIENT_PENALTY * penalty + DRIFT * of_real.square().mean()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
@@ -226,27 +209,20 @@ def generator_loss(critic: Critic, fakes: Tensor, labels: Tensor) -> Tensor:
     return -critic(fakes, labels).sum() / math.sqrt(len(fakes))
 
 
-# --- the method -----------------------------------------------------------------------------------------------
-
-
 class Model(GeneratorModel):
     """A trained generator."""
 
     @staticmethod
     def build(arguments: dict[str, Any]) -> Generator:
-        """An untrained one."""
         return Generator(**arguments)
 
 
 class GSWGAN:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One noised block of gradients per step."""
         _gan.check_conv_shape(meta.shape)
         return (params.blocks.mechanism(MECHANISM, meta.n),)
 
@@ -266,7 +242,7 @@ class GSWGAN:
             fakes = g(latents, labels)
             of_step = {"generator": g, "fake_labels": labels, "index": step.index}
             noised = step.release(fakes, lambda *drawn, of_step=of_step: shards.gradient(*drawn, **of_step))
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             fakes.backward(noised)
             optimizer.step()
             update_ema(averaged, g, params.ema_decay, step.index + 1)

@@ -1,30 +1,22 @@
 """PEARL: a generator against a released characteristic function (Liew, Takahashi, Ueno, ICLR 2022).
 
-Mechanism: the empirical characteristic function of every class (cosine and sine parts at k random frequencies w_j) is
-released once; then G minimizes, and a critic maximizes, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one
-number per pixel, theta, that reweights the frequencies as if they had been drawn from N(0, diag(1 / theta)) instead
-of N(0, I / s2): alpha = softmax_j( (w_j^2 / 2) . (s2 - theta) ). At theta = s2, where it starts, alpha is uniform and
-the objective is DP-MERF's. Theta, alpha and G see the released vector only: post-processing.
+The empirical characteristic function of every class (cosine and sine parts at k random frequencies w_j) is released
+once. Then G minimizes, and a critic maximizes, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one number per
+pixel, theta, that reweights the frequencies as if drawn from N(0, diag(1 / theta)) instead of N(0, I / s2): alpha =
+softmax_j( (w_j^2 / 2) . (s2 - theta) ). At theta = s2, where it starts, the objective is DP-MERF's.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
-removing one record, n public. More on them, on the network and on unequal classes in `_kernel`.
+removing one record; more in `_kernel`. Theta, alpha and G see only the released vector.
 Cost: one-shot releases, then a generator: minutes at 28 pixels, without checkpoint.
 Published as: PEARL.
 
-Where we differ from the paper and its repository:
-- The paper also releases an auxiliary statistic to choose the base distribution of frequencies. We release none: s2 is
-  a public constant (129, the authors' for 28 pixels), so all but the counts' share goes to the characteristic function.
-- Noise. The repository fixes the noise in the code (25.3 at epsilon 0.2), whatever epsilon is asked for; here the door
-  calibrates it.
-- The repository stops after one epoch, at a learning-rate schedule that is never made. We use DP-MERF's: x0.9 per
-  epoch.
-- One of its losses takes the imaginary part of the generated embedding from the released one; here both parts are
-  G's own (tested against a direct formula).
-- Its factor of 500 on the objective is left out: Adam is blind to it.
-
-Defaults are the repository's for 28 pixels, MNIST and Fashion-MNIST alike. Small preset for 8 pixels: G from 2x2,
-s2 and num_frequencies set in the study.
-To compare with: published.csv, Table 1 of the DPDM paper, PEARL at epsilon 0.2, 1 and 10.
+Differences from the paper and its repository:
+- The paper also releases a statistic to choose the base distribution of frequencies. Here s2 is a public constant.
+- The repository's noise is a constant (25.3 at epsilon 0.2) at every epsilon; here it is calibrated.
+- The repository stops after one epoch, with a rate schedule that is never made. We use DP-MERF's: x0.9 per epoch.
+- One of its losses takes the imaginary part of the generated embedding from the released one; here both are G's own.
+- Its factor of 500 on the objective, to which Adam is blind, is left out.
+Other defaults are the repository's for 28 pixels, MNIST and Fashion-MNIST alike.
 """
 
 import torch
@@ -41,8 +33,6 @@ from dpdm.rng import Streams
 
 
 class Params(_kernel.KernelParams):
-    """Public constants; defaults as published for 28 pixels."""
-
     num_frequencies: Count = Field(1500, description="k; 2 k numbers are released per class")
     squared_length_scale: Positive = Field(
         129.0, description="s2, where theta starts, for pixels in [0, 1]; the default is for 28x28"
@@ -55,14 +45,11 @@ class Params(_kernel.KernelParams):
 
 
 class PEARL:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = BatchSize
     Model = _kernel.Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """Two Gaussian releases that share the budget."""
         return _kernel.plan_releases(params, meta)
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:

@@ -28,10 +28,7 @@ class NoParams(Strict):
 
 
 class Model(Protocol):
-    """What a generator learnt: post-processing of its releases."""
-
-    def sample(self, labels: np.ndarray, sampler: Any, rng: Streams) -> np.ndarray:
-        """One image per label: uint8 [n, C, H, W]. Image i depends only on label i and its own streams."""
+    """What a method learnt: post-processing of its releases."""
 
     def state(self) -> dict[str, Any]:
         """Tensors and JSON values only."""
@@ -41,26 +38,31 @@ class Model(Protocol):
         """The inverse of `state`."""
 
 
-class ClassifierModel(Protocol):
-    """What a classifier learnt: post-processing of its releases. Test labels never reach it."""
+class GeneratorModel(Model, Protocol):
+    """What a generator learnt."""
+
+    def sample(self, labels: np.ndarray, sampler: Any, rng: Streams) -> np.ndarray:
+        """One image per label: uint8 [n, C, H, W]. Image i depends only on label i and its own streams."""
+
+
+class ClassifierModel(Model, Protocol):
+    """What a classifier learnt. Test labels never reach it."""
 
     family: str  # the kind of classifier, one of the study's: its accuracy is in the column `acc_<family>`
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The class (int64 [n]) of each image (uint8 [n, C, H, W]), whatever batch it comes in."""
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and JSON values only."""
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """The inverse of `state`."""
-
 
 class Method(Protocol):
-    """What generators and classifiers share: a class with these members, named in a study as `impl: module:Class`."""
+    """A class with these members, named in a study as `impl: module:Class`.
+
+    `kind: generator`, the default, also has `SamplerParams`, an entry of the study's `samplers:`, and its model is a
+    GeneratorModel. `kind: classifier` is trained on the private images and judged itself: a ClassifierModel.
+    """
 
     Params: ClassVar[type[BaseModel]]  # the study's `params:`
+    Model: ClassVar[type[Model]]
 
     def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
         """Every mechanism that `fit` will ask for, from public facts only.
@@ -69,21 +71,8 @@ class Method(Protocol):
             UserError: the method cannot serve such a data set with these parameters.
         """
 
-    def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Model | ClassifierModel:
+    def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Model:
         """Learns from the private images through the planned mechanisms."""
-
-
-class GenerativeMethod(Method, Protocol):
-    """One generative method: `kind: generator`, the default."""
-
-    SamplerParams: ClassVar[type[BaseModel]]  # one entry of the study's `samplers:`
-    Model: ClassVar[type[Model]]
-
-
-class ClassifierMethod(Method, Protocol):
-    """One classifier, trained on the private images themselves: `kind: classifier`. It draws no images."""
-
-    Model: ClassVar[type[ClassifierModel]]
 
 
 MEMBERS = ("Params", "Model", "Model.state", "Model.from_state", "plan", "fit")
@@ -163,7 +152,7 @@ def train(
     processes: Processes | None = None,
     checkpoint: Path | None = None,
     checkpoint_interval: float = 300.0,
-) -> tuple[Model | ClassifierModel, Ledger]:
+) -> tuple[Model, Ledger]:
     """Runs one method behind a fresh door, or continues where `checkpoint` says.
 
     The harness, not the method, makes the door and keeps the ledger.

@@ -23,9 +23,9 @@ class _Parametrisation(Strict, ABC):
     def scalings(self, sigma: Tensor) -> Scalings:
         """c_skip, c_out, c_in, c_noise."""
 
-    @abstractmethod
     def weight(self, sigma: Tensor) -> Tensor:
-        """lambda(sigma) of the loss."""
+        """lambda(sigma) of the loss: 1 / c_out^2."""
+        return 1 / sigma**2
 
     @abstractmethod
     def sigma(self, u: Tensor) -> Tensor:
@@ -45,16 +45,13 @@ class Edm(_Parametrisation):
     p_std: Positive = Field(1.2, description="standard deviation of ln sigma in training")
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """As the base."""
         total = sigma**2 + SIGMA_DATA**2
         return SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """1 / c_out^2."""
         return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
 
     def sigma(self, u: Tensor) -> Tensor:
-        """As the base."""
         return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
 
 
@@ -71,11 +68,9 @@ class VPrediction(_Parametrisation):
         return 1 / root**2, sigma / root, 1 / root, torch.atan(sigma) * (2 / math.pi)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """1 / c_out^2."""
         return (sigma**2 + 1) / sigma**2
 
     def sigma(self, u: Tensor) -> Tensor:
-        """As the base."""
         low, high = (2 / math.pi * math.atan(math.exp(-s / 2)) for s in (self.log_snr_max, self.log_snr_min))
         return torch.tan(math.pi / 2 * (low + u * (high - low)))
 
@@ -90,20 +85,14 @@ class Vp(_Parametrisation):
     noise_scale: Positive = Field(1000.0, description="M: c_noise = M t")
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """As the base."""
         one = torch.ones_like(sigma)
         return one, -sigma, 1 / (sigma**2 + 1).sqrt(), self.noise_scale * self.t(sigma)
-
-    def weight(self, sigma: Tensor) -> Tensor:
-        """1 / c_out^2."""
-        return 1 / sigma**2
 
     def t(self, sigma: Tensor) -> Tensor:
         """The inverse of sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
         return ((self.beta_min**2 + 2 * self.beta_d * torch.log1p(sigma**2)).sqrt() - self.beta_min) / self.beta_d
 
     def sigma(self, u: Tensor) -> Tensor:
-        """As the base."""
         t = self.t_min + u * (1 - self.t_min)
         return torch.expm1(self.beta_d * t**2 / 2 + self.beta_min * t).sqrt()
 
@@ -116,16 +105,10 @@ class Ve(_Parametrisation):
     sigma_max: Positive = 80.0
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        """As the base."""
         one = torch.ones_like(sigma)
         return one, sigma, one, (sigma / 2).log()
 
-    def weight(self, sigma: Tensor) -> Tensor:
-        """1 / c_out^2."""
-        return 1 / sigma**2
-
     def sigma(self, u: Tensor) -> Tensor:
-        """As the base."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** u
 
 

@@ -11,7 +11,6 @@ def row_losses(
     parametrisation: Parametrisation,
     images: Tensor,
     labels: Tensor,
-    *,
     noise_multiplicity: int,
     label_dropout: float,
     null_label: int,

@@ -1,8 +1,7 @@
-"""DPDM: a diffusion model trained by DP-SGD (Dockhorn, Cao, Vahdat, Kreis 2022, algorithm 1).
+"""DPDM: a diffusion model trained by DP-SGD with noise multiplicity (Dockhorn, Cao, Vahdat, Kreis 2022, algorithm 1).
 
-Released: the noised mean gradient of every step. Sensitivity: max_grad_norm, since an image's K noise draws
-are averaged before its gradient is clipped. Everything after (Adam, EMA, sampling) is post-processing.
-To compare with: the DPDM rows of published.csv, `FID` and `Acc` being two samplers of one model.
+Released: the noised mean gradient of every step. Sensitivity: max_grad_norm, since an image's K noise draws are
+averaged before its gradient is clipped. Everything after (Adam, EMA, sampling) is post-processing.
 Cost: DP-SGD, its batches multiplied by K.
 Published as: DPDM.
 """
@@ -72,9 +71,11 @@ class _Sampler(Strict):
             raise ValueError(f"sigma_min = {self.sigma_min} must be below sigma_max = {self.sigma_max}")
         return self
 
-    def sigmas(self) -> list[float]:
-        """The schedule."""
-        return samplers.karras_schedule(self.num_sampling_steps, self.sigma_min, self.sigma_max, self.rho)
+    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
+        """Draws one batch by the function of samplers.py that `kind` names."""
+        sigmas = samplers.karras_schedule(self.num_sampling_steps, self.sigma_min, self.sigma_max, self.rho)
+        churn = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("s_")}
+        return getattr(samplers, self.kind)(denoise, noise, sigmas, **churn)
 
 
 class Ddim(_Sampler):
@@ -82,19 +83,11 @@ class Ddim(_Sampler):
 
     kind: Literal["ddim"] = "ddim"
 
-    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
-        """Draws one batch."""
-        return samplers.ddim(denoise, noise, self.sigmas())
-
 
 class StochasticDdim(_Sampler):
     """Fresh noise at every step; N evaluations."""
 
     kind: Literal["stochastic_ddim"]
-
-    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
-        """Draws one batch."""
-        return samplers.stochastic_ddim(denoise, noise, self.sigmas())
 
 
 class Churn(_Sampler):
@@ -111,11 +104,6 @@ class Churn(_Sampler):
         if self.s_min > self.s_max:
             raise ValueError(f"s_min = {self.s_min} must not be above s_max = {self.s_max}")
         return self
-
-    def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
-        """Draws one batch."""
-        names = ("s_churn", "s_min", "s_max", "s_noise")
-        return samplers.churn(denoise, noise, self.sigmas(), **{name: getattr(self, name) for name in names})
 
 
 class SamplerParams(RootModel[Annotated[Ddim | StochasticDdim | Churn, Field(discriminator="kind")]]):
@@ -134,7 +122,6 @@ class Model(NetworkModel):
 
     @staticmethod
     def build(shape: Sequence[int], num_classes: int, params: dict[str, Any]) -> UNet:
-        """An untrained U-Net."""
         return UNet(tuple(shape), num_classes, ModelParams.model_validate(params).network)
 
     def sample(self, labels: np.ndarray, sampler: SamplerParams, rng: Streams) -> np.ndarray:
@@ -161,14 +148,11 @@ class Model(NetworkModel):
 
 
 class DPDM:
-    """The method, by the contract of dpdm.method."""
-
     Params = Params
     SamplerParams = SamplerParams
     Model = Model
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """One DP-SGD run; the noise multiplicity K does not enter the accounting."""
         params.network.check(meta.shape)
         return (params.dp.mechanism(MECHANISM, meta.n),)
 
@@ -188,15 +172,8 @@ class DPDM:
         dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
 
         def losses(images: Tensor, labels: Tensor) -> Tensor:
-            return row_losses(
-                dp.module,
-                params.parametrisation,
-                images,
-                labels,
-                noise_multiplicity=params.noise_multiplicity,
-                label_dropout=params.label_dropout,
-                null_label=classes,
-            )
+            k, dropout = params.noise_multiplicity, params.label_dropout
+            return row_losses(dp.module, params.parametrisation, images, labels, k, dropout, null_label=classes)
 
         for step in log.track(dp, len(dp)):
             for group in optimizer.param_groups:

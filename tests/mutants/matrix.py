@@ -1021,14 +1021,12 @@ MUTANTS = [
     ),
     Mutant(
         "a GAN's fakes take the labels of the last private batch",
-        "baselines/dpcgan.py",
+        "baselines/_gan.py",
         {
             "lambda x, y: F.softplus(-dp.module(x, y)),": (
                 'lambda x, y: setattr(dp, "y", y) or F.softplus(-dp.module(x, y)),'
             ),
-            "            step.update(\n": (
-                '            labels[: len(getattr(dp, "y", []))] = getattr(dp, "y", 0)\n            step.update(\n'
-            ),
+            "    step.update(\n": ('    labels[: len(getattr(dp, "y", []))] = getattr(dp, "y", 0)\n    step.update(\n'),
         },
         "contract test",
         f"{SILENCED}[digits-dpcgan]",
