@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
@@ -101,7 +102,7 @@ def test_a_single_subsampled_step_costs_something_and_less_than_without_subsampl
 
 
 def test_unknown_accountant():
-    with pytest.raises(UserError, match="unknown accountant 'gdp'"):
+    with refuses("'gdp'", "rdp", "prv", "pld"):
         epsilon_spent([gaussian(1.0)], 1e-5, "gdp")
 
 

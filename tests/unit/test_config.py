@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
+from refusals import holds, refuses
 
 from dpdm import config
 from dpdm.config import MethodSpec, Study, check_writable, load_study, merge, parse_study
@@ -53,8 +54,7 @@ def refusal(value) -> str:
 
 def refused(value, *parts: str) -> None:
     """The study is refused by a message that names its file and has all these parts, in whatever words."""
-    message = refusal(value)
-    assert not [part for part in ("study.yaml", *parts) if part not in message], message
+    holds(refusal(value), "study.yaml", *parts, lines=None)
 
 
 # --- unknown keys ---------------------------------------------------------------------------------------------
@@ -100,9 +100,8 @@ def test_params_of_a_method_are_checked_alike():
     class Params(Strict):
         learning_rate: float
 
-    with pytest.raises(UserError) as error:
+    with refuses("methods.m.params", "learning_rte", "'learning_rate'"):
         parse_params(Params, {"learning_rte": 1.0}, "methods.m.params")
-    assert all(part in str(error.value) for part in ("methods.m.params", "learning_rte", "'learning_rate'"))
 
 
 # --- values ---------------------------------------------------------------------------------------------------
@@ -329,7 +328,7 @@ def test_a_method_may_serve_some_datasets(tiny_study_dict):
     assert (study.datasets_of("class_mean"), study.datasets_of("dpdm")) == (("mnist",), ("digits", "mnist"))
     served = {(run.dataset, run.method) for run in study.runs()}
     assert served == {("digits", "dpdm"), ("mnist", "dpdm"), ("mnist", "class_mean")}
-    with pytest.raises(UserError, match="class_mean does not serve digits; add it"):
+    with refuses("class_mean", "digits", "methods.class_mean.datasets"):
         study.run("digits", "class_mean", 10.0, 0)
 
 
@@ -351,7 +350,7 @@ def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
     study = parse_study(tiny_study_dict, "s")
     cells = {(run.dataset, run.epsilon) for run in study.runs()}
     assert cells == {("digits", 10.0), ("digits", float("inf")), ("mnist", float("inf"))}
-    with pytest.raises(UserError, match=r"mnist is not run at epsilon 10; add it .* to datasets\.mnist\.epsilons"):
+    with refuses("mnist", "epsilon 10", "datasets.mnist.epsilons"):
         study.run("mnist", "dpdm", 10.0, 0)
     for value, parts in (
         ([10, 10], ("twice",)),
@@ -381,17 +380,17 @@ def test_an_override_of_a_sampler_that_is_not_there(tiny_study_dict):
 
 
 @pytest.mark.parametrize(
-    ("part", "message"),
+    ("part", "key", "facts"),
     [
-        ({"when": {"epsilon": 3}}, ".when matches no run of this study"),
-        ({"samplers": ["fast"]}, ".samplers: no sampler 'fast'; the method has default"),
-        ({"samplers": []}, ".samplers"),
-        ({"what": " "}, ".what"),
+        ({"when": {"epsilon": 3}}, "when", ["digits at epsilon 10, inf"]),
+        ({"samplers": ["fast"]}, "samplers", ["'fast'", "default"]),
+        ({"samplers": []}, "samplers", []),
+        ({"what": " "}, "what", ["' '"]),
     ],
 )
-def test_what_could_not_be_verified_is_of_some_run(tiny_study_dict, part, message):
+def test_what_could_not_be_verified_is_of_some_run(tiny_study_dict, part, key, facts):
     put(tiny_study_dict, "methods.dpdm.unverified", [{"what": "the batch", **part}])
-    assert f"study.yaml: methods.dpdm.unverified[0]{message}" in refusal(tiny_study_dict)
+    refused(tiny_study_dict, f"methods.dpdm.unverified[0].{key}", *facts)
 
 
 def test_what_could_not_be_verified_is_part_of_no_run(tiny_study_dict):
@@ -539,32 +538,29 @@ def test_a_broken_spec(kind, text):
     [
         ("study: a\nstudy: b\n", "line 2: key 'study' "),
         ("study: a\nmethods:\n  m: {impl: a}\n  m: {impl: b}\n", "line 4: key 'm' "),
-        ("? [a, b]\n: 1\n", "line 1: a key must be plain text"),
-        ("study: [\n", "is not valid YAML"),
-        ("a:\n\t- b\n", "is not valid YAML"),
-        ("a: 1\n---\nb: 2\n", "is not valid YAML"),
-        ("a: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
-        ("a: \0\n", "is not valid YAML"),
-        ("", "holds no study"),
-        ("- a\n", "holds no study"),
-        ("just text\n", "holds no study"),
+        ("? [a, b]\n: 1\n", "line 1: a key "),
+        ("study: [\n", "YAML"),
+        ("a:\n\t- b\n", "YAML"),
+        ("a: 1\n---\nb: 2\n", "YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "YAML"),
+        ("a: \0\n", "YAML"),
+        ("", "study"),
+        ("- a\n", "study"),
+        ("just text\n", "study"),
     ],
 )
 def test_a_file_that_is_no_study(tmp_path, text, part):
     path = tmp_path / "study.yaml"
     path.write_text(text)
-    with pytest.raises(UserError) as error:
+    with refuses(path, part):
         load_study(path)
-    assert str(path) in str(error.value)
-    assert part in str(error.value)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "binary.yaml"):
-        with pytest.raises(UserError, match="cannot read the study") as error:
+        with refuses(path):
             load_study(path)
-        assert str(path) in str(error.value)
 
 
 def test_yaml_merge_keys_work(tmp_path):
@@ -619,10 +615,8 @@ def test_a_file_is_laid_over_those_before_it_and_a_null_removes(tmp_path, tiny_s
     assert study.methods["dpdm"].params == was | {"dp": was["dp"] | {"steps": 1}}
     assert study.methods["dpdm"].overrides == ()
     over.write_text("seedz: [7]\n")
-    with pytest.raises(UserError, match=r"seedz.*'seeds'") as error:
+    with refuses("seedz", "'seeds'", base, over):
         load_study(f"{base},{over}")
-    assert str(base) in str(error.value)
-    assert str(over) in str(error.value)
 
 
 def test_a_method_takes_a_shared_recipe_and_lays_its_own_keys_over(tiny_study_dict):
@@ -669,21 +663,21 @@ def test_a_folder_that_can_be_made_is_writable(tmp_path):
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "results").write_text("")
     for folder in (tmp_path / "results", tmp_path / "results" / "deep" / "er"):
-        with pytest.raises(UserError, match="results is a file"):
+        with refuses("results", "file"):
             check_writable(folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_unwritable_folder(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="is not writable"):
+    with refuses(tmp_path):
         check_writable(tmp_path / "locked" / "results")
 
 
 def test_an_unwritable_folder_as_the_system_reports_it(tmp_path, monkeypatch):
     """The same for root, whom the system lets write anywhere."""
     monkeypatch.setattr(config.os, "access", lambda path, mode: not (mode == os.W_OK and path == tmp_path))
-    with pytest.raises(UserError, match="is not writable"):
+    with refuses(tmp_path):
         check_writable(tmp_path / "results")
 
 
@@ -752,9 +746,8 @@ def test_the_recipe_of_a_run_is_the_same_in_a_part(tiny_study_dict):
     ],
 )
 def test_a_part_of_what_is_not_there_is_refused(tiny_study_dict, part, parts):
-    with pytest.raises(UserError) as caught:
+    with refuses(*parts):
         parse_study(tiny_study_dict | part, "x")
-    assert [part for part in parts if part not in str(caught.value)] == []
 
 
 # --- imports --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -91,9 +92,9 @@ def test_pixel_unshuffle_keeps_the_form_and_divides_the_resolution():
     out = net(torch.randn(2, 1, 28, 28), torch.zeros(2), torch.zeros(2, dtype=torch.long))
     assert out.shape == (2, 1, 28, 28)
     assert seen == [((2, 4, 14, 14), (2, 8, 14, 14))]
-    with pytest.raises(UserError, match=r"attention_resolutions: no level .* has side 5 at .*; choose among 14, 7, or"):
+    with refuses("attention_resolutions", "5", "14, 7"):
         NetworkParams(channel_mult=(1, 2), attention_resolutions=(7, 5), pixel_unshuffle=2).check((1, 28, 28))
-    with pytest.raises(UserError, match="divisible by 8"):
+    with refuses("8"):
         NetworkParams(pixel_unshuffle=2).check((1, 28, 28))
 
 
@@ -116,7 +117,7 @@ def test_a_fresh_network_predicts_nearly_zero():
 
 @pytest.mark.parametrize("shape", [(1, 8, 6), (1, 7, 7), (1, 10, 10)])
 def test_images_that_cannot_be_halved_are_refused(shape):
-    with pytest.raises(UserError, match="pad the images or shorten channel_mult"):
+    with refuses("channel_mult"):
         NetworkParams().check(shape)
     params = Params(dp={"expected_batch_size": 4, "steps": 1, "max_grad_norm": 1.0})
     with pytest.raises(UserError, match="channel_mult"):
@@ -362,7 +363,7 @@ def test_guidance_needs_a_model_that_knows_to_go_without_labels():
         model = Model(
             small_net(classes=classes), shape=[1, 8, 8], num_classes=classes, params=kept.model_dump(mode="json")
         )
-        with pytest.raises(UserError, match="guidance needs a conditional model"):
+        with refuses("guidance", "conditional"):
             model.sample(np.zeros(2, np.int64), guided, Streams(0))
 
 
@@ -450,5 +451,5 @@ def test_every_width_that_the_schema_accepts_can_be_built(channels):
 def test_guidance_that_cannot_work_is_refused_before_training():
     params = Params(dp={"expected_batch_size": 4, "steps": 1, "max_grad_norm": 1.0}, conditional=False)
     guided = SamplerParams.model_validate({"guidance": 1.0})
-    with pytest.raises(UserError, match="guidance needs a conditional model"):
+    with refuses("guidance", "conditional"):
         DPDM().check_sampler(params, guided, ImageMeta(10, (1, 8, 8), 10))

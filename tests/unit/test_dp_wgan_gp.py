@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 
 from baselines import _gan, dp_wgan_gp
 from baselines.dp_wgan_gp import BETAS, DPWGANGP, Params, critic_loss, draw_partners, segments
@@ -415,7 +416,7 @@ def test_wrong_params_are_refused(params, message):
 
 def test_what_does_not_fit_the_data_set_is_refused_before_training():
     meta = ImageMeta(N, SHAPE, 10)
-    with pytest.raises(UserError, match="expected_batch_size = 256 is larger than the 40 training images"):
+    with refuses("expected_batch_size", "256", "40"):
         DPWGANGP().plan(Params(), meta)
     message = (
         "d_steps_per_g_step = 13 is more than dp.steps = 12, so the generator would never learn; choose at most 12"

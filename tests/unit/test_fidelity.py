@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 
 from dpdm import artifacts
 from dpdm.data import ImageSet, balanced_labels
@@ -152,18 +153,18 @@ def test_equal_constant_sets_are_at_distance_zero(weights):
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 9), (1, 16, 16)])
 def test_images_of_another_shape_are_refused_on_either_side(shape, digits, weights):
     odd = ImageSet(np.zeros((10, *shape), np.uint8), balanced_labels(10, 10), 10, "odd.npz")
-    with pytest.raises(UserError, match=r"odd\.npz: images have shape"):
+    with refuses("odd.npz", "shape"):
         fidelity.measure(odd, digits, weights, 0)
-    with pytest.raises(UserError, match=r"odd\.npz: images have shape"):
+    with refuses("odd.npz", "shape"):
         fidelity.measure(digits["test"], {"train": digits["train"], "test": odd}, weights, 0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_too_few_images_are_refused_by_name(count, digits, weights):
     few = ImageSet(digits["test"].images[:count], digits["test"].labels[:count], 10, "few.npz")
-    with pytest.raises(UserError, match=rf"few\.npz: {count} images are too few"):
+    with refuses("few.npz", count):
         fidelity.measure(few, digits, weights, 0)
-    with pytest.raises(UserError, match=rf"few\.npz: {count} images are too few"):
+    with refuses("few.npz", count):
         fidelity.measure(digits["test"], {"test": few}, weights, 0)
 
 
@@ -180,7 +181,7 @@ def registered(monkeypatch, metric):
 
 def test_a_value_that_is_not_finite_is_an_error_not_a_row(digits, weights, monkeypatch):
     registered(monkeypatch, fidelity.Metric({"odd": "lower"}, lambda *_: {"odd": float("nan")}))
-    with pytest.raises(UserError, match=r"odd of digits test is nan; delete .*extractor\.pt"):
+    with refuses("odd", "digits test", "nan", "extractor.pt"):
         fidelity.measure(digits["test"], digits, weights, 0)
 
 
@@ -208,7 +209,7 @@ def test_a_new_metric_and_a_new_extractor_are_a_line_each(digits, weights, monke
 
 
 def test_a_misspelt_option_is_an_error():
-    with pytest.raises(UserError, match="no option 'kid_subset_sise'"):
+    with refuses("'kid_subset_sise'"):
         fidelity.known_options({"fid": True, "kid_subset_sise": 10})
 
 

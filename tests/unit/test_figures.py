@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from measured import measured
+from refusals import refuses
 
 from dpdm import artifacts
 from dpdm.errors import UserError
@@ -202,7 +203,7 @@ def test_grid_refuses_what_it_cannot_draw(sets):
     real = sets("real", [0, 1])
     with pytest.raises(UserError, match=r"two\.npz.*1 or 3"):
         sample_grid("digits", sets("two", [0], channels=2), [])
-    with pytest.raises(UserError, match=r"large\.npz holds images of another size"):
+    with refuses("large.npz"):
         sample_grid("digits", real, [SampleSet("gan", 1.0, 0, sets("large", [0], size=28))])
 
 

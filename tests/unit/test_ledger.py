@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from refusals import refuses
 
 from dpdm.errors import UserError
 from dpdm.privacy import Event, Ledger, Mechanism, epsilon_spent
@@ -110,7 +111,7 @@ def test_resealing_cannot_hide_what_the_events_cost():
 def test_impossible_events_are_refused(key, value):
     facts = ledger().to_json()
     facts["events"][1][key] = value
-    with pytest.raises(UserError, match=f"^odd.*{key}.*train the run again"):
+    with refuses("odd", key):
         audit(resealed(facts), "odd")
 
 
@@ -121,7 +122,7 @@ def test_as_many_steps_as_an_audit_bears_are_allowed():
 @pytest.mark.parametrize("key", ["coordinates", "recipe", "provenance", "events"])
 @pytest.mark.parametrize("value", [5, None, True, "text"])
 def test_what_is_of_another_type_is_named(key, value):
-    with pytest.raises(UserError, match=rf"^odd\.json: {key} .*{value!r}.*train the run again"):
+    with refuses("odd.json", key, repr(value)):
         Ledger.from_json(resealed(ledger().to_json() | {key: value}), "odd.json")
 
 
@@ -161,9 +162,9 @@ def test_missing_and_unknown_keys_and_other_relations():
     ):  # fmt: skip
         with pytest.raises(UserError, match="positive"):
             Ledger.from_json(resealed(facts | change))
-    with pytest.raises(UserError, match="accountant must be one of rdp, prv, pld, got 'gdp'"):
+    with refuses("accountant", "rdp, prv, pld", "'gdp'"):
         Ledger.from_json(resealed(facts | {"accountant": "gdp"}))
-    with pytest.raises(UserError, match="noise must be one of repeatable, secret, got 'none'"):
+    with refuses("noise", "repeatable, secret", "'none'"):
         Ledger.from_json(resealed(facts | {"noise": "none"}))
 
 

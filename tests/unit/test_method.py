@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
 from dpdm.config import parse_study
 from dpdm.data import ImageMeta, ImageSet
@@ -175,7 +176,7 @@ def test_what_depends_on_the_data_set_names_method_and_data_set(run):
 
 
 def test_a_run_of_the_other_kind_is_refused_before_training(run):
-    with pytest.raises(UserError, match="so it is no classifier; set kind: generator"):
+    with refuses("classifier", "kind: generator"):
         prepare_run(run(), META, "classifier")
     assert prepare_run(run(), META, "generator")[2] == prepare_run(run(), META)[2]
 

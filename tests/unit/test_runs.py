@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import refuses
 
 from dpdm import artifacts, data
 from dpdm.config import parse_study
-from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS
 from dpdm.report.runs import _link, run_anchor, runs_by_dataset
@@ -114,7 +114,7 @@ def test_holes_and_failures_are_counted(study, layout):
 
 def test_a_ledger_that_is_none_is_named(study, layout):
     artifacts.write_text(layout.run(*study.runs()[0].place) + "/ledger.json", "{")
-    with pytest.raises(UserError, match=r"seed0/ledger\.json is not valid JSON"):
+    with refuses("seed0/ledger.json", "JSON"):
         runs_by_dataset(study, audits_of(study), layout)
 
 

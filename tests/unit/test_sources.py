@@ -5,6 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from refusals import refuses
 
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
@@ -147,5 +148,5 @@ def test_npz_files_of_another_form(tmp_path, split, change, part):
 def test_an_npz_file_without_an_array(tmp_path, name):
     spec = npz_spec(tmp_path, {key: GOOD[key] for key in GOOD if key != name}, GOOD)
     for load in (spec.load, spec.meta):
-        with pytest.raises(UserError, match=f"lacks the array '{name}'"):
+        with refuses(repr(name)):
             load()

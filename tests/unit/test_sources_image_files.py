@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refuses
 
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
@@ -55,7 +56,7 @@ def test_every_8_bit_mode_is_converted(tmp_path, mode, channels):
 
 def test_16_bits_are_refused(tmp_path):
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="more than 8 bits per channel"):
+    with refuses("8 bits"):
         read_image(tmp_path / "a.png", 8, 1)
 
 
@@ -78,7 +79,7 @@ def test_other_formats_and_missing_files_are_refused(tmp_path):
     (tmp_path / "a.gif").rename(tmp_path / "a.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("a.png", "missing.png", "folder.png"):
-        with pytest.raises(UserError, match="cannot be read as an image"):
+        with refuses(tmp_path / name):
             read_image(tmp_path / name, 8, 3)
 
 
@@ -136,7 +137,7 @@ def test_an_attribute_makes_two_classes(small_celeba):
 def test_celeba_without_attributes_needs_no_list_of_them(small_celeba):
     (small_celeba / "list_attr_celeba.txt").unlink()
     assert len(CELEBA.load()["train"].images) == 4
-    with pytest.raises(UserError, match=r"list_attr_celeba\.txt is missing"):
+    with refuses("list_attr_celeba.txt"):
         CELEBA_MALE.load()
 
 
@@ -154,35 +155,35 @@ def test_missing_celeba_is_one_sentence(small_celeba, name):
 
 def test_a_part_of_celeba_is_refused(small_celeba):
     (small_celeba / "img_align_celeba" / "000007.jpg").unlink()
-    with pytest.raises(UserError, match=r"holds 1 of CelebA's 2 test images; unpack img_align_celeba\.zip again"):
+    with refuses("1 of", "2 test", "img_align_celeba.zip"):
         CELEBA.load()
     for number in (1, 4):
         (small_celeba / "img_align_celeba" / f"00000{number}.jpg").unlink()
-    with pytest.raises(UserError, match="holds 2 of CelebA's 4 train images"):
+    with refuses("2 of", "4 train"):
         CELEBA.load()
 
 
 def test_a_file_in_the_place_of_celebas_images(small_celeba):
     (small_celeba / "img_align_celeba").rename(small_celeba / "elsewhere")
     (small_celeba / "img_align_celeba").write_bytes(b"")
-    with pytest.raises(UserError, match="holds 0 of CelebA's 4 train images"):
+    with refuses("0 of", "4 train"):
         CELEBA.load()
 
 
 def test_another_list_of_splits_is_refused(small_celeba):
     (small_celeba / "list_eval_partition.txt").write_bytes(b"\xff\n000001.jpg 0 0\n000004.jpg 0\n")
-    with pytest.raises(UserError, match=r"holds 1 of CelebA's 4 train images.*fetch list_eval_partition\.txt again"):
+    with refuses("1 of", "4 train", "list_eval_partition.txt"):
         CELEBA.load()
 
 
 def test_the_real_totals_of_celeba_are_asked_for(small_celeba, monkeypatch):
     monkeypatch.setattr(celeba, "SIZES", {"train": 162_770, "test": 19_962})
-    with pytest.raises(UserError, match="holds 4 of CelebA's 162770 train images"):
+    with refuses("4 of", "162770 train"):
         CELEBA.load()
 
 
 def test_an_unknown_attribute_gets_the_nearest(small_celeba):
-    with pytest.raises(UserError, match="knows no attribute 'male'; the nearest is 'Male'"):
+    with refuses("'male'", "'Male'"):
         CELEBA.model_copy(update={"label": "male"}).load()
 
 
@@ -195,13 +196,13 @@ def test_a_list_of_attributes_with_gaps_is_refused(small_celeba, old, new):
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match="does not give Male as -1 or 1 for every image"):
+    with refuses("Male", "-1", "1"):
         CELEBA_MALE.load()
 
 
 def test_an_empty_list_of_attributes(small_celeba):
     (small_celeba / "list_attr_celeba.txt").write_text("")
-    with pytest.raises(UserError, match="knows no attribute 'Male'"):
+    with refuses("'Male'"):
         CELEBA_MALE.load()
 
 
@@ -260,16 +261,16 @@ def test_a_folder_of_classes(own_folder, channels):
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_the_class_folders_must_match_num_classes(own_folder, split, classes):
-    with pytest.raises(UserError, match=f"train holds 2 class folders but num_classes is {classes}"):
+    with refuses("train", "2 class", "num_classes", classes):
         folder_spec(own_folder, num_classes=classes).meta()
     (own_folder / split / "emu").mkdir()
-    with pytest.raises(UserError, match=f"{split} holds 3 class folders but num_classes is 2"):
+    with refuses(split, "3 class", "num_classes", "2"):
         folder_spec(own_folder).load()
 
 
 def test_both_splits_need_the_same_classes(own_folder):
     (own_folder / "test" / "cat").rename(own_folder / "test" / "emu")
-    with pytest.raises(UserError, match="class cat is in only one of train/ and test/"):
+    with refuses("cat", "train/", "test/"):
         folder_spec(own_folder).load()
 
 
@@ -292,7 +293,7 @@ def test_an_unreadable_image_is_named(own_folder):
 def test_a_split_without_images(own_folder):
     for path in (own_folder / "test").glob("*/*.png"):
         path.unlink()
-    with pytest.raises(UserError, match="test holds no images"):
+    with refuses("test", "images"):
         folder_spec(own_folder).load()
 
 

@@ -16,10 +16,12 @@ def holds(message: str, *facts: object, lines: int | None = 1) -> str:
 
 
 @contextmanager
-def refuses(*facts: object, lines: int | None = 1, error: type[Exception] = UserError) -> Iterator[None]:
+def refuses(
+    *facts: object, lines: int | None = 1, error: type[Exception] = UserError
+) -> Iterator[pytest.ExceptionInfo]:
     """Inside the block an error is raised whose message has these facts."""
     with pytest.raises(error) as caught:
-        yield
+        yield caught
     holds(str(caught.value), *facts, lines=lines)
 
 
