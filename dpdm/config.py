@@ -3,6 +3,8 @@
 Imports no numerical library: the Snakefile reads a study through this module in milliseconds.
 """
 
+import functools
+import itertools
 import math
 import os
 from pathlib import Path
@@ -35,7 +37,7 @@ from dpdm.specs import (
     Text,
     epsilon_text,
 )
-from dpdm.yaml_file import read_yaml
+from dpdm.yaml_file import merge, overlay, read_yaml, without_nulls
 
 ANCHORS = ("real", "label_only")
 RECIPES = Path(__file__).parents[1] / "config" / "shared" / "recipes.yaml"
@@ -316,10 +318,8 @@ class Study(Strict):
             cells = (f"{d} at epsilon {', '.join(map(epsilon_text, self.epsilons_of(d)))}" for d in served)
             raise ValueError(f"{place}.when matches no run of this study: {method} is run on {'; '.join(cells)}")
         if unknown := set(part.samplers or ()) - set(samplers):
-            raise ValueError(
-                f"{place}.samplers: no sampler {unknown.pop()!r}; "
-                f"the method has {', '.join(samplers) or 'none, being a classifier'}"
-            )
+            known = ", ".join(samplers) or "none, being a classifier"
+            raise ValueError(f"{place}.samplers: no sampler {unknown.pop()!r}; the method has {known}")
 
     def datasets_of(self, method: str) -> tuple[str, ...]:
         """The datasets that a method serves."""
@@ -337,8 +337,7 @@ class Study(Strict):
     def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
         """The resolved spec of one run of the grid.
 
-        Raises:
-            UserError: the method does not serve the dataset, or the dataset is not run at this epsilon.
+        UserError if the method does not serve the dataset, or the dataset is not run at this epsilon.
         """
         spec = self.methods[method]
         if dataset not in self.datasets_of(method):
@@ -365,35 +364,25 @@ class Study(Strict):
         """
         return [
             self.run(dataset, method, epsilon, seed)
-            for dataset in self.datasets
-            for method in self.methods
+            for dataset, method in itertools.product(self.datasets, self.methods)
             if dataset in self.datasets_of(method)
             for epsilon in self.epsilons_of(dataset)
             for seed in self.seeds
-            if self._has(dataset, method, epsilon, seed)
+            if self._units(dataset, method, epsilon, seed)
         ]
 
-    def _has(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
-        """Whether `only` and `without` leave a run of the grid."""
-        place = (dataset, method, epsilon, seed)
-        if self.only is not None and not self.only.matches(*place):
-            return False
-        if self.is_classifier(method):
-            return not self._left_out(*place)
-        return bool(self._samplers(*place))
-
-    def _left_out(self, *place: Any) -> bool:
-        return self.without is not None and self.without.sampler is None and self.without.matches(*place)
-
-    def _samplers(self, dataset: str, method: str, epsilon: float, seed: int) -> tuple[str, ...]:
-        wanted, unwanted = self.only and self.only.sampler, ()
-        if self.without is not None and self.without.matches(dataset, method, epsilon, seed):
-            unwanted = self.without.sampler or self.methods[method].samplers
-        return tuple(s for s in self.methods[method].samplers if (not wanted or s in wanted) and s not in unwanted)
+    def _units(self, dataset: str, method: str, epsilon: float, seed: int) -> list[str]:
+        """The samplers of a run that `only` and `without` leave; [""] of a classifier that they leave."""
+        place, only, without = (dataset, method, epsilon, seed), self.only or Selection(), self.without
+        units = list(self.methods[method].samplers) or [""]
+        kept = [unit for unit in units if not (unit and only.sampler) or unit in only.sampler]
+        if without and without.matches(*place):
+            kept = [unit for unit in kept if unit not in (without.sampler or units)]
+        return kept if only.matches(*place) else []
 
     def samplers_of(self, run: RunSpec) -> tuple[str, ...]:
         """The samplers whose synthetic sets of a run are wanted; none of a classifier."""
-        return self._samplers(run.dataset, run.method, run.epsilon, run.seed)
+        return tuple(filter(None, self._units(run.dataset, run.method, run.epsilon, run.seed)))
 
     def part(self) -> str:
         """Which part of the study's grid its runs are, in words; empty for the whole."""
@@ -441,26 +430,9 @@ class Study(Strict):
         datasets, seeds = {run.dataset for run in runs}, {run.seed for run in runs}
         return [
             Coordinates(study=self.study, dataset=dataset, method=anchor, epsilon=None, seed=seed)
-            for dataset in self.datasets
-            for anchor in self.anchors
-            for seed in self.seeds
+            for dataset, anchor, seed in itertools.product(self.datasets, self.anchors, self.seeds)
             if dataset in datasets and seed in seeds
         ]
-
-
-def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, nested mappings key by key; neither is modified.
-
-    A mapping of another `kind` replaces the old one whole: keys of one kind mean nothing to another. Where the old one
-    leaves `kind` to its default, which is not known here, its keys stay: one that means nothing is then refused.
-    """
-    if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
-        return dict(change)
-    out = dict(base)
-    for key, value in change.items():
-        nested = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if nested else value
-    return out
 
 
 def load_study(files: str | Path) -> Study:
@@ -470,10 +442,7 @@ def load_study(files: str | Path) -> Study:
         UserError: a file cannot be read, is not YAML, or the study breaks the schema.
     """
     names = str(files).split(",")
-    value = read_yaml(names[0])
-    for name in names[1:]:
-        value = _overlay(value, read_yaml(name))
-    return parse_study(value, " ".join(names), overlaid=len(names) > 1)
+    return parse_study(functools.reduce(overlay, map(read_yaml, names)), " ".join(names), overlaid=len(names) > 1)
 
 
 def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
@@ -487,39 +456,29 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
     """
     if not isinstance(value, dict) or not value:
         raise UserError(f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml")
-    value = _without_nulls(value) if overlaid else value
+    value = without_nulls(value) if overlaid else value
     if (version := value.get("version", VERSION)) != VERSION:  # a study.json has one
         raise UserError(f"{origin} has version {version}, and this dpdm reads version {VERSION}; {AGAIN}")
     value = {key: part for key, part in value.items() if key != "version"}
-    methods = value.get("methods")
-    if isinstance(methods, dict) and any(isinstance(spec, dict) and "recipe" in spec for spec in methods.values()):
-        recipes = read_yaml(RECIPES)
-        methods = {name: _with_recipe(spec, recipes, f"{origin}: methods.{name}") for name, spec in methods.items()}
-        value = value | {"methods": methods}
+    if isinstance(methods := value.get("methods"), dict):
+        where = f"{origin}: methods"
+        value["methods"] = {name: _with_recipe(spec, f"{where}.{name}.recipe") for name, spec in methods.items()}
     return parse_params(Study, value, origin)
 
 
-def _with_recipe(spec: Any, recipes: dict[str, Any], where: str) -> Any:
+def _with_recipe(spec: Any, where: str) -> Any:
     """The entry of a method, laid over the shared recipe that it names."""
     if not isinstance(spec, dict) or "recipe" not in spec:
         return spec
-    own = {key: value for key, value in spec.items() if key != "recipe"}
-    if (name := str(spec["recipe"])) not in recipes:
-        raise UserError(f"{where}.recipe: {RECIPES.name} has no recipe {name!r}; {nearest(name, recipes)}")
-    return merge(recipes[name], own)
+    recipes, name = _recipes(), str(spec["recipe"])
+    if name not in recipes:
+        raise UserError(f"{where}: {RECIPES.name} has no recipe {name!r}; {nearest(name, recipes)}")
+    return merge(recipes[name], {key: value for key, value in spec.items() if key != "recipe"})
 
 
-def _overlay(base: Any, change: Any) -> Any:
-    """`change` laid over `base` as Snakemake does it: mappings key by key, anything else replaced."""
-    if not isinstance(base, dict) or not isinstance(change, dict):
-        return change
-    return base | {key: _overlay(base.get(key), value) for key, value in change.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return value
+@functools.cache
+def _recipes() -> dict[str, Any]:
+    return read_yaml(RECIPES)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading of YAML, strictly: a key that is written twice is an error (PyYAML keeps the last one silently)."""
+"""Reading of YAML, strictly (PyYAML keeps the last of two equal keys silently), and laying it over other YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -49,3 +49,32 @@ def read_yaml(path: str | Path) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def overlay(base: Any, change: Any) -> Any:
+    """`change` laid over `base` as Snakemake does it: mappings key by key, anything else replaced."""
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    return base | {key: overlay(base.get(key), value) for key, value in change.items()}
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the keys that a null removes."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, nested mappings key by key; neither is modified.
+
+    A mapping of another `kind` replaces the old one whole: keys of one kind mean nothing to another. Where the old one
+    leaves `kind` to its default, which is not known here, its keys stay: one that means nothing is then refused.
+    """
+    if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
+        return dict(change)
+    out = dict(base)
+    for key, value in change.items():
+        nested = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if nested else value
+    return out
