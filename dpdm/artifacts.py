@@ -1,5 +1,6 @@
 """Reading and writing of every artifact: atomically, byte-stable, and with errors that name the file."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -8,7 +9,6 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from dpdm.errors import UserError
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder; on success it becomes `path`, on failure it vanishes.
 
@@ -133,7 +133,26 @@ def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...]
             return {name: archive[name] for name in (*names, *optional) if name in archive}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
         # zipfile raises RuntimeError where damage looks like encryption or an unknown compression.
+        if found := instead(path):
+            raise UserError(f"{path} is no npz file: it is {found}") from error
+        if "pickle" in str(error):
+            raise UserError(
+                f"{path} holds Python objects, which are not read since that can run code; save plain arrays of numbers"
+            ) from error
         raise UserError(f"{path} is corrupt or truncated ({error}); delete it and make or fetch it again") from error
+
+
+def instead(path: str | Path) -> str:
+    """What a file often is in place of data, in words with the fix; "" for anything else."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        begin = file.read(200).lstrip().lower()
+        if begin.startswith(b"version https://git-lfs"):
+            return "a Git LFS pointer; get the data by `git lfs pull`"
+        if begin.startswith(b"\x1f\x8b"):
+            return "gzipped; unpack it by `gunzip`"
+        if begin.startswith((b"<!doctype html", b"<html", b"<?xml")):
+            return "a web page; download the file itself"
+    return ""
 
 
 def write_tensors(path: str | Path, state: dict[str, Any]) -> None:

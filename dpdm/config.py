@@ -10,7 +10,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
@@ -242,8 +250,9 @@ class Study(Strict):
         ANCHORS, description="rows that no mechanism made: `real` (ceiling), `label_only` (floor)"
     )
     evaluation: EvaluationSpec = Field(description="how synthetic images are judged")
-    results_dir: Annotated[str, Field(pattern=r"^[\w./@=+-]+$")] = Field(  # goes into commands and patterns bare
-        "results", description="folder of all results, from the folder that Snakemake runs in"
+    results_dir: Annotated[str, Field(pattern=r"^[\w./@=+][\w./@=+-]*$"), AfterValidator(os.path.normpath)] = Field(
+        "results",  # goes into commands and patterns bare
+        description="folder of all results, from the folder that Snakemake runs in",
     )
     allow_mixed_code: bool = Field(False, description="let one table mix runs that different versions of the code made")
     tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = Field(
@@ -335,10 +344,7 @@ class Study(Strict):
         return method in self.methods and self.methods[method].kind == "classifier"
 
     def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
-        """The resolved spec of one run of the grid.
-
-        UserError if the method does not serve the dataset, or the dataset is not run at this epsilon.
-        """
+        """The resolved spec of one run of the grid; UserError if the study has no such cell."""
         spec = self.methods[method]
         if dataset not in self.datasets_of(method):
             raise UserError(f"{method} does not serve {dataset}; add it to methods.{method}.datasets of the study")
@@ -358,10 +364,7 @@ class Study(Strict):
         )  # fmt: skip
 
     def runs(self) -> list[RunSpec]:
-        """Every training run of the grid: datasets x the methods that serve them x their epsilons x seeds.
-
-        Of a part of a study (`only`, `without`) those that it has.
-        """
+        """Every run of the grid, or of its part: datasets x the methods that serve them x their epsilons x seeds."""
         return [
             self.run(dataset, method, epsilon, seed)
             for dataset, method in itertools.product(self.datasets, self.methods)

@@ -1,5 +1,6 @@
 """Images: the one in-memory form, its files, and the one converter to network range."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,6 +86,18 @@ def read_images(path: str | Path) -> ImageSet:
         raise UserError(f"{path}: num_classes must be one integer; make or fetch the file again")
     drawn_by = str(arrays.get("drawn_by", ""))
     return ImageSet(arrays["images"], arrays["labels"], int(arrays["num_classes"]), str(path), drawn_by)
+
+
+def doubts(splits: Mapping[str, ImageSet]) -> list[str]:
+    """What is probably a mistake in the splits of a data set, a sentence each."""
+    found = [
+        f"{images.origin}: no pixel is above 1 of 255, so that all images are black; multiply by 255 what was 0 or 1"
+        for images in splits.values()
+        if images.images.size and images.images.max() <= 1
+    ]
+    if splits["train"].digest() == splits["test"].digest():
+        found.append(f"{splits['train'].origin} and {splits['test'].origin} hold the same images")
+    return found
 
 
 def to_network(images: np.ndarray) -> "torch.Tensor":

@@ -68,11 +68,14 @@ def _message(item: Any, around: list[type[BaseModel]]) -> str:
         known = re.findall(r"'([^']*)'", context["expected_tags"])
         return f"there is no {_discriminator(item)} {context['tag']!r}; {nearest(context['tag'], known)}"
     message = item["msg"].removeprefix("Value error, ")
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
-        mantissa, exponent = re.split("[eE]", value)
-        return f"{message}; YAML reads {value} as text: write {mantissa}.0e{exponent}"
+    if isinstance(value, str) and (number := re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)", value)):
+        whole, fraction, sign, exponent = number.groups()
+        return f"{message}; YAML reads {value} as text: write {whole}{fraction or '.0'}e{sign or '+'}{exponent}"
     if not isinstance(value, dict | list | tuple) and repr(value) not in message:
-        return f"{message}, got {value!r}"
+        message = f"{message}, got {value!r}"
+    if item["type"] == "literal_error":
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), 1, 0.5)
+        message += f"; did you mean {close[0]!r}?" if close else ""
     return message
 
 

@@ -36,6 +36,8 @@ def prepare(study: Study, layout: Layout, dataset: str) -> None:
     """Loads a data set from its source, verifies it, and writes its splits and facts."""
     spec = study.datasets[dataset].source_spec()
     splits = spec.load()
+    for doubt in data.doubts(splits):
+        print(f"warning: {doubt}", file=sys.stderr)
     for split, images in splits.items():
         data.write_images(layout.data(dataset, f"{split}.npz"), images)
     artifacts.write_json(layout.data(dataset, "dataset.json"), spec.facts(splits))

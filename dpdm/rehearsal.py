@@ -96,8 +96,9 @@ def rehearse_study(study: Study) -> list[str]:
         UserError: all that failed, one per line.
     """
     chosen: dict[str, tuple[int, RunSpec, ImageMeta]] = {}
+    metas = {name: dataset.meta() for name, dataset in study.datasets.items()}
     for spec in study.runs():
-        meta = study.datasets[spec.dataset].meta()
+        meta = metas[spec.dataset]
         key, size = f"{spec.impl} {words(spec.params)}", math.prod(meta.shape)
         if key not in chosen or size < chosen[key][0]:
             chosen[key] = size, spec, meta

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from dpdm.config import ANCHORS, VERSION, Study, load_study, merge, parse_study
 from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
+from dpdm.yaml_file import parse_yaml
 
 RUN_FORM, SET_FORM = "DATASET/METHOD/EPSILON/SEED", "DATASET/METHOD/EPSILON/SEED/SAMPLER"
 Found = TypeVar("Found")
@@ -141,18 +140,17 @@ def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
         key, equals, text = change.partition("=")
         if not (equals and all(key.split("."))):
             raise UserError(f"--set {change}: write KEY=VALUE, for example --set dp.steps=20")
-        nested: Any = _value(text)
+        nested = _value(text, f"--set {change}")
         for name in reversed(key.split(".")):
             nested = {name: nested}
         params = merge(params, nested)
     return RunSpec.model_validate(run.model_dump() | {"params": params})
 
 
-def _value(text: str) -> Any:
-    for read in (json.loads, yaml.safe_load):
-        with contextlib.suppress(ValueError, yaml.YAMLError):
-            return read(text)
-    return text
+def _value(text: str, origin: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return json.loads(text)
+    return parse_yaml(text, origin)
 
 
 def read_recipe(path: str | Path) -> RunSpec:

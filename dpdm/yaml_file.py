@@ -1,5 +1,6 @@
 """Reading of YAML, strictly (PyYAML keeps the last of two equal keys silently), and laying it over other YAML."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,15 @@ import yaml
 
 from dpdm.errors import UserError
 
+PLAIN_NUMBER = r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]\d+)?|[+-]?\.\d+([eE][+-]\d+)?|[+-]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML loader that refuses a key written twice."""
+
+class _Strict(yaml.SafeLoader):
+    """YAML loader that refuses what YAML 1.1 reads in a way that few expect."""
+
+
+def _where(node: yaml.Node) -> str:
+    return f"{node.start_mark.name}, line {node.start_mark.line + 1}"
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -17,38 +24,59 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` is meant to be overlaid
             continue
-        mark = key_node.start_mark
         if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{mark.name}, line {mark.line + 1}: a key must be plain text, not a list or mapping")
+            raise UserError(f"{_where(key_node)}: a key must be plain text, not a list or mapping")
         key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            text = key_node.value
+            raise UserError(f"{_where(key_node)}: YAML reads the key {text} as {key!r}; write it in quotes: '{text}'")
         if key in seen:
-            raise UserError(f"{mark.name}, line {mark.line + 1}: key {key!r} is written twice; delete one")
+            raise UserError(f"{_where(key_node)}: key {key!r} is written twice; delete one")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_NoDuplicates.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    """Octal (010), base 60 (1:30), and 1_0, 0x10 and 0b10 are refused."""
+    read = yaml.SafeLoader.construct_yaml_int if node.tag.endswith(":int") else yaml.SafeLoader.construct_yaml_float
+    value = read(loader, node)
+    if not re.fullmatch(PLAIN_NUMBER, node.value):
+        raise UserError(
+            f"{_where(node)}: YAML reads {node.value} as {value}; write {value}, or text in quotes: '{node.value}'"
+        )
+    return value
+
+
+_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+for _kind in ("int", "float"):
+    _Strict.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
 def read_yaml(path: str | Path) -> Any:
     """What a study file holds, before any check of its keys.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or holds a key twice.
+        UserError: the file cannot be read, is not YAML, holds a key twice or one that is no text, or an odd number.
     """
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the study {path}: {error}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value of a text; UserError, which names `origin`, as in `read_yaml`."""
+    loader = None
     try:
-        loader = _NoDuplicates(text)
-        loader.name = str(path)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+        loader = _Strict(text)
+        loader.name = origin
+        return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    finally:
+        if loader:
+            loader.dispose()
 
 
 def overlay(base: Any, change: Any) -> Any:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "dpdm.specs": {"dpdm.errors", "dpdm.evaluation.registry", "dpdm.explain", "dpdm.params"},
     "dpdm.sources": {"dpdm.artifacts", "dpdm.data", "dpdm.errors", "dpdm.params"},
     "dpdm.config": {f"dpdm.{name}" for name in ("errors", "explain", "params", "sources", "specs", "yaml_file")},
-    "dpdm.study": SCHEMA | {"dpdm.layout"},
+    "dpdm.study": SCHEMA | {"dpdm.layout", "dpdm.yaml_file"},
     "dpdm.artifacts": {"dpdm.errors"},
     "dpdm.rng": set(),
     "dpdm.data": {"dpdm.artifacts", "dpdm.errors", "dpdm.explain", "dpdm.params", "dpdm.rng"},

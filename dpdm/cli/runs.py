@@ -28,9 +28,14 @@ what_argument = click.argument(
 @click.option("--noise", type=click.Choice(["repeatable", "secret"]), help="Noise from the seed, or from a secret key.")
 @click.option("--keep-key", is_flag=True, help="Leave the key of secret noise beside the results.")
 @click.option(
-    "--checkpoint-interval", default=300.0, show_default=True, metavar="SECONDS", help="Time between checkpoints."
+    "--checkpoint-interval",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between checkpoints.",
 )
-@click.option("--processes", default=1, show_default=True, metavar="N", help="GPUs to train on together.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="GPUs to train on together.")
 def train(study, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
     """Train one run of a study, or a changed one; print its epsilon, noise and files.
 

@@ -58,6 +58,10 @@ def check(study: str) -> None:
     from dpdm.rehearsal import rehearse_study
 
     print(describe(opened))
+    count = opened.evaluation.synthetic_images
+    for name, dataset in opened.datasets.items():
+        if (classes := dataset.meta().num_classes) > count:
+            print(f"warning: {count} synthetic images for the {classes} classes of {name}", file=sys.stderr)
     print(f"\nbegun on random images, where no record moved another's gradient: {', '.join(rehearse_study(opened))}")
 
 

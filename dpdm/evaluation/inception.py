@@ -59,12 +59,13 @@ def find_weights(weights_path: str | Path | None) -> Path:
     name = url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     if weights_path is not None:
-        if not Path(weights_path).is_file():
+        weights_path = Path(weights_path).expanduser()
+        if not weights_path.is_file():
             raise UserError(
                 f"evaluation.fid.weights_path: there is no file {weights_path}; put {name} there, or write `fid: {{}}` "
                 f"to have it looked for in {cached.parent}"
             )
-        return Path(weights_path)
+        return weights_path
     if not cached.is_file():
         _fetch(url, cached)
     elif _sha256(artifacts.read_bytes(cached)) != WEIGHTS_SHA256:

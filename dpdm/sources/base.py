@@ -6,17 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from dpdm.errors import UserError
 from dpdm.params import Count, Strict
 
 if TYPE_CHECKING:
     from dpdm.data import ImageMeta, ImageSet
 
 DATA_DIR_VARIABLE = "DPDM_DATA_DIR"
+LEAST = 4  # images of a split: precision and recall look at three neighbors
 
 ImageSize = Annotated[
     int, Field(ge=8, description="each image's largest centered square is resized to this height and width, in pixels")
 ]
 NumClasses = Annotated[Count, Field(description="number of classes: public, never counted from the labels")]
+
+
+def refuse_few(where: str, images: int) -> None:
+    """Refuses (UserError) a split with fewer than 4 images: no distance can be measured on it."""
+    if images < LEAST:
+        raise UserError(f"{where} holds {images or 'no'} images; at least {LEAST} are needed to measure a distance")
 
 
 class Source(Strict):
@@ -80,5 +88,5 @@ class LocalSource(Source):
     def folder(self) -> Path:
         """Where the files are."""
         if self.data_dir is not None:
-            return Path(self.data_dir)
-        return Path(os.environ.get(DATA_DIR_VARIABLE, "data")) / self.source
+            return Path(self.data_dir).expanduser()
+        return Path(os.environ.get(DATA_DIR_VARIABLE, "data")).expanduser() / self.source

@@ -1,12 +1,13 @@
 """The user's own image files, one folder per class."""
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dpdm.errors import UserError
-from dpdm.sources.base import ImageSize, LocalSource, NumClasses
+from dpdm.sources.base import ImageSize, LocalSource, NumClasses, refuse_few
 from dpdm.sources.image_files import PREPROCESSING, read_image_files
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Folder(LocalSource):
-    """Your own image files: `train/CLASS/*.png` or `.jpg`, and `test/CLASS/*`; classes in the order of their names.
-    After a change of the files delete `results/data/NAME`."""
+    """Your own image files: `train/CLASS/*.png` or `.jpg`, and `test/CLASS/*`; classes in the natural order of their
+    names (2 before 10), which dataset.json lists. After a change of the files delete `results/data/NAME`."""
 
     source: Literal["folder"] = "folder"
     data_dir: str = Field(description="folder that holds `train/` and `test/`")
@@ -30,56 +31,60 @@ class Folder(LocalSource):
         """Counts the files."""
         from dpdm.data import ImageMeta
 
-        n = sum(map(len, self._class_files()["train"]))
+        n = sum(map(len, self._files()["train"].values()))
         return ImageMeta(n, (self.channels or 3, self.image_size, self.image_size), self.num_classes)
 
     def load(self) -> "dict[str, ImageSet]":
-        """Both splits; classes and files in the order of their names."""
+        """Both splits; files in the order of their names."""
         import numpy as np
 
         from dpdm.data import ImageSet
 
         splits = {}
-        for split, files in self._class_files().items():
+        for split, classes in self._files().items():
             title = str(self.folder() / split)
-            paths = [path for of_class in files for path in of_class]
+            paths = [path for files in classes.values() for path in files]
             images = read_image_files(paths, self.image_size, self.channels or 3, title)
-            labels = np.repeat(np.arange(len(files)), list(map(len, files)))
+            labels = np.repeat(np.arange(len(classes)), list(map(len, classes.values())))
             splits[split] = ImageSet(images, labels, self.num_classes, title)
         return splits
 
-    def _class_files(self) -> dict[str, list[list[Path]]]:
+    def facts(self, splits: "dict[str, ImageSet]") -> dict[str, Any]:
+        """Also the names of the classes, by label."""
+        return super().facts(splits) | {"classes": list(self._files()["train"])}
+
+    def _files(self) -> dict[str, dict[str, list[Path]]]:
         """Per split and class the image files."""
-        classes, files = {}, {}
+        found = {}
         for split in ("train", "test"):
             root = self.folder() / split
             try:
-                folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-                files[split] = [sorted(p for p in f.iterdir() if not p.name.startswith(".")) for f in folders]
+                folders = sorted((path for path in _shown(root) if path.is_dir()), key=_natural)
+                found[split] = {folder.name: sorted(_shown(folder)) for folder in folders}
             except OSError as error:
                 raise UserError(
                     f"cannot read {error.filename}: {error.strerror}; source folder needs "
                     "data_dir/train/CLASS/*.png|jpg and data_dir/test/CLASS/*"
                 ) from error
-            classes[split] = [path.name for path in folders]
             if len(folders) != self.num_classes:
                 raise UserError(f"{root} holds {len(folders)} class folders but num_classes is {self.num_classes}")
-            strange = next(
-                (
-                    p
-                    for of_class in files[split]
-                    for p in of_class
-                    if p.suffix.lower() not in SUFFIXES or not p.is_file()
-                ),
-                None,
-            )
-            if strange:
-                raise UserError(f"{strange} is no {', '.join(SUFFIXES)} file; convert it or move it away")
-            if not any(files[split]):
-                raise UserError(f"{root} holds no images")
-        if classes["train"] != classes["test"]:
-            odd = min(set(classes["train"]) ^ set(classes["test"]))
+            files = [path for of_class in found[split].values() for path in of_class]
+            for path in files:
+                if path.suffix.lower() not in SUFFIXES or not path.is_file():
+                    raise UserError(f"{path} is no {', '.join(SUFFIXES)} file; convert it or move it away")
+            refuse_few(str(root), len(files))
+        if odd := found["train"].keys() ^ found["test"].keys():
             raise UserError(
-                f"{self.folder()}: class {odd} is in only one of train/ and test/; both need the same classes"
+                f"{self.folder()}: class {min(odd)} is in only one of train/ and test/; both need the same classes"
             )
-        return files
+        return found
+
+
+def _shown(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """For sorting: numbers in names by their value."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name

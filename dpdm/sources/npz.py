@@ -1,20 +1,24 @@
 """The user's own images in two npz files."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from dpdm.errors import UserError
-from dpdm.sources.base import NumClasses, Source
+from dpdm.sources.base import NumClasses, Source, refuse_few
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dpdm.data import ImageMeta, ImageSet
 
 ARRAYS = "npz file with `images` (uint8 [n, C, H, W], C 1 or 3) and `labels` (integers [n])"
 
 
 class Npz(Source):
-    """Your own images, in the files named by `train` and `test`."""
+    """Your own images, in the files named by `train` and `test`, as [docs/real_data.md](../docs/real_data.md) writes
+    them."""
 
     source: Literal["npz"] = "npz"
     train: str = Field(description=f"training split: {ARRAYS}")
@@ -23,19 +27,19 @@ class Npz(Source):
 
     def files(self) -> list[str]:
         """Both."""
-        return [self.train, self.test]
+        return [str(Path(path).expanduser()) for path in (self.train, self.test)]
 
     def meta(self) -> "ImageMeta":
-        """Read from the training file."""
-        return self._read(self.train).meta
+        """Of the training file; both are read, so that `dpdm check` finds what is wrong with either."""
+        return self.load()["train"].meta
 
     def load(self) -> "dict[str, ImageSet]":
         """Both splits, of one image shape."""
-        train, test = self._read(self.train), self._read(self.test)
+        train, test = map(self._read, self.files())
         if train.meta.shape != test.meta.shape:
             raise UserError(
-                f"{self.train} and {self.test} hold images of different shapes: "
-                f"{train.meta.shape} and {test.meta.shape}"
+                f"{train.origin} and {test.origin} hold images of different shapes: {train.meta.shape} and "
+                f"{test.meta.shape}"
             )
         return {"train": train, "test": test}
 
@@ -46,15 +50,42 @@ class Npz(Source):
         from dpdm.data import ImageSet
 
         arrays = artifacts.read_npz(path, ("images", "labels"))
-        labels = arrays["labels"]
-        if labels.dtype.kind in "iu":
-            labels = labels.astype(np.int64)
-        images = ImageSet(arrays["images"], labels, self.num_classes, path)
-        if images.meta.shape[0] not in (1, 3):
-            raise UserError(
-                f"{path}: images must be [n, C, H, W] with 1 or 3 channels, got {images.images.shape}; "
-                "move the channels"
-            )
-        if not images.meta.n:
-            raise UserError(f"{path} holds no images")
-        return images
+        images, labels = arrays["images"], arrays["labels"]
+        if fix := _fix_of_images(images) or _fix_of_labels(labels, self.num_classes):
+            raise UserError(f"{path}: {fix}")
+        refuse_few(path, len(images))
+        return ImageSet(images, labels.astype(np.int64), self.num_classes, path)
+
+
+def _fix_of_images(images: "np.ndarray") -> str:
+    """What is wrong with images that are not uint8 [n, 1 or 3, H, W], and the line that corrects it; else ""."""
+    found = f"images must be uint8 [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
+    if images.ndim == 3:
+        return f"{found}: add the channel by images[:, None]"
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        return f"{found}: put the channels first by images.transpose(0, 3, 1, 2)"
+    if images.dtype.kind == "f" and images.size:
+        low, high = images.min(), images.max()
+        unit, signed = 0 <= low <= high <= 1, -1 <= low < 0 < high <= 1
+        scaled = "images * 255" if unit else "(images + 1) * 127.5" if signed else "images"
+        return f"{found} from {low:g} to {high:g}: round them to 0..255 by ({scaled}).round().astype('uint8')"
+    if images.dtype != "uint8":
+        return f"{found}: convert them by images.astype('uint8'), if they lie in 0..255"
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        return f"{found}: a picture has 1 (gray) or 3 (RGB) channels"
+    return ""
+
+
+def _fix_of_labels(labels: "np.ndarray", classes: int) -> str:
+    """What is wrong with labels that are not integers [n] in 0..classes-1, and the line that corrects it; else ""."""
+    found = f"labels must be integers [n] in 0..{classes - 1}, got {labels.dtype} {list(labels.shape)}"
+    if labels.ndim == 2:
+        return f"{found}: make them one per image by labels.{'argmax(1)' if labels.shape[1] > 1 else 'ravel()'}"
+    if labels.dtype.kind not in "iu":
+        return f"{found}: convert them by labels.astype('int64')"
+    if not labels.size or 0 <= labels.min() <= labels.max() < classes:
+        return ""
+    found = f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}"
+    if (labels.min(), labels.max()) == (1, classes):
+        return f"{found}: count from 0 by labels - 1"
+    return f"{found}: correct them, or num_classes = {classes}"

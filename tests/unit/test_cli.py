@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from refusals import refused
+from refusals import holds, refused
 
 from dpdm import __version__, artifacts, data
 from dpdm.cli import verbs
@@ -765,6 +765,27 @@ def test_a_wrong_call_prints_the_usage(run_cli, arguments):
     code, _, stderr = run_cli(*arguments)
     assert code == 2
     assert stderr.startswith("Usage: dpdm")
+
+
+@pytest.mark.parametrize("option", ["--threads", "--processes", "--checkpoint-interval"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_a_number_out_of_range_is_refused(run_cli, option, value):
+    code, _, stderr = run_cli("train", "study.yaml", "digits/dpdm/10/0", option, value)
+    assert code == 2
+    holds(stderr, option, value, lines=None)
+
+
+@pytest.mark.parametrize("value", ["010", "1:30"])
+def test_a_changed_number_must_be_plain(train, value):
+    refused(train("digits/dpdm/10/0", "--set", f"dp.steps={value}"), f"dp.steps={value}")
+
+
+def test_check_warns_of_too_few_synthetic_images(run_cli, work, study_file, tiny_study_dict):
+    tiny_study_dict["datasets"]["digits"] |= {"source": "npz", "num_classes": 21,
+        "train": work.data("digits", "train.npz"), "test": work.data("digits", "test.npz")}  # fmt: skip
+    code, _, stderr = run_cli("check", study_file(tiny_study_dict))
+    assert code == 0
+    holds(stderr, "warning: ", "20", "21", "digits", lines=None)
 
 
 @pytest.mark.parametrize(

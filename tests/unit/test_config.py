@@ -100,7 +100,7 @@ def test_params_of_a_method_are_checked_alike():
     class Params(Strict):
         learning_rate: float
 
-    with refuses("methods.m.params", "learning_rte", "'learning_rate'"):
+    with refuses("methods.m.params", "learning_rte", "'learning_rate'", lines=None):
         parse_params(Params, {"learning_rte": 1.0}, "methods.m.params")
 
 
@@ -587,6 +587,56 @@ def test_every_shipped_study_is_valid(path):
 def test_every_shipped_study_points_editors_at_its_schema(path):
     name = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())[1]
     assert (path.parent / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 8), ("1:30", 90), ("1_0", 10), ("0x10", 16), ("0b11", 3), ("-010", -8), ("1:30.5", 90.5), ("1_0.5", 10.5)],
+)
+def test_a_number_that_yaml_reads_otherwise_than_it_looks_is_refused(tmp_path, text, value):
+    (tmp_path / "s.yaml").write_text(f"study: a\nseeds: [{text}]\n")
+    with refuses(tmp_path / "s.yaml", "line 2", text, value):
+        read_yaml(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("text", ["0", "-0", "10", "+1", "1.0", "0.10", ".5", "1.", "1.0e-5", "1.e+6", ".inf", "-.inf"])
+def test_plain_decimals_are_read_as_they_look(tmp_path, text):
+    (tmp_path / "s.yaml").write_text(f"a: {text}\n")
+    assert read_yaml(tmp_path / "s.yaml") == {"a": float(text.replace(".inf", "inf"))}
+
+
+@pytest.mark.parametrize("key", ["no", "on", "1", "2020-01-01", "null"])
+def test_a_key_that_yaml_reads_as_no_text_is_refused(tmp_path, key):
+    (tmp_path / "s.yaml").write_text(f"study: a\nmethods:\n  {key}: {{}}\n")
+    with refuses(tmp_path / "s.yaml", "line 3", f"'{key}'"):
+        read_yaml(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e6", "1.0e6", "1e-5", "2.5E6", "-1e3"])
+def test_the_hint_for_a_number_that_yaml_reads_as_text_is_a_number(tmp_path, tiny_study_dict, text):
+    message = refusal(put(tiny_study_dict, "datasets.digits.delta", text))
+    hint = re.search(r"write (\S+)", message)[1]
+    (tmp_path / "s.yaml").write_text(f"a: {hint}\n")
+    assert read_yaml(tmp_path / "s.yaml") == {"a": float(text)}
+
+
+@pytest.mark.parametrize(("path", "wrong", "meant"), [
+    ("accountant", "prb", "'prv'"), ("noise", "secrte", "'secret'"), ("methods.dpdm.kind", "clasifier", "'classifier'"),
+    ("datasets.digits.source", "digit", "'digits'"), ("evaluation.protocol", "qick", "'quick'"),
+])  # fmt: skip
+def test_a_misspelt_word_gets_the_nearest(tiny_study_dict, path, wrong, meant):
+    refused(put(tiny_study_dict, path, wrong), path, repr(wrong), f"{meant}?")
+
+
+@pytest.mark.parametrize(
+    ("written", "folder"), [("./res", "res"), ("res/", "res"), ("a//b/./c/", "a/b/c"), ("/x/", "/x")]
+)
+def test_a_results_folder_has_one_spelling(tiny_study_dict, written, folder):
+    assert parse_study(tiny_study_dict | {"results_dir": written}, "s").results_dir == folder
+
+
+def test_a_results_folder_that_looks_like_an_option_is_refused(tiny_study_dict):
+    refused(tiny_study_dict | {"results_dir": "-x"}, "results_dir", "'-x'")
 
 
 # --- several files, and shared recipes --------------------------------------------------------------------------

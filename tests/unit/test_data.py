@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from refusals import refuses
+from refusals import holds, refuses
 
 from dpdm import artifacts, data
-from dpdm.data import ImageMeta, ImageSet, resolve_delta
+from dpdm.data import ImageMeta, ImageSet, doubts, resolve_delta
 from dpdm.errors import UserError
 from dpdm.sources.digits import Digits
 
@@ -150,3 +150,12 @@ def test_the_two_ranges_of_pixels():
     network = torch.tensor([-1.0, -0.5, 0.0, 1.0])
     assert data.to_unit(network).tolist() == [0.0, 0.25, 0.5, 1.0]
     assert torch.equal(data.from_unit(data.to_unit(network)), network)
+
+
+def test_what_is_probably_a_mistake_is_said(digits64):
+    binary = ImageSet((digits64.images > 99).astype(np.uint8), digits64.labels, 10, "binary")
+    for splits in ({"train": digits64, "test": binary}, {"train": binary, "test": digits64}):
+        (found,) = doubts(splits)
+        holds(found, "binary", "255")
+    (found,) = doubts({"train": digits64, "test": digits64})
+    holds(found, "digits64", "same")

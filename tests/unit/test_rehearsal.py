@@ -96,7 +96,7 @@ def test_a_sound_method_passes_in_no_time_whatever_its_size():
     ],
 )
 def test_what_is_wrong_is_a_sentence_that_names_the_method(fault, reason):
-    with refuses("methods.trial on digits", reason):
+    with refuses("methods.trial on digits", *reason.split(".*")):
         rehearse(study(fault).runs()[0], META)
 
 

@@ -1,5 +1,8 @@
 """The sources of images: what all have in common, the digits, and npz files."""
 
+import gzip
+import re
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -8,7 +11,6 @@ from pydantic import ValidationError
 from refusals import refuses
 
 from dpdm.data import ImageMeta
-from dpdm.errors import UserError
 from dpdm.sources import SOURCES
 from dpdm.sources.base import DATA_DIR_VARIABLE
 from dpdm.sources.celeba import Celeba
@@ -124,29 +126,78 @@ def test_npz_files_of_any_integer_labels(tmp_path, kind):
     assert splits["train"].labels.dtype == np.int64
 
 
+UNIT = np.linspace(0, 1, 4 * 3 * 5 * 6).reshape(4, 3, 5, 6)
+
+
 @pytest.mark.parametrize(
-    ("split", "change", "part"),
+    ("split", "change", "parts"),
     [
-        ("train", {"images": np.zeros((4, 3, 5, 6))}, "images must be uint8"),
-        ("test", {"images": np.zeros((4, 5, 6), np.uint8)}, "images must be uint8"),
-        ("train", {"labels": np.array([0.0, 1, 2, 0])}, "labels must be int64"),
-        ("train", {"labels": np.array([0, 1, 2])}, "labels must be int64"),
-        ("train", {"labels": np.array([0, 1, 3, 0])}, "labels must lie in 0..2"),
-        ("test", {"labels": np.array([0, 1, -1, 0])}, "labels must lie in 0..2"),
-        ("test", {"images": np.zeros((4, 3, 6, 5), np.uint8)}, "different shapes"),
-        ("train", {"images": np.zeros((0, 3, 5, 6), np.uint8), "labels": np.zeros(0, int)}, "holds no images"),
+        ("train", {"images": UNIT}, ["float64", "(images * 255)"]),
+        ("test", {"images": UNIT * 2 - 1}, ["float64", "(images + 1) * 127.5"]),
+        ("test", {"images": (UNIT * 255).astype(np.float32)}, ["float32", "(images).round()"]),
+        ("train", {"images": np.zeros((4, 3, 5, 6), np.int64)}, ["int64", "astype('uint8')"]),
+        ("test", {"images": np.zeros((4, 5, 6), np.uint8)}, ["[4, 5, 6]", "images[:, None]"]),
+        ("test", {"images": np.zeros((4, 5, 6, 3), np.uint8)}, ["[4, 5, 6, 3]", "transpose(0, 3, 1, 2)"]),
+        ("train", {"images": np.zeros((4, 2, 5, 6), np.uint8)}, ["[4, 2, 5, 6]"]),
+        ("train", {"labels": np.array([0.0, 1, 2, 0])}, ["float64", "astype('int64')"]),
+        ("train", {"labels": np.eye(4, 3, dtype=int)}, ["[4, 3]", "argmax(1)"]),
+        ("train", {"labels": np.array([[0], [1], [2], [0]])}, ["[4, 1]", "ravel()"]),
+        ("train", {"labels": np.array([0, 1, 2])}, ["labels", "[4]"]),
+        ("train", {"labels": np.array([3, 1, 2, 1])}, ["1..3", "0..2", "labels - 1"]),
+        ("train", {"labels": np.array([0, 1, 3, 0])}, ["0..3", "0..2", "num_classes"]),
+        ("test", {"labels": np.array([0, 1, -1, 0])}, ["-1..1", "0..2"]),
+        ("test", {"images": np.zeros((4, 3, 6, 5), np.uint8)}, ["(3, 5, 6)", "(3, 6, 5)"]),
+        ("train", {"images": np.zeros((0, 3, 5, 6), np.uint8), "labels": np.zeros(0, int)}, ["no images", "4"]),
+        ("test", {"images": np.zeros((3, 3, 5, 6), np.uint8), "labels": np.zeros(3, int)}, ["3 images", "4"]),
     ],
 )
-def test_npz_files_of_another_form(tmp_path, split, change, part):
+def test_npz_files_of_another_form_are_refused_with_the_line_that_corrects_them(tmp_path, split, change, parts):
     arrays = {"train": GOOD, "test": GOOD} | {split: GOOD | change}
-    with pytest.raises(UserError, match=part) as error:
-        npz_spec(tmp_path, **arrays).load()
-    assert str(tmp_path / f"{split}.npz") in str(error.value)
+    spec = npz_spec(tmp_path, **arrays)
+    for read in (spec.load, spec.meta):  # `dpdm check` asks for meta alone
+        with refuses(tmp_path / f"{split}.npz", *parts):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
+        (gzip.compress(b"PK"), "gunzip"),
+        (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+        (b"", "truncated"),
+    ],
+)
+def test_what_is_no_npz_file_is_called_what_it_is(tmp_path, content, fact):
+    spec = npz_spec(tmp_path, GOOD, GOOD)
+    (tmp_path / "test.npz").write_bytes(content)
+    with refuses(tmp_path / "test.npz", fact):
+        spec.meta()
+
+
+def test_arrays_of_objects_are_not_unpickled(tmp_path):
+    with refuses(tmp_path / "train.npz", "Python objects"):
+        npz_spec(tmp_path, GOOD | {"images": np.array([1, "a"], object)}, GOOD).meta()
+
+
+def test_npz_files_in_the_home_of_the_user(tmp_path, monkeypatch):
+    npz_spec(tmp_path, GOOD, GOOD)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = Npz(train="~/train.npz", test="~/test.npz", num_classes=3)
+    assert spec.meta() == ImageMeta(4, (3, 5, 6), 3)
+    assert spec.files() == [str(tmp_path / "train.npz"), str(tmp_path / "test.npz")]
+
+
+def test_the_documented_lines_write_npz_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "real_data.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], {})
+    assert Npz(train="train.npz", test="test.npz", num_classes=2).meta() == ImageMeta(200, (1, 28, 28), 2)
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])
 def test_an_npz_file_without_an_array(tmp_path, name):
     spec = npz_spec(tmp_path, {key: GOOD[key] for key in GOOD if key != name}, GOOD)
     for load in (spec.load, spec.meta):
-        with refuses(repr(name)):
+        with refuses(tmp_path / "train.npz", repr(name)):
             load()

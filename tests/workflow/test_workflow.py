@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -529,6 +530,18 @@ def test_a_table_of_the_paper_is_made_and_a_wrong_mapping_refused_before_anythin
     page = (again.path / "results" / "tiny" / "tables" / "table_1.md").read_text()
     assert "DP-Sinkhorn" in page
     assert "† class_mean: scale not stated; protocol quick; 200 synthetic images instead of 60,000." in page
+
+
+def test_the_path_of_the_environment_can_hold_spaces_quotes_and_braces(folder, tiny, tmp_path, monkeypatch):
+    folder.write(tiny)
+    environment = tmp_path / "it's my {own} $HOME \"env\""
+    environment.mkdir()
+    (environment / "bin").symlink_to(Path(sys.executable).parent)
+    shutil.copy(Path(sys.executable).parents[1] / "pyvenv.cfg", environment)
+    (environment / "lib").symlink_to(Path(sys.executable).parents[1] / "lib")
+    monkeypatch.setattr(sys, "executable", str(environment / "bin" / "python"))
+    outcome = folder.snakemake("--", "results/data/digits/dataset.json")
+    assert outcome.code == 0, outcome.text
 
 
 # --- killed ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -30,7 +31,8 @@ except UserError as error:
 # Jobs run the Python that runs Snakemake, even if its environment is not activated. glibc keeps freed memory: otherwise
 # the buffers of per-example gradients go back to the kernel, and are faulted in again, at every step.
 MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
-shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH {MALLOC}; ")
+BIN = shlex.quote(os.path.dirname(sys.executable)).replace("{", "{{").replace("}", "}}")  # Snakemake formats the prefix
+shell.prefix(f"export PATH={BIN}:$PATH {MALLOC}; ")
 
 PATHS = Layout(STUDY.results_dir, STUDY.study)
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file, which is the order of the tables
