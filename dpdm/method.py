@@ -1,6 +1,7 @@
 """The contracts of a generator and of a classifier, how one is found, and how the harness runs it."""
 
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -12,7 +13,7 @@ from dpdm.artifacts import sha256_of
 from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
-from dpdm.explain import parse_params
+from dpdm.explain import nearest, parse_params
 from dpdm.params import Strict
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness
 from dpdm.privacy.key import secret_key
@@ -96,9 +97,14 @@ def load_method(impl: str, kind: str | None = None) -> Method:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises while it is imported
-        raise UserError(f"impl {impl}: cannot import {module_name} ({type(error).__name__}: {error})") from error
+        reason, (package, _, last) = f"{type(error).__name__}: {error}", module_name.rpartition(".")
+        if package and getattr(error, "name", None) == module_name:  # the package is there
+            known = [found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+            reason = f"{reason}; {nearest(last, known, f'in {package} there are')}"
+        raise UserError(f"impl {impl}: cannot import {module_name} ({reason})") from error
     if not hasattr(module, class_name):
-        raise UserError(f"impl {impl}: {module_name} has no {class_name}; check the name behind the colon")
+        known = [name for name, value in vars(module).items() if hasattr(value, "plan") and hasattr(value, "fit")]
+        raise UserError(f"impl {impl}: {module_name} has no {class_name}; {nearest(class_name, known)}")
     try:
         method = getattr(module, class_name)()
     except Exception as error:  # not a class, or one that cannot be made without arguments: another name was meant

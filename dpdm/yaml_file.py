@@ -61,7 +61,8 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the study {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the study {path}: {reason}; `dpdm list studies` shows those of dpdm") from error
     return parse_yaml(text, str(path))
 
 
