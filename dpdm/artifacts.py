@@ -40,7 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; artifacts are shared like any other file
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or mend the folder's rights") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; free space, or change the folder's rights") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -82,30 +82,22 @@ def read_json(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, Any
     Raises:
         UserError: the file is missing, is not a JSON object, or lacks a key.
     """
-    mend = "delete it and run snakemake again"
+    again = "delete it and run snakemake again"
     try:
         value = json.loads(read_bytes(path))
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {mend}") from error
+        raise UserError(f"{path} is not valid JSON ({error}); {again}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; {mend}")
+        raise UserError(f"{path} does not hold a JSON object; {again}")
     missing = [key for key in required if key not in value]
     if missing:
-        raise UserError(f"{path} lacks the key {missing[0]!r}; {mend}")
+        raise UserError(f"{path} lacks the key {missing[0]!r}; {again}")
     return value
 
 
 def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Reads what `write_jsonl` wrote."""
-    try:
-        return [json.loads(line) for line in read_bytes(path).splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON lines ({error}); delete it and run snakemake again") from error
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

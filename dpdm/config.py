@@ -27,21 +27,18 @@ from dpdm.sources import SOURCES
 from dpdm.sources.base import Source
 from dpdm.specs import (
     Accountant,
-    ClassifierScoreSpec,
     Coordinates,
     EachOnce,
     Epsilon,
     EvaluationSpec,
     FidSpec,
     Impl,
-    InceptionScoreSpec,
     Name,
     Noise,
     PathEpsilon,
     Recipe,
     RunSpec,
     SampleSpec,
-    ScoreSpec,
     Text,
     epsilon_text,
 )
@@ -411,21 +408,13 @@ class Study(Strict):
             synthetic_images=self.evaluation.synthetic_images,
         )  # fmt: skip
 
-    def score(self, coordinates: Coordinates) -> ScoreSpec:
-        """The resolved spec of one scoring job, without `fid`: to ask for the FID scores nothing else again."""
-        return ScoreSpec(coordinates=coordinates, evaluation=self.evaluation.model_copy(update={"fid": None}))
-
     def fid(self) -> FidSpec:
         """How Inception judges, also where the study does not ask for it but somebody for one of its files."""
         return self.evaluation.fid or FidSpec()
 
-    def score_inception(self, coordinates: Coordinates) -> InceptionScoreSpec:
-        """The resolved spec of one scoring job by Inception."""
-        return InceptionScoreSpec(coordinates=coordinates, fid=self.fid())
-
-    def score_classifier(self, run: RunSpec) -> ClassifierScoreSpec:
-        """The resolved spec of the one scoring job of a classifier's run."""
-        return ClassifierScoreSpec(coordinates=run.coordinates(), impl=run.impl)
+    def scoring(self, coordinates: Coordinates) -> dict[str, Strict]:
+        """All that decides the scores of a synthetic set, without `fid`: to ask for the FID scores nothing again."""
+        return {"coordinates": coordinates, "evaluation": self.evaluation.model_copy(update={"fid": None})}
 
     def anchor_coordinates(self) -> list[Coordinates]:
         """The anchor rows: real images and label-only noise, once per dataset and seed that has a run."""

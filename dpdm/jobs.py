@@ -55,9 +55,8 @@ def make_reference(study: Study, layout: Layout, dataset: str) -> None:
     """Computes Inception's statistics of a data set's real images, once for all scores."""
     from dpdm.evaluation.inception import reference
 
-    inception = load_inception(study)
     real = {split: data.read_images(layout.data(dataset, f"{split}.npz")) for split in ("train", "test")}
-    artifacts.write_npz(layout.data(dataset, "inception.npz"), reference(real, inception))
+    artifacts.write_npz(layout.data(dataset, "inception.npz"), reference(real, load_inception(study)))
 
 
 def make_label_only(study: Study, layout: Layout, dataset: str) -> None:

@@ -2,8 +2,8 @@
 
 A run is named by its coordinates `DATASET/METHOD/EPSILON/SEED`; a synthetic set adds `/SAMPLER`; the scores of an
 anchor are `DATASET/ANCHOR/SEED`. Every method takes these parts as text, so that a Snakefile passes wildcards
-("{dataset}") and gets a pattern. Paths are text with forward slashes, relative where the results folder is.
-Standard library only.
+("{dataset}") and gets a pattern. Paths are text with forward slashes, relative where the results folder is; without
+`file` a method gives the folder. Standard library only.
 """
 
 from pathlib import Path
@@ -43,6 +43,7 @@ class Layout:
         self.audits = f"{self.root}/audits.csv"
         self.report = f"{self.root}/report.html"
         self.partial = f"{self.root}/partial"  # tables of what is finished
+        self.benchmarks = f"{self.root}/benchmarks"  # time and memory of each job, by Snakemake
 
     @classmethod
     def of(cls, root: str | Path) -> "Layout":
@@ -50,28 +51,24 @@ class Layout:
         folder = Path(root) if Path(root).name else Path(root).absolute()
         return cls(folder.parent.as_posix(), folder.name)
 
-    # --- shared by all studies ---
-
     def data(self, dataset: str, file: str = "") -> str:
-        """The folder of a prepared data set: train.npz, test.npz, dataset.json, extractor.pt, inception.npz."""
+        """Of a data set, shared by all studies: train.npz, test.npz, dataset.json, extractor.pt, inception.npz."""
         return _below(f"{self.results_dir}/data/{dataset}", file)
 
     def by_hand(self, name: str) -> str:
         """The folder of a run that no study has."""
         return f"{self.results_dir}/{BY_HAND}/{name}"
 
-    # --- runs ---
-
     def run(self, dataset: str, method: str, epsilon: str, seed: str, file: str = "") -> str:
-        """The folder of a run: model.pt, ledger.json, train.jsonl, and train.log; of a classifier utility.json too."""
+        """Of a run: model.pt, ledger.json, train.jsonl, train.log; of a classifier utility.json too."""
         return _below(f"{self.root}/runs/{dataset}/{method}/eps{epsilon}/seed{seed}", file)
 
     def set(self, dataset: str, method: str, epsilon: str, seed: str, sampler: str, file: str = "") -> str:
-        """The folder of a synthetic set: synthetic.npz, fidelity.json, utility.json, perhaps inception.json."""
+        """Of a synthetic set: synthetic.npz, fidelity.json, utility.json, perhaps inception.json."""
         return _below(f"{self.run(dataset, method, epsilon, seed)}/{sampler}", file)
 
     def anchor(self, dataset: str, anchor: str, seed: str, file: str = "") -> str:
-        """The folder of an anchor's scores, with the files of a synthetic set's scores."""
+        """Of an anchor: its scores, in files named as those of a synthetic set."""
         return _below(f"{self.root}/anchors/{dataset}/{anchor}/seed{seed}", file)
 
     def label_only(self, dataset: str, kind: str = ".npz") -> str:
@@ -82,8 +79,6 @@ class Layout:
         """What an anchor has for synthetic images."""
         return self.data(dataset, "train.npz") if anchor == "real" else self.label_only(dataset)
 
-    # --- of a data set and method ---
-
     def audit(self, dataset: str, method: str, kind: str = ".json") -> str:
         """The audit of all runs of a method on a data set."""
         return f"{self.root}/audits/{dataset}/{method}{kind}"
@@ -91,8 +86,6 @@ class Layout:
     def attack(self, dataset: str, method: str, kind: str = ".json") -> str:
         """The attacks on a method's private runs on a data set."""
         return f"{self.root}/attacks/{dataset}/{method}{kind}"
-
-    # --- of the study ---
 
     def table(self, name: str, kind: str = "") -> str:
         """A table; without a kind of TABLE_KINDS the stem of them all."""
@@ -107,13 +100,8 @@ class Layout:
         return f"{self.root}/{name}.log"
 
     def benchmark(self, rule: str, *coordinates: str) -> str:
-        """Time and memory of one job, by Snakemake."""
+        """Time and memory of one job."""
         return f"{self.benchmarks}/{rule}/{'-'.join(coordinates)}.tsv"
-
-    @property
-    def benchmarks(self) -> str:
-        """The folder of all these."""
-        return f"{self.root}/benchmarks"
 
     def result_folders(self, attacks: bool) -> list[str]:
         """The folders that hold scores, audits and, where the study has them, attacks."""

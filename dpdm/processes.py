@@ -60,11 +60,7 @@ def device() -> str:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started (it says so in the environment); otherwise only this one.
-
-    Raises:
-        UserError: fewer GPUs than processes on a machine that has some.
-    """
+    """The processes that torchrun started (by its variables), else this one; UserError if there are too few GPUs."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Processes(device=device())

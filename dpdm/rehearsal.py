@@ -68,11 +68,7 @@ class _Brief(Log):
 
 
 def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
-    """Begins a run on random images, up to its first private step.
-
-    Raises:
-        UserError: its loss or a layer mixes records, a statistic fails, or `fit` does.
-    """
+    """Begins a run on random images; UserError if its loss or a layer mixes records, a statistic or `fit` fails."""
     where = f"methods.{spec.method} on {spec.dataset}"
     method, params, plan, _ = prepare_run(spec, meta)
     try:
@@ -89,28 +85,24 @@ def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
 def rehearse_study(study: Study) -> list[str]:
     """Rehearses every method of a study once for each choice of words in its recipe, where its images are smallest.
 
-    Returns:
-        The names of the methods, in the study's order.
-
-    Raises:
-        UserError: all that failed, one per line.
+    Returns the names of the methods. A UserError has all that failed, one per line.
     """
-    chosen: dict[str, tuple[int, RunSpec, ImageMeta]] = {}
+    chosen: dict[str, tuple[RunSpec, ImageMeta]] = {}
     metas = {name: dataset.meta() for name, dataset in study.datasets.items()}
     for spec in study.runs():
         meta = metas[spec.dataset]
-        key, size = f"{spec.impl} {words(spec.params)}", math.prod(meta.shape)
-        if key not in chosen or size < chosen[key][0]:
-            chosen[key] = size, spec, meta
+        key = f"{spec.impl} {words(spec.params)}"
+        if key not in chosen or math.prod(meta.shape) < math.prod(chosen[key][1].shape):
+            chosen[key] = spec, meta
     problems = []
-    for _, spec, meta in chosen.values():
+    for spec, meta in chosen.values():
         try:
             rehearse(spec, meta)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    return list(dict.fromkeys(spec.method for _, spec, _ in chosen.values()))
+    return list(dict.fromkeys(spec.method for spec, _ in chosen.values()))
 
 
 def words(recipe: Any) -> list[str]:

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def default_generator(seed: int) -> Iterator[None]:
-    """Inside the block torch's global CPU generator starts from `seed` (its lowest 32 bits).
-
-    The only place that seeds globally; the state before is restored.
-    """
+    """Inside the block, and nowhere else, torch's global CPU generator is seeded (by the lowest 32 bits of `seed`)."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -69,7 +66,7 @@ class Streams:
         return int(self._sequence(name, index).generate_state(1)[0] >> np.uint32(1))
 
     def normal_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal numbers [count, *shape] (float32), image i from its own stream `start + i`."""
+        """One draw of `noise_per_image`."""
         return self.noise_per_image(name, start, count, shape)()
 
     def noise_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:

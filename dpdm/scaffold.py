@@ -62,9 +62,7 @@ def _module(path: Path) -> str:
     try:
         parts = path.resolve().relative_to(Path.cwd().resolve()).with_suffix("").parts
     except ValueError as error:
-        raise UserError(
-            f"--out {path} is outside the current folder, from where methods are imported; choose a file below it"
-        ) from error
+        raise UserError(f"--out {path} is outside the current folder, from where methods are imported") from error
     wrong = [part for part in parts if not part.isidentifier() or keyword.iskeyword(part)]
     if path.suffix != ".py" or wrong:
         raise UserError(f"--out {path} cannot be imported; end it in .py, and use only Python names for its folders")

@@ -5,6 +5,7 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator
+from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
 from dpdm.evaluation.registry import CLASSIFIERS
@@ -156,30 +157,9 @@ class SampleSpec(Strict):
     synthetic_images: int
 
 
-class ScoreSpec(Strict):
-    """All that decides the scores of one synthetic set, except those by Inception."""
-
-    coordinates: Coordinates
-    evaluation: EvaluationSpec
-
-
-class InceptionScoreSpec(Strict):
-    """All that decides the scores of one synthetic set by Inception."""
-
-    coordinates: Coordinates
-    fid: FidSpec
-
-
-class ClassifierScoreSpec(Strict):
-    """All that decides the accuracy of a classifier method, given the model."""
-
-    coordinates: Coordinates
-    impl: Impl
-
-
-def spec_json(spec: Strict) -> str:
-    """A spec as one line of JSON, stable, for the command line and Snakemake's `params`."""
-    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+def spec_json(spec: Strict | dict[str, Strict]) -> str:
+    """All that decides a job as one line of JSON, stable, for ledgers and Snakemake's `params`."""
+    return json.dumps(to_jsonable_python(spec), sort_keys=True, allow_nan=False)
 
 
 def parse_spec(kind: Any, text: str, origin: str = "--spec") -> Any:

@@ -4,10 +4,6 @@ A new one is a file with a subclass of `dpdm.sources.base.Source`, and its class
 imports these files, so numerical libraries are imported inside their functions only.
 """
 
-from typing import Annotated, Union
-
-from pydantic import Field
-
 from dpdm.sources.base import Source
 from dpdm.sources.celeba import Celeba
 from dpdm.sources.cifar10 import Cifar10
@@ -20,4 +16,3 @@ from dpdm.sources.npz import Npz
 SOURCES: dict[str, type[Source]] = {
     kind.model_fields["source"].default: kind for kind in (Digits, Mnist, FashionMnist, Cifar10, Celeba, Folder, Npz)
 }
-AnySource = Annotated[Union[tuple(SOURCES.values())], Field(discriminator="source")]  # noqa: UP007

@@ -9,6 +9,7 @@ import stat
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 
 from dpdm import artifacts
 from dpdm.errors import UserError
@@ -68,9 +69,8 @@ def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a.json", tmp_path / "folder"):
-        with pytest.raises(UserError, match="cannot write") as error:
+        with refuses(path):
             artifacts.write_json(path, {})
-        assert str(path) in str(error.value)
     assert files(tmp_path) == ["file", "folder"]
 
 
@@ -129,9 +129,7 @@ def test_round_trips(tmp_path):
     artifacts.write_json(path, {"a": [1, "é", None]})
     assert artifacts.read_json(path, ("a",)) == {"a": [1, "é", None]}
     artifacts.write_jsonl(path, [{"a": 1}, {"b": 2}])
-    assert artifacts.read_jsonl(path) == [{"a": 1}, {"b": 2}]
-    artifacts.write_jsonl(path, [])
-    assert artifacts.read_jsonl(path) == []
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
 
 
 # --- files that are not what they should be -------------------------------------------------------------------
@@ -145,9 +143,8 @@ READERS = [
     (artifacts.write_npz, ARRAYS, read_npz),
     (artifacts.write_tensors, STATE, artifacts.read_tensors),
     (artifacts.write_json, {"key": [1, 2, 3]}, artifacts.read_json),
-    (artifacts.write_jsonl, [{"a": 1}, {"a": 2}], artifacts.read_jsonl),
 ]
-IDS = ["npz", "pt", "json", "jsonl"]
+IDS = ["npz", "pt", "json"]
 
 
 def refusal(read, path) -> str:
@@ -163,7 +160,7 @@ def test_truncated_files_are_named(tmp_path, write, value, read):
     write(path, value)
     content = path.read_bytes()
     lengths = [1, 3, len(content) // 3, len(content) // 2 + 1, len(content) - 4]
-    for length in lengths if read is artifacts.read_jsonl else [0, *lengths]:  # no rows are rows as well
+    for length in [0, *lengths]:
         path.write_bytes(content[:length])
         refusal(read, path)
 
@@ -176,7 +173,7 @@ def test_other_content_is_named(tmp_path, write, value, read):
         refusal(read, path)
 
 
-@pytest.mark.parametrize("read", [read_npz, artifacts.read_tensors, artifacts.read_json, artifacts.read_jsonl], ids=IDS)
+@pytest.mark.parametrize("read", [read_npz, artifacts.read_tensors, artifacts.read_json], ids=IDS)
 def test_missing_files_and_folders_are_named(tmp_path, read):
     assert "No such file" in refusal(read, tmp_path / "missing")
     assert "directory" in refusal(read, tmp_path)

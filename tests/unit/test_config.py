@@ -22,10 +22,8 @@ from dpdm.report.selection import comparisons
 from dpdm.sources.mnist import Mnist
 from dpdm.specs import (
     Coordinates,
-    InceptionScoreSpec,
     RunSpec,
     SampleSpec,
-    ScoreSpec,
     epsilon_text,
     parse_spec,
     spec_json,
@@ -209,22 +207,20 @@ def test_refused_values(tiny_study_dict, path, value, parts):
 def test_a_study_without_fid_has_the_specs_it_had_before_there_was_such_a_key(tiny_study_dict):
     """Snakemake compares specs as text: a null in them would score every finished study again."""
     study = parse_study(tiny_study_dict, "t")
-    spec = study.score(study.anchor_coordinates()[0])
+    spec = study.scoring(study.anchor_coordinates()[0])
     assert "fid" not in spec_json(study)
     assert json.loads(spec_json(spec))["evaluation"] == {
         "synthetic_images": 20, "classifiers": ["logreg"], "protocol": "quick"
     }  # fmt: skip
-    assert parse_spec(ScoreSpec, spec_json(spec)).evaluation.fid is None
 
 
 @pytest.mark.parametrize(("value", "path"), [({}, None), ({"weights_path": "a/b.pth"}, "a/b.pth")])
-def test_fid_travels_to_the_score_by_inception_alone(tiny_study_dict, value, path):
+def test_fid_is_part_of_the_score_by_inception_alone(tiny_study_dict, value, path):
     without = parse_study(tiny_study_dict, "t")
     study = parse_study(put(tiny_study_dict, "evaluation.fid", value), "t")
     anchor = study.anchor_coordinates()[0]
-    back = parse_spec(InceptionScoreSpec, spec_json(study.score_inception(anchor)))
-    assert (back.coordinates, back.fid.weights_path) == (anchor, path)
-    assert spec_json(study.score(anchor)) == spec_json(without.score(anchor))  # or all would be scored again
+    assert study.fid().weights_path == path
+    assert spec_json(study.scoring(anchor)) == spec_json(without.scoring(anchor))  # or all would be scored again
     assert parse_spec(Study, study.model_dump_json()) == study
 
 
@@ -272,15 +268,6 @@ def test_a_classifier_with_samplers_is_refused(with_classifier):
 def test_a_study_with_a_classifier_survives_json(with_classifier):
     study = parse_study(with_classifier, "s")
     assert parse_spec(Study, study.model_dump_json()) == study
-
-
-def test_a_classifiers_run_is_scored_by_itself(with_classifier):
-    study = parse_study(with_classifier, "s")
-    spec = study.score_classifier(study.run("digits", "net", math.inf, 1))
-    assert spec.impl == "a:B"
-    assert spec.coordinates.model_dump() == {
-        "study": "tiny", "dataset": "digits", "method": "net", "epsilon": math.inf, "seed": 1, "sampler": None,
-    }  # fmt: skip
 
 
 def test_the_kind_decides_no_training(with_classifier):
@@ -496,8 +483,8 @@ def specs(study: Study) -> list[Strict]:
     run = study.run("digits", "dpdm", math.inf, 1)
     finite = study.run("digits", "class_mean", 10.0, 0)
     return [
-        study, run, finite, study.sample(run, "default"), study.score(run.coordinates("default")),
-        study.score(study.anchor_coordinates()[0]), study.datasets["mnist"].source_spec(), study.datasets["digits"],
+        study, run, finite, study.sample(run, "default"), study.anchor_coordinates()[0],
+        study.datasets["mnist"].source_spec(), study.datasets["digits"],
     ]  # fmt: skip
 
 
@@ -524,7 +511,7 @@ def test_the_json_does_not_depend_on_the_order_of_keys(tiny_study_dict):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"study": "a"}', '{"x": 1}'])
-@pytest.mark.parametrize("kind", [RunSpec, SampleSpec, ScoreSpec, Study, Coordinates])
+@pytest.mark.parametrize("kind", [RunSpec, SampleSpec, Study, Coordinates])
 def test_a_broken_spec(kind, text):
     with pytest.raises(UserError, match="--spec"):
         parse_spec(kind, text)

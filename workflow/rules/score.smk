@@ -21,7 +21,7 @@ rule score_inception:
         reference=rules.reference.output,
     output: PATHS.set(*SET, "inception.json")
     params:
-        spec=lambda w: specs.spec_json(STUDY.score_inception(run_of(w).coordinates(w.sampler))),
+        spec=lambda w: specs.spec_json({"coordinates": run_of(w).coordinates(w.sampler), "fid": STUDY.fid()}),
         place=lambda w: "/".join(w),
     log: PATHS.set(*SET, "score_inception.log")
     benchmark: PATHS.benchmark("score_inception", *SET)
@@ -36,7 +36,7 @@ use rule score_inception as score_inception_anchor with:
         reference=rules.reference.output,
     output: PATHS.anchor(*ANCHOR, "inception.json")
     params:
-        spec=lambda w: specs.spec_json(STUDY.score_inception(anchor_of(w))),
+        spec=lambda w: specs.spec_json({"coordinates": anchor_of(w), "fid": STUDY.fid()}),
         place=lambda w: "/".join(w),
     log: PATHS.anchor(*ANCHOR, "score_inception.log")
     benchmark: PATHS.benchmark("score_inception_anchor", *ANCHOR)
@@ -54,7 +54,7 @@ rule score:
         fidelity=PATHS.set(*SET, "fidelity.json"),
         utility=PATHS.set(*SET, "utility.json"),
     params:
-        spec=lambda w: specs.spec_json(STUDY.score(run_of(w).coordinates(w.sampler))),
+        spec=lambda w: specs.spec_json(STUDY.scoring(run_of(w).coordinates(w.sampler))),
         place=lambda w: "/".join(w),
     log: PATHS.set(*SET, "score.log")
     benchmark: PATHS.benchmark("score", *SET)
@@ -74,7 +74,7 @@ use rule score as score_anchor with:
         fidelity=PATHS.anchor(*ANCHOR, "fidelity.json"),
         utility=PATHS.anchor(*ANCHOR, "utility.json"),
     params:
-        spec=lambda w: specs.spec_json(STUDY.score(anchor_of(w))),
+        spec=lambda w: specs.spec_json(STUDY.scoring(anchor_of(w))),
         place=lambda w: "/".join(w),
     log: PATHS.anchor(*ANCHOR, "score.log")
     benchmark: PATHS.benchmark("score_anchor", *ANCHOR)
@@ -87,7 +87,7 @@ rule score_classifier:
         model=rules.train.output.model,
         test=rules.prepare.output.test,
     output: PATHS.run(*RUN, "utility.json")
-    params: spec=lambda w: specs.spec_json(STUDY.score_classifier(run_of(w)))
+    params: spec=lambda w: specs.spec_json({"coordinates": run_of(w).coordinates(), "impl": STUDY.methods[w.method].impl})
     log: PATHS.run(*RUN, "score.log")
     benchmark: PATHS.benchmark("score_classifier", *RUN)
     resources: mem_mb=growing(2000), runtime=growing(30)
