@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -351,49 +352,41 @@ class _State:
     """The tensors that one layer holds itself, and copies of them."""
 
     def __init__(self, layer: nn.Module):
-        self.buffers = {key: (b, None if b is None else b.clone()) for key, b in layer._buffers.items()}
         self.parameters = {key: (p, p._version) for key, p in layer._parameters.items() if p is not None}
-        self.attributes = {}
-        for key, value in _plain(layer).items():
-            copies = [(t, t.detach().clone()) for t in _tensors(value)]
-            self.attributes[key] = (copy.copy(value) if isinstance(value, _CONTAINERS) else value, copies)
+        self.held = [
+            {
+                key: (copy.copy(value) if isinstance(value, _CONTAINERS) else value,
+                      [(t, t.detach().clone()) for t in _tensors(value)])
+                for key, value in holder.items() if key not in _MODULES_OWN
+            }
+            for holder in (layer._buffers, vars(layer))
+        ]  # fmt: skip
 
     def restore(self, layer: nn.Module) -> list[str]:
         """Puts buffers and attributes back; says what had changed. An equal tensor in another's place is no change."""
         changed = []
-        for key in layer._buffers.keys() | self.buffers.keys():
-            b, before = self.buffers.get(key, (None, None))
-            if not _is_same(layer._buffers.get(key), before):
-                changed.append(f"buffer {key!r}")
-            _put_back(b, before)
-        layer._buffers.clear()
-        layer._buffers.update({key: b for key, (b, _) in self.buffers.items()})
+        for kind, holder, held in zip(("buffer", "attribute"), (layer._buffers, vars(layer)), self.held, strict=True):
+            for key in [key for key in {**holder, **held} if key not in _MODULES_OWN]:
+                old, copies = held.get(key, (None, []))
+                tensors = _tensors(holder.get(key))
+                same = [_is_same(t, before) for t, (_, before) in zip(tensors, copies, strict=False)]
+                if len(tensors) != len(copies) or not all(same):
+                    changed.append(f"{kind} {key!r}")
+                    _put_back(copies)
+                    holder.pop(key, None)
+                    if key in held:
+                        holder[key] = old
+                elif isinstance(old, Tensor):
+                    holder[key] = old
         for key in [key for key, p in layer._parameters.items() if p is not None] + list(self.parameters):
             p, version = self.parameters.get(key, (None, None))
             if p is None or layer._parameters.get(key) is not p or p._version != version:
                 changed.append(f"parameter {key!r}")
-        for key, value in _plain(layer).items():
-            old, copies = self.attributes.get(key, (None, []))
-            tensors = _tensors(value)
-            if len(tensors) == len(copies) and all(
-                _is_same(t, before) for t, (_, before) in zip(tensors, copies, strict=True)
-            ):
-                continue
-            changed.append(f"attribute {key!r}")
-            for t, before in copies:
-                _put_back(t, before)
-            del vars(layer)[key]
-            if key in self.attributes:
-                vars(layer)[key] = old
         return changed
 
 
 _CONTAINERS = (list, tuple, set, dict, deque)
 _MODULES_OWN = vars(nn.Module()).keys()
-
-
-def _plain(layer: nn.Module) -> dict[str, object]:
-    return {key: value for key, value in vars(layer).items() if key not in _MODULES_OWN}
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -402,22 +395,21 @@ def _tensors(value: object) -> list[Tensor]:
     return [t for t in items if isinstance(t, Tensor)]
 
 
-def _put_back(t: Tensor | None, before: Tensor | None) -> None:
-    if t is not None and not _is_same(t, before):
-        with torch.no_grad():
-            t.copy_(before)
+def _put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for t, before in copies:
+            if not _is_same(t, before):
+                t.copy_(before)
 
 
 _NO_STATE = _State(nn.Module())  # of a layer that a forward pass added
 
 
-def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
-        return False
+def _is_same(a: Tensor, b: Tensor) -> bool:
     try:
-        return bool(((a == b) | ((a != a) & (b != b))).all())
+        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and bool(
+            ((a == b) | ((a != a) & (b != b))).all()
+        )
     except RuntimeError:  # a tensor that torch.func left behind
         return False
 
@@ -456,13 +448,12 @@ def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) ->
     """What a layer computes while the fast engine is on it."""
     if not batch.rows:
         return type(layer).forward(layer, input, *args, **kwargs)
-    function, axes = _FAST[type(layer)]
-    if input.ndim < axes(layer) or len(input) != batch.rows:
+    if input.ndim < _FAST[type(layer)].axes(layer) or len(input) != batch.rows:
         raise UserError(
             f"{batch.names[layer]} got an input {tuple(input.shape)} without the batch's {batch.rows} rows on its "
             "first axis: what is folded into that axis would be clipped piece by piece; keep it on another one"
         )
-    out = function(layer, batch, input, *args, **kwargs)
+    out = _computed(layer, batch, input, *args, **kwargs)
     # A compiled function has a backward pass that was traced, and leaves nothing in the batch. What raises while it is
     # traced runs again untraced, but with the functions below compiled one by one.
     if torch.compiler.is_compiling() or (out.requires_grad and getattr(out.grad_fn, "batch", None) is not batch):
@@ -472,224 +463,179 @@ def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) ->
     return out
 
 
-def _first_order(backward: Callable) -> Callable:
-    """Refuses create_graph=True: what was saved is no part of the second graph, so that gradients would be lost."""
+def _computed(layer: nn.Module, batch: _Batch, x: Tensor, *args, **kwargs) -> Tensor:
+    x, *geometry = _padded(layer, x, *args, **kwargs) if type(layer) in _CONVOLUTIONS else (x,)
+    return _Layer.apply(x, layer.weight, getattr(layer, "bias", None), layer, batch, geometry)
 
-    @functools.wraps(backward)
-    def checked(ctx, g: Tensor):
-        if torch.is_grad_enabled():
+
+class _Layer(torch.autograd.Function):
+    """Computes a layer as usual, but leaves per-example gradients in the batch, and never the usual weight gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Module, batch: _Batch, geometry: tuple):
+        out, *saved = _FAST[type(layer)].forward(layer, x, weight, bias, *geometry)
+        ctx.save_for_backward(*saved)
+        ctx.layer, ctx.batch, ctx.geometry = layer, batch, geometry
+        return out
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        layer, batch = ctx.layer, ctx.batch
+        if torch.is_grad_enabled():  # create_graph=True: what was saved is no part of the second graph
             raise UserError(
-                f"the loss differentiates twice through {ctx.batch.names[ctx.layer]}, where gradients would be lost; "
+                f"the loss differentiates twice through {batch.names[layer]}, where gradients would be lost; "
                 "ask for second_order=True and differentiate by torch.func.grad"
             )
-        return backward(ctx, g)
+        wanted = ctx.needs_input_grad[0], batch.gradients is not None
+        grad_x, weights, biases = _FAST[type(layer)].backward(
+            layer, g, batch.k, len(g) // batch.k, *wanted, *ctx.saved_tensors, *ctx.geometry
+        )
+        if wanted[1]:
+            batch.add(layer.weight, weights)
+            batch.add(getattr(layer, "bias", None), biases)
+        return grad_x, None, None, None, None, None
 
-    return checked
+
+# Per kind of layer: forward returns the output and what to save. backward returns the gradient of the input x where
+# `wants_x`, and where `collect` the stacks [B, ...] of per-example gradients of weight and bias. k is K, the rows per
+# example; b is B, the examples; g is the gradient of the output.
 
 
-# Each function below computes a layer as usual, but in backward leaves per-example gradients in the batch, in place
-# of the ordinary weight gradient, which is never computed. k is K, the rows per example; b is B, the examples; x is
-# the input, g the gradient of the output.
-
-
-class _Conv(torch.autograd.Function):
+def _conv(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, padding, output_padding):
     """Of one to three axes, transposed or not."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer, padding, output_padding, batch: _Batch):
-        name = f"conv_transpose{len(padding)}d" if layer.transposed else f"conv{len(padding)}d"
-        last = (output_padding, layer.groups, layer.dilation) if layer.transposed else (layer.dilation, layer.groups)
-        out = getattr(F, name)(x, weight, bias, layer.stride, padding, *last)
-        ctx.save_for_backward(x.to(out.dtype), weight)
-        ctx.layer, ctx.batch = layer, batch
-        ctx.geometry = (layer.stride, padding, layer.dilation, layer.transposed, output_padding)
-        return out
-
-    @staticmethod
-    @_first_order
-    def backward(ctx, g: Tensor):
-        x, weight = ctx.saved_tensors
-        layer, k, b = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k
-        g = g.contiguous()
-        if ctx.batch.gradients is not None:
-            gradients = _pointwise_gradients if _is_pointwise(layer, ctx.geometry) else _grouped_gradients
-            weights, biases = gradients(x, g, layer, ctx.geometry, k, b)
-            ctx.batch.add(layer.weight, weights)
-            ctx.batch.add(layer.bias, biases)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.convolution_backward(
-                g, x, weight.to(g.dtype), None, *ctx.geometry, layer.groups, (True, False, False)
-            )[0]
-        return grad_x, None, None, None, None, None, None
+    name = f"conv_transpose{len(padding)}d" if layer.transposed else f"conv{len(padding)}d"
+    last = (output_padding, layer.groups, layer.dilation) if layer.transposed else (layer.dilation, layer.groups)
+    out = getattr(F, name)(x, weight, bias, layer.stride, padding, *last)
+    return out, x.to(out.dtype), weight
 
 
-def _grouped_gradients(x: Tensor, g: Tensor, layer: nn.Module, geometry: tuple, k: int, b: int):
-    """Of all B weights and biases, first axes joined: B convolutions as groups of one, over a batch of K."""
-    weight = g.new_empty((b * len(layer.weight), *layer.weight.shape[1:]))  # only its shape is read
-    with_bias = layer.bias is not None
-    _, weights, biases = torch.ops.aten.convolution_backward(
-        g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), weight,
-        [b * layer.out_channels] if with_bias else None, *geometry, b * layer.groups, (False, True, with_bias),
-    )  # fmt: skip
-    return weights, biases
+def _conv_backward(layer, g, k: int, b: int, wants_x: bool, collect: bool, x, weight, padding, output_padding):
+    g = g.contiguous()
+    geometry = layer.stride, padding, layer.dilation, layer.transposed, output_padding
+    grad_x, weights, biases = None, None, None
+    if collect and _is_pointwise(layer, padding):
+        # One matrix product per example and row: 1.3 to 10 times as fast on a CPU as the groups below.
+        gk, xk = g.view(k, b, layer.out_channels, -1), x.reshape(k, b, layer.in_channels, -1)
+        weights = torch.bmm(gk[0], xk[0].mT)
+        for row in range(1, k):  # all at once would copy both into another order, which takes longer than the products
+            weights.baddbmm_(gk[row], xk[row].mT)
+        biases = None if layer.bias is None else gk.sum((0, 3))
+    elif collect:
+        # All B weights and biases, first axes joined: B convolutions as groups of one, over a batch of K.
+        stacked = g.new_empty((b * len(layer.weight), *layer.weight.shape[1:]))  # only its shape is read
+        with_bias = layer.bias is not None
+        _, weights, biases = torch.ops.aten.convolution_backward(
+            g.view(k, -1, *g.shape[2:]), x.reshape(k, -1, *x.shape[2:]), stacked,
+            [b * layer.out_channels] if with_bias else None, *geometry, b * layer.groups, (False, True, with_bias),
+        )  # fmt: skip
+    if wants_x:
+        grad_x, _, _ = torch.ops.aten.convolution_backward(
+            g, x, weight.to(g.dtype), None, *geometry, layer.groups, (True, False, False)
+        )
+    return grad_x, weights, biases
 
 
-def _is_pointwise(layer: nn.Module, geometry: tuple) -> bool:
+def _is_pointwise(layer: nn.Module, padding: Sequence[int]) -> bool:
     """Whether a convolution is one matrix product per pixel."""
-    stride, padding, _, transposed, _ = geometry
-    return not transposed and layer.groups == 1 and {*layer.kernel_size, *stride} == {1} and {*padding} == {0}
+    ones = {*layer.kernel_size, *layer.stride, layer.groups} == {1}
+    return ones and not layer.transposed and {*padding} == {0}
 
 
-def _pointwise_gradients(x: Tensor, g: Tensor, layer: nn.Module, geometry: tuple, k: int, b: int):
-    """What `_grouped_gradients` gives, as one matrix product per example and row: 1.3 to 10 times as fast on a CPU."""
-    gk, xk = g.view(k, b, layer.out_channels, -1), x.reshape(k, b, layer.in_channels, -1)
-    weights = torch.bmm(gk[0], xk[0].mT)
-    for row in range(1, k):  # all at once would copy both into another order, which takes longer than the products
-        weights.baddbmm_(gk[row], xk[row].mT)
-    return weights, None if layer.bias is None else gk.sum((0, 3))
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Linear, batch: _Batch) -> Tensor:
-        # F.linear gives a view where x has more than two axes, and torch forbids in-place work on views from here.
-        out = torch.ops.aten._unsafe_view(F.linear(x.flatten(0, -2), weight, bias), (*x.shape[:-1], len(weight)))
-        ctx.save_for_backward(x.to(out.dtype), weight)
-        ctx.layer, ctx.batch = layer, batch
-        return out
-
-    @staticmethod
-    @_first_order
-    def backward(ctx, g: Tensor):
-        x, weight = ctx.saved_tensors
-        layer, k, b = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k
-        if ctx.batch.gradients is not None:
-            gk, xk = (t.reshape(k, b, -1, t.shape[-1]) for t in (g, x))
-            ctx.batch.add(layer.bias, gk.sum((0, 2)))
-            ctx.batch.add(layer.weight, torch.einsum("kbto,kbti->boi", gk, xk))
-        grad_x = g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, None, None
-
-
-class _GroupNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.GroupNorm, batch: _Batch) -> Tensor:
-        x = x.contiguous()
-        n, c, *pixels = x.shape
-        out, mean, rstd = torch.native_group_norm(
-            x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), n, c, math.prod(pixels),
-            layer.num_groups, layer.eps,
-        )  # fmt: skip
-        ctx.save_for_backward(x, mean, rstd, weight)
-        ctx.layer, ctx.batch = layer, batch
-        return out
-
-    @staticmethod
-    @_first_order
-    def backward(ctx, g: Tensor):
-        x, mean, rstd, weight = ctx.saved_tensors
-        layer, k = ctx.layer, ctx.batch.k
-        # As for convolutions: B group norms side by side over a batch of K, whose gradient of the (repeated) weight
-        # is the stack of per-example ones.
-        b, (_, c, *pixels) = len(g) // k, x.shape
-        collect = ctx.batch.gradients is not None
-        grad_x, weights, biases = torch.ops.aten.native_group_norm_backward(
-            g.to(x.dtype).contiguous().view(k, b * c, -1), x.view(k, b * c, -1), mean.view(k, -1), rstd.view(k, -1),
-            weight.to(x.dtype).repeat(b), k, b * c, math.prod(pixels), b * layer.num_groups,
-            (ctx.needs_input_grad[0], collect, collect),
-        )  # fmt: skip
-        if collect:
-            ctx.batch.add(layer.weight, weights)
-            ctx.batch.add(layer.bias, biases)
-        return None if grad_x is None else grad_x.view(x.shape), None, None, None, None
-
-
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.LayerNorm, batch: _Batch) -> Tensor:
-        weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
-        out, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-        ctx.save_for_backward(x, mean, rstd, weight)
-        ctx.layer, ctx.batch = layer, batch
-        return out
-
-    @staticmethod
-    @_first_order
-    def backward(ctx, g: Tensor):
-        x, mean, rstd, weight = ctx.saved_tensors
-        layer, k, b, shape = ctx.layer, ctx.batch.k, len(g) // ctx.batch.k, ctx.layer.normalized_shape
-        g = g.to(x.dtype)
-        if ctx.batch.gradients is not None:
-            ctx.batch.add(layer.weight, (g * (x - mean) * rstd).reshape(k, b, -1, *shape).sum((0, 2)))
-            ctx.batch.add(layer.bias, g.reshape(k, b, -1, *shape).sum((0, 2)))
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.native_layer_norm_backward(
-                g, x, shape, mean, rstd, weight, None, (True, False, False)
-            )[0]
-        return grad_x, None, None, None, None
-
-
-class _Embedding(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, indices: Tensor, weight: Tensor, layer: nn.Embedding, batch: _Batch) -> Tensor:
-        ctx.save_for_backward(indices)
-        ctx.layer, ctx.batch = layer, batch
-        return F.embedding(indices, weight)
-
-    @staticmethod
-    @_first_order
-    def backward(ctx, g: Tensor):
-        (indices,) = ctx.saved_tensors
-        layer, b = ctx.layer, len(g) // ctx.batch.k
-        if ctx.batch.gradients is not None:
-            g = _at_least_float32(g)
-            out = g.new_zeros((b, *layer.weight.shape))
-            example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
-            example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
-            out.index_put_((example, indices), g, accumulate=True)
-            if layer.padding_idx is not None:
-                out[:, layer.padding_idx] = 0  # as in torch: the padding's row is not trained
-            ctx.batch.add(layer.weight, out)
-        return None, None, None, None
-
-
-def _conv(layer: nn.Module, batch: _Batch, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+def _padded(layer: nn.Module, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, Sequence, Sequence]:
+    """The input of a convolution, with its padding and output padding as numbers."""
     padding, output_padding = layer.padding, layer.output_padding
     if layer.transposed:
-        output_padding = tuple(
-            layer._output_padding(
-                x, output_size, layer.stride, padding, layer.kernel_size, len(layer.kernel_size), layer.dilation
-            )
+        output_padding = layer._output_padding(
+            x, output_size, layer.stride, padding, layer.kernel_size, len(layer.kernel_size), layer.dilation
         )
     elif isinstance(padding, str) or layer.padding_mode != "zeros":
-        # Padded here, in the order of F.pad (last axis first), so that a convolution without padding is left.
-        if padding == "same":
-            totals = [d * (size - 1) for d, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-            sides = [(total // 2, total - total // 2) for total in totals]
-        else:
-            sides = [(p, p) for p in ([0] * len(layer.kernel_size) if padding == "valid" else padding)]
+        # Padded here as the layer's own forward does, so that a convolution without padding is left.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, [side for pair in reversed(sides) for side in pair], mode=mode)
-        padding = (0,) * len(sides)
-    return _Conv.apply(x, layer.weight, layer.bias, layer, padding, output_padding, batch)
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * len(layer.kernel_size)
+    return x, padding, tuple(output_padding)
 
 
-def _affine(function: type[torch.autograd.Function], layer: nn.Module, batch: _Batch, x: Tensor) -> Tensor:
-    return function.apply(x, layer.weight, layer.bias, layer, batch)
+def _linear(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None):
+    # F.linear gives a view where x has more than two axes, and torch forbids in-place work on views from here.
+    out = torch.ops.aten._unsafe_view(F.linear(x.flatten(0, -2), weight, bias), (*x.shape[:-1], len(weight)))
+    return out, x.to(out.dtype), weight
 
 
-def _embedding(layer: nn.Embedding, batch: _Batch, indices: Tensor) -> Tensor:
-    return _Embedding.apply(indices, layer.weight, layer, batch)
+def _linear_backward(layer: nn.Linear, g: Tensor, k: int, b: int, wants_x: bool, collect: bool, x, weight):
+    weights, biases = None, None
+    if collect:
+        gk, xk = (t.reshape(k, b, -1, t.shape[-1]) for t in (g, x))
+        weights, biases = torch.einsum("kbto,kbti->boi", gk, xk), gk.sum((0, 2))
+    return g @ weight.to(g.dtype) if wants_x else None, weights, biases
 
 
-# How a layer is computed, and how many axes its input has at least; fewer would be a layer's unbatched form.
+def _group_norm(layer: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor | None):
+    x = x.contiguous()
+    n, c, *pixels = x.shape
+    out, mean, rstd = torch.native_group_norm(
+        x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), n, c, math.prod(pixels),
+        layer.num_groups, layer.eps,
+    )  # fmt: skip
+    return out, x, mean, rstd, weight
+
+
+def _group_norm_backward(layer, g, k: int, b: int, wants_x: bool, collect: bool, x, mean, rstd, weight):
+    """As for convolutions: B group norms, each of its copy of the weight, over a batch of K."""
+    _, c, *pixels = x.shape
+    grad_x, weights, biases = torch.ops.aten.native_group_norm_backward(
+        g.to(x.dtype).contiguous().view(k, b * c, -1), x.view(k, b * c, -1), mean.view(k, -1), rstd.view(k, -1),
+        weight.to(x.dtype).repeat(b), k, b * c, math.prod(pixels), b * layer.num_groups, (wants_x, collect, collect),
+    )  # fmt: skip
+    return None if grad_x is None else grad_x.view(x.shape), weights, biases
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, weight: Tensor, bias: Tensor | None):
+    weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+    out, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    return out, x, mean, rstd, weight
+
+
+def _layer_norm_backward(layer, g, k: int, b: int, wants_x: bool, collect: bool, x, mean, rstd, weight):
+    shape, weights, biases, grad_x = layer.normalized_shape, None, None, None
+    g = g.to(x.dtype)
+    if collect:
+        weights, biases = (t.reshape(k, b, -1, *shape).sum((0, 2)) for t in (g * (x - mean) * rstd, g))
+    if wants_x:
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g, x, shape, mean, rstd, weight, None, (True, False, False)
+        )
+    return grad_x, weights, biases
+
+
+def _embedding(layer: nn.Embedding, indices: Tensor, weight: Tensor, _: None):
+    return F.embedding(indices, weight), indices
+
+
+def _embedding_backward(layer: nn.Embedding, g: Tensor, k: int, b: int, wants_x: bool, collect: bool, indices):
+    weights = None
+    if collect:
+        g = _at_least_float32(g)
+        weights = g.new_zeros((b, *layer.weight.shape))
+        example = torch.arange(len(indices), device=g.device) % b  # row k * B + b belongs to example b
+        example = example.view(-1, *[1] * (indices.ndim - 1)).expand_as(indices)
+        weights.index_put_((example, indices), g, accumulate=True)
+        if layer.padding_idx is not None:
+            weights[:, layer.padding_idx] = 0  # as in torch: the padding's row is not trained
+    return None, weights, None
+
+
+class _Kind(NamedTuple):
+    forward: Callable
+    backward: Callable
+    axes: Callable[[nn.Module], int]  # that an input has at least; fewer would be a layer's unbatched form
+
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FAST = {
-    **dict.fromkeys(_CONVOLUTIONS, (_conv, lambda layer: 2 + len(layer.kernel_size))),
-    nn.Linear: (functools.partial(_affine, _Linear), lambda _: 2),
-    nn.GroupNorm: (functools.partial(_affine, _GroupNorm), lambda _: 2),
-    nn.LayerNorm: (functools.partial(_affine, _LayerNorm), lambda layer: 1 + len(layer.normalized_shape)),
-    nn.Embedding: (_embedding, lambda _: 1),
+    **dict.fromkeys(_CONVOLUTIONS, _Kind(_conv, _conv_backward, lambda layer: 2 + len(layer.kernel_size))),
+    nn.Linear: _Kind(_linear, _linear_backward, lambda _: 2),
+    nn.GroupNorm: _Kind(_group_norm, _group_norm_backward, lambda _: 2),
+    nn.LayerNorm: _Kind(_layer_norm, _layer_norm_backward, lambda layer: 1 + len(layer.normalized_shape)),
+    nn.Embedding: _Kind(_embedding, _embedding_backward, lambda _: 1),
 }
