@@ -9,7 +9,7 @@ block into its opposite: the sensitivity is twice the clip norm.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dpdm.checkpoint import Checkpoint
-from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.isolation import is_due, random_records
-from dpdm.privacy.ledger import Ledger
-from dpdm.privacy.loop import PrivateLoop, Stateful, Step
-from dpdm.privacy.noise import Randomness, clip_factor, noised
+from dpdm.privacy.loop import PrivateLoop, Served, Step
+from dpdm.privacy.noise import clip_factor, noised
 from dpdm.rng import Streams
 
 BlockGradient = Callable[..., Tensor]
@@ -111,30 +108,15 @@ class BlockGradients(PrivateLoop[BlockStep]):
 
     step_type = BlockStep
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        images: Callable[[np.ndarray], tuple[Tensor, Tensor]],
-        meta: ImageMeta,
-        params: PoissonBlocks | ShardBlocks,
-        prepare: Prepare | None,
-        ledger: Ledger,
-        event: int,
-        rng: Randomness,
-        checkpoint: Checkpoint,
-        keep: Sequence[Stateful],
-    ):
-        super().__init__(name, params.steps, ledger, event, rng, checkpoint, keep)
-        self.params = params
-        self._images, self._n, self._meta = images, meta.n, meta
-        self._prepare = prepare
+    def __init__(self, served: Served, params: PoissonBlocks | ShardBlocks, prepare: Prepare | None):
+        super().__init__(served, params.steps)
+        self.params, self._prepare = params, prepare
         self._prepared: dict[int, Any] = {}
         self._passed = False
         self._rehearsed: tuple[Any, ...] | None = None  # the state of a shard of random records
         if isinstance(params, ShardBlocks):
             # Each record on its own, so that adding or removing one moves no other to another shard.
-            self._shard_of = (rng.uniform("shards", count=meta.n) * params.shards).astype(np.int64)
+            self._shard_of = (self._rng.uniform("shards", count=self._n) * params.shards).astype(np.int64)
 
     def check(self, fakes: Tensor, gradient: BlockGradient, index: int) -> None:
         """Tries `gradient` on random records: again the same ones, after others, must give the same.
@@ -181,7 +163,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
 
     def _clipped(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
         """The exact clipped block (float64). Not a release."""
-        records, *state = self._draw(index)
+        records, *state = self._drawn(index)
         block = torch.zeros_like(fakes)
         if len(records):
             with self._rng.torch_default("draws", index):
@@ -194,10 +176,10 @@ class BlockGradients(PrivateLoop[BlockStep]):
             raise UserError("a gradient is not finite; lower the learning rate or check the images")
         return block * clip_factor(norm, self.params.max_block_norm)
 
-    def _draw(self, index: int) -> tuple[Any, ...]:
+    def _drawn(self, index: int) -> tuple[Any, ...]:
         """The records of a step, and with shards their shard's state."""
         if isinstance(self.params, PoissonBlocks):
-            return (self._poisson_batch(index, self._n),)
+            return (self._draw(index),)
         shard = int(self._rng.uniform("shard", index, count=1)[0] * self.params.shards)
         records = np.flatnonzero(self._shard_of == shard)
         if shard not in self._prepared and len(records):

@@ -15,7 +15,7 @@ from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBloc
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
 from dpdm.privacy.isolation import held_by, random_records
 from dpdm.privacy.ledger import Ledger
-from dpdm.privacy.loop import Stateful
+from dpdm.privacy.loop import Served, Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
 from dpdm.processes import Processes
 from dpdm.progress import Log
@@ -138,25 +138,8 @@ class PrivateData(NoCopy):
         Raises:
             UserError: not planned with exactly these parameters, served already, or a layer mixes examples.
         """
-        mechanism = self._serve(name, "poisson_subsampled_gaussian")
-        self._check_announced(mechanism, params.mechanism(name, self.meta.n))
-        event = mechanism.event(self._noise_scale, steps=0)
-        return DpSgd(
-            name=name,
-            images=self._batch,
-            meta=self.meta,
-            module=module,
-            optimizer=optimizer,
-            params=params,
-            rows_per_example=rows_per_example,
-            second_order=second_order,
-            ledger=self.ledger,
-            event=self.ledger.append(event),
-            rng=self._rng.scoped(name),
-            checkpoint=self._checkpoint,
-            keep=keep,
-            processes=self._processes,
-        )
+        served = self._serve_loop(params.mechanism(name, self.meta.n), (module, optimizer, *keep))
+        return DpSgd(served, module, optimizer, params, rows_per_example, second_order, self._processes)
 
     def block_gradients(
         self,
@@ -177,29 +160,19 @@ class PrivateData(NoCopy):
         Raises:
             UserError: not planned with exactly these parameters, or served already.
         """
-        announced = params.mechanism(name, self.meta.n)
-        mechanism = self._serve(name, announced.mechanism)
-        self._check_announced(mechanism, announced)
-        event = mechanism.event(self._noise_scale, steps=0)
-        return BlockGradients(
-            name=name,
-            images=self._batch,
-            meta=self.meta,
-            params=params,
-            prepare=prepare,
-            ledger=self.ledger,
-            event=self.ledger.append(event),
-            rng=self._rng.scoped(name),
-            checkpoint=self._checkpoint,
-            keep=keep,
-        )
+        return BlockGradients(self._serve_loop(params.mechanism(name, self.meta.n), keep), params, prepare)
 
-    def _check_announced(self, mechanism: Mechanism, announced: Mechanism) -> None:
-        if (announced.sample_rate, announced.steps) != (mechanism.sample_rate, mechanism.steps):
+    def _serve_loop(self, asked: Mechanism, stateful: Sequence[Stateful]) -> Served:
+        mechanism = self._serve(asked.name, asked.mechanism)
+        if (asked.sample_rate, asked.steps) != (mechanism.sample_rate, mechanism.steps):
             raise UserError(
-                f"mechanism {mechanism.name!r} was planned with another batch size (or shards) or number of steps"
+                f"mechanism {asked.name!r} is asked for with q = {asked.sample_rate:g}, steps = {asked.steps}, but "
+                f"planned with q = {mechanism.sample_rate:g}, steps = {mechanism.steps}; give the plan the same params"
             )
-        self._check_sensitivity(mechanism, announced.sensitivity)
+        self._check_sensitivity(mechanism, asked.sensitivity)
+        event = self.ledger.append(mechanism.event(self._noise_scale, steps=0))
+        rng, meta = self._rng.scoped(asked.name), self.meta
+        return Served(asked.name, self._batch, meta, self.ledger, event, rng, self._checkpoint, tuple(stateful))
 
     def _check_sensitivity(self, mechanism: Mechanism, asked: float) -> None:
         if asked != mechanism.sensitivity:

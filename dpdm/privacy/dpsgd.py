@@ -6,20 +6,16 @@ Abadi et al. 2016; with several rows per example, Dockhorn et al. 2022, algorith
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dpdm.checkpoint import Checkpoint
-from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.isolation import SwapTest
-from dpdm.privacy.ledger import Ledger
-from dpdm.privacy.loop import PrivateLoop, Stateful, Step
-from dpdm.privacy.noise import Randomness, noised
+from dpdm.privacy.loop import PrivateLoop, Served, Step
+from dpdm.privacy.noise import noised
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.processes import Processes
 
@@ -109,35 +105,26 @@ class DpSgd(PrivateLoop[DpSgdStep]):
 
     def __init__(
         self,
-        *,
-        name: str,
-        images: Callable[[np.ndarray], tuple[Tensor, Tensor]],
-        meta: ImageMeta,
+        served: Served,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         params: DpSgdParams,
         rows_per_example: int,
         second_order: bool,
-        ledger: Ledger,
-        event: int,
-        rng: Randomness,
-        checkpoint: Checkpoint,
-        keep: Sequence[Stateful],
         processes: Processes,
     ):
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if owned != {id(p) for p in module.parameters() if p.requires_grad}:
-            raise UserError(f"{name}: the optimizer must hold exactly the module's trainable parameters")
-        super().__init__(name, params.steps, ledger, event, rng, checkpoint, (module, optimizer, *keep))
+            raise UserError(f"{served.name}: the optimizer must hold exactly the module's trainable parameters")
+        super().__init__(served, params.steps)
         self.params = params
-        self._images, self._n = images, meta.n
         self._processes = processes
         self._public_count: int | None = None
         self._module, self._optimizer = module, optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._gradients = PerExampleGradients(module, rows_per_example, "vmap" if second_order else "auto")
         self.module = self._gradients.module
-        self._swap_test = SwapTest(self._gradients, meta, params.max_physical_batch_size)
+        self._swap_test = SwapTest(self._gradients, self._meta, params.max_physical_batch_size)
 
     def close(self) -> None:
         """Takes the per-example machinery off the module; further private steps are impossible."""
@@ -165,13 +152,8 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         rows = self.params.expected_batch_size
         if public is not None:
             rows += len(public.images)
-            total += self._clipped_sum(
-                public.losses,
-                len(public.images),
-                lambda chunk: (public.images[chunk], public.labels[chunk]),
-                "public",
-                index,
-            )
+            load = lambda chunk: (public.images[chunk], public.labels[chunk])  # noqa: E731
+            total += self._clipped_sum(public.losses, len(public.images), load, "public", index)
         total /= rows
         self.released_grad_norm = float(total.norm())
         for p, part in zip(self._parameters, total.split([p.numel() for p in self._parameters]), strict=True):
@@ -215,10 +197,6 @@ class DpSgd(PrivateLoop[DpSgdStep]):
                 f"{self.name}: {len(public.images)} public rows after {self._public_count}; keep their number"
             )
         self._public_count = len(public.images)
-
-    def _draw(self, index: int) -> np.ndarray:
-        """The records of a step."""
-        return self._poisson_batch(index, self._n)
 
 
 def add_clipped(total: Tensor, gradients: Sequence[Tensor], max_grad_norm: float) -> None:

@@ -1,12 +1,14 @@
 """A loop of private steps: handed out once each, counted in the ledger, and continued from a checkpoint."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from dpdm.checkpoint import Checkpoint
+from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.privacy.ledger import Event, Ledger
 from dpdm.privacy.noise import NoCopy, Randomness
@@ -43,33 +45,40 @@ class Step(NoCopy):
 StepType = TypeVar("StepType", bound=Step)
 
 
-class PrivateLoop(NoCopy, Generic[StepType]):
-    """Iterates over exactly `steps` private steps of one planned mechanism.
+@dataclass(frozen=True)
+class Served:
+    """What the door gives to a loop.
 
     Args:
+        images: maps indices of records to images and labels.
         event: index of the mechanism's event in the ledger, which decides sampling and noise, so that what is done
             and what is accounted cannot differ.
         stateful: everything that the loop changes, for checkpoints.
     """
 
+    name: str
+    images: Callable[[np.ndarray], tuple[Tensor, Tensor]]
+    meta: ImageMeta
+    ledger: Ledger
+    event: int
+    rng: Randomness
+    checkpoint: Checkpoint
+    stateful: Sequence[Stateful]
+
+
+class PrivateLoop(NoCopy, Generic[StepType]):
+    """Iterates over exactly `steps` private steps of one planned mechanism."""
+
     step_type: type[StepType]
 
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        ledger: Ledger,
-        event: int,
-        rng: Randomness,
-        checkpoint: Checkpoint,
-        stateful: Sequence[Stateful],
-    ):
-        self.name = name
-        self.declared = ledger.events[event]
+    def __init__(self, served: Served, steps: int):
+        self.name = served.name
+        self.declared = served.ledger.events[served.event]
         self.released_grad_norm = 0.0
         self.closed = False
-        self._steps, self._ledger, self._event = steps, ledger, event
-        self._rng, self._checkpoint, self._stateful = rng, checkpoint, tuple(stateful)
+        self._images, self._meta, self._n = served.images, served.meta, served.meta.n
+        self._steps, self._ledger, self._event = steps, served.ledger, served.event
+        self._rng, self._checkpoint, self._stateful = served.rng, served.checkpoint, served.stateful
         self._next: int | None = None  # the first step not yet handed out; None before a checkpoint was looked for
 
     def __len__(self) -> int:
@@ -98,9 +107,10 @@ class PrivateLoop(NoCopy, Generic[StepType]):
         """Writes one more step into the ledger."""
         self._ledger.count_step(self._event)
 
-    def _poisson_batch(self, index: int, n: int) -> np.ndarray:
-        """Poisson sampling: every one of n records independently with the declared `sample_rate`."""
-        return np.flatnonzero(self._rng.uniform("poisson", index, count=n) < self.declared.sample_rate)
+    def _draw(self, index: int) -> np.ndarray:
+        """Poisson sampling: the indices of a step's records, each drawn independently at the declared `sample_rate`."""
+        u = self._rng.uniform("poisson", index, count=self._n)
+        return np.flatnonzero(u < self.declared.sample_rate)
 
     def close(self) -> None:
         """Further private steps are impossible."""

@@ -303,7 +303,7 @@ def test_a_model_of_networks_can_be_moved(case, fitted):
     assert all(p.device.type == "meta" for network in networks for p in network.parameters())
 
 
-def test_data_reach_the_model_through_mechanisms_alone(run, images, monkeypatch):
+def test_data_reach_the_model_only_through_mechanisms(run, images, monkeypatch):
     """With every mechanism's data part silenced, two different data sets must give the same model, byte by byte.
 
     Would catch private labels given to a generator, a statistic computed beside the door, validation on real

@@ -22,7 +22,7 @@ RELEASES, DPSGD, BLOCKS, NOISES = (
 )
 CONTRACT = "tests/contract/test_methods.py::test_"
 SWAP_CONTRACT = f"{CONTRACT}a_private_loss_passes_the_whole_swap_test"
-SILENCED = f"{CONTRACT}data_reach_the_model_through_mechanisms_alone"
+SILENCED = f"{CONTRACT}data_reach_the_model_only_through_mechanisms"
 UNIT = "tests/unit/test_"
 
 MUTANTS = [
@@ -133,8 +133,8 @@ MUTANTS = [
         "a larger batch than planned is served",
         "dpdm/privacy/door.py",
         {
-            "(announced.sample_rate, announced.steps) != (mechanism.sample_rate, mechanism.steps)": (
-                "announced.steps != mechanism.steps"
+            "(asked.sample_rate, asked.steps) != (mechanism.sample_rate, mechanism.steps)": (
+                "asked.steps != mechanism.steps"
             )
         },
         "unit test",
@@ -179,7 +179,7 @@ MUTANTS = [
         "dpdm/privacy/noise.py",
         {".mul_(1 / grid).round_().mul_(grid)": ""},
         "unit test",
-        f"{UNIT}noise.py::test_a_release_is_the_sum_plus_noise_on_a_grid_of_the_noise_alone",
+        f"{UNIT}noise.py::test_a_release_is_the_sum_plus_noise_on_a_grid_of_the_noise",
         "gaps of floating-point noise tell what it was added to",
     ),
     Mutant(
@@ -235,7 +235,7 @@ MUTANTS = [
         "dpdm/method.py",
         {'if spec.noise == "secret":': 'if spec.noise == "none":'},
         "unit test",
-        f"{UNIT}checkpoint.py::test_secret_noise_follows_from_the_key_alone",
+        f"{UNIT}checkpoint.py::test_secret_noise_follows_only_from_the_key",
         "the ledger calls secret what everyone can draw",
     ),
     Mutant(
@@ -265,7 +265,7 @@ MUTANTS = [
         "dpdm/privacy/key.py",
         {"0o600": "0o644"},
         "unit test",
-        f"{UNIT}key.py::test_a_key_is_made_once_for_its_owner_alone_and_found_again",
+        f"{UNIT}key.py::test_a_key_is_made_once_for_its_owner_and_found_again",
         "other users of the machine can subtract the noise",
     ),
     Mutant(
@@ -286,13 +286,9 @@ MUTANTS = [
     ),
     # --- DP-SGD --------------------------------------------------------------------------------------------------
     Mutant(
-        "two DP-SGD mechanisms of a plan share their streams",
+        "two mechanisms of a plan share their streams of steps",
         "dpdm/privacy/door.py",
-        {
-            ".scoped(name),\n            checkpoint=self._checkpoint,\n            keep=keep,\n            processes": (
-                ",\n            checkpoint=self._checkpoint,\n            keep=keep,\n            processes"
-            )
-        },
+        {"rng, meta = self._rng.scoped(asked.name), self.meta": "rng, meta = self._rng, self.meta"},
         "unit test",
         f"{NOISES}no_stream_is_drawn_from_twice",
         "equal batches and equal noise in both",
@@ -427,7 +423,7 @@ MUTANTS = [
     Mutant(
         "two steps share a Poisson batch",
         "dpdm/privacy/loop.py",
-        {'self._rng.uniform("poisson", index, count=n)': 'self._rng.uniform("poisson", index // 2, count=n)'},
+        {'"poisson", index, count': '"poisson", index // 2, count'},
         "unit test",
         f"{NOISES}no_stream_is_drawn_from_twice",
         "a record drawn once is in two steps: amplification does not hold",
@@ -436,8 +432,8 @@ MUTANTS = [
         "batches are drawn with replacement",
         "dpdm/privacy/loop.py",
         {
-            'np.flatnonzero(self._rng.uniform("poisson", index, count=n) < self.declared.sample_rate)': (
-                '(n * self._rng.uniform("poisson", index, count=round(n * self.declared.sample_rate))).astype(int)'
+            "np.flatnonzero(u < self.declared.sample_rate)": (
+                "(len(u) * u[: round(len(u) * self.declared.sample_rate)]).astype(int)"
             )
         },
         "unit test",
@@ -448,8 +444,8 @@ MUTANTS = [
         "batches have a fixed size",
         "dpdm/privacy/loop.py",
         {
-            'np.flatnonzero(self._rng.uniform("poisson", index, count=n) < self.declared.sample_rate)': (
-                'np.argsort(self._rng.uniform("poisson", index, count=n))[: round(n * self.declared.sample_rate)]'
+            "np.flatnonzero(u < self.declared.sample_rate)": (
+                "np.argsort(u)[: round(len(u) * self.declared.sample_rate)]"
             )
         },
         "unit test",
@@ -459,7 +455,7 @@ MUTANTS = [
     Mutant(
         "every record is in every batch",
         "dpdm/privacy/loop.py",
-        {"count=n) < self.declared.sample_rate": "count=n) < 1"},
+        {"u < self.declared.sample_rate": "u < 1"},
         "attack",
         f"{UNIT}white_box.py::test_dpsgd_is_attacked_in_one_run",
         "no amplification by sampling",
@@ -617,7 +613,7 @@ MUTANTS = [
         "layers that start at zero hide what comes before them",
     ),
     Mutant(
-        "the swap test tries small batches alone",
+        "the swap test tries only small batches",
         "dpdm/privacy/isolation.py",
         {"SIZES = (3, 8, 32)": "SIZES = (3, 8)"},
         "unit test",
@@ -641,7 +637,7 @@ MUTANTS = [
         "a schedule in the loss mixes records later",
     ),
     Mutant(
-        "the swap test shows no record alone",
+        "the swap test shows no record by itself",
         "dpdm/privacy/isolation.py",
         {"self._try_alone(row_losses": "(lambda *_, **__: None)(row_losses"},
         "unit test",
@@ -717,18 +713,6 @@ MUTANTS = [
         "2 to 33 times the sensitivity",
     ),
     # --- block gradients -----------------------------------------------------------------------------------------
-    Mutant(
-        "two block mechanisms of a plan share their streams",
-        "dpdm/privacy/door.py",
-        {
-            "self._rng.scoped(name),\n            checkpoint=self._checkpoint,\n            keep=keep,\n        )": (
-                "self._rng,\n            checkpoint=self._checkpoint,\n            keep=keep,\n        )"
-            )
-        },
-        "unit test",
-        f"{NOISES}no_stream_is_drawn_from_twice",
-        "equal batches and equal noise in both",
-    ),
     Mutant(
         "a block is clipped image by image",
         "dpdm/privacy/block.py",
@@ -899,7 +883,7 @@ MUTANTS = [
         "epsilon is above the target",
     ),
     Mutant(
-        "calibration asks the declared accountant alone",
+        "calibration asks only the declared accountant",
         "dpdm/privacy/accounting.py",
         {'tuple(dict.fromkeys((accountant, "prv", "pld")))': "(accountant,)"},
         "unit test",
@@ -924,7 +908,7 @@ MUTANTS = [
     ),
     # --- the audit -----------------------------------------------------------------------------------------------
     Mutant(
-        "the audit asks PRV alone",
+        "the audit asks only PRV",
         "dpdm/privacy/audit.py",
         {"max(spent[name] for name in audited_under(ledger.accountant)) <=": 'spent["prv"] <='},
         "audit",
@@ -1054,7 +1038,7 @@ MUTANTS = [
             )
         },
         "unit test",
-        f"{UNIT}block_rivals.py::test_a_prepared_critic_is_a_function_of_its_shard_alone",
+        f"{UNIT}block_rivals.py::test_a_prepared_critic_is_a_function_only_of_its_shard",
         "a shard's critic depends on which were drawn before",
     ),
     # --- attacks -------------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_misuse_is_refused():
     )
     with refuses("poisson_subsampled_gaussian"):
         door.block_gradients("g", KINDS[1])
-    with refuses("g"):
+    with refuses("g", "steps = 4"):
         door.block_gradients("g", KINDS[0].model_copy(update={"steps": 4}))
 
 

@@ -258,7 +258,7 @@ def shard_of(seed: int, size: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     return normal(size, 1, 8, 8, seed=seed).float().clamp(-1, 1), torch.arange(size) % 10
 
 
-def test_a_prepared_critic_is_a_function_of_its_shard_alone():
+def test_a_prepared_critic_is_a_function_only_of_its_shard():
     shards = some_shards()
     first, optimizer = shards.prepare(*shard_of(0), 2)
     shards.prepare(*shard_of(1), 0)  # other shards, before or after, and visits to them

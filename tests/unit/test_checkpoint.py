@@ -303,7 +303,7 @@ def secret(images, path, monkeypatch, key: int) -> tuple[bytes, str]:
     return result(*train(spec(noise="secret"), images, Log("test"), checkpoint=path))
 
 
-def test_secret_noise_follows_from_the_key_alone(images, tmp_path, monkeypatch):
+def test_secret_noise_follows_only_from_the_key(images, tmp_path, monkeypatch):
     first, again, other = (
         secret(images, tmp_path / f"{number}.pt", monkeypatch, key) for number, key in enumerate((1, 1, 2))
     )

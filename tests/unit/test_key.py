@@ -20,7 +20,7 @@ def key(checkpoint, run: str = "run") -> bytes:
     return secret_key(checkpoint, run, Processes())
 
 
-def test_a_key_is_made_once_for_its_owner_alone_and_found_again(tmp_path):
+def test_a_key_is_made_once_for_its_owner_and_found_again(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     first = key(checkpoint)
     assert len(first) == 32

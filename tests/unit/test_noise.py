@@ -91,7 +91,7 @@ def test_normal_numbers_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("std", [1e-6, 0.3, 1.0, 7e5])
-def test_a_release_is_the_sum_plus_noise_on_a_grid_of_the_noise_alone(std):
+def test_a_release_is_the_sum_plus_noise_on_a_grid_of_the_noise(std):
     rng = Randomness(bytes(32))
     total = torch.linspace(-3, 5, 50_000, dtype=torch.float64) * std
     released = noised(total, std, rng, "noise", 7)
