@@ -20,7 +20,7 @@ from dpdm.catalog import find_impl
 from dpdm.config import Study
 from dpdm.data import DELTA_RULE, ImageSet
 from dpdm.errors import UserError
-from dpdm.explain import parse_params
+from dpdm.explain import nearest, parse_params
 from dpdm.layout import Layout
 from dpdm.method import load_method
 from dpdm.method import train as train_method
@@ -85,7 +85,7 @@ class Run:
             raise UserError(f"{self.spec.name} is a classifier and draws no images; use its model.predict(images)")
         sampler = next(iter(self.samplers)) if sampler is None else sampler
         if sampler not in self.samplers:
-            raise UserError(f"{self.spec.name} has no sampler {sampler!r}; it has {', '.join(self.samplers)}")
+            raise UserError(f"{self.spec.name} has no sampler {sampler!r}; {nearest(sampler, self.samplers)}")
         labels, classes = np.asarray(labels), self.ledger.num_classes
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, range(classes)).all():
             raise UserError(

@@ -12,7 +12,7 @@ from dpdm.artifacts import sha256_of
 def provenance() -> dict[str, str]:
     """Version, commit (with `-dirty` where the tree differs from it; "unknown" outside a checkout), code digest.
 
-    `code` digests the sources of the `dpdm` package without its report: adding a baseline, or mending a table,
+    `code` digests the sources of the `dpdm` package without its report: adding a baseline, or an edit of a table,
     does not part the runs of the other methods, which that edit cannot have changed.
     """
     package = Path(__file__).parent

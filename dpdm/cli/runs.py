@@ -26,7 +26,7 @@ what_argument = click.argument(
 @click.option("--data", type=PATH, metavar="NPZ", help="Training images of --spec, if not found by its place.")
 @out_option("Folder for the results. Default: where the study has the run; of a changed run results/by_hand/NAME.")
 @click.option("--noise", type=click.Choice(["repeatable", "secret"]), help="Noise from the seed, or from a secret key.")
-@click.option("--keep-key", is_flag=True, help="Leave the key of secret noise beside the results.")
+@click.option("--keep-key", is_flag=True, help="Leave the key of secret noise next to the results.")
 @click.option(
     "--checkpoint-interval",
     type=click.FloatRange(0, min_open=True),

@@ -18,7 +18,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 class Folder(LocalSource):
     """Your own image files: `train/CLASS/*.png` or `.jpg`, and `test/CLASS/*`; classes in the natural order of their
-    names (2 before 10), which dataset.json lists. After a change of the files delete `results/data/NAME`."""
+    names (2 before 10), which dataset.json lists; transparent pixels become white. After a change of the files delete
+    `results/data/NAME`."""
 
     source: Literal["folder"] = "folder"
     data_dir: str = Field(description="folder that holds `train/` and `test/`")

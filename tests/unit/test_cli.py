@@ -142,7 +142,7 @@ def test_validate_reads_the_weights(validate, work, tmp_path, tiny_study_dict):
 
 
 @pytest.mark.slow
-def test_the_fid_has_a_file_of_its_own_beside_the_other_scores(
+def test_the_fid_has_another_file_than_the_other_scores(
     run_cli, work, digits64, fid_study, study_file, tiny_study_dict, monkeypatch
 ):
     monkeypatch.setattr(inception, "LAYER", "64")  # the whole network takes minutes
@@ -569,7 +569,7 @@ def test_audit_fails_above_the_target_however_well_sealed(run_cli, tmp_path, led
     ids=str,
 )
 def test_audit_compares_the_events_with_the_recipe_however_well_sealed(run_cli, tmp_path, ledger, change, parts):
-    """Each of these costs less than the target: the accountants alone would let them pass."""
+    """Each of these costs less than the target: the accountants by themselves would let them pass."""
     events = [] if change is None else [ledger["events"][0] | change]
     path = write_sealed(tmp_path / "resealed.json", ledger | {"events": events})
     assert audit(artifacts.read_json(path), "l")["passed"]

@@ -411,8 +411,10 @@ def test_weights_are_fetched_once_and_checked(hub, monkeypatch):
     assert asked[0][0].endswith(FILE)
 
 
-def test_a_path_is_taken_as_it_is_or_named(hub, tmp_path, inception_weights):
+def test_a_path_is_taken_as_it_is_or_named(hub, tmp_path, inception_weights, monkeypatch):
     assert inception.find_weights(str(inception_weights)) == inception_weights
+    monkeypatch.setenv("HOME", str(inception_weights.parent))
+    assert inception.find_weights(f"~/{inception_weights.name}") == inception_weights
     for wrong in (tmp_path, tmp_path / "none.pth"):
         with refuses("weights_path", wrong, FILE) as error:
             inception.find_weights(str(wrong))

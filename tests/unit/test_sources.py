@@ -154,7 +154,7 @@ UNIT = np.linspace(0, 1, 4 * 3 * 5 * 6).reshape(4, 3, 5, 6)
 def test_npz_files_of_another_form_are_refused_with_the_line_that_corrects_them(tmp_path, split, change, parts):
     arrays = {"train": GOOD, "test": GOOD} | {split: GOOD | change}
     spec = npz_spec(tmp_path, **arrays)
-    for read in (spec.load, spec.meta):  # `dpdm check` asks for meta alone
+    for read in (spec.load, spec.meta):  # `dpdm check` asks for meta only
         with refuses(tmp_path / f"{split}.npz", *parts):
             read()
 
