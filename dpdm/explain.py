@@ -113,9 +113,7 @@ def _path(loc: tuple[str | int, ...], kind: Any) -> tuple[str, list[type[BaseMod
 
 def _inner(annotation: Any, part: str | int) -> list[Any]:
     """The annotations of what `part` (a key or an index) leads to."""
-    if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        return _inner(annotation.model_fields["root"].annotation, part)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return [annotation.model_fields[part].annotation] if part in annotation.model_fields else []
     arguments = get_args(annotation)
     if get_origin(annotation) is dict:
@@ -127,15 +125,19 @@ def _inner(annotation: Any, part: str | int) -> list[Any]:
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
     """The models that a value may be of, not those within it."""
-    if isinstance(annotation, type) and issubclass(annotation, RootModel):
-        return models_of(annotation.model_fields["root"].annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return [annotation]
     return [model for branch in _branches(annotation) for model in models_of(branch)]
 
 
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel) and not issubclass(annotation, RootModel)
+
+
 def _branches(annotation: Any) -> tuple[Any, ...]:
-    """The parts of a union, or what is annotated; nothing for any other type."""
+    """The parts of a union, what is annotated, or the root of a root model; nothing for any other type."""
+    if isinstance(annotation, type) and issubclass(annotation, RootModel):
+        return (annotation.model_fields["root"].annotation,)
     if get_origin(annotation) is Annotated:
         return get_args(annotation)[:1]
     return get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else ()

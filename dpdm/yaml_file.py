@@ -1,5 +1,6 @@
 """Reading of YAML, strictly (PyYAML keeps the last of two equal keys silently), and laying it over other YAML."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,12 @@ def read_yaml(path: str | Path) -> Any:
 
 def parse_yaml(text: str, origin: str) -> Any:
     """The value of a text; UserError, which names `origin`, as in `read_yaml`."""
-    loader = None
+    stream = io.StringIO(text)
+    stream.name = origin
     try:
-        loader = _Strict(text)
-        loader.name = origin
-        return loader.get_single_data()
+        return yaml.load(stream, _Strict)
     except yaml.YAMLError as error:
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        if loader:
-            loader.dispose()
 
 
 def overlay(base: Any, change: Any) -> Any:
