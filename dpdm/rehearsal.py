@@ -39,12 +39,12 @@ class _Rehearsal(PrivateData):
 
     def dpsgd(self, *args: Any, **kwargs: Any) -> DpSgd:
         loop = super().dpsgd(*args, **kwargs)
-        loop.descend = self._stop  # what a step does once its loss has passed the swap test
+        loop.release = self._stop  # what a step does once its loss has passed the swap test
         return loop
 
     def block_gradients(self, *args: Any, **kwargs: Any) -> BlockGradients:
         loop = super().block_gradients(*args, **kwargs)
-        loop.noised = self._stop
+        loop.release = self._stop
         return loop
 
     def _release(self, *args: Any) -> torch.Tensor:

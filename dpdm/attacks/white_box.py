@@ -319,9 +319,7 @@ def by_errors(claim: Claim, played: Played) -> float:
     the profile by PLD has too small a delta at some epsilon. The largest noise, in multiples of the claimed one, that
     is not refuted gives the bound.
     """
-    included = int(played.included.sum())
-    trials = len(played.scores) - included, included
-    errors = _errors(played, _best_threshold(claim.events, *trials), *trials)
+    errors = _errors_of(claim, played, lambda errors: mu_by_errors(errors, EACH))
     delta = claim.budget.delta
     if all(event.mechanism == "gaussian" for event in claim.events):
         return epsilon_of_mu(mu_by_errors(errors, EACH), delta)
@@ -345,25 +343,29 @@ def by_errors(claim: Claim, played: Played) -> float:
     return epsilon_spent(noisier(high), delta, "pld")
 
 
-@functools.lru_cache(maxsize=4)
-def _best_threshold(events: tuple[Event, ...], negatives: int, positives: int) -> float:
-    """The threshold that promises the highest mu."""
-    simulated = simulate(events)
-    thresholds = np.quantile(simulated.scores, np.linspace(0, 1, 101)[1:-1])
-    return max(thresholds, key=lambda t: mu_by_errors(_errors(simulated, t, negatives, positives), EACH))
-
-
 def by_clopper_pearson(claim: Claim, played: Played) -> tuple[str, float, dict[str, int]]:
     """The bound of the two error rates, every canary being a trial; the threshold is fixed on a simulation."""
-    simulated, included = simulate(claim.events), int(played.included.sum())
+
+    def bound(errors: Errors) -> float:
+        return epsilon_by_errors(errors, claim.budget.delta, EACH)
+
+    return "clopper_pearson", bound(_errors_of(claim, played, bound)), {}
+
+
+def _errors_of(claim: Claim, played: Played, bound: Callable[[Errors], float]) -> Errors:
+    """The errors at the threshold that promises the highest bound on a simulation."""
+    included = int(played.included.sum())
     trials = len(played.scores) - included, included
+    threshold, _ = max(_promised(claim.events, *trials), key=lambda promise: bound(promise[1]))
+    return _errors(played, threshold, *trials)
 
-    def bound(scored: Played, threshold: float) -> float:
-        return epsilon_by_errors(_errors(scored, threshold, *trials), claim.budget.delta, EACH)
 
+@functools.lru_cache(maxsize=4)
+def _promised(events: tuple[Event, ...], negatives: int, positives: int) -> list[tuple[float, Errors]]:
+    """Thresholds, and what each promises on a simulation."""
+    simulated = simulate(events)
     thresholds = np.quantile(simulated.scores, np.linspace(0, 1, 101)[1:-1])
-    threshold = max(thresholds, key=lambda t: bound(simulated, t))
-    return "clopper_pearson", bound(played, threshold), {}
+    return [(t, _errors(simulated, t, negatives, positives)) for t in thresholds]
 
 
 def _errors(played: Played, threshold: float, negatives: int, positives: int) -> Errors:

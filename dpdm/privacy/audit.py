@@ -5,7 +5,12 @@ from typing import Any
 
 from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, audited_under, epsilons_spent
-from dpdm.privacy.ledger import ACCOUNTANTS, NEIGHBOURING_RELATION, Event, Ledger
+from dpdm.privacy.ledger import ACCOUNTANTS, Event, Ledger
+
+_PUBLISHED = (
+    "coordinates", "recipe", "provenance", "neighbouring_relation", "noise", "n", "delta", "accountant",
+    "target_epsilon",
+)  # fmt: skip
 
 
 def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -30,16 +35,8 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: {error}") from error
     facts = ledger.to_json()
     return {
-        "coordinates": facts["coordinates"],
-        "recipe": facts["recipe"],
-        "provenance": facts["provenance"],
-        "neighbouring_relation": NEIGHBOURING_RELATION,
-        "noise": ledger.noise,
-        "n": ledger.n,
-        "delta": ledger.delta,
-        "accountant": ledger.accountant,
-        "target_epsilon": _json(ledger.target_epsilon),
-        **{f"epsilon_{name}": _json(epsilon) for name, epsilon in spent.items()},
+        **{key: facts[key] for key in _PUBLISHED},
+        **{f"epsilon_{name}": "inf" if math.isinf(epsilon) else epsilon for name, epsilon in spent.items()},
         "events": facts["events"],
         "passed": max(spent[name] for name in audited_under(ledger.accountant)) <= ledger.target_epsilon,
     }
@@ -75,15 +72,7 @@ def _dp_event(event: Event) -> dict[str, Any]:
 def describe_audit(row: dict[str, Any], origin: str) -> str:
     """One line of a terminal."""
     verdict = "passed" if row["passed"] else "FAILED"
-    spent = ", ".join(f"{_text(row[f'epsilon_{name}'])} ({name.upper()})" for name in ACCOUNTANTS)
+    spent = ", ".join(f"{float(row[f'epsilon_{name}']):.4f} ({name.upper()})" for name in ACCOUNTANTS)
     recipe = "" if row["recipe_checked"] else ", events NOT compared with the recipe"
     target = f"target epsilon {row['target_epsilon']}, spent {spent} at delta {row['delta']:.3g}"
     return f"{verdict}  {target}{recipe}  {origin}"
-
-
-def _json(epsilon: float) -> float | str:
-    return "inf" if math.isinf(epsilon) else epsilon
-
-
-def _text(epsilon: float | str) -> str:
-    return epsilon if isinstance(epsilon, str) else f"{epsilon:.4f}"

@@ -89,13 +89,7 @@ class BlockStep(Step):
             UserError: `gradient` remembers records (tried on random ones, at steps 0, 1, 2, 4, 8, ...), or gives no
                 finite tensor; or the fakes are no floating-point numbers.
         """
-        self._check()
-        try:
-            self._loop.check(fakes.detach(), gradient, self.index)
-            self._begin()
-            return self._loop.noised(fakes.detach(), gradient, self.index)
-        except UserError as error:
-            raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
+        return self._take(fakes.detach(), gradient)
 
 
 class BlockGradients(PrivateLoop[BlockStep]):
@@ -153,7 +147,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         with self._rng.torch_default("prepare", shard):
             return self._prepare(images, labels, shard)
 
-    def noised(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
+    def release(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
         """What `BlockStep.release` says; the step was counted before."""
         block = self._clipped(fakes, gradient, index)
         std = self.declared.noise_multiplier * self.declared.sensitivity

@@ -85,13 +85,7 @@ class DpSgdStep(Step):
             UserError: `row_losses` mixes records (see dpdm.privacy.isolation), a layer does, or loss or gradient are
                 not finite; the parameters were not touched.
         """
-        self._check()
-        try:
-            self._loop.check(row_losses, public, self.index)
-            self._begin()
-            self._loop.descend(row_losses, public, self.index)
-        except UserError as error:
-            raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
+        self._take(row_losses, public)
 
 
 class DpSgd(PrivateLoop[DpSgdStep]):
@@ -142,7 +136,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         self._optimizer.zero_grad(set_to_none=True)
         self._swap_test.run(row_losses, self._module, index)
 
-    def descend(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
+    def release(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
         """What `DpSgdStep.update` says; the step was counted before."""
         batch = self._draw(index)
         total = self._clipped_sum(row_losses, len(batch), lambda chunk: self._images(batch[chunk]), "private", index)

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -127,47 +127,50 @@ class Ledger:
         facts = {key: item for key, item in value.items() if key != "seal"}
         if value.get("seal") != _seal(facts):
             raise UserError(f"{origin} was changed after it was written (its seal does not fit); train the run again")
-        if facts.get("neighbouring_relation") != NEIGHBOURING_RELATION:
-            raise UserError(f"{origin}: neighbouring_relation must be {NEIGHBOURING_RELATION!r}")
-        for key, kind in (("coordinates", dict), ("recipe", dict), ("provenance", dict), ("events", list)):
-            if key in facts and not isinstance(facts[key], kind):
-                raise UserError(f"{origin}: {key} must be a {kind.__name__}, got {facts[key]!r}; train the run again")
+        if wrong := facts.keys() ^ _EXPECTED.keys():
+            raise UserError(f"{origin} is not a ledger: keys {', '.join(sorted(wrong))}; train the run again")
+        for key, (what, fits) in _EXPECTED.items():
+            if not fits(facts[key]):
+                raise UserError(f"{origin}: {key} must be {what}, got {facts[key]!r}; train the run again")
+        del facts["version"], facts["neighbouring_relation"]
         try:
-            ledger = cls(
-                n=facts["n"],
-                delta=facts["delta"],
-                target_epsilon=math.inf if facts["target_epsilon"] == "inf" else facts["target_epsilon"],
-                accountant=facts["accountant"],
-                coordinates=facts["coordinates"],
-                recipe=facts["recipe"],
-                provenance=facts["provenance"],
-                shape=tuple(facts["shape"]),
-                num_classes=facts["num_classes"],
-                noise=facts["noise"],
-                events=[Event(**event) for event in facts["events"]],
-            )
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{origin} is not a ledger ({error}); train the run again") from error
+            facts["events"] = [Event(**event) for event in facts["events"]]
+        except TypeError as error:
+            raise UserError(f"{origin}: this is no event ({error}); train the run again") from error
         except UserError as error:
             raise UserError(f"{origin}: {error}; train the run again") from error
-        target = ledger.target_epsilon
-        numbers = type(ledger.n) is int and _is_number(ledger.delta) and (target == math.inf or _is_number(target))
-        if not (numbers and ledger.n > 0 and 0 < ledger.delta < 1 and target > 0):
-            raise UserError(f"{origin}: n, delta and target_epsilon must be positive numbers, delta below 1")
-        counts = (*ledger.shape, ledger.num_classes)
-        if len(ledger.shape) != 3 or not all(type(count) is int and count > 0 for count in counts):
-            raise UserError(f"{origin}: shape must be three sizes and num_classes a number, all whole and above 0")
-        for key, known in (("accountant", ACCOUNTANTS), ("noise", NOISES)):
-            if facts[key] not in known:
-                raise UserError(f"{origin}: {key} must be one of {', '.join(known)}, got {facts[key]!r}")
-        if set(facts) != set(ledger.to_json()) - {"seal"}:
-            raise UserError(f"{origin} has unknown keys; train the run again")
-        return ledger
+        target = math.inf if facts["target_epsilon"] == "inf" else facts["target_epsilon"]
+        return cls(**facts | {"target_epsilon": target, "shape": tuple(facts["shape"])})
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _is_number(value: Any) -> bool:
     """A finite number that a float can hold, as not every int is."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "version": (f"{VERSION}", lambda x: x == VERSION),
+    "neighbouring_relation": (repr(NEIGHBOURING_RELATION), lambda x: x == NEIGHBOURING_RELATION),
+    "noise": (f"one of {', '.join(NOISES)}", lambda x: x in NOISES),
+    "n": ("a positive whole number", _is_count),
+    "shape": ("three positive whole numbers", lambda x: isinstance(x, list) and list(map(_is_count, x)) == [True] * 3),
+    "num_classes": ("a positive whole number", _is_count),
+    "delta": ("a positive number below 1", lambda x: _is_number(x) and 0 < x < 1),
+    "target_epsilon": ('a positive number, or "inf"', lambda x: x == "inf" or (_is_number(x) and x > 0)),
+    "accountant": (f"one of {', '.join(ACCOUNTANTS)}", lambda x: x in ACCOUNTANTS),
+    "coordinates": ("an object", _is_object),
+    "recipe": ("an object", _is_object),
+    "provenance": ("an object", _is_object),
+    "events": ("a list", lambda x: isinstance(x, list)),
+}  # of the JSON of a ledger: what each value must be
 
 
 def _seal(facts: Mapping[str, Any]) -> str:

@@ -15,13 +15,11 @@ from dpdm.privacy.noise import NoCopy, Randomness
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: a module, an optimizer, or a counter of a method's own."""
+    """What a checkpoint can hold: a module, an optimizer, or a method's counter."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """The inverse."""
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 class Step(NoCopy):
@@ -36,10 +34,17 @@ class Step(NoCopy):
         if self._loop.closed:
             raise RuntimeError(f"{self._loop.name}: the loop is closed; a step kept from it releases nothing more")
 
-    def _begin(self) -> None:
+    def _take(self, *asked: Any) -> Any:
+        """Refuses, counts, then releases. Errors name mechanism and step."""
         self._check()
-        self.done = True
-        self._loop.count_step()  # before anything is released; an empty batch counts as well
+        try:
+            self._loop.check(*asked, self.index)
+            self._check()  # `check` calls the method's code
+            self.done = True
+            self._loop.count_step()  # before anything is released; an empty batch counts as well
+            return self._loop.release(*asked, self.index)
+        except UserError as error:
+            raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
 
 
 StepType = TypeVar("StepType", bound=Step)

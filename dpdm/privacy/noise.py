@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,20 +34,13 @@ GRID_BITS = 20  # a release is rounded to a power of two at most this many bits 
 class NoCopy:
     """What must exist once: a copy would release with the same noise again, and no event."""
 
-    def __copy__(self) -> None:
-        self._refuse()
-
-    def __deepcopy__(self, _: dict) -> None:
-        self._refuse()
-
-    def __reduce_ex__(self, _: int) -> None:
-        self._refuse()
-
-    def _refuse(self) -> None:
+    def __copy__(self, *_: Any) -> None:
         raise UserError(
             f"{type(self).__name__} cannot be copied or pickled: a copy would release with the same noise and no event "
             "in the ledger; plan one more mechanism to release twice"
         )
+
+    __deepcopy__ = __reduce_ex__ = __copy__
 
 
 class Randomness(NoCopy):

@@ -409,11 +409,13 @@ MUTANTS = [
         "as many fakes as records drawn tell their number",
     ),
     Mutant(
-        "a DP-SGD step is counted after it",
-        "dpdm/privacy/dpsgd.py",
+        "a private step is counted after it",
+        "dpdm/privacy/loop.py",
         {
-            "            self._begin()\n            self._loop.descend(row_losses, public, self.index)\n": (
-                "            self._loop.descend(row_losses, public, self.index)\n            self._begin()\n"
+            "            self._loop.count_step()  # before anything is released; an empty batch counts as well\n"
+            "            return self._loop.release(*asked, self.index)\n": (
+                "            released = self._loop.release(*asked, self.index)\n"
+                "            self._loop.count_step()\n            return released\n"
             )
         },
         "unit test",
@@ -757,19 +759,6 @@ MUTANTS = [
         "a release outside the ledger",
     ),
     Mutant(
-        "a block step is counted after it",
-        "dpdm/privacy/block.py",
-        {
-            "            self._begin()\n            return self": "            out = self",
-            "self.index)\n        except": (
-                "self.index)\n            self._begin()\n            return out\n        except"
-            ),
-        },
-        "unit test",
-        f"{BLOCKS}a_step_is_counted_before_its_records_are_seen",
-        "a step that dies half done may be released and not in the ledger",
-    ),
-    Mutant(
         "a block's gradient may remember records",
         "dpdm/privacy/block.py",
         {"if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num())": "if found[0] is found[2]"},
@@ -1069,11 +1058,7 @@ MUTANTS = [
     Mutant(
         "an attack chooses its threshold on the scores that it certifies",
         "dpdm/attacks/white_box.py",
-        {
-            "threshold = max(thresholds, key=lambda t: bound(simulated, t))": (
-                "threshold = max(thresholds, key=lambda t: bound(played, t))"
-            )
-        },
+        {"bound(promise[1])": "bound(_errors(played, promise[0], *trials))"},
         "unit test",
         f"{UNIT}white_box.py::test_a_guess_rule_is_fixed_before_the_scores_that_it_certifies_are_seen",
         "the best of many rules exceeds the truth too often",

@@ -140,9 +140,9 @@ def test_a_gaussian_is_one_full_batch_step():
 
 def test_missing_and_unknown_keys_and_other_relations():
     facts = ledger().to_json()
-    with pytest.raises(UserError, match="not a ledger"):
+    with refuses("events"):
         Ledger.from_json(resealed({k: v for k, v in facts.items() if k != "events"}))
-    with pytest.raises(UserError, match="unknown keys"):
+    with refuses("note"):
         Ledger.from_json(resealed(facts | {"note": "hi"}))
     with pytest.raises(UserError, match="neighbouring_relation"):
         Ledger.from_json(resealed(facts | {"neighbouring_relation": "replace_one"}))
@@ -153,14 +153,14 @@ def test_missing_and_unknown_keys_and_other_relations():
         {"num_classes": 0},
         {"num_classes": 1.5},
     ):
-        with pytest.raises(UserError, match=r"shape must be .* num_classes"):
+        with refuses(*change, *map(repr, change.values())):
             Ledger.from_json(resealed(facts | change))
     for change in (
         {"n": 0}, {"n": True}, {"n": 10.0}, {"n": None}, {"n": "10"}, {"delta": 0}, {"delta": 1}, {"delta": "1e-5"},
         {"delta": True}, {"target_epsilon": -1.0}, {"target_epsilon": None}, {"target_epsilon": "1"},
         {"target_epsilon": True}, {"target_epsilon": 10**400}, {"target_epsilon": math.nan},
     ):  # fmt: skip
-        with pytest.raises(UserError, match="positive"):
+        with refuses(*change, "positive"):
             Ledger.from_json(resealed(facts | change))
     with refuses("accountant", "rdp, prv, pld", "'gdp'"):
         Ledger.from_json(resealed(facts | {"accountant": "gdp"}))
