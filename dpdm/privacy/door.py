@@ -163,36 +163,33 @@ class PrivateData(NoCopy):
         return BlockGradients(self._serve_loop(params.mechanism(name, self.meta.n), keep), params, prepare)
 
     def _serve_loop(self, asked: Mechanism, stateful: Sequence[Stateful]) -> Served:
-        mechanism = self._serve(asked.name, asked.mechanism)
+        mechanism = self._serve(asked.name, asked.mechanism, asked.sensitivity)
         if (asked.sample_rate, asked.steps) != (mechanism.sample_rate, mechanism.steps):
             raise UserError(
                 f"mechanism {asked.name!r} is asked for with q = {asked.sample_rate:g}, steps = {asked.steps}, but "
                 f"planned with q = {mechanism.sample_rate:g}, steps = {mechanism.steps}; give the plan the same params"
             )
-        self._check_sensitivity(mechanism, asked.sensitivity)
         event = self.ledger.append(mechanism.event(self._noise_scale, steps=0))
         rng, meta = self._rng.scoped(asked.name), self.meta
         return Served(asked.name, self._batch, meta, self.ledger, event, rng, self._checkpoint, tuple(stateful))
-
-    def _check_sensitivity(self, mechanism: Mechanism, asked: float) -> None:
-        if asked != mechanism.sensitivity:
-            raise UserError(
-                f"mechanism {mechanism.name!r} was planned with sensitivity {mechanism.sensitivity:g}, but is asked "
-                f"for with {asked:g}; give the plan the same bound"
-            )
 
     def _planned(self, name: str) -> Mechanism:
         if name not in self._plan:
             raise UserError(f"mechanism {name!r} is not in the plan: {', '.join(self._plan) or 'it is empty'}")
         return self._plan[name]
 
-    def _serve(self, name: str, kind: str) -> Mechanism:
+    def _serve(self, name: str, kind: str, sensitivity: float) -> Mechanism:
         mechanism = self._planned(name)
         if mechanism.mechanism != kind:
             raise UserError(f"mechanism {name!r} was planned as {mechanism.mechanism}, not {kind}")
         if name in self._served:
             raise UserError(f"mechanism {name!r} was served already; plan one more to release twice")
         self._served.add(name)
+        if sensitivity != mechanism.sensitivity:
+            raise UserError(
+                f"mechanism {name!r} was planned with sensitivity {mechanism.sensitivity:g}, but is asked for with "
+                f"{sensitivity:g}; give the plan the same bound"
+            )
         return mechanism
 
     def _batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -207,9 +204,7 @@ class PrivateData(NoCopy):
         l2_bound: float,
         reduce: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        mechanism = self._serve(name, "gaussian")
-        self._check_sensitivity(mechanism, sensitivity)
-        event = mechanism.event(self._noise_scale)
+        event = self._serve(name, "gaussian", sensitivity).event(self._noise_scale)
         self.ledger.append(event)  # before anything is released
         rng = self._rng.scoped(name)
         total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
@@ -242,11 +237,11 @@ class PrivateData(NoCopy):
 
 
 class _PerRecord:
-    """Shows a statistic one record at a time: vectorised, or where torch.func.vmap cannot, in a loop."""
+    """Shows a statistic one record at a time: vectorized, or where torch.func.vmap cannot, in a loop."""
 
     def __init__(self, name: str, statistic: Statistic, rng: Randomness):
         self._name, self._statistic, self._rng = name, statistic, rng
-        self._vectorised = True
+        self._vectorized = True
 
     def rehearse(self, meta: ImageMeta, device: torch.device) -> torch.Size:
         """Calls the statistic on random records, one again after another; returns the shape of what it says of each.
@@ -272,14 +267,14 @@ class _PerRecord:
 
     def vectors(self, images: Tensor, labels: Tensor, start: int) -> Tensor:
         """float64 [b, ...]: what the statistic says of each record; `start` is the first one's number."""
-        if self._vectorised:
+        if self._vectorized:
             try:
                 with self._rng.torch_default("draws", start):
                     return torch.func.vmap(self._of_one, randomness="different")(images, labels)
             except UserError:
                 raise
             except Exception as error:  # whatever vmap cannot express; a fault of the statistic comes up again below
-                self._vectorised = False
+                self._vectorized = False
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"{self._name}: its statistic runs record by record, slowly: {reason}", stacklevel=2)
         return self._in_a_loop(images, labels, start)

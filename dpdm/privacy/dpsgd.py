@@ -43,6 +43,9 @@ class PublicRows:
     images: Tensor
     labels: Tensor
 
+    def load(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        return self.images[chunk], self.labels[chunk]
+
 
 class DpSgdParams(Strict):
     """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` does not."""
@@ -146,8 +149,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         rows = self.params.expected_batch_size
         if public is not None:
             rows += len(public.images)
-            load = lambda chunk: (public.images[chunk], public.labels[chunk])  # noqa: E731
-            total += self._clipped_sum(public.losses, len(public.images), load, "public", index)
+            total += self._clipped_sum(public.losses, len(public.images), public.load, "public", index)
         total /= rows
         self.released_grad_norm = float(total.norm())
         for p, part in zip(self._parameters, total.split([p.numel() for p in self._parameters]), strict=True):

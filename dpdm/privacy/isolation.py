@@ -122,7 +122,7 @@ class SwapTest:
                 raise UserError(
                     f"the loss mixes records: when {size - 1} of {size} random records are replaced, the gradient of "
                     f"{list(parameters)[worst]} of record {kept}, which is not, moves by {moved:.2g} of its size; let "
-                    "the loss of a row depend on its own record alone (no batch statistics, mixup, negatives or "
+                    "the loss of a row depend only on its own record (no batch statistics, mixup, negatives or "
                     "weights from the batch), rows in draw-major order (row k * B + b)"
                 )
 

@@ -32,7 +32,7 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
     """
     if checkpoint is None:
         if processes.size > 1:
-            raise UserError("noise: secret with several processes needs --checkpoint, beside which they share the key")
+            raise UserError("noise: secret with several processes needs --checkpoint, next to which they share the key")
         return secrets.token_bytes(KEY_BYTES)
     path = key_path(checkpoint)
     try:

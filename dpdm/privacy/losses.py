@@ -31,7 +31,7 @@ def by_tilt(composed: Callable[[float], tuple[float, float]], order: float, step
 
 
 def tilted(losses: np.ndarray, masses: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
-    """Masses times exp(theta loss), normalised; and the logarithm of what they were divided by."""
+    """Masses times exp(theta loss), normalized; and the logarithm of what they were divided by."""
     with np.errstate(divide="ignore"):
         logs = np.log(masses) + theta * losses
     log_moment = float(special.logsumexp(logs))

@@ -179,12 +179,12 @@ class PerExampleGradients:
                 )
             return _at_least_float32(losses).mean()
 
-        vectorised = torch.func.vmap(
+        vectorized = torch.func.vmap(
             torch.func.grad_and_value(example_loss), in_dims=(None, 0, 0), randomness="different"
         )
         try:
             with _explained(self.module):
-                gradients, losses = vectorised([p.detach() for p in self._parameters], images, labels)
+                gradients, losses = vectorized([p.detach() for p in self._parameters], images, labels)
         finally:
             for holder, name, i in slots:
                 holder._parameters[name] = self._parameters[i]
@@ -205,7 +205,7 @@ class PerExampleGradients:
             for key, p in layer._parameters.items():
                 if id(p) in lost:
                     advice = (
-                        "use it through the layer alone, or ask for second_order=True"
+                        "use it only through the layer, or ask for second_order=True"
                         if self.is_fast
                         else "take it from the module inside the loss, not from before"
                     )
@@ -238,19 +238,19 @@ def _unfit(layer: nn.Module) -> str | None:
     if any(is_lazy(t) for t in (*_own(layer), *layer._buffers.values())):
         return "its parameters have no shape yet; run the module once on a public batch"
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-        return "it normalises by statistics of the batch; take group norm, or eval mode with running statistics"
+        return "it normalizes by statistics of the batch; take group norm, or eval mode with running statistics"
     if isinstance(layer, _InstanceNorm) and layer.training and layer.running_mean is not None:
         return "it keeps running statistics of the examples; set track_running_stats=False"
     if layer.training and any(
         type(part).__name__ in ("SpectralNorm", "_SpectralNorm") for part in (layer, *layer._forward_pre_hooks.values())
     ):
-        return "spectral norm changes its buffers in training mode; use eval mode or another normalisation"
+        return "spectral norm changes its buffers in training mode; use eval mode or another normalization"
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         for option, why in _UNFIT_EMBEDDING.items():
             if getattr(layer, option):
                 return f"{option}={getattr(layer, option)} {why}; leave it out"
     if any(p.is_quantized or (p.requires_grad and p.is_complex()) for p in _own(layer)):
-        return "its parameters are quantised or complex; train real floating-point ones"
+        return "its parameters are quantized or complex; train real floating-point ones"
     if isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return "it parts the batch itself; give the module inside, the harness parts batches among processes"
     if isinstance(layer, torch.jit.ScriptModule):

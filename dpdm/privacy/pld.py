@@ -60,7 +60,7 @@ def _largest_loss(part: Part) -> float:
 
 
 def _pairs(history: Sequence[Part], interval: float) -> list[tuple[pld_pmf.DensePLDPmf, pld_pmf.DensePLDPmf]]:
-    """Per part, the discretised loss of one step in both directions."""
+    """Per part, the discretized loss of one step in both directions."""
     return [_categorical(part, interval) if part.categorical else _poisson(part, interval) for part in history]
 
 

@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant(
         "a larger bound than planned is served",
         "dpdm/privacy/door.py",
-        {"if asked != mechanism.sensitivity": "if asked < mechanism.sensitivity"},
+        {"if sensitivity != mechanism.sensitivity": "if sensitivity < mechanism.sensitivity"},
         "unit test",
         f"{RELEASES}dpsgd_with_another_recipe_than_planned_is_refused",
         "the noise is that of the planned bound",

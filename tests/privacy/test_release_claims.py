@@ -173,7 +173,7 @@ def in_numpy(x, y):
 
 
 @pytest.mark.parametrize("make", [remembering, lambda: in_numpy])
-def test_what_cannot_be_vectorised_is_shown_records_one_by_one(make):
+def test_what_cannot_be_vectorized_is_shown_records_one_by_one(make):
     statistic, shown = make(), []
 
     def spy(x, y):
