@@ -15,7 +15,7 @@ from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.params import Strict
-from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness
+from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness, settled
 from dpdm.privacy.key import secret_key
 from dpdm.processes import Processes
 from dpdm.progress import Log
@@ -146,7 +146,7 @@ def prepare_run(
     params = parse_params(method.Params, spec.params, f"{where}.params")
     try:
         budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
-        return method, params, method.plan(params, meta), budget
+        return method, params, settled(method.plan(params, meta), budget, spec.accountant), budget
     except UserError as error:
         raise UserError(f"{where} on {spec.dataset}: {error}") from error
 

@@ -130,6 +130,10 @@ class Denoiser(nn.Module):
         output = self.network(_expand(c_in) * x, c_noise, labels)
         return _expand(c_skip) * x + _expand(c_out) * output
 
+    def weight(self, sigma: Tensor, labels: Tensor) -> Tensor:
+        """The weight [n] of the loss at noise levels and labels [n]."""
+        return self.parametrisation.weight(sigma)
+
 
 def _expand(values: Tensor) -> Tensor:
     return values[:, None, None, None]

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from dpdm.diffusion.denoiser import Parametrisation
+from dpdm.diffusion.denoiser import Denoiser
 
 
 def row_losses(
-    denoiser: nn.Module,
-    parametrisation: Parametrisation,
+    module: nn.Module,
+    denoiser: Denoiser,
     images: Tensor,
     labels: Tensor,
     noise_multiplicity: int,
@@ -19,6 +19,8 @@ def row_losses(
     """Denoising losses lambda(sigma) * mean((D(x + n, sigma) - x)^2), draw-major.
 
     Args:
+        module: computes what `denoiser` does (in a private step: with per-example gradients).
+        denoiser: knows the training noise levels and the weight of the loss.
         images: [B, C, H, W] in [-1, 1].
         labels: [B]; dropped to `null_label` with probability `label_dropout`, once per image.
         noise_multiplicity: K, independent (sigma, n) draws per image.
@@ -30,7 +32,7 @@ def row_losses(
     dropped = torch.rand(len(labels), generator=generator) < label_dropout
     labels = labels.masked_fill(dropped.to(labels.device), null_label).repeat(noise_multiplicity)
     x = images.repeat(noise_multiplicity, 1, 1, 1)
-    sigma = parametrisation.sample_sigma(len(x), generator).to(x.device)
+    sigma = denoiser.parametrisation.sample_sigma(len(x), generator).to(x.device)
     noise = torch.randn(x.shape, generator=generator).to(x.device) * sigma[:, None, None, None]
-    error = denoiser(x + noise, sigma, labels) - x
-    return parametrisation.weight(sigma) * error.square().mean(dim=(1, 2, 3))
+    error = module(x + noise, sigma, labels) - x
+    return denoiser.weight(sigma, labels) * error.square().mean(dim=(1, 2, 3))

@@ -120,6 +120,8 @@ class SamplerParams(RootModel[Annotated[Ddim | StochasticDdim | Churn, Field(dis
 class Model(NetworkModel):
     """The averaged denoiser; its facts are image shape, number of classes (0: unconditional) and recipe."""
 
+    denoiser_type = Denoiser
+
     @staticmethod
     def build(shape: Sequence[int], num_classes: int, params: dict[str, Any]) -> UNet:
         return UNet(tuple(shape), num_classes, ModelParams.model_validate(params).network)
@@ -133,7 +135,7 @@ class Model(NetworkModel):
         chosen, classes = sampler.root, self.facts["num_classes"]
         params = ModelParams.model_validate(self.facts["params"])
         check_guidance(chosen.guidance, classes, params)
-        denoiser = Denoiser(self.network, params.parametrisation)
+        denoiser = self.denoiser_type(self.network, params.parametrisation)
 
         def with_labels(y: Tensor) -> samplers.DenoiseFn:
             return lambda x, sigma: denoiser(x, x.new_full((len(x),), sigma), y)
@@ -166,23 +168,33 @@ class DPDM:
         classes = meta.num_classes if params.conditional else 0
         with rng.torch_default("init"):
             network = UNet(meta.shape, classes, params.network).to(private.device)
-        averaged = copy.deepcopy(network).requires_grad_(False)
-        denoiser = Denoiser(network, params.parametrisation)
-        optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
-        dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
-
-        def losses(images: Tensor, labels: Tensor) -> Tensor:
-            k, dropout = params.noise_multiplicity, params.label_dropout
-            return row_losses(dp.module, params.parametrisation, images, labels, k, dropout, null_label=classes)
-
-        for step in log.track(dp, len(dp)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(params, step.index, len(dp))
-            step.update(losses)
-            update_ema(averaged, network, params.ema_decay, step.index + 1)
-            log.record(step.index, released_grad_norm=dp.released_grad_norm)
+        averaged = train_denoiser(private, params, Denoiser(network, params.parametrisation), classes, log)
         kept = params.model_dump(mode="json", include=set(ModelParams.model_fields))
         return Model(averaged, shape=list(meta.shape), num_classes=classes, params=kept)
+
+
+def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, classes: int, log: Log) -> UNet:
+    """Trains the denoiser's network by DP-SGD; returns the EMA of its weights at the last step.
+
+    Args:
+        classes: number of classes, which is also the null label; 0 for an unconditional network.
+    """
+    network = denoiser.network
+    averaged = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
+    dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
+
+    def losses(images: Tensor, labels: Tensor) -> Tensor:
+        k, dropout = params.noise_multiplicity, params.label_dropout
+        return row_losses(dp.module, denoiser, images, labels, k, dropout, null_label=classes)
+
+    for step in log.track(dp, len(dp)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(params, step.index, len(dp))
+        step.update(losses)
+        update_ema(averaged, network, params.ema_decay, step.index + 1)
+        log.record(step.index, released_grad_norm=dp.released_grad_norm)
+    return averaged
 
 
 def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> None:

@@ -10,7 +10,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,7 @@ class Mechanism:
     with another.
     `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; the common scale is
     what `calibrate` finds. For Gaussian releases, giving a share s of the budget mu^2 means ratio 1/sqrt(s).
+    `noise_multiplier`, if given, is fixed and no part of the calibration: see `settled`.
 
     Raises:
         UserError: the sensitivity is outside its range.
@@ -64,6 +65,7 @@ class Mechanism:
     steps: int = 1
     noise_ratio: float = 1.0
     sensitivity: float = 1.0
+    noise_multiplier: float | None = None
 
     def __post_init__(self):
         least, most = SENSITIVITIES
@@ -112,9 +114,13 @@ class Mechanism:
     def event(self, noise_scale: float, steps: int | None = None) -> Event:
         """The event that this mechanism causes at a noise scale, after `steps` (default: all planned) steps."""
         return Event(
-            self.mechanism, self.name, noise_scale * self.noise_ratio, self.sensitivity, self.sample_rate,
+            self.mechanism, self.name, self.noise_at(noise_scale), self.sensitivity, self.sample_rate,
             self.steps if steps is None else steps,
         )  # fmt: skip
+
+    def noise_at(self, noise_scale: float) -> float:
+        """The noise multiplier at a noise scale; a fixed one does not depend on it."""
+        return noise_scale * self.noise_ratio if self.noise_multiplier is None else self.noise_multiplier
 
 
 def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant) -> float:
@@ -173,6 +179,32 @@ def _epsilon_by(accountant: Accountant) -> Callable[[Sequence[Part], float], flo
 
 
 # --- calibration --------------------------------------------------------------------------------------------------
+
+
+def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> tuple[Mechanism, ...]:
+    """The plan with the noise of its one-shot releases fixed, where it also has a mechanism of many steps.
+
+    A release with share s of the budget (`Mechanism.gaussian`) then has 1/sqrt(s) times the noise multiplier of one
+    release that spends the whole budget, whatever the steps of the other mechanism are. `calibrate` finds their noise
+    for what is left. A plan of releases alone is returned as it is.
+
+    Raises:
+        UserError: see `calibrate`; or the releases leave nothing to the steps.
+    """
+    releases = [mechanism for mechanism in plan if mechanism.mechanism == "gaussian"]
+    if not releases or len(releases) == len(plan):
+        return tuple(plan)
+    spent = sum(release.noise_ratio**-2 for release in releases)
+    if spent >= 1:
+        raise UserError(
+            f"the releases {', '.join(release.name for release in releases)} take {spent:.3g} of the budget and leave "
+            "nothing to the private steps; give them smaller shares"
+        )
+    whole = calibrate([Mechanism.gaussian("whole")], budget, accountant)
+    return tuple(
+        replace(mechanism, noise_multiplier=whole * mechanism.noise_ratio) if mechanism in releases else mechanism
+        for mechanism in plan
+    )
 
 
 def calibrate(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> float:

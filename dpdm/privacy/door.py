@@ -73,7 +73,7 @@ class PrivateData(NoCopy):
 
     def noise_multiplier(self, name: str) -> float:
         """The noise multiplier that the planned mechanism `name` will use: public, free to adapt to."""
-        return self._noise_scale * self._planned(name).noise_ratio
+        return self._planned(name).noise_at(self._noise_scale)
 
     def release_sum(self, name: str, statistic: Statistic, l2_bound: float) -> Tensor:
         """A noised sum over all records of a per-record vector clipped to L2 norm `l2_bound`.
@@ -206,9 +206,13 @@ class PrivateData(NoCopy):
     ) -> Tensor:
         event = self._serve(name, "gaussian", sensitivity).event(self._noise_scale)
         self.ledger.append(event)  # before anything is released
-        rng = self._rng.scoped(name)
-        total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
-        return noised(total, event.noise_multiplier * event.sensitivity, rng, "noise")
+        saved = self._checkpoint.restore(name)  # a killed run neither computes nor releases it again
+        if saved is None:
+            rng = self._rng.scoped(name)
+            total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
+            saved = {"released": noised(total, event.noise_multiplier * event.sensitivity, rng, "noise")}
+        self._checkpoint.finish(name, lambda: saved)
+        return saved["released"]
 
     def _clipped_total(
         self, name: str, statistic: Statistic, l2_bound: float, reduce: Callable[[Tensor], Tensor], rng: Randomness

@@ -215,11 +215,11 @@ def test_training_noise_levels_are_log_normal():
     assert float(logs.std()) == pytest.approx(1.2, abs=0.02)
 
 
-class Recorder(nn.Module):
+class Recorder(Denoiser):
     """A denoiser that returns a constant and remembers its inputs."""
 
     def __init__(self, value: float = 0.0):
-        super().__init__()
+        super().__init__(nn.Identity(), Edm())
         self.value, self.calls = value, []
 
     def forward(self, x, sigma, labels):
@@ -229,7 +229,7 @@ class Recorder(nn.Module):
 
 def losses(denoiser, images, labels, k, dropout=0.0, seed=0):
     return row_losses(
-        denoiser, Edm(), images, labels, noise_multiplicity=k, label_dropout=dropout, null_label=10,
+        denoiser, denoiser, images, labels, noise_multiplicity=k, label_dropout=dropout, null_label=10,
         generator=Streams(seed).torch("diffusion"),
     )  # fmt: skip
 

@@ -1,0 +1,242 @@
+"""A mixture of Gaussians per class, learnt by Gaussian releases alone: it draws images, and denoises exactly.
+
+Released, in this order: class counts; class sums; the scatter of all images around their released class mean; with more
+than one component, `rounds` rounds of k-means within each class; the scatter of each class around its components.
+Every release clips what one record adds, so its sensitivity is known. Images are first centered by released means: they
+are then shorter, and are clipped to less, so that the noise of the second moments is smaller.
+All else (basis, shrinkage, eigenvalues, sampling, denoising) is post-processing.
+DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". Private k-means by noised sums and counts: Blum et
+al. 2005 (SuLQ).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpdm.data import to_unit
+from dpdm.errors import UserError
+from dpdm.params import Count, Positive, Share, Strict
+from dpdm.privacy import Mechanism, PrivateData
+from dpdm.rng import Streams
+
+COUNT_WEIGHT = 2.0  # of a record's count next to its clipped image in one round of k-means
+SPREAD = 0.7  # of the first centers, as a part of the class's standard deviation
+
+
+class MixtureParams(Strict):
+    """Public constants, fixed without looking at the data. Shares are parts of the budget of all releases together."""
+
+    max_image_norm: Positive = Field(description="L2 norm to which an image in [0, 1] is clipped")
+    max_centered_norm: Positive = Field(description="L2 norm to which an image minus its class mean is clipped")
+    max_component_norm: Positive = Field(description="L2 norm to which an image minus its component's mean is clipped")
+    components: Count = Field(1, description="Gaussians per class; 1: no k-means")
+    rounds: Count = Field(4, description="rounds of k-means")
+    count_share: Share = Field(0.02, description="part of the budget for the class counts")
+    sum_share: Share = Field(0.13, description="part of the budget for the class sums")
+    scatter_share: Share = Field(0.2, description="part of the budget for the scatter around the class means")
+    component_share: Share = Field(0.35, description="part of the budget for all rounds; unused with one component")
+    variance_floor: Positive = Field(1e-3, description="smallest variance in any direction, pixels in [0, 1]")
+
+    def plan(self, part: float = 1.0) -> tuple[Mechanism, ...]:
+        """The releases. The scatter of each class gets what the other shares leave.
+
+        Args:
+            part: what all of them together get of the plan's Gaussian budget, above 0 and at most 1.
+
+        Raises:
+            UserError: the shares leave nothing.
+        """
+        rounds = self.rounds if self.components > 1 else 0
+        rest = 1 - self.count_share - self.sum_share - self.scatter_share - (self.component_share if rounds else 0)
+        if rest <= 0:
+            raise UserError("count_share + sum_share + scatter_share + component_share must stay below 1")
+        bound = self.max_component_norm if rounds else self.max_centered_norm
+        shares = [
+            ("class_counts", self.count_share, 1.0),
+            ("class_sums", self.sum_share, self.max_image_norm),
+            ("scatter", self.scatter_share, self.max_centered_norm**2),
+            *((f"k_means_{i}", self.component_share / rounds, self.round_bound()) for i in range(rounds)),
+            ("class_scatter", rest, bound**2),
+        ]
+        return tuple(Mechanism.gaussian(name, part * share, sensitivity) for name, share, sensitivity in shares)
+
+    def round_bound(self) -> float:
+        """The norm of what a record adds in one round: its count, and its centered image."""
+        return float(np.hypot(COUNT_WEIGHT, self.max_centered_norm))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """N(means[y] + basis offsets[y, j], basis vectors[y] diag(variances[y]) (basis vectors[y])^T + residual (I - P)).
+
+    P projects on the basis. Pixels are in [0, 1] and flattened to d; tensors are float32.
+
+    Args:
+        class_weights: [classes], the released share of each class among the records.
+        weights: [classes, components], of each class's components; they sum to 1.
+        means: [classes, d].
+        offsets: [classes, components, k], of the components from the class mean, within the basis.
+        basis: [d, k], orthonormal columns, shared by all classes.
+        vectors: [classes, k, k], orthonormal columns: the axes of a class's covariance within the basis.
+        variances: [classes, k], along these axes.
+        residual: [], the variance in each direction outside the basis.
+    """
+
+    class_weights: Tensor
+    weights: Tensor
+    means: Tensor
+    offsets: Tensor
+    basis: Tensor
+    vectors: Tensor
+    variances: Tensor
+    residual: Tensor
+
+    def draw(self, labels: np.ndarray, rng: Streams, residual: bool = False) -> Tensor:
+        """Images [n, d] of `labels`; image i draws from its own stream.
+
+        Args:
+            residual: also draw the noise outside the basis.
+        """
+        d, k = self.basis.shape
+        noise = torch.from_numpy(rng.normal_per_image("image", 0, len(labels), (1 + k + (d if residual else 0),)))
+        out = torch.empty(len(labels), d)
+        for y in np.unique(labels):  # one class at a time: [n, k, k] would not fit for many images
+            of_class = torch.from_numpy(labels == y)
+            z = noise[of_class]
+            edges = self.weights[y].cumsum(0)[:-1].contiguous()
+            component = torch.searchsorted(edges, torch.special.ndtr(z[:, 0]).contiguous())
+            within = self.offsets[y][component] + (z[:, 1 : 1 + k] * self.variances[y].sqrt()) @ self.vectors[y].T
+            if residual:
+                outside = z[:, 1 + k :] * self.residual.sqrt()
+                out[of_class] = self.means[y] + within @ self.basis.T + outside - outside @ self.basis @ self.basis.T
+            else:
+                out[of_class] = self.means[y] + within @ self.basis.T
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixture:
+    """Asks the door for every release of `params.plan()`, in order; the rest is linear algebra on them (in float64).
+
+    Args:
+        rng: for the first centers of k-means.
+    """
+    classes, device = private.meta.num_classes, private.device
+
+    def pixels(images: Tensor) -> Tensor:
+        return to_unit(images).flatten(1)
+
+    def of_class(labels: Tensor, vectors: Tensor) -> Tensor:
+        return F.one_hot(labels, classes).to(vectors.dtype)[:, :, None] * vectors[:, None]
+
+    def noise_std(name: str, bound: float) -> float:
+        return private.noise_multiplier(name) * bound**2
+
+    counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
+    sums = private.release_sum("class_sums", lambda x, y: of_class(y, pixels(x)), params.max_image_norm)
+    means, total = sums / counts[:, None], counts.sum()
+    centers = means.to(device, torch.float32)
+
+    moment = private.release_second_moment("scatter", lambda x, y: pixels(x) - centers[y], params.max_centered_norm)
+    std = noise_std("scatter", params.max_centered_norm) / total
+    values, vectors = torch.linalg.eigh(moment / total)
+    k = max(1, int((values > max(semicircle(std, len(values)), params.variance_floor)).sum()))
+    basis = vectors[:, -k:].flip(1).contiguous()
+    outside = (values[:-k].sum() / max(len(values) - k, 1)).clamp(min=params.variance_floor)
+    projection = basis.to(device, torch.float32)
+
+    def projected(images: Tensor, labels: Tensor) -> Tensor:
+        return (pixels(images) - centers[labels]) @ projection
+
+    weights, offsets = torch.ones(classes, 1, dtype=torch.float64), torch.zeros(classes, 1, k, dtype=torch.float64)
+    bound = params.max_centered_norm
+    if params.components > 1:
+        within = shrunk(torch.diag(values[-k:].flip(0)), std, params.variance_floor)
+        first = torch.from_numpy(rng.numpy("centers").standard_normal((classes, params.components, k)))
+        offsets = SPREAD * first * within[1].sqrt() @ within[0].T
+        for i in range(params.rounds):
+            weights, offsets = _round(private, f"k_means_{i}", params, projected, offsets)
+        bound = params.max_component_norm
+    nearest = offsets.to(device, torch.float32)
+
+    def scattered(images: Tensor, labels: Tensor) -> Tensor:
+        vectors = projected(images, labels)
+        return of_class(labels, vectors - nearest[labels, _nearest(vectors, nearest[labels])])
+
+    moments = private.release_second_moment("class_scatter", scattered, bound)
+    std = noise_std("class_scatter", bound)
+    pooled = moments.sum(0) / total
+    axes = []
+    for scatter, count in zip(moments, counts, strict=True):
+        # Each class's covariance moves towards the pooled one as far as its noise demands.
+        share = (std / 2**0.5 * k / count / pooled.norm()).square().clamp(max=1)
+        mixed = share * pooled + (1 - share) * scatter / count
+        noise = torch.hypot(share * std * classes**0.5 / total, (1 - share) * std / count)
+        axes.append(shrunk(mixed, float(noise), params.variance_floor))
+    vectors, variances = (torch.stack(part) for part in zip(*axes, strict=True))
+    return Mixture(*(t.float() for t in (counts / total, weights, means, offsets, basis, vectors, variances, outside)))
+
+
+def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:
+    """The index [b] of the nearest of each row's centers: vectors [b, k], centers [b, components, k]."""
+    return (vectors[:, None] - centers).square().sum(2).argmin(1)
+
+
+def _round(
+    private: PrivateData,
+    name: str,
+    params: MixtureParams,
+    projected: Callable[[Tensor, Tensor], Tensor],
+    offsets: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One round of k-means in every class: weights [classes, components] and new offsets, from one release.
+
+    A record adds (COUNT_WEIGHT, its clipped vector) to the cell of its nearest center and nothing to the others.
+    """
+    classes, components, k = offsets.shape
+    centers = offsets.to(private.device, torch.float32)
+
+    def statistic(images: Tensor, labels: Tensor) -> Tensor:
+        vectors = projected(images, labels)
+        cell = labels * components + _nearest(vectors, centers[labels])
+        norms = vectors.norm(dim=1, keepdim=True)
+        clipped = vectors * (params.max_centered_norm / norms.clamp(min=params.max_centered_norm))
+        record = torch.cat([torch.full_like(norms, COUNT_WEIGHT), clipped], dim=1)
+        return F.one_hot(cell, classes * components).to(record.dtype)[:, :, None] * record[:, None]
+
+    found = private.release_sum(name, statistic, params.round_bound()).view(classes, components, k + 1)
+    std = private.noise_multiplier(name) * params.round_bound()
+    counts = (found[..., :1] / COUNT_WEIGHT).clamp(min=20)  # a cell of next to nothing must not divide by it
+    centers = found[..., 1:] / counts
+    noise = (std / counts).square() * k
+    signal = (centers.square().sum(2, keepdim=True) - noise).clamp(min=0)
+    centers = centers * signal / (signal + noise).clamp(min=1e-12)  # James and Stein 1961
+    return (counts / counts.sum(1, keepdim=True)).squeeze(2), centers
+
+
+def semicircle(noise_std: float | Tensor, size: int) -> float:
+    """The largest eigenvalue of pure noise [size, size], symmetric, of std noise_std / sqrt(2) off the diagonal."""
+    return float(noise_std) * (2 * size) ** 0.5
+
+
+def shrunk(covariance: Tensor, noise_std: float, floor: float) -> tuple[Tensor, Tensor]:
+    """Axes [k, k] and variances [k] of a covariance [k, k] that was released with noise.
+
+    An eigenvalue l of the clean matrix is seen at l + (edge / 2)^2 / l where that lies above the `edge` of noise. It is
+    set back to l (Benaych-Georges and Nadakuditi 2011). All others get their mean. None is below `floor`.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    edge = semicircle(noise_std, len(values))
+    above = values > edge * (1 + len(values) ** (-2 / 3))  # noise alone reaches this far (Tracy and Widom 1994)
+    variances = torch.where(above, (values + (values.square() - edge**2).clamp(min=0).sqrt()) / 2, 0.0)
+    rest = (values.sum() - variances.sum()) / max(int((~above).sum()), 1)
+    return vectors, torch.where(above, variances, rest).clamp(min=floor)
