@@ -26,7 +26,8 @@ WORKFLOW_MAY = ("dpdm.config", "dpdm.errors", "dpdm.layout", "dpdm.report.select
 SCHEMA = {"dpdm.errors", "dpdm.params", "dpdm.explain", "dpdm.specs", "dpdm.config"}
 FOUNDATIONS = SCHEMA | {"dpdm.artifacts", "dpdm.rng", "dpdm.data"}
 METHOD_MAY = {
-    f"dpdm.{name}" for name in ("method", "networks", "params", "privacy", "data", "rng", "progress", "errors")
+    f"dpdm.{name}"
+    for name in ("method", "mixture", "networks", "params", "privacy", "data", "rng", "progress", "errors")
 }
 
 # The modules of this project that each part may import; the longest prefix decides. A part may import itself.
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     "dpdm.rng": set(),
     "dpdm.data": {"dpdm.artifacts", "dpdm.errors", "dpdm.explain", "dpdm.params", "dpdm.rng"},
     "dpdm.networks": {"dpdm.data", "dpdm.params", "dpdm.rng"},
+    "dpdm.mixture": {"dpdm.data", "dpdm.errors", "dpdm.params", "dpdm.privacy", "dpdm.rng"},
     "dpdm.progress": set(),
     "dpdm.processes": {"dpdm.errors"},
     "dpdm.checkpoint": {"dpdm.artifacts", "dpdm.errors", "dpdm.processes", "dpdm.progress"},

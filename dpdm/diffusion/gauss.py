@@ -77,14 +77,14 @@ class Prior(nn.Module):
         outside = (share * (apart - inside @ m.basis.T).square()).sum() / max(d - k, 1)
         variances, vectors = torch.linalg.eigh(pooled)
         offsets = torch.einsum("yci,yij->ycj", m.offsets, m.vectors)  # along the axes of the class
-        alone = torch.eye(components)[0]
+        first = torch.eye(components)[0]
         values = {
             "means": torch.cat([m.means, mean[None]]) * SCALE - 1,
             "basis": m.basis,
             "vectors": torch.cat([m.vectors, vectors[None]]),
             "variances": torch.cat([m.variances, variances[None]]) * SCALE**2,
             "offsets": torch.cat([offsets, torch.zeros(1, components, k)]) * SCALE,
-            "log_weights": torch.cat([m.weights, alone[None]]).log(),
+            "log_weights": torch.cat([m.weights, first[None]]).clamp(min=1e-30).log(),
             "spread": torch.cat([torch.linalg.eigvalsh(total), variances[None]]).clamp(min=0) * SCALE**2,
             "residual": torch.cat([m.residual.expand(classes), (m.residual + outside)[None]]) * SCALE**2,
         }

@@ -30,7 +30,7 @@ MUTANTS = [
     Mutant(
         "the releases of a plan share one stream of noise",
         "dpdm/privacy/door.py",
-        {"        rng = self._rng.scoped(name)\n        total": "        rng = self._rng\n        total"},
+        {"            rng = self._rng.scoped(name)\n            total": "            rng = self._rng\n            total"},
         "unit test",
         f"{NOISES}no_stream_is_drawn_from_twice",
         "the difference of two releases has no noise",
