@@ -30,7 +30,7 @@ MUTANTS = [
     Mutant(
         "the releases of a plan share one stream of noise",
         "dpdm/privacy/door.py",
-        {"            rng = self._rng.scoped(name)\n            total": "            rng = self._rng\n            total"},
+        {"            rng = self._rng.scoped(name)\n": "            rng = self._rng\n"},
         "unit test",
         f"{NOISES}no_stream_is_drawn_from_twice",
         "the difference of two releases has no noise",
@@ -105,8 +105,8 @@ MUTANTS = [
         "dpdm/privacy/door.py",
         {
             "        self.ledger.append(event)  # before anything is released\n": "",
-            "l2_bound, reduce, rng)\n        return noised": (
-                "l2_bound, reduce, rng)\n        self.ledger.append(event)\n        return noised"
+            "l2_bound, reduce, rng)\n            saved": (
+                "l2_bound, reduce, rng)\n            self.ledger.append(event)\n            saved"
             ),
         },
         "unit test",
