@@ -11,14 +11,14 @@ import yaml
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)
-METRIC, EXTRACTOR, CLASSIFIER, SOURCE, ACCOUNTANT, SAMPLER, PARAMETRISATION = BLOCKS
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = dict(re.findall(r"^\*\*An? ([\w ]+)\*\*.*?```python\n(.*?)```", PAGE, re.S | re.M))
 NEW = {
-    "dpdm/evaluation/mean_gap.py": METRIC,
-    "dpdm/evaluation/pixels.py": EXTRACTOR,
-    "dpdm/evaluation/linear.py": CLASSIFIER,
-    "dpdm/sources/stripes.py": SOURCE,
-    "dpdm/privacy/dwork_roth.py": ACCOUNTANT,
+    "dpdm/evaluation/mean_gap.py": BLOCKS["metric"],
+    "dpdm/evaluation/pixels.py": BLOCKS["extractor"],
+    "dpdm/evaluation/linear.py": BLOCKS["classifier"],
+    "dpdm/sources/stripes.py": BLOCKS["data set"],
+    "dpdm/privacy/dwork_roth.py": BLOCKS["accountant"],
 }
 REGISTRY = "dpdm/evaluation/registry.py"
 CHANGES = [  # file, what is there, what replaces it
@@ -28,12 +28,12 @@ CHANGES = [  # file, what is there, what replaces it
     ("dpdm/sources/__init__.py", "import Npz\n", "import Npz\nfrom dpdm.sources.stripes import Stripes\n"),
     ("dpdm/sources/__init__.py", "Folder, Npz)", "Folder, Npz, Stripes)"),
     ("dpdm/specs.py", '"prv", "pld"]', '"prv", "pld", "dwork_roth"]'),
-    ("dpdm/diffusion/method.py", "class SamplerParams(", f"{SAMPLER}\n\nclass SamplerParams("),
+    ("dpdm/diffusion/method.py", "class SamplerParams(", BLOCKS["sampler"] + "\n\nclass SamplerParams("),
     ("dpdm/diffusion/method.py", "Churn, Field(disc", "Churn | OneStep, Field(disc"),
     (
         "dpdm/diffusion/denoiser.py",
         "Parametrisation = Annotated[",
-        f"{PARAMETRISATION}\n\nParametrisation = Annotated[",
+        BLOCKS["parametrization"] + "\n\nParametrisation = Annotated[",
     ),
     ("dpdm/diffusion/denoiser.py", " | Ve, Field(disc", " | Ve | Uniform, Field(disc"),
 ]
