@@ -39,8 +39,8 @@ def losses(module, images, labels, k, autocast):
     """One DPDM loss per row."""
     with autocast:
         return row_losses(
-            module, Edm(), images, labels, noise_multiplicity=k, label_dropout=0.1, null_label=10,
-            generator=torch.Generator().manual_seed(0),
+            module, getattr(module, "_module", module), images, labels, noise_multiplicity=k, label_dropout=0.1,
+            null_label=10, generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
 
 

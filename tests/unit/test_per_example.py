@@ -265,7 +265,7 @@ def test_noise_multiplicity_lowers_the_variance_like_one_over_k():
         engine, generator = PerExampleGradients(net, k), Streams(k).torch("diffusion")
         engine.backward(
             lambda x, y: dpdm_losses(
-                engine.module, Edm(), x, y, noise_multiplicity=k, label_dropout=0.0, null_label=2, generator=generator
+                engine.module, net, x, y, noise_multiplicity=k, label_dropout=0.0, null_label=2, generator=generator
             ),
             images,
             labels,
