@@ -759,6 +759,19 @@ def test_a_part_can_be_some_samplers(tiny_study_dict):
         assert {run.method: study.samplers_of(run) for run in study.runs()} == kept
 
 
+@pytest.mark.parametrize(
+    ("part", "kept"),
+    [
+        ({"without": "method=net"}, {"dpdm", "class_mean"}),
+        ({"only": "method=net"}, {"net"}),
+        ({"only": "method=net,dpdm", "without": "method=dpdm"}, {"net"}),
+        ({"only": "sampler=default", "without": "method=net sampler=default"}, {"dpdm", "class_mean", "net"}),
+    ],
+)
+def test_a_part_of_a_study_with_a_classifier(with_classifier, part, kept):
+    assert {run.method for run in parse_study(with_classifier | part, "x").runs()} == kept
+
+
 def test_a_whole_study_has_no_word_of_a_part_in_its_json(tiny_study_dict):
     study = parse_study(tiny_study_dict, "x")
     assert not {"only", "without"} & set(study.model_dump(mode="json"))

@@ -140,6 +140,16 @@ def test_another_kind_of_file_is_named(damage, few_steps, tmp_path):
         extractor.load_extractor(tmp_path / "broken.pt")
 
 
+def test_a_file_is_read_once_and_again_when_it_was_written_again(few_steps, tmp_path):
+    state, path = extractor.train_extractor(toy(), toy()), tmp_path / "extractor.pt"
+    artifacts.write_tensors(path, state)
+    first, _ = extractor.load_extractor(path)
+    assert extractor.load_extractor(path)[0] is first
+    state["weights"]["head.bias"] += 1
+    artifacts.write_tensors(path, state)
+    assert not torch.equal(extractor.load_extractor(path)[0].head.bias, first.head.bias)
+
+
 @pytest.mark.slow
 def test_with_one_class_it_learns_how_an_image_was_turned():
     """Cross-entropy over one class is 0 whatever the weights: they would stay as they were drawn."""
