@@ -21,15 +21,6 @@ class Sequential(nn.Sequential):
         return super().forward(x)
 
 
-class Embedded(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(5, 3)
-
-    def forward(self, x, labels):
-        return self.table(labels) * x[:, 0, 0, :3]
-
-
 class Tied(nn.Module):
     """One convolution and one linear layer, each used twice."""
 
@@ -56,26 +47,13 @@ class SharedParameter(nn.Module):
 
 LAYERS = {
     "conv3": lambda: Sequential(nn.Conv2d(2, 3, 3, padding=1)),
-    "conv no bias": lambda: Sequential(nn.Conv2d(2, 3, 3, bias=False)),
-    "conv stride 2": lambda: Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1)),
     "conv stride 2 kernel 4": lambda: Sequential(nn.Conv2d(2, 3, 4, stride=2, padding=1)),
     "conv stride 3": lambda: Sequential(nn.Conv2d(2, 3, 3, stride=3)),  # leaves pixels over
-    "conv dilated": lambda: Sequential(nn.Conv2d(2, 3, 3, dilation=2, padding=2)),
-    "conv groups": lambda: Sequential(nn.Conv2d(2, 4, 3, groups=2, padding=1)),
-    "conv 1x1": lambda: Sequential(nn.Conv2d(2, 3, 1)),
     "conv 1x1 stride 2": lambda: Sequential(nn.Conv2d(2, 3, 1, stride=2)),
-    "conv 1x1 no bias": lambda: Sequential(nn.Conv2d(2, 3, 1, bias=False)),
-    "conv 1x1 groups": lambda: Sequential(nn.Conv2d(2, 4, 1, groups=2)),
-    "conv 1x1 padded": lambda: Sequential(nn.Conv2d(2, 3, 1, padding=1)),
     "conv uneven kernel": lambda: Sequential(nn.Conv2d(2, 3, (1, 3), padding=(0, 2))),
     "two convs": lambda: Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 2, 3)),
     "linear": lambda: Sequential(nn.Flatten(), nn.Linear(98, 4)),
-    "linear no bias": lambda: Sequential(nn.Flatten(), nn.Linear(98, 4, bias=False)),
-    "linear over many axes": lambda: Sequential(nn.Linear(7, 4)),
-    "group norm": lambda: Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6)),
     "group norm first": lambda: Sequential(nn.GroupNorm(1, 2)),
-    "group norm not affine": lambda: Sequential(nn.GroupNorm(2, 2, affine=False), nn.Conv2d(2, 2, 3)),
-    "embedding": Embedded,
     "tied layers": Tied,
     "shared parameter": SharedParameter,
     "frozen layer": lambda: Sequential(nn.Conv2d(2, 3, 3).requires_grad_(False), nn.Conv2d(3, 2, 3)),
