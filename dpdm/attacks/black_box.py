@@ -4,11 +4,8 @@ The method itself is trained once more, as the study says, on the training image
 random labels, each there by a fair coin. Of all canaries those nearest to the synthetic images of their class (or
 which a classifier labels right) are guessed in, the farthest out, and one-run auditing certifies the guesses.
 
-Weak by nature: one model spreads its budget over all it learns, and of most canaries nothing can be seen in it. What it
-adds to the white-box attack is that it runs through the method's own code.
-
-n counts the canaries that are there, so it varies a little with the coins, and batch size over n and delta with it; the
-guesses do not use it, being public.
+Weak by nature: one model spreads its budget over all it learns, and of most canaries nothing can be seen in it. Unlike
+the white-box attack it runs through the method's own code. n counts the canaries that are there; no guess uses it.
 """
 
 import json
@@ -40,11 +37,7 @@ def attack_black_box(
         sample: how a generator's synthetic set is drawn; None for a classifier.
         canaries: at least 2; about half of them are added to the images.
 
-    Returns:
-        What `dpdm.attacks.white_box.attack` returns, with the method "black_box".
-
-    Raises:
-        UserError: a run without noise, too few canaries, or what `dpdm.method.train` refuses.
+    Returns what `dpdm.attacks.white_box.attack` returns. UserError for a run without noise or too few canaries.
     """
     if math.isinf(spec.epsilon):
         raise UserError(f"{spec.method} at epsilon inf has no noise: it promises nothing that could be attacked")

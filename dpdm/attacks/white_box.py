@@ -146,11 +146,7 @@ def describe_attack(found: dict[str, Any]) -> str:
 
 
 def claim_of(value: dict[str, Any], origin: str) -> Claim:
-    """What a ledger (as JSON) claims, once its events were found to be those that its recipe implies.
-
-    Raises:
-        UserError: see `attack`.
-    """
+    """What a ledger (as JSON) claims, once its events were found to be those that its recipe implies; see `attack`."""
     ledger = Ledger.from_json(value, origin)
     if math.isinf(ledger.target_epsilon):
         raise UserError(f"{origin} is of a run without noise (epsilon inf): it promises nothing that could be attacked")

@@ -30,7 +30,7 @@ Prepare = Callable[[Tensor, Tensor, int], Any]
 
 
 class BlockParams(Strict):
-    """What decides the privacy of noised block gradients, next to the noise; see the two kinds below."""
+    """What decides the privacy of noised block gradients, next to the noise."""
 
     steps: Count = Field(description="private steps")
     max_block_norm: Positive = Field(description="L2 norm to which the gradient at a whole block of images is clipped")
@@ -42,11 +42,7 @@ class PoissonBlocks(BlockParams):
     expected_batch_size: Count = Field(description="mean size of the Poisson batch; sample rate q = this / n")
 
     def mechanism(self, name: str, n: int) -> Mechanism:
-        """The planned mechanism on n records.
-
-        Raises:
-            UserError: the expected batch is larger than the data set.
-        """
+        """The planned mechanism on n records; UserError if the expected batch is larger."""
         return Mechanism.poisson(name, self.expected_batch_size, n, self.steps, sensitivity=2 * self.max_block_norm)
 
 
@@ -56,11 +52,7 @@ class ShardBlocks(BlockParams):
     shards: Count = Field(description="shards to which the records are dealt; every step draws one of them")
 
     def mechanism(self, name: str, n: int) -> Mechanism:
-        """The planned mechanism on n records.
-
-        Raises:
-            UserError: there are more shards than records.
-        """
+        """The planned mechanism on n records; UserError if there are more shards."""
         if self.shards > n:
             raise UserError(f"shards = {self.shards} is more than the {n} training images; choose at most {n}")
         return Mechanism(

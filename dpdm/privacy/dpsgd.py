@@ -59,11 +59,7 @@ class DpSgdParams(Strict):
     )
 
     def mechanism(self, name: str, n: int, noise_ratio: float = 1.0) -> Mechanism:
-        """The planned mechanism on n records; `noise_ratio` is its noise relative to others of the same plan.
-
-        Raises:
-            UserError: the expected batch is larger than the data set.
-        """
+        """The planned mechanism on n records; UserError if the expected batch is larger. See `Mechanism`."""
         return Mechanism.poisson(name, self.expected_batch_size, n, self.steps, noise_ratio, self.max_grad_norm)
 
 

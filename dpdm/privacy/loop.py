@@ -92,8 +92,7 @@ class PrivateLoop(NoCopy, Generic[StepType]):
     def __iter__(self) -> Iterator[StepType]:
         """Yields the steps that are left: a second loop goes on where the first one was left, never from the start.
 
-        Two private loops of one run come one after the other: a checkpoint taken in a step of one, inside a step of
-        another, would hold the outer step as counted and not yet done.
+        Loops must not nest: a checkpoint inside a step of another would hold that step as counted and not yet done.
         """
         if self._next is None:
             self._next = self._resume()

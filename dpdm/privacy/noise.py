@@ -44,15 +44,7 @@ class NoCopy:
 
 
 class Randomness(NoCopy):
-    """Named, independent streams under one key.
-
-    Args:
-        key: 32 bytes; equal keys give equal streams.
-        scope: keeps the streams of different mechanisms apart.
-
-    Raises:
-        UserError: the key has another length.
-    """
+    """Named, independent streams under one key of 32 bytes; `scope` keeps those of different mechanisms apart."""
 
     def __init__(self, key: bytes, scope: Sequence[str] = ()):
         if len(key) != KEY_BYTES:
@@ -61,11 +53,7 @@ class Randomness(NoCopy):
 
     @classmethod
     def repeatable(cls, seed: int, *facts: str) -> "Randomness":
-        """The streams that follow from public facts: who knows them can draw the same again.
-
-        Args:
-            facts: of the run, such as its recipe and the digest of its images: other facts give other noise.
-        """
+        """The streams that follow from public facts of the run, such as recipe and digest of the images."""
         return cls(hashlib.sha256(json.dumps([seed, *facts]).encode()).digest())
 
     def scoped(self, name: str) -> "Randomness":
