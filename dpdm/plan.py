@@ -64,6 +64,26 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     return planned
 
 
+def doubts(study: Study) -> list[str]:
+    """What is allowed, and yet likely a mistake, of the methods and their samplers: sentences, one per sampler."""
+    found: dict[tuple[str, str, str], str] = {}
+    for spec in study.runs():
+        method = load_method(spec.impl)
+        if not hasattr(method, "doubts"):  # an optional member, as check_sampler
+            continue
+        params = parse_params(method.Params, spec.params, f"methods.{spec.method}.params")
+        for sampler in study.methods[spec.method].samplers:
+            recipe = study.sample(spec, sampler).sampler_params
+            where = f"methods.{spec.method}.samplers.{sampler}"
+            key = (spec.method, sampler, json.dumps(recipe))
+            if key not in found:
+                chosen, meta = parse_params(method.SamplerParams, recipe, where), study.datasets[spec.dataset].meta()
+                texts = method.doubts(params, chosen, meta)
+                at = f"{where} on {spec.dataset} at epsilon {epsilon_text(spec.epsilon)}"
+                found[key] = "\n".join(f"{at}: {text}" for text in texts)
+    return list(filter(None, found.values()))
+
+
 def _accounted(
     plan: Sequence[Mechanism], budget: Budget, accountant: str
 ) -> tuple[Mapping[str, float], tuple[Event, ...]]:

@@ -54,10 +54,12 @@ def check(study: str) -> None:
 
     opened, _ = open_study(study)  # before the imports below, which take seconds
     check_entries(opened)
-    from dpdm.plan import describe
+    from dpdm.plan import describe, doubts
     from dpdm.rehearsal import rehearse_study
 
     print(describe(opened))
+    for doubt in doubts(opened):
+        print(f"warning: {doubt}", file=sys.stderr)
     count = opened.evaluation.synthetic_images
     for name, dataset in opened.datasets.items():
         if (classes := dataset.meta().num_classes) > count:

@@ -28,6 +28,7 @@ from dpdm.progress import Log
 from dpdm.rng import Streams
 
 MECHANISM = "denoiser"
+SPREAD_TOLERANCE = 0.05
 
 
 class ModelParams(Strict):
@@ -106,8 +107,14 @@ class Churn(_Sampler):
         return self
 
 
-class SamplerParams(RootModel[Annotated[Ddim | StochasticDdim | Churn, Field(discriminator="kind")]]):
-    """One entry of `samplers:`; `kind` chooses: ddim (the default), stochastic_ddim or churn."""
+class Dpmpp2m(_Sampler):
+    """DPM-Solver++(2M), deterministic, of second order; N evaluations. Not in the paper."""
+
+    kind: Literal["dpmpp_2m"]
+
+
+class SamplerParams(RootModel[Annotated[Ddim | StochasticDdim | Churn | Dpmpp2m, Field(discriminator="kind")]]):
+    """One entry of `samplers:`; `kind` chooses: ddim (the default), stochastic_ddim, churn or dpmpp_2m."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -161,6 +168,17 @@ class DPDM:
     def check_sampler(self, params: Params, sampler: SamplerParams, meta: ImageMeta) -> None:
         """Refuses before training what `sample` would refuse after it."""
         check_guidance(sampler.root.guidance, meta.num_classes if params.conditional else 0, params)
+
+    def doubts(self, params: Params, sampler: SamplerParams, meta: ImageMeta) -> list[str]:
+        """That the sampler's own error changes the spread of the images."""
+        run = sampler.root
+        ratios = samplers.spread(run.run, run.num_sampling_steps + 1)
+        if abs(ratios - 1).max() <= SPREAD_TOLERANCE:
+            return []
+        return [
+            f"with an exact denoiser, images have {ratios.min():.2f} to {ratios.max():.2f} times the spread (standard "
+            "deviation) of the data; take kind: dpmpp_2m or more num_sampling_steps, or say in `scale` that it is off"
+        ]
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the denoiser; returns the EMA of its weights at the last step."""

@@ -290,7 +290,7 @@ def churn(denoise, noise, sigmas, s_churn=0.0, s_min=0.05, s_max=50.0, s_noise=1
     return samplers.churn(denoise, noise, sigmas, s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(samplers.ddim, 1), (churn, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(samplers.ddim, 1), (churn, 2), (samplers.dpmpp_2m, 2)])
 def test_deterministic_samplers_solve_the_probability_flow(sampler, order):
     """x_0 = m + (x_T - m) s / sqrt(s^2 + sigma_T^2), reached at the sampler's order."""
     start = 80 * noise_source(64)()
@@ -332,6 +332,7 @@ def calls_of(sampler, steps: int) -> list[float]:
 def test_evaluations_per_sampler():
     assert calls_of(samplers.ddim, 5) == pytest.approx(schedule(5))
     assert calls_of(samplers.stochastic_ddim, 5) == pytest.approx(schedule(5))
+    assert calls_of(samplers.dpmpp_2m, 5) == pytest.approx(schedule(5))
     assert len(calls_of(churn, 5)) == 9
 
 
@@ -342,6 +343,29 @@ def test_churn_raises_the_noise_only_between_s_min_and_s_max_and_at_most_doubles
     assert first == pytest.approx(expected)
     mild = calls_of(lambda d, n, s: churn(d, n, s, s_churn=1.5, s_min=0.0), 6)[::2]
     assert mild == pytest.approx([1.25 * sigma if sigma <= 50 else sigma for sigma in sigmas])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "stochastic_ddim", "churn", "dpmpp_2m"])
+def test_the_spread_of_a_sampler_is_what_a_simulation_finds(sampler, monkeypatch):
+    more = {"s_churn": 4.0, "s_min": 0.05} if sampler == "churn" else {}
+    chosen = SamplerParams.model_validate({"kind": sampler, "num_sampling_steps": 6} | more).root
+    monkeypatch.setattr(samplers, "SPREADS", np.array([S]))
+    (ratio,) = samplers.spread(chosen.run, chosen.num_sampling_steps + 1)
+    simulated = float(chosen.run(gaussian_denoiser, noise_source(20_000)).std()) / S
+    assert simulated == pytest.approx(ratio, rel=0.02)
+
+
+def doubts_of(sampler: dict) -> list[str]:
+    params = Params(dp={"expected_batch_size": 4, "steps": 1, "max_grad_norm": 1.0})
+    return DPDM().doubts(params, SamplerParams.model_validate(sampler), ImageMeta(10, (1, 8, 8), 10))
+
+
+def test_a_sampler_that_changes_the_spread_is_doubted():
+    (few,) = doubts_of({"kind": "churn", "num_sampling_steps": 8, "s_churn": 0.08, "s_min": 0.025})
+    assert "1.33 to 1.94" in few
+    (ddim,) = doubts_of({"num_sampling_steps": 15})
+    assert "0.74 to 0.83" in ddim
+    assert not doubts_of({"kind": "churn", "num_sampling_steps": 1000, "s_churn": 100.0, "s_min": 0.05})  # the paper's
 
 
 def test_guidance_by_hand():

@@ -1,16 +1,17 @@
 """The plan of a study: what it says is what training does; all mistakes at once."""
 
 import math
+from pathlib import Path
 
 import pytest
 from refusals import refuses
 
 from dpdm import plan
-from dpdm.config import parse_study
+from dpdm.config import load_study, parse_study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.plan import check_recipe, describe, describe_event, planned_runs
+from dpdm.plan import check_recipe, describe, describe_event, doubts, planned_runs
 from dpdm.privacy import Event
 from dpdm.progress import Log
 from dpdm.sources.digits import Digits
@@ -166,3 +167,18 @@ def test_a_ledger_is_compared_with_its_recipe_or_refused(tiny_study_dict, digits
     with pytest.raises(UserError, match=r"l\.json: .*baselines\.gone.*recipe.*--without-recipe"):
         check_recipe(ledger.to_json(), "l.json")
     assert not check_recipe(ledger.to_json(), "l.json", or_without=True)
+
+
+CONFIG = Path(__file__).parents[2] / "config"
+OVERLAYS = [f"{CONFIG}/ablation_{p.stem.removeprefix('laptop_')}.yaml,{p}" for p in sorted(CONFIG.glob("scale/*.yaml"))]
+
+
+@pytest.mark.parametrize(
+    "path", [*map(str, sorted(CONFIG.glob("*.yaml"))), *OVERLAYS], ids=lambda path: Path(path).stem
+)
+def test_a_shipped_study_samples_well_or_says_that_it_does_not(path):
+    """Where the error of the sampler changes the spread, `scale` says so, or that the recipe is the paper's."""
+    study = load_study(path)
+    for doubt in doubts(study):
+        scale = study.methods[doubt.split(".")[1]].scale or ""
+        assert "spread" in scale or scale == "paper", doubt
