@@ -2,13 +2,13 @@
 
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
-from dpdm.evaluation.registry import CLASSIFIERS
+from dpdm.evaluation.registry import BENCHMARK_CLASSIFIERS, CLASSIFIERS, PROTOCOLS
 from dpdm.explain import explain, parse_params
 from dpdm.params import Natural, Strict
 
@@ -65,6 +65,7 @@ Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
 Accountant = Literal["rdp", "prv", "pld"]  # each a module of dpdm.privacy: see dpdm.privacy.accounting
 Text = Annotated[str, Field(pattern=r"\S")]  # not blank
+Classifier = Literal[tuple(CLASSIFIERS | BENCHMARK_CLASSIFIERS)]
 
 
 class FidSpec(Strict):
@@ -79,15 +80,16 @@ class EvaluationSpec(Strict):
     synthetic_images: Annotated[int, Field(ge=10)] = Field(
         description="synthetic images per run, balanced over the classes"
     )
-    classifiers: Annotated[tuple[Literal[tuple(CLASSIFIERS)], ...], Field(strict=False, min_length=1), EachOnce] = (
-        Field(
-            ("logreg", "mlp", "cnn"), description="classifiers that are trained on them, any of `logreg`, `mlp`, `cnn`"
-        )
+    classifiers: Annotated[tuple[Classifier, ...], Field(strict=False, min_length=1), EachOnce] = Field(
+        ("logreg", "mlp", "cnn"),
+        description="classifiers that are trained on them, any of `logreg`, `mlp`, `cnn`; under the protocol "
+        "`dpimagebench`, any of `resnet`, `wrn`, `resnext`",
     )
-    protocol: Literal["quick", "paper"] = Field(
-        "quick",
-        description="how they are trained: `quick` (fixed steps, last step), or `paper` (50 epochs, the best on "
-        "held-out synthetic images); a column of metrics.csv",
+    protocol: Literal[tuple(PROTOCOLS)] = Field(
+        "standard",
+        description="how they are trained: `standard` (at the cost of a laptop, last step), `paper` (50 epochs, the "
+        "best on held-out synthetic images), or `dpimagebench` (the same for three residual networks, on a GPU); a "
+        "column of metrics.csv ([docs/reproducing.md](../docs/reproducing.md#the-protocols-of-the-classifiers))",
     )
     fid: FidSpec | None = Field(
         None,
@@ -102,6 +104,16 @@ class EvaluationSpec(Strict):
         if value is None:  # YAML's `fid:` with nothing after it
             raise ValueError("write `fid: {}` to ask for the FID, or leave the key out")
         return value
+
+    @model_validator(mode="after")
+    def _classifiers_of_the_protocol(self) -> Self:
+        known = PROTOCOLS[self.protocol]
+        if other := [name for name in self.classifiers if name not in known]:
+            raise ValueError(
+                f"protocol {self.protocol!r} has no classifier {other[0]!r}; write `classifiers: [{', '.join(known)}]` "
+                "or fewer of them, or choose another protocol"
+            )
+        return self
 
 
 class Coordinates(Strict):

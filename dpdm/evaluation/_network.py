@@ -1,6 +1,6 @@
-"""Training and applying a small classification network: what the extractor and the CNN classifier share.
+"""Training and applying a classification network: what the extractor and the classifiers share.
 
-Always on the CPU: the networks are small, and equal seeds must give equal numbers on every machine of one kind.
+On the CPU where nothing else is said: small networks, and equal seeds give equal numbers on every machine of one kind.
 """
 
 import copy
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
 
 from dpdm.data import ImageSet, to_network
 from dpdm.progress import Log
@@ -21,15 +23,16 @@ _CHUNK = 500  # images per forward pass when applying a network: bounds memory, 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: Adam, its rate falling linearly to zero; the last step is the result.
+    """How a network is trained: Adam, by shuffled batches; the last step is the result.
 
-    Steps, not epochs: small sets are then seen often enough, and the time hardly depends on the size of a set.
+    At least so many steps, so that a small set is seen often enough, and at least so many passes over a large one.
     """
 
-    steps: int
+    steps: int  # at least
     batch_size: int  # less where there are fewer images
-    lr: float
-    least_epochs: int = 0  # passes over a large set, for which `steps` are raised
+    lr: float  # the highest rate
+    least_epochs: int = 0  # passes, for which `steps` are raised
+    one_cycle: bool = False  # the rate rises and falls (Smith and Topin 2017); else it falls linearly to zero
 
     def steps_for(self, count: int) -> int:
         """Steps on `count` images."""
@@ -52,10 +55,13 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
     with streams.torch_default("network"):  # initialization and dropout draw from it
         network = _made(build).train()
         optimizer = _optimizer(network, recipe.lr)
-        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        if recipe.one_cycle:
+            rate = lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps)
+        else:
+            rate = lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for step in range(steps):
             _learn(network, optimizer, data, order[step * size : (step + 1) * size])
-            decay.step()
+            rate.step()
     return network.eval()
 
 
@@ -71,8 +77,9 @@ def _optimizer(network: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet, rows: np.ndarray) -> None:
     """One step along the cross-entropy of some rows of `data`."""
-    logits = network(to_network(data.images[rows]))
-    loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]))
+    device = next(network.parameters()).device
+    logits = network(to_network(data.images[rows]).to(device))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]).to(device))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -80,16 +87,28 @@ def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet,
 
 @dataclass(frozen=True)
 class EpochRecipe:
-    """How a network is trained and one of its epochs chosen: Adam at a constant rate, shuffled anew every epoch."""
+    """How a network is trained and one of its epochs chosen: Adam, by batches, shuffled anew every epoch."""
 
     epochs: int
     batch_size: int
     lr: float
     held_out: float = 0.1  # share of every class that judges the epochs, and is not trained on
+    cut_every: int | None = None  # epochs after which the rate is multiplied by `cut`; none: a constant rate
+    cut: float = 1.0
+    average: float | None = None  # decay per step of the average of the weights that is judged; none: the weights
+
+    def average_after(self, steps: int) -> float:
+        """The decay of the average at a step; at first it is a short one, so that the initialization is forgotten."""
+        return min(self.average, (1 + steps) / (10 + steps))
 
 
 def train_and_select(
-    build: Callable[[], nn.Module], data: ImageSet, recipe: EpochRecipe, streams: Streams, log: Log
+    build: Callable[[], nn.Module],
+    data: ImageSet,
+    recipe: EpochRecipe,
+    streams: Streams,
+    log: Log,
+    device: str | torch.device = "cpu",
 ) -> nn.Module:
     """A network as of the epoch that was best on held-out images of `data` itself, the first one of equals.
 
@@ -97,28 +116,40 @@ def train_and_select(
         build: makes the untrained network, images in [-1, 1] to class logits.
         data: images and labels; no other image plays a part. Where no class has enough to hold one out, the last
             epoch is taken.
-        recipe: epochs, batch size, learning rate, share held out.
-        streams: all randomness; torch's global generators are left as they were.
+        recipe: epochs, batch size, learning rate and its cuts, share held out, average of the weights.
+        streams: all randomness; torch's global generators on the CPU are left as they were.
         log: shows the epochs.
+        device: where the network computes. On a GPU equal seeds give only nearly equal networks.
     """
     train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)
     best, best_weights = -1.0, None
     with streams.torch_default("network"):  # initialization and dropout draw from it
-        network = _made(build)
+        network = judged = _made(build).to(device)
+        if torch.device(device).type == "cuda":
+            torch.cuda.manual_seed(streams.integer("dropout"))
         optimizer = _optimizer(network, recipe.lr)
+        rate = lr_scheduler.StepLR(optimizer, recipe.cut_every or recipe.epochs, recipe.cut)
+        if recipe.average is not None:
+            averaged = AveragedModel(
+                network, avg_fn=lambda mean, new, n: torch.lerp(new, mean, recipe.average_after(int(n)))
+            )
+            judged = averaged.module
         for epoch in log.track(range(recipe.epochs), recipe.epochs):
             network.train()
             order = train_rows[torch.randperm(len(train_rows), generator=streams.torch("epoch", epoch)).numpy()]
             for start in range(0, len(order), recipe.batch_size):
                 _learn(network, optimizer, data, order[start : start + recipe.batch_size])
-            network.eval()
+                if judged is not network:
+                    averaged.update_parameters(network)
+            rate.step()
+            judged.eval()
             if len(held_out):
-                accuracy = accuracy_percent(predict(network, data.images[held_out]), data.labels[held_out])
+                accuracy = accuracy_percent(predict(judged, data.images[held_out]), data.labels[held_out])
                 if accuracy > best:
-                    best, best_weights = accuracy, copy.deepcopy(network.state_dict())
+                    best, best_weights = accuracy, copy.deepcopy(judged.state_dict())
     if best_weights is not None:
-        network.load_state_dict(best_weights)
-    return network
+        judged.load_state_dict(best_weights)
+    return judged
 
 
 def _hold_out(labels: np.ndarray, share: float, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +164,9 @@ def _hold_out(labels: np.ndarray, share: float, streams: Streams) -> tuple[np.nd
 @torch.no_grad()
 def predict(network: nn.Module, images: np.ndarray) -> np.ndarray:
     """The most likely class (int64 [n]) of uint8 images [n, C, H, W]."""
-    chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
-    return np.concatenate([network(to_network(chunk)).argmax(1).numpy() for chunk in chunks])
+    device = next(network.parameters()).device
+    chunks = (to_network(images[i : i + _CHUNK]).to(device) for i in range(0, len(images), _CHUNK))
+    return np.concatenate([network(chunk).argmax(1).cpu().numpy() for chunk in chunks])
 
 
 def accuracy_percent(predicted: np.ndarray, labels: np.ndarray) -> float:

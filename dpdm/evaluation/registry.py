@@ -18,10 +18,20 @@ METRICS = {  # distances between the features of two sets of images: a `fidelity
 EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d]; Inception has its own rules
     "small_cnn": "dpdm.evaluation.extractor:features",
 }
-CLASSIFIERS = {  # trained on synthetic images: a `classifiers.Classifier` each
-    "logreg": "dpdm.evaluation.classifiers:LOGREG",
-    "mlp": "dpdm.evaluation.classifiers:MLP",
-    "cnn": "dpdm.evaluation.classifiers:CNN",
+CLASSIFIERS = {  # trained on synthetic images: shape (C, H, W) and number of classes -> an untrained network
+    "logreg": "dpdm.evaluation.classifiers:logreg",
+    "mlp": "dpdm.evaluation.classifiers:mlp",
+    "cnn": "dpdm.evaluation.classifiers:paper_cnn",
+}
+BENCHMARK_CLASSIFIERS = {  # those of DPImageBench, sized for a GPU
+    "resnet": "dpdm.evaluation.residual:resnet",
+    "wrn": "dpdm.evaluation.residual:wrn",
+    "resnext": "dpdm.evaluation.residual:resnext",
+}
+PROTOCOLS = {  # how classifiers are trained, and which: see `classifiers`
+    "standard": CLASSIFIERS,
+    "paper": CLASSIFIERS,
+    "dpimagebench": BENCHMARK_CLASSIFIERS,
 }
 
 

@@ -64,7 +64,7 @@ def test_the_small_tanh_cnn():
 @pytest.mark.parametrize("shape", [MNIST, DIGITS, (3, 32, 32), (1, 18, 30), (1, 17, 17)])
 def test_the_networks_are_those_that_judge_the_generators(name, shape):
     """Layer for layer, dropout included: else the table's column would compare two networks."""
-    ours, theirs = NETWORKS[name](shape, 10), registry.load(CLASSIFIERS, name, "classifier").network(shape, 10)
+    ours, theirs = NETWORKS[name](shape, 10), registry.load(CLASSIFIERS, name, "classifier")(shape, 10)
     assert sizes(ours) == sizes(theirs)
     kinds = [[type(layer).__name__ for layer in network] for network in (ours, theirs)]
     assert kinds[0] == kinds[1]
