@@ -94,7 +94,7 @@ def metrics() -> list[tuple[str, str, str, str]]:
                 found.append((shown, extractor, direction, _defined(text, value)))
     found += [
         (f"acc_{name}", "", "higher", f"{_sentence(_docstring(place)).removeprefix('Utility: ')}: {name}")
-        for name, place in (registry.CLASSIFIERS | registry.BENCHMARK_CLASSIFIERS).items()
+        for name, place in (registry.CLASSIFIERS | registry.DPIMAGEBENCH).items()
     ]
     return sorted(found, key=lambda row: row[1])
 

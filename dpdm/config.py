@@ -50,7 +50,7 @@ DIRECT = "direct"  # the protocol of a classifier method, which was trained on t
 RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
-VERSION = 1  # of study.json: a change of the schema that an older study.json does not survive counts it up
+VERSION = 2  # of study.json: a change of the schema that an older study.json does not survive counts it up
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 

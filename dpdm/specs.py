@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, fi
 from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
-from dpdm.evaluation.registry import BENCHMARK_CLASSIFIERS, CLASSIFIERS, PROTOCOLS
+from dpdm.evaluation.registry import DPIMAGEBENCH, CLASSIFIERS, PROTOCOLS
 from dpdm.explain import explain, parse_params
 from dpdm.params import Natural, Strict
 
@@ -65,7 +65,7 @@ Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
 Accountant = Literal["rdp", "prv", "pld"]  # each a module of dpdm.privacy: see dpdm.privacy.accounting
 Text = Annotated[str, Field(pattern=r"\S")]  # not blank
-Classifier = Literal[tuple(CLASSIFIERS | BENCHMARK_CLASSIFIERS)]
+Classifier = Literal[tuple(CLASSIFIERS | DPIMAGEBENCH)]
 
 
 class FidSpec(Strict):

@@ -23,7 +23,7 @@ CLASSIFIERS = {  # trained on synthetic images: shape (C, H, W) and number of cl
     "mlp": "dpdm.evaluation.classifiers:mlp",
     "cnn": "dpdm.evaluation.classifiers:paper_cnn",
 }
-BENCHMARK_CLASSIFIERS = {  # those of DPImageBench, sized for a GPU
+DPIMAGEBENCH = {  # those of DPImageBench, sized for a GPU
     "resnet": "dpdm.evaluation.residual:resnet",
     "wrn": "dpdm.evaluation.residual:wrn",
     "resnext": "dpdm.evaluation.residual:resnext",
@@ -31,7 +31,7 @@ BENCHMARK_CLASSIFIERS = {  # those of DPImageBench, sized for a GPU
 PROTOCOLS = {  # how classifiers are trained, and which: see `classifiers`
     "standard": CLASSIFIERS,
     "paper": CLASSIFIERS,
-    "dpimagebench": BENCHMARK_CLASSIFIERS,
+    "dpimagebench": DPIMAGEBENCH,
 }
 
 

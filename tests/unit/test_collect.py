@@ -35,7 +35,7 @@ def write_scores(folder, coordinates, provenance=ONE, value=1.5):
     utility = [measured(f"acc_{n}") | {"value": value} for n in ("logreg", "mlp")]
     shared = {"coordinates": c, "provenance": provenance, "num_synthetic": 20}
     artifacts.write_json(folder / "fidelity.json", {**shared, "extractor": {"name": "digits"}, "metrics": fidelity})
-    artifacts.write_json(folder / "utility.json", {**shared, "protocol": "quick", "metrics": utility})
+    artifacts.write_json(folder / "utility.json", {**shared, "protocol": "standard", "metrics": utility})
 
 
 def write_audit(path, runs, provenance=ONE):
@@ -299,10 +299,19 @@ def test_another_protocol_than_the_studys_is_refused_unless_allowed(results):
     with pytest.raises(UserError) as caught:
         collect(make_study(evaluation=paper), [results])
     message = str(caught.value)
-    assert re.search(r"0/utility\.json: .* was scored by the protocol quick, and the study says paper;", message)
+    assert re.search(r"0/utility\.json: .* was scored by the protocol standard, and the study says paper;", message)
     assert "--forcerun score score_anchor" in message
     assert "\n" not in message
     metrics, _ = collect(make_study(evaluation=paper, allow_mixed_protocols=True), [results])
+    assert set(metrics["protocol"]) == {"", "standard"}
+
+
+def test_scores_by_a_protocol_that_is_gone_can_be_read(results):
+    for path in results.glob("runs/*/utility.json"):
+        artifacts.write_json(path, artifacts.read_json(path) | {"protocol": "quick"})
+    with refuses("protocol quick", "study says standard"):
+        collect(make_study(), [results])
+    metrics, _ = collect(make_study(allow_mixed_protocols=True), [results])
     assert set(metrics["protocol"]) == {"", "quick"}
 
 
@@ -313,12 +322,12 @@ def test_protocols_within_one_cell_are_refused_whatever_is_allowed(results, with
     for path in (seed, other):  # a cell of its own
         artifacts.write_json(path, artifacts.read_json(path) | {"protocol": "paper"})
     metrics, _ = collect(study, [results])
-    assert set(metrics["protocol"]) == {"", "paper", "quick", "direct"}
-    artifacts.write_json(other, artifacts.read_json(other) | {"protocol": "quick"})
+    assert set(metrics["protocol"]) == {"", "paper", "standard", "direct"}
+    artifacts.write_json(other, artifacts.read_json(other) | {"protocol": "standard"})
     with pytest.raises(UserError) as caught:
         collect(study, [results])
     assert str(caught.value) == (
-        "the seeds of digits, dpgan, epsilon 1, sampler default were scored by the protocols paper and quick, whose "
+        "the seeds of digits, dpgan, epsilon 1, sampler default were scored by the protocols paper and standard, whose "
         f"accuracies have no mean; delete {seed} and run snakemake again"
     )
 

@@ -151,6 +151,23 @@ def test_a_classifier_twice(tiny_study_dict):
     refused(twice, "evaluation.classifiers", "twice")
 
 
+@pytest.mark.parametrize(
+    ("protocol", "classifiers", "wrong", "known"),
+    [
+        ("dpimagebench", ["resnet", "cnn"], "'cnn'", "resnet, wrn, resnext"),
+        ("dpimagebench", ["logreg"], "'logreg'", "resnet, wrn, resnext"),
+        ("standard", ["wrn", "cnn"], "'wrn'", "logreg, mlp, cnn"),
+        ("paper", ["resnext"], "'resnext'", "logreg, mlp, cnn"),
+    ],
+)
+def test_a_protocol_has_its_own_classifiers(tiny_study_dict, protocol, classifiers, wrong, known):
+    put(tiny_study_dict, "evaluation.protocol", protocol)
+    asked = put(tiny_study_dict, "evaluation.classifiers", classifiers)
+    refused(asked, "evaluation", protocol, wrong, known)
+    fine = put(tiny_study_dict, "evaluation.classifiers", known.split(", "))
+    assert parse_study(fine, "t").evaluation.classifiers == tuple(known.split(", "))
+
+
 @pytest.mark.parametrize("seeds", [["0"], [True], [0.0], [-1], [], 0])
 def test_types_are_not_guessed(tiny_study_dict, seeds):
     refused(tiny_study_dict | {"seeds": seeds}, "seeds")
@@ -210,7 +227,7 @@ def test_a_study_without_fid_has_the_specs_it_had_before_there_was_such_a_key(ti
     spec = study.scoring(study.anchor_coordinates()[0])
     assert "fid" not in spec_json(study)
     assert json.loads(spec_json(spec))["evaluation"] == {
-        "synthetic_images": 20, "classifiers": ["logreg"], "protocol": "quick"
+        "synthetic_images": 20, "classifiers": ["logreg"], "protocol": "standard"
     }  # fmt: skip
 
 
@@ -609,7 +626,7 @@ def test_the_hint_for_a_number_that_yaml_reads_as_text_is_a_number(tmp_path, tin
 
 @pytest.mark.parametrize(("path", "wrong", "meant"), [
     ("accountant", "prb", "'prv'"), ("noise", "secrte", "'secret'"), ("methods.dpdm.kind", "clasifier", "'classifier'"),
-    ("datasets.digits.source", "digit", "'digits'"), ("evaluation.protocol", "qick", "'quick'"),
+    ("datasets.digits.source", "digit", "'digits'"), ("evaluation.protocol", "standrad", "'standard'"),
 ])  # fmt: skip
 def test_a_misspelt_word_gets_the_nearest(tiny_study_dict, path, wrong, meant):
     refused(put(tiny_study_dict, path, wrong), path, repr(wrong), f"{meant}?")

@@ -24,7 +24,7 @@ REGISTRY = "dpdm/evaluation/registry.py"
 CHANGES = [  # file, what is there, what replaces it
     (REGISTRY, "METRICS = {", 'METRICS = {"mean_gap": "dpdm.evaluation.mean_gap:MEAN_GAP",'),
     (REGISTRY, "EXTRACTORS = {", 'EXTRACTORS = {"pixels": "dpdm.evaluation.pixels:pixels",'),
-    (REGISTRY, "CLASSIFIERS = {", 'CLASSIFIERS = {"linear": "dpdm.evaluation.linear:LINEAR",'),
+    (REGISTRY, "CLASSIFIERS = {", 'CLASSIFIERS = {"linear": "dpdm.evaluation.linear:linear",'),
     ("dpdm/sources/__init__.py", "import Npz\n", "import Npz\nfrom dpdm.sources.stripes import Stripes\n"),
     ("dpdm/sources/__init__.py", "Folder, Npz)", "Folder, Npz, Stripes)"),
     ("dpdm/specs.py", '"prv", "pld"]', '"prv", "pld", "dwork_roth"]'),

@@ -253,7 +253,7 @@ def test_two_sizes_of_one_data_set_are_two(study, published):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"protocol": "quick"}, "protocol quick"),
+        ({"protocol": "standard"}, "protocol standard"),
         ({"num_synthetic": 5000}, "5,000 synthetic images instead of 60,000"),
         ({"delta": 1e-4}, "delta 0.0001 instead of 1e-5"),
         ({"delta": math.nan}, "not audited"),
@@ -268,10 +268,10 @@ def test_a_departure_marks_the_cell_and_is_told(study, published, change, told):
 
 
 def test_the_ceiling_of_another_protocol_is_pointed_at_where_the_study_has_it(study, published):
-    scores = {name: scored("dpdm", [93.0], sampler="fid", protocol=name) for name in ("quick", "paper")}
-    said = "protocol quick reaches on the real images"
-    assert note(made(1, study, published, scores["quick"]), said)
-    for rows, anchors in ((scores["paper"], ["real"]), (scores["quick"], ["label_only"])):
+    scores = {name: scored("dpdm", [93.0], sampler="fid", protocol=name) for name in ("standard", "paper")}
+    said = "protocol standard reaches on the real images"
+    assert note(made(1, study, published, scores["standard"]), said)
+    for rows, anchors in ((scores["paper"], ["real"]), (scores["standard"], ["label_only"])):
         assert said not in " ".join(made(1, study | {"anchors": anchors}, published, rows).notes)
 
 
@@ -400,7 +400,7 @@ def test_the_command_writes_the_table(run_cli, tmp_path, study):
     scores = {
         "coordinates": parsed.run("numbers", "pearl", 1.0, 0).coordinates("default").model_dump(mode="json"),
         "provenance": {"version": "1", "commit": "a", "code": "b"},
-        "num_synthetic": 60000, "protocol": "quick", "metrics": [row],
+        "num_synthetic": 60000, "protocol": "standard", "metrics": [row],
     }  # fmt: skip
     artifacts.write_json(layout.set("numbers", "pearl", "1", "0", "default", "utility.json"), scores)
     # What the table does not show is not read: neither other code nor a broken file is in its way.

@@ -529,7 +529,7 @@ def test_a_table_of_the_paper_is_made_and_a_wrong_mapping_refused_before_anythin
     assert "train" not in outcome.counts
     page = (again.path / "results" / "tiny" / "tables" / "table_1.md").read_text()
     assert "DP-Sinkhorn" in page
-    assert "† class_mean: scale not stated; protocol quick; 200 synthetic images instead of 60,000." in page
+    assert "† class_mean: scale not stated; protocol standard; 200 synthetic images instead of 60,000." in page
 
 
 def test_the_path_of_the_environment_can_hold_spaces_quotes_and_braces(folder, tiny, tmp_path, monkeypatch):
