@@ -307,7 +307,7 @@ def test_another_protocol_than_the_studys_is_refused_unless_allowed(results):
 
 
 def test_scores_by_a_protocol_that_is_gone_can_be_read(results):
-    for path in results.glob("runs/*/utility.json"):
+    for path in results.rglob("utility.json"):
         artifacts.write_json(path, artifacts.read_json(path) | {"protocol": "quick"})
     with refuses("protocol quick", "study says standard"):
         collect(make_study(), [results])
