@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, fi
 from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
-from dpdm.evaluation.registry import DPIMAGEBENCH, CLASSIFIERS, PROTOCOLS
+from dpdm.evaluation.registry import CLASSIFIERS, DPIMAGEBENCH, PROTOCOLS
 from dpdm.explain import explain, parse_params
 from dpdm.params import Natural, Strict
 

@@ -1,7 +1,5 @@
 """Utility: the classifiers learn what is there, from synthetic images only, the same way every time."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from dpdm.evaluation import classifiers, registry, residual
 from dpdm.evaluation._network import EpochRecipe, Recipe, train, train_and_select
 from dpdm.progress import Log
 from dpdm.rng import Streams
-from dpdm.sources import SOURCES
 from dpdm.sources.digits import Digits
 
 pytestmark = pytest.mark.slow
@@ -56,17 +53,6 @@ def test_the_ceiling_on_real_digits(digits):
     for metric, value in values(rows).items():
         assert type(value) is float
         assert CEILING[metric] <= value <= 100
-
-
-@pytest.mark.skipif("DPDM_DATA_DIR" not in os.environ, reason="needs the real data sets")
-@pytest.mark.parametrize(("source", "least"), [("mnist", [88, 92, 97]), ("fashion_mnist", [80, 82, 83])])
-def test_on_real_images_a_stronger_network_reaches_more(source, least):
-    """Else a protocol measures how early it stops. About 30 s of one core."""
-    splits = SOURCES[source]().load()
-    train = ImageSet(splits["train"].images[:5000], splits["train"].labels[:5000], 10)
-    found = list(values(classifiers.measure(train, splits["test"], ALL, 0, "standard")).values())
-    assert found == sorted(found)
-    assert all(value >= floor for value, floor in zip(found, least, strict=True)), found
 
 
 @pytest.mark.parametrize("name", ALL)
