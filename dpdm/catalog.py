@@ -88,10 +88,12 @@ def metrics() -> list[tuple[str, str, str, str]]:
     for name, place in registry.METRICS.items():
         metric = registry.load(registry.METRICS, name, "metric")
         text = _docstring(place)
-        for extractor in (*registry.EXTRACTORS, "inception"):
+        for extractor in (*registry.EXTRACTORS, *registry.PUBLIC_EXTRACTORS, "inception"):
             for value, direction in metric.directions.items():
                 shown = "fid" if (value, extractor) == ("fd", "inception") else value
                 found.append((shown, extractor, direction, _defined(text, value)))
+    place = "dpdm.evaluation.memorization:measure"
+    found.append(("nearest_ratio", "", "higher", _defined(_docstring(place), "nearest_ratio")))
     found += [
         (f"acc_{name}", "", "higher", f"{_sentence(_docstring(place)).removeprefix('Utility: ')}: {name}")
         for name, place in (registry.CLASSIFIERS | registry.DPIMAGEBENCH).items()

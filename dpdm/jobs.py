@@ -4,6 +4,7 @@ The command line and the workflow call these with a study and its layout; paths 
 raises UserError that names the file if one that it reads is missing, damaged or another's.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 from dpdm import artifacts, data
 from dpdm.config import DIRECT, Study
 from dpdm.errors import UserError
+from dpdm.evaluation import registry
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
 from dpdm.method import load_method
@@ -51,12 +53,13 @@ def train_extractor(layout: Layout, dataset: str) -> None:
     artifacts.write_tensors(layout.data(dataset, "extractor.pt"), extractor.train_extractor(*real))
 
 
-def make_reference(study: Study, layout: Layout, dataset: str) -> None:
-    """Computes Inception's statistics of a data set's real images, once for all scores."""
+def make_reference(study: Study, layout: Layout, dataset: str, extractor: str = "inception") -> None:
+    """Computes a public extractor's statistics of a data set's real images, once for all scores."""
     from dpdm.evaluation.inception import reference
 
     real = {split: data.read_images(layout.data(dataset, f"{split}.npz")) for split in ("train", "test")}
-    artifacts.write_npz(layout.data(dataset, "inception.npz"), reference(real, load_inception(study)))
+    arrays = reference(real, load_public(study, extractor))
+    artifacts.write_npz(layout.data(dataset, f"{extractor}.npz"), arrays)
 
 
 def make_label_only(study: Study, layout: Layout, dataset: str) -> None:
@@ -66,19 +69,23 @@ def make_label_only(study: Study, layout: Layout, dataset: str) -> None:
 
 
 def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> None:
-    """Makes those of a data set's files that are not there yet: `files` of DATA_FILES, extractor.pt, inception.npz."""
-    makers = {"extractor.pt": lambda: train_extractor(layout, dataset),
-              "inception.npz": lambda: make_reference(study, layout, dataset)}  # fmt: skip
+    """Makes those of a data set's files that are not there yet: `files` of DATA_FILES, extractor.pt, EXTRACTOR.npz."""
+    makers = {"extractor.pt": lambda: train_extractor(layout, dataset)} | {
+        f"{name}.npz": functools.partial(make_reference, study, layout, dataset, name)
+        for name in ("inception", *registry.PUBLIC_EXTRACTORS)
+    }
     for file in (*DATA_FILES, *files):
         if not Path(layout.data(dataset, file)).exists():
             print(f"making {layout.data(dataset, file)}, which is not there yet", file=sys.stderr)
             makers.get(file, lambda: prepare(study, layout, dataset))()
 
 
-def load_inception(study: Study) -> Any:
-    """The Inception network that the study judges by."""
+def load_public(study: Study, extractor: str) -> Any:
+    """A public extractor; of Inception with the weights that the study judges by."""
     from dpdm.evaluation import inception
 
+    if extractor != inception.NAME:
+        return registry.load(registry.PUBLIC_EXTRACTORS, extractor, "public extractor")()
     return inception.load_inception(inception.find_weights(study.fid().weights_path))
 
 
@@ -164,31 +171,64 @@ def draw(
 
 
 def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:
-    """Scores images: distances to the real ones (fidelity.json), and classifiers trained on them (utility.json)."""
-    from dpdm.evaluation import classifiers, extractor, fidelity
+    """Scores images: distances to the real ones (fidelity.json), and classifiers trained on them (utility.json).
+
+    nearest.png shows the synthetic images that are nearest to training images.
+    """
+    from dpdm.evaluation import classifiers, extractor, fidelity, inception, memorization
 
     evaluation, dataset, seed = study.evaluation, coordinates.dataset, coordinates.seed
     synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
-    references = {"train": data.read_images(layout.data(dataset, "train.npz")), "test": test}
-    network = layout.data(dataset, "extractor.pt")
-    distances = fidelity.measure(synthetic, references, network, seed)
-    facts = {"extractor": extractor.load_extractor(network)[1]}
+    train, network = data.read_images(layout.data(dataset, "train.npz")), layout.data(dataset, "extractor.pt")
+    judged, sides = _for_distances(study, coordinates, synthetic, test)
+    references = {side: {"train": train, "test": test}[side] for side in sides}
+    distances, facts = [], {}
+    for name in evaluation.extractors:
+        if name in evaluation.public_extractors:
+            kept, public = layout.data(dataset, f"{name}.npz"), load_public(study, name)
+            rows, facts[name] = inception.measure(judged, kept, public, seed, sides)
+        else:
+            rows = fidelity.measure(judged, references, network, seed, [name])
+            facts["extractor"] = extractor.load_extractor(network)[1]
+        distances += rows
+    copies, facts["memorization"], picture = memorization.measure(judged, train, test)
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, seed, evaluation.protocol)
-    common, folder = _judged(synthetic, coordinates), Path(folder)
-    artifacts.write_json(folder / "fidelity.json", common | facts | {"metrics": distances})
-    artifacts.write_json(folder / "utility.json", common | {"protocol": evaluation.protocol, "metrics": accuracies})
+    folder, utility = Path(folder), {"protocol": evaluation.protocol, "metrics": accuracies}
+    memorization.write_picture(folder / "nearest.png", picture)
+    scores = _judged(judged, coordinates) | facts | {"metrics": [*distances, *copies]}
+    artifacts.write_json(folder / "fidelity.json", scores)
+    artifacts.write_json(folder / "utility.json", _judged(synthetic, coordinates) | utility)
 
 
 def score_inception(
     study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path
 ) -> None:
     """Scores images by Inception (inception.json): FID and its like, against the statistics of the real images."""
-    from dpdm.evaluation.inception import measure
+    from dpdm.evaluation import inception
 
-    synthetic, reference = data.read_images(synthetic_file), layout.data(coordinates.dataset, "inception.npz")
-    distances, facts = measure(synthetic, reference, load_inception(study), coordinates.seed)
-    content = _judged(synthetic, coordinates) | {"inception": facts, "metrics": distances}
+    test = data.read_images(layout.data(coordinates.dataset, "test.npz"))
+    judged, sides = _for_distances(study, coordinates, data.read_images(synthetic_file), test)
+    reference, network = layout.data(coordinates.dataset, "inception.npz"), load_public(study, inception.NAME)
+    distances, facts = inception.measure(judged, reference, network, coordinates.seed, sides)
+    content = _judged(judged, coordinates) | {"inception": facts, "metrics": distances}
     artifacts.write_json(Path(folder) / "inception.json", content)
+
+
+def _for_distances(
+    study: Study, coordinates: Coordinates, synthetic: data.ImageSet, test: data.ImageSet
+) -> tuple[data.ImageSet, tuple[str, ...]]:
+    """The images whose distances are measured, and the real sides to measure them against.
+
+    The ceiling of a distance is that of held-out real images: of the anchor `real`, test images take the place of
+    synthetic ones, as many as a synthetic set has where there are as many, since FD and recall depend on the number.
+    The training images would have distance 0 to themselves. Nothing is chosen by the test images in this: they
+    decide no recipe, and are only the line that others are compared with.
+    """
+    from dpdm.evaluation.fidelity import chosen
+
+    if coordinates.method != "real":
+        return synthetic, ("train", "test")
+    return chosen(test, study.evaluation.synthetic_images), ("train",)
 
 
 def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str | Path) -> None:

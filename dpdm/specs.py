@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, fi
 from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
-from dpdm.evaluation.registry import CLASSIFIERS, DPIMAGEBENCH, PROTOCOLS
+from dpdm.evaluation.registry import CLASSIFIERS, DPIMAGEBENCH, EXTRACTORS, PROTOCOLS, PUBLIC_EXTRACTORS
 from dpdm.explain import explain, parse_params
 from dpdm.params import Natural, Strict
 
@@ -91,12 +91,26 @@ class EvaluationSpec(Strict):
         "best on held-out synthetic images), or `dpimagebench` (the same for three residual networks, on a GPU); a "
         "column of metrics.csv ([docs/reproducing.md](../docs/reproducing.md#the-protocols-of-the-classifiers))",
     )
+    extractors: Annotated[
+        tuple[Literal[(*EXTRACTORS, *PUBLIC_EXTRACTORS)], ...], Field(strict=False, min_length=1), EachOnce
+    ] = Field(
+        tuple(EXTRACTORS),
+        exclude_if=lambda names: names == tuple(EXTRACTORS),
+        description="whose features FD, KID, precision and recall are of, the one to show first in front: `small_cnn` "
+        "(three small networks, trained on the real images), `efflite` (EfficientNet-Lite0 of ImageNet, the same for "
+        "all data sets; needs the extra `efflite`)",
+    )
     fid: FidSpec | None = Field(
         None,
         exclude_if=lambda fid: fid is None,  # a study without it keeps its specs: nothing is scored again
         description="`{}`: FID, and KID, precision and recall, by Inception too "
         "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change scores nothing else again",
     )
+
+    @property
+    def public_extractors(self) -> tuple[str, ...]:
+        """The extractors whose statistics of the real images are a file of the data set: NAME.npz."""
+        return tuple(name for name in self.extractors if name in PUBLIC_EXTRACTORS)
 
     @field_validator("fid", mode="before")
     @classmethod

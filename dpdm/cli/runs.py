@@ -157,7 +157,8 @@ def score(study, coordinates, inception, synthetic, model, out) -> None:
     from dpdm import jobs
 
     dataset = (anchor or run).dataset
-    jobs.make_missing(opened, layout, dataset, *["inception.npz" if inception else "extractor.pt"] * bool(sets))
+    own = ("extractor.pt", *(f"{name}.npz" for name in opened.evaluation.public_extractors))
+    jobs.make_missing(opened, layout, dataset, *(("inception.npz",) if inception else own) * bool(sets))
     if not sets:
         folder = out or layout.run(*run.place)
         jobs.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)

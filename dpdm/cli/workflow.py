@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dpdm.cli._verbs import dataset_argument, study_argument, verbs
+from dpdm.evaluation.registry import PUBLIC_EXTRACTORS
 
 
 @verbs.command("validate")
@@ -19,6 +20,7 @@ def validate(file) -> None:
     """
     from dpdm import artifacts
     from dpdm.config import Study
+    from dpdm.jobs import load_public
     from dpdm.layout import PUBLISHED, Layout
     from dpdm.plan import planned_runs
     from dpdm.report.published import check_tables
@@ -29,11 +31,12 @@ def validate(file) -> None:
     layout = Layout(study.results_dir, study.study)
     check_tables(study, PUBLISHED)
     planned_runs(study)
+    for name in study.evaluation.public_extractors:
+        load_public(study, name)
     if study.evaluation.fid:
-        from dpdm.evaluation.inception import WEIGHTS_SHA256
-        from dpdm.jobs import load_inception
+        from dpdm.evaluation.inception import NAME, WEIGHTS_SHA256
 
-        inception = load_inception(study)
+        inception = load_public(study, NAME)
         if inception.weights_sha256 != WEIGHTS_SHA256:
             print(
                 f"warning: {inception.path} is not the file that torch-fidelity publishes, so what is called FID here "
@@ -85,10 +88,13 @@ def extractor(study: str, dataset: str) -> None:
 @verbs.command("reference")
 @study_argument()
 @dataset_argument()
-def reference(study: str, dataset: str) -> None:
-    """Compute Inception's statistics of a data set's real images."""
+@click.option(
+    "--extractor", type=click.Choice(["inception", *PUBLIC_EXTRACTORS]), default="inception", help="Which one it is."
+)
+def reference(study: str, dataset: str, extractor: str) -> None:
+    """Compute a public extractor's statistics of a data set's real images; Inception's if none is named."""
     jobs, opened, layout = _prepared(study, dataset)
-    jobs.make_reference(opened, layout, dataset)
+    jobs.make_reference(opened, layout, dataset, extractor)
 
 
 @verbs.command("label-only")

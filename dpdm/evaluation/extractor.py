@@ -1,10 +1,13 @@
-"""The feature extractor behind our Frechet distance: a small CNN trained on the real training images.
+"""The feature extractor behind our Frechet distance: a small CNN trained on the real training images, with SEEDS.
+
+A distance is the mean over the networks, and its spread is recorded, since another network gives another value.
 
 It is for evaluation only. It has seen private images without any noise, so neither it nor a number made with it may
 ever enter the training of a generator. Values under its features say `small_cnn`: comparable on one data set only.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from dpdm.evaluation._network import Recipe, accuracy_percent, predict, train
 from dpdm.rng import Streams
 
 FEATURE_SIZE = 64
+SEEDS = (0, 1, 2)
 _BATCH_SIZE = 500  # images per pass: memory only
 RECIPE = Recipe(steps=800, batch_size=64, lr=3e-3, least_epochs=2)
 
@@ -65,13 +69,14 @@ class SmallCnn(nn.Module):
         return self.scale * self.trunk(inputs.to(self.scale.device))
 
 
-def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> dict[str, Any]:
-    """Trains an extractor on real images; the test images only fill in one fact, after the last step.
+def train_extractor(train_set: ImageSet, test_set: ImageSet, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    """Trains one network per seed on real images; the test images only fill in one fact, after the last step.
 
-    It learns to classify the images; where there is one class, it learns to predict an image's rotation.
+    They learn to classify the images; where there is one class, they learn to predict an image's rotation.
 
     Returns:
-        A state for `artifacts.write_tensors`: `facts` (JSON), `weights`, `shape` [C, H, W], `num_classes`.
+        A state for `artifacts.write_tensors`: `facts` (JSON), `weights` (one per seed), `shape` [C, H, W],
+        `num_classes`.
 
     Raises:
         UserError: no training or test images, sets of different shapes or numbers of classes, or images in which
@@ -82,24 +87,31 @@ def train_extractor(train_set: ImageSet, test_set: ImageSet, seed: int = 0) -> d
     if train_set.meta.num_classes == 1:
         task, train_set, test_set = "rotations", _turned(train_set), _turned(test_set)
     meta = train_set.meta
-    network = train(lambda: SmallCnn(meta.shape, meta.num_classes), train_set, RECIPE, Streams(seed, "extractor"))
-    network.scale.copy_(_scale(network, train_set))
+    networks = []
+    for seed in seeds:
+        network = train(lambda: SmallCnn(meta.shape, meta.num_classes), train_set, RECIPE, Streams(seed, "extractor"))
+        network.scale.copy_(_scale(network, train_set))
+        networks.append(network)
+
+    def accuracies(images: ImageSet) -> list[float]:
+        return [accuracy_percent(predict(network, images.images), images.labels) for network in networks]
+
     facts = {
         "architecture": "SmallCnn conv16-conv32-conv64-fc64",
         "task": task,
         "trained_on": trained_on,
         "n": meta.n,
-        "seed": seed,
+        "seeds": list(seeds),
         "optimizer": "adam, linear decay to 0",
         "steps": RECIPE.steps_for(meta.n),
         "batch_size": min(RECIPE.batch_size, meta.n),
         "lr": RECIPE.lr,
         "epochs": RECIPE.steps_for(meta.n) * min(RECIPE.batch_size, meta.n) / meta.n,
         "feature_size": FEATURE_SIZE,
-        "train_accuracy": accuracy_percent(predict(network, train_set.images), train_set.labels),
-        "test_accuracy": accuracy_percent(predict(network, test_set.images), test_set.labels),
+        "train_accuracy": accuracies(train_set),
+        "test_accuracy": accuracies(test_set),
     }
-    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    weights = [{name: value.detach().clone() for name, value in n.state_dict().items()} for n in networks]
     return {"facts": facts, "weights": weights, "shape": list(meta.shape), "num_classes": meta.num_classes}
 
 
@@ -133,8 +145,8 @@ def _check_sets(train_set: ImageSet, test_set: ImageSet) -> None:
         )
 
 
-def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
-    """The network (in eval mode) and the facts of a file written from `train_extractor`'s state.
+def load_extractor(path: str | Path) -> tuple[list[SmallCnn], dict[str, Any]]:
+    """The networks (in eval mode) and the facts of a file written from `train_extractor`'s state.
 
     Raises:
         UserError: the file is missing, corrupt, or holds another kind of model.
@@ -143,15 +155,18 @@ def load_extractor(path: str | Path) -> tuple[SmallCnn, dict[str, Any]]:
 
 
 @functools.lru_cache(1)  # a job asks for one file many times
-def _loaded(path: str | Path, modified: int) -> tuple[SmallCnn, dict[str, Any]]:
+def _loaded(path: str | Path, modified: int) -> tuple[list[SmallCnn], dict[str, Any]]:
     state = artifacts.read_tensors(path)
     try:
-        with torch.random.fork_rng(devices=[]):  # the initialization about to be overwritten draws numbers
-            network = SmallCnn(tuple(state["shape"]), state["num_classes"])
-        network.load_state_dict(state["weights"])
-        if not all(value.isfinite().all() for value in network.state_dict().values()):
-            raise RuntimeError("its weights are not finite")
-        return network.eval(), dict(state["facts"])
+        networks = []
+        for weights in state["weights"]:
+            with torch.random.fork_rng(devices=[]):  # the initialization about to be overwritten draws numbers
+                network = SmallCnn(tuple(state["shape"]), state["num_classes"])
+            network.load_state_dict(weights)
+            if not all(value.isfinite().all() for value in network.state_dict().values()):
+                raise RuntimeError("its weights are not finite")
+            networks.append(network.eval())
+        return networks, dict(state["facts"])
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise UserError(f"{path} is not a feature extractor ({reason}); delete it and run snakemake again") from error
@@ -159,15 +174,16 @@ def _loaded(path: str | Path, modified: int) -> tuple[SmallCnn, dict[str, Any]]:
 
 @torch.no_grad()
 def features(images: ImageSet, weights: str | Path) -> torch.Tensor:
-    """Features float32 [n, FEATURE_SIZE], always computed on the CPU: the same numbers on every machine.
+    """Features float32 [networks, n, FEATURE_SIZE], always computed on the CPU: the same numbers on every machine.
 
     Raises:
-        UserError: images of another shape than the network reads; as `load_extractor`.
+        UserError: images of another shape than the networks read; as `load_extractor`.
     """
-    network, _ = load_extractor(weights)
-    if images.meta.shape != network.shape:
+    networks, _ = load_extractor(weights)
+    if images.meta.shape != networks[0].shape:
         raise UserError(
-            f"{images.origin}: images have shape {images.meta.shape} but the extractor reads {network.shape}; "
+            f"{images.origin}: images have shape {images.meta.shape} but the extractor reads {networks[0].shape}; "
             "compare images of one data set"
         )
-    return torch.cat([network.features(chunk) for chunk in torch.from_numpy(images.images).split(_BATCH_SIZE)])
+    chunks = torch.from_numpy(images.images).split(_BATCH_SIZE)
+    return torch.stack([torch.cat([network.features(chunk) for chunk in chunks]) for network in networks])

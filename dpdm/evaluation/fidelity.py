@@ -11,12 +11,14 @@ live on different scales, so every row names its extractor; `direction` says whi
     recall     share of real images within the reach of a synthetic one; 1 is best, about 0 is mode collapse.
                Both look at PRC_IMAGES of either side at most, drawn at random: their cost grows with the square.
 
+Where an extractor is several networks, a value is the mean over them, and `spread` is their sample deviation.
+
 The order of images matters neither to fd nor, where none is left out, to precision and recall (relative 1e-9); kid
 draws its subsets by position.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +35,7 @@ from dpdm.rng import Streams
 NEIGHBOURS = 3
 KID_SUBSET_SIZE = 1000
 KID_SUBSETS = 20
-PRC_IMAGES = 10_000
+PRC_IMAGES = 5000
 PRC_BATCH_SIZE = 1000  # memory only: rows of the distance matrix at a time
 
 
@@ -72,15 +74,20 @@ class Metric(NamedTuple):
 
 
 def measure(
-    synthetic: ImageSet, references: Mapping[str, ImageSet], weights: str | Path, seed: int
+    synthetic: ImageSet,
+    references: Mapping[str, ImageSet],
+    weights: str | Path,
+    seed: int,
+    extractors: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every metric against each reference, under each extractor of the registry, as rows of `distances`.
+    """Every metric against each reference, under each extractor, as rows of `distances`, some with a `spread`.
 
     Args:
         synthetic: the images to judge; labels play no role.
         references: the real sides by name ("train", "test").
         weights: file written from `train_extractor`'s state.
         seed: of the subsets that kid draws.
+        extractors: names of EXTRACTORS; all of them if left out.
 
     Raises:
         UserError: images of different shapes, fewer than 4 on a side, an unusable extractor file, a value not finite.
@@ -88,19 +95,32 @@ def measure(
     for images in (synthetic, *references.values()):
         check_count(images)
     rows = []
-    for name in registry.EXTRACTORS:
+    for name in extractors or registry.EXTRACTORS:
         extract = registry.load(registry.EXTRACTORS, name, "extractor")
 
-        def features(images: ImageSet, extract: Any = extract) -> Features:
-            fewer = _thinned(images)
+        def features(images: ImageSet, extract: Any = extract) -> list[Features]:
+            fewer = chosen(images, PRC_IMAGES)
             # computed anew, not chosen from those of all: the batch that an image is in moves its last bits
-            return Features.of(extract(images, weights), None if fewer is images else extract(fewer, weights))
+            whole = extract(images, weights)
+            few = whole if fewer is images else extract(fewer, weights)
+            networks = (whole, few) if whole.dim() == 3 else (whole[None], few[None])
+            return [Features.of(*pair) for pair in zip(*networks, strict=True)]
 
         generated = features(synthetic)
         for reference, real in references.items():
-            streams = Streams(seed, "fidelity")
-            rows += distances(generated, features(real), name, reference, streams, synthetic.origin, weights)
+            found = [
+                list(distances(*sides, name, reference, Streams(seed, "fidelity"), synthetic.origin, weights))
+                for sides in zip(generated, features(real), strict=True)
+            ]
+            rows += map(_mean, zip(*found, strict=True))
     return rows
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of several networks as one."""
+    values = [row["value"] for row in rows]
+    spread = {"spread": float(np.std(values, ddof=1))} if len(values) > 1 else {}
+    return rows[0] | {"value": float(np.mean(values))} | spread
 
 
 def distances(
@@ -204,11 +224,11 @@ def import_torch_fidelity() -> ModuleType:
 # --- sets -----------------------------------------------------------------------------------------------------
 
 
-def _thinned(images: ImageSet) -> ImageSet:
-    """PRC_IMAGES of the images, or the set itself if it has no more."""
-    if len(images.images) <= PRC_IMAGES:
+def chosen(images: ImageSet, most: int) -> ImageSet:
+    """`most` of the images by `fixed_choice`, or the set itself if it has no more."""
+    if len(images.images) <= most:
         return images
-    rows = fixed_choice(len(images.images), PRC_IMAGES)
+    rows = fixed_choice(len(images.images), most)
     return replace(images, images=images.images[rows], labels=images.labels[rows])
 
 

@@ -6,12 +6,13 @@ side, a fixed random choice.
 
 The real side is computed once per data set (`reference`) and kept: of all images mean and covariance, of the chosen
 ones the features themselves, since 60,000 x 2048 float32 of MNIST would be 490 MB and 5,000 are 41 MB. It was computed
-from private images without any noise: for evaluation only, and not to be published.
+from private images without any noise: for evaluation only, and not to be published. EfficientNet-Lite0
+(`dpdm.evaluation.efflite`) is applied by the same two functions.
 """
 
 import hashlib
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from dpdm import artifacts
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
+from dpdm.evaluation.efflite import EffLite
 from dpdm.evaluation.fidelity import (
     Features,
     check_count,
@@ -115,6 +117,13 @@ class Inception:
     network: Any  # torch-fidelity's feature extractor
     path: Path
     weights_sha256: str
+    name = NAME
+    extractor = EXTRACTOR
+
+    @property
+    def layer(self) -> str:
+        """The layer whose outputs are the features."""
+        return LAYER
 
     def features(self, images: ImageSet) -> torch.Tensor:
         """Features float32 [n, 2048] of uint8 images [n, 1 or 3, H, W], on the CPU.
@@ -188,22 +197,23 @@ def _weights_option(weights: Path) -> dict[str, Any]:
 # --- the real side, and the distances to it -------------------------------------------------------------------
 
 
-def reference(real: Mapping[str, ImageSet], inception: Inception) -> dict[str, np.ndarray]:
+def reference(real: Mapping[str, ImageSet], public: Inception | EffLite) -> dict[str, np.ndarray]:
     """What is kept of the real images, as arrays for `artifacts.write_npz`.
 
     Args:
         real: the sides "train" and "test".
+        public: the extractor.
 
     Returns:
-        `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [2048] and `SIDE_sigma` [2048, 2048] of all
-        images in float64, `SIDE_features` float32 [min(n, SUBSET_SIZE), 2048].
+        `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [d] and `SIDE_sigma` [d, d] of all images in
+        float64, `SIDE_features` float32 [min(n, SUBSET_SIZE), d]; of Inception d is 2048.
 
     Raises:
         UserError: as `Inception.features`.
     """
-    arrays = {"extractor": np.array(EXTRACTOR), "weights_sha256": np.array(inception.weights_sha256)}
+    arrays = {"extractor": np.array(public.extractor), "weights_sha256": np.array(public.weights_sha256)}
     for side in SIDES:
-        features = inception.features(real[side])
+        features = public.features(real[side])
         of_all = statistics(features)
         arrays |= {f"{side}_n": np.int64(len(features)), f"{side}_features": _subset(features).numpy()}
         arrays |= {f"{side}_{name}": of_all[name] for name in ("mu", "sigma")}
@@ -211,39 +221,40 @@ def reference(real: Mapping[str, ImageSet], inception: Inception) -> dict[str, n
 
 
 def measure(
-    synthetic: ImageSet, kept: str | Path, inception: Inception, seed: int
+    synthetic: ImageSet, kept: str | Path, public: Inception | EffLite, seed: int, sides: Sequence[str] = SIDES
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Each metric against each side, as rows of `fidelity.distances`, and facts (JSON).
 
     Args:
         synthetic: the images to judge; labels play no role.
         kept: file written from what `reference` returned.
+        public: the extractor by which `kept` was made.
         seed: of the subsets that kid draws.
+        sides: the real sides to compare with.
 
     Raises:
         UserError: as `Inception.features`; `kept` is unusable or was made with other weights; a value is not finite.
     """
     arrays = artifacts.read_npz(kept, _ARRAYS)
-    if (str(arrays["extractor"]), str(arrays["weights_sha256"])) != (EXTRACTOR, inception.weights_sha256):
-        raise UserError(
-            f"{kept} was made with other Inception weights than {inception.path}; delete it and run snakemake again"
-        )
-    features = inception.features(synthetic)
+    if (str(arrays["extractor"]), str(arrays["weights_sha256"])) != (public.extractor, public.weights_sha256):
+        raise UserError(f"{kept} was made with other weights than {public.path}; delete it and run snakemake again")
+    features = public.features(synthetic)
     generated = _features(statistics(features), _subset(features))
     rows = []
-    for side in SIDES:
+    for side in sides:
         real = _features(
             {name: arrays[f"{side}_{name}"] for name in ("mu", "sigma")}, torch.from_numpy(arrays[f"{side}_features"])
         )
-        rows += distances(generated, real, NAME, side, Streams(seed, "inception"), synthetic.origin, kept)
+        rows += distances(generated, real, public.name, side, Streams(seed, public.name), synthetic.origin, kept)
     facts = {
-        "extractor": EXTRACTOR,
-        "layer": LAYER,
-        "weights_sha256": inception.weights_sha256,
+        "extractor": public.extractor,
+        "layer": public.layer,
+        "weights_sha256": public.weights_sha256,
         "n": {side: int(arrays[f"{side}_n"]) for side in SIDES},
         "subset_size": SUBSET_SIZE,
     }
-    return [row | {"metric": "fid"} if row["metric"] == "fd" else row for row in rows], facts
+    names = {"fd": "fid"} if public.name == NAME else {}
+    return [row | {"metric": names.get(row["metric"], row["metric"])} for row in rows], facts
 
 
 def _features(of_all: Mapping[str, np.ndarray], subset: torch.Tensor) -> Features:

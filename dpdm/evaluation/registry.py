@@ -15,8 +15,11 @@ METRICS = {  # distances between the features of two sets of images: a `fidelity
     "kid": "dpdm.evaluation.fidelity:KID",
     "precision_recall": "dpdm.evaluation.fidelity:PRECISION_RECALL",
 }
-EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d]; Inception has its own rules
+EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d], or [k, n, d] of k networks
     "small_cnn": "dpdm.evaluation.extractor:features",
+}
+PUBLIC_EXTRACTORS = {  # nothing -> a network that no private image had a part in; Inception has its own rules
+    "efflite": "dpdm.evaluation.efflite:load",
 }
 CLASSIFIERS = {  # trained on synthetic images: shape (C, H, W) and number of classes -> an untrained network
     "logreg": "dpdm.evaluation.classifiers:logreg",

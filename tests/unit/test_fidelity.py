@@ -208,6 +208,20 @@ def test_a_new_metric_and_a_new_extractor_are_a_line_each(digits, weights, monke
     assert rows[-1]["value"] == pytest.approx(np.abs(next(means) - next(means)).max())
 
 
+def test_a_value_of_several_networks_is_their_mean_with_its_spread(digits, weights, monkeypatch):
+    monkeypatch.setattr(extractor, "one", lambda i, path: extractor.features(i, path)[1], raising=False)
+    monkeypatch.setattr(extractor, "two", lambda i, path: extractor.features(i, path)[1:], raising=False)
+    for name in ("one", "two"):
+        monkeypatch.setitem(registry.EXTRACTORS, name, f"dpdm.evaluation.extractor:{name}")
+    by = {n: fidelity.measure(digits["test"], {"train": digits["train"]}, weights, 0, [n]) for n in ("one", "two")}
+    monkeypatch.setattr(extractor, "one", lambda i, path: extractor.features(i, path)[2])
+    other = fidelity.measure(digits["test"], {"train": digits["train"]}, weights, 0, ["one"])
+    for one, last, both in zip(by["one"], other, by["two"], strict=True):
+        assert "spread" not in one
+        assert both["value"] == pytest.approx((one["value"] + last["value"]) / 2)
+        assert both["spread"] == pytest.approx(abs(one["value"] - last["value"]) / 2**0.5)
+
+
 def test_a_misspelt_option_is_an_error():
     with refuses("'kid_subset_sise'"):
         fidelity.known_options({"fid": True, "kid_subset_sise": 10})

@@ -73,8 +73,10 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     study["datasets"]["other"] = {"source": "digits", "delta": 1.0e-5}
     study["methods"]["dpdm"]["samplers"]["fine"] = {"num_sampling_steps": 5}
     study["anchors"] = ["real"]
+    study["evaluation"]["extractors"] = ["efflite", "small_cnn"]
     folder.write(study)
     counts = folder.dry().counts
+    assert counts["efflite"] == 2
     per_rule = {rule: counts.get(rule, 0) for rule in ("prepare", "extractor", "train", "audit", "sample", "figure")}
     assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 2}
     assert (counts["score"], counts["score_classifier"]) == (16, 4)

@@ -76,6 +76,11 @@ def anchor_images(wildcards):
     return PATHS.anchor_images(wildcards.dataset, wildcards.anchor)
 
 
+def public_references(wildcards):
+    """The statistics of the real images by the public extractors that the study asks for."""
+    return [PATHS.data(wildcards.dataset, f"{name}.npz") for name in STUDY.evaluation.public_extractors]
+
+
 def run_files(file, runs=RUNS):
     """One path per run."""
     return [PATHS.run(*run.place, file) for run in runs]

@@ -25,6 +25,19 @@ rule extractor:
     shell: f"python -m dpdm extractor {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
 
 
+# EfficientNet-Lite0's statistics of the real images, once per data set, if `evaluation.extractors` has efflite.
+rule efflite:
+    message: "EfficientNet-Lite0 statistics of {wildcards.dataset}"
+    input:
+        train=rules.prepare.output.train,
+        test=rules.prepare.output.test,
+    output: PATHS.data("{dataset}", "efflite.npz")
+    log: PATHS.data("{dataset}", "efflite.log")
+    benchmark: PATHS.benchmark("efflite", "{dataset}")
+    resources: mem_mb=growing(4000), runtime=growing(60)
+    shell: f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --extractor efflite --threads {{threads}} > {{log}} 2>&1"
+
+
 # Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their
 # recipes. study.json is no file of the DAG, since its time would rerun everything; each job has its part of it as
 # params. A rule before training does not work: when it must run, Snakemake does not check whether the params of the

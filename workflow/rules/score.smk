@@ -50,8 +50,10 @@ rule score:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         extractor=rules.extractor.output,
+        public=public_references,
     output:
         fidelity=PATHS.set(*SET, "fidelity.json"),
+        nearest=PATHS.set(*SET, "nearest.png"),
         utility=PATHS.set(*SET, "utility.json"),
     params:
         spec=lambda w: specs.spec_json(STUDY.scoring(run_of(w).coordinates(w.sampler))),
@@ -70,8 +72,10 @@ use rule score as score_anchor with:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         extractor=rules.extractor.output,
+        public=public_references,
     output:
         fidelity=PATHS.anchor(*ANCHOR, "fidelity.json"),
+        nearest=PATHS.anchor(*ANCHOR, "nearest.png"),
         utility=PATHS.anchor(*ANCHOR, "utility.json"),
     params:
         spec=lambda w: specs.spec_json(STUDY.scoring(anchor_of(w))),
