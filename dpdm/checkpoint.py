@@ -37,6 +37,7 @@ class Checkpoint:
         self.path, self.fingerprint, self.log, self.interval = path, fingerprint, log, interval
         self._processes = processes or Processes()
         self._last = time.monotonic()
+        self._begun = False  # whether a loop has asked for its state
         self._stop: int | None = None  # the signal that asked for it
         self._states: dict[str, Callable[[], dict[str, Any]]] = {}  # of every mechanism so far
 
@@ -50,8 +51,13 @@ class Checkpoint:
         if self._processes.is_first:
             print(text, file=sys.stderr, flush=True)
 
-    def restore(self, name: str) -> dict[str, Any] | None:
-        """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why."""
+    def restore(self, name: str, loop: bool = True) -> dict[str, Any] | None:
+        """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why.
+
+        Args:
+            loop: whether it has steps; the first that has gets the log's rows back as well.
+        """
+        first, self._begun = loop and not self._begun, self._begun or loop
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -64,7 +70,7 @@ class Checkpoint:
                 self.path.replace(aside)  # hours of work, it may be, which a slip in the recipe must not cost
             self.say(f"not resumed, starting at step 0: {error} (kept as {aside})")
             return None
-        if not self._states:  # the run's first mechanism: a later one must not lose the rows since the last save
+        if first:  # what was logged before it is logged again; a later loop must not lose the rows since the last save
             self.log.rows[:] = saved["rows"]
         for other, state in saved["states"].items():
             self._states.setdefault(other, lambda state=state: state)

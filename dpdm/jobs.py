@@ -126,7 +126,7 @@ def train(
 
 
 def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> str:
-    from dpdm.plan import describe_event
+    from dpdm.plan import describe_events
     from dpdm.privacy import epsilons_spent
 
     spent = epsilons_spent(ledger.events, ledger.delta)
@@ -135,7 +135,7 @@ def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> s
         f"  files    {folder}/: model.pt, ledger.json, train.jsonl",
         f"  epsilon  {', '.join(f'{value:.4f} ({name.upper()})' for name, value in spent.items())}, "
         f"target {epsilon_text(ledger.target_epsilon)}, delta {ledger.delta:.3g}",
-        *(f"  release  {describe_event(event)}" for event in ledger.events),
+        *(f"  release  {line}" for line in describe_events(ledger.events, ledger.delta)),
     ]
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import load_method, prepare_run
-from dpdm.privacy import Budget, Event, Ledger, Mechanism, calibrate, epsilons_spent
+from dpdm.privacy import Budget, Event, Ledger, Mechanism, budget_shares, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
 from dpdm.specs import RunSpec, epsilon_text, parse_spec
 
@@ -126,13 +126,21 @@ def describe(study: Study) -> str:
             f"{spec.method} on {spec.dataset}: target epsilon {epsilon_text(spec.epsilon)}, expected "
             + ", ".join(f"{epsilon:.4f} ({name.upper()})" for name, epsilon in run.epsilons.items())
             + f" at delta {run.delta:.3g}, noise by {spec.accountant}",
-            *(f"    {describe_event(event)}" for event in run.events),
+            *(f"    {line}" for line in describe_events(run.events, run.delta)),
         ]
     return "\n".join(lines)
 
 
-def describe_event(event: Event) -> str:
-    """One event in words."""
+def describe_events(events: Sequence[Event], delta: float) -> list[str]:
+    """The events in words, each with its part of the budget where a one-shot release shares it."""
+    shares = {
+        name: "; " + ", ".join(f"{share:.1%} of the {accountant.upper()} budget" for accountant, share in of.items())
+        for name, of in budget_shares(events, delta).items()
+    }
+    return [_describe(event) + shares.get(event.name, "") for event in events]
+
+
+def _describe(event: Event) -> str:
     noise = f"noise multiplier {event.noise_multiplier:.4g}"
     if event.mechanism == "gaussian":
         return f"{event.name}: Gaussian, {noise}"

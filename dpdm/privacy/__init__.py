@@ -1,6 +1,14 @@
 """The privacy core: sampling, clipping, noise, accounting and the ledger live here and nowhere else."""
 
-from dpdm.privacy.accounting import Budget, Mechanism, calibrate, epsilon_spent, epsilons_spent, settled
+from dpdm.privacy.accounting import (
+    Budget,
+    Mechanism,
+    budget_shares,
+    calibrate,
+    epsilon_spent,
+    epsilons_spent,
+    settled,
+)
 from dpdm.privacy.block import PoissonBlocks, ShardBlocks
 from dpdm.privacy.door import PrivateData
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams, PublicRows
@@ -10,5 +18,5 @@ from dpdm.privacy.noise import Randomness
 __all__ = [
     "Budget", "DpSgd", "DpSgdParams", "Event", "Ledger", "Mechanism", "PoissonBlocks", "PrivateData", "PublicRows",
     "Randomness", "ShardBlocks",
-    "calibrate", "epsilon_spent", "epsilons_spent", "settled",
+    "budget_shares", "calibrate", "epsilon_spent", "epsilons_spent", "settled",
 ]  # fmt: skip

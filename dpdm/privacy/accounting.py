@@ -178,6 +178,39 @@ def _epsilon_by(accountant: Accountant) -> Callable[[Sequence[Part], float], flo
     return importlib.import_module(f"dpdm.privacy.{accountant}").epsilon
 
 
+def budget_shares(events: Sequence[Event], delta: float) -> dict[str, dict[str, float]]:
+    """What part of the budget each event has, by its name and accountant ("rdp", "prv"); each adds up to 1.
+
+    RDP: of the Renyi divergence of all, at the order that gives epsilon. PRV: of mu^2, where mu is that of the Gaussian
+    release that costs as much as the event alone; exact for Gaussian releases.
+
+    Returns:
+        Nothing without a one-shot release next to another mechanism, or where no epsilon is spent, or an infinite one.
+    """
+    several = len(events) > 1 and any(event.mechanism == "gaussian" for event in events)
+    if not several or not 0 < epsilon_spent(events, delta, "rdp") < math.inf:
+        return {}
+    return _shares(tuple(events), delta)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shares(events: tuple[Event, ...], delta: float) -> dict[str, dict[str, float]]:
+    from dpdm.privacy.rdp import best_rdp, divergence
+
+    _, order = best_rdp(history_of(events), delta)
+    found: dict[str, list[float]] = {"rdp": [], "prv": []}
+    for event in events:
+        parts = history_of([event])
+        found["rdp"].append(sum(part.steps * divergence(part._replace(steps=1), order) for part in parts))
+        alone = epsilon_spent([event], delta, "prv")
+        z = _least_scale((Mechanism.gaussian("as much"),), Budget(alone, delta), "prv", None) if alone else math.inf
+        found["prv"].append(z**-2)
+    return {
+        event.name: {name: values[i] / math.fsum(values) for name, values in found.items()}
+        for i, event in enumerate(events)
+    }
+
+
 # --- calibration --------------------------------------------------------------------------------------------------
 
 

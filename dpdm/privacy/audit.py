@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from dpdm.errors import UserError
-from dpdm.privacy.accounting import Budget, audited_under, epsilons_spent
+from dpdm.privacy.accounting import Budget, audited_under, budget_shares, epsilons_spent
 from dpdm.privacy.ledger import ACCOUNTANTS, Event, Ledger
 
 _PUBLISHED = (
@@ -21,7 +21,8 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
     `dpdm.plan.check_recipe`.
 
     Returns:
-        The ledger's facts and events, epsilon_rdp, epsilon_prv and epsilon_pld ("inf" for no bound), and `passed`.
+        The ledger's facts and events, epsilon_rdp, epsilon_prv and epsilon_pld ("inf" for no bound), `budget_shares`
+        by event, and `passed`.
 
     Raises:
         UserError: the ledger is not one, is of an older version, was changed after it was written, or has a budget or
@@ -38,6 +39,7 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
         **{key: facts[key] for key in _PUBLISHED},
         **{f"epsilon_{name}": "inf" if math.isinf(epsilon) else epsilon for name, epsilon in spent.items()},
         "events": facts["events"],
+        "budget_shares": budget_shares(ledger.events, ledger.delta),
         "passed": max(spent[name] for name in audited_under(ledger.accountant)) <= ledger.target_epsilon,
     }
 
@@ -75,4 +77,6 @@ def describe_audit(row: dict[str, Any], origin: str) -> str:
     spent = ", ".join(f"{float(row[f'epsilon_{name}']):.4f} ({name.upper()})" for name in ACCOUNTANTS)
     recipe = "" if row["recipe_checked"] else ", events NOT compared with the recipe"
     target = f"target epsilon {row['target_epsilon']}, spent {spent} at delta {row['delta']:.3g}"
-    return f"{verdict}  {target}{recipe}  {origin}"
+    shares = [f"{name} {share['rdp']:.1%} / {share['prv']:.1%}" for name, share in row["budget_shares"].items()]
+    parts = f", shares of the budget (RDP / PRV): {', '.join(shares)}" if shares else ""
+    return f"{verdict}  {target}{parts}{recipe}  {origin}"

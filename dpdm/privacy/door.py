@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -206,11 +207,14 @@ class PrivateData(NoCopy):
     ) -> Tensor:
         event = self._serve(name, "gaussian", sensitivity).event(self._noise_scale)
         self.ledger.append(event)  # before anything is released
-        saved = self._checkpoint.restore(name)  # a killed run neither computes nor releases it again
+        saved = self._checkpoint.restore(name, loop=False)  # a killed run neither computes nor releases it again
         if saved is None:
             rng = self._rng.scoped(name)
             total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
-            saved = {"released": noised(total, event.noise_multiplier * event.sensitivity, rng, "noise")}
+            released = noised(total, event.noise_multiplier * event.sensitivity, rng, "noise")
+            saved = {"event": asdict(event), "released": released}
+        if saved["event"] != asdict(event):
+            raise UserError(f"{self._checkpoint.path} spent the budget of {name!r} otherwise than this run; delete it")
         self._checkpoint.finish(name, lambda: saved)
         return saved["released"]
 

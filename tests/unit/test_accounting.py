@@ -16,7 +16,7 @@ from dpdm.config import load_study
 from dpdm.errors import UserError
 from dpdm.method import prepare_run
 from dpdm.privacy import accounting, pld, prv, rdp
-from dpdm.privacy.accounting import Budget, Mechanism, calibrate, epsilon_spent
+from dpdm.privacy.accounting import Budget, Mechanism, budget_shares, calibrate, epsilon_spent, settled
 from dpdm.privacy.ledger import Event
 from dpdm.privacy.noise import Randomness, noised
 from dpdm.privacy.shards import categorical_rdp
@@ -141,6 +141,30 @@ def test_the_papers_recipes(dataset, epsilon, theirs):
     run = PAPER.run(dataset, "dpdm_celeba" if dataset.startswith("celeba") else "dpdm", epsilon, 0)
     _, _, plan, budget = prepare_run(run, PAPER.datasets[dataset].meta())
     assert (0.99 - 0.01 / epsilon) * theirs <= calibrate(plan, budget, run.accountant) <= 1.001 * theirs
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+def test_shares_of_a_mixed_plan_are_shown_as_they_were_given(accountant):
+    budget = Budget(1.0, 1e-5)
+    for sgd in (plan_of(0.05, 50), plan_of(0.2, 400)):
+        plan = settled([Mechanism.gaussian("a", 0.2), *sgd], budget, accountant)
+        scale = calibrate(plan, budget, accountant)
+        events = [mechanism.event(scale) for mechanism in plan]
+        assert 0.99 < epsilon_spent(events, 1e-5, accountant) <= 1.0
+        shares = budget_shares(events, 1e-5)
+        for name in ("rdp", "prv"):
+            assert sum(share[name] for share in shares.values()) == pytest.approx(1)
+            assert shares["a"][name] == pytest.approx(0.2, rel=0.15)
+
+
+def test_shares_are_exact_among_gaussian_releases_and_none_without():
+    plan = [Mechanism.gaussian("a", 0.1), Mechanism.gaussian("b", 0.9)]
+    shares = budget_shares([mechanism.event(3.0) for mechanism in plan], 1e-5)
+    assert [shares["a"]["rdp"], shares["b"]["rdp"]] == pytest.approx([0.1, 0.9])
+    assert [shares["a"]["prv"], shares["b"]["prv"]] == pytest.approx([0.1, 0.9], rel=0.01)
+    assert budget_shares([plan[0].event(3.0)], 1e-5) == {}  # it has all of it
+    assert budget_shares([mechanism.event(0.0) for mechanism in plan], 1e-5) == {}
+    assert budget_shares([mechanism.event(2.0) for mechanism in plan_of(0.05, 50)], 1e-5) == {}
 
 
 def test_shares_split_the_budget_in_squares():

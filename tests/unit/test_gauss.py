@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 
+from dpdm import artifacts
 from dpdm.data import ImageMeta, ImageSet, from_unit
 from dpdm.diffusion.denoiser import SIGMA_DATA, Denoiser, Edm
 from dpdm.diffusion.gauss import GaussDenoiser, GaussUNet, Model, Prior
@@ -180,6 +182,11 @@ def test_a_killed_run_neither_repeats_the_releases_nor_pays_twice(images, tmp_pa
     assert again.events == ledger.events
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
+    saved = artifacts.read_tensors(path)
+    saved["states"]["class_sums"]["event"]["noise_multiplier"] /= 2
+    artifacts.write_tensors(path, saved)
+    with refuses(path, "class_sums"):
+        train(spec(), images, Log("test"), checkpoint=path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dpdm.config import load_study, parse_study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.plan import check_recipe, describe, describe_event, doubts, planned_runs
+from dpdm.plan import check_recipe, describe, describe_events, doubts, planned_runs
 from dpdm.privacy import Event
 from dpdm.progress import Log
 from dpdm.sources.digits import Digits
@@ -154,9 +154,9 @@ def test_an_impl_of_the_other_kind_is_refused(tiny_study_dict, n64, classifier):
 
 
 def test_events_in_words():
-    assert describe_event(Event("gaussian", "sums", 2.5, 1.0)) == "sums: Gaussian, noise multiplier 2.5"
+    assert describe_events([Event("gaussian", "sums", 2.5, 1.0)], 1e-5)[0] == "sums: Gaussian, noise multiplier 2.5"
     event = Event("poisson_subsampled_gaussian", "net", 1.25, 1.0, 0.25, 30)
-    assert describe_event(event) == "net: 30 x Poisson-subsampled Gaussian, q = 0.25, noise multiplier 1.25"
+    assert describe_events([event], 1e-5)[0] == "net: 30 x Poisson-subsampled Gaussian, q = 0.25, noise multiplier 1.25"
 
 
 def test_a_ledger_is_compared_with_its_recipe_or_refused(tiny_study_dict, digits64):
