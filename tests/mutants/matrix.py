@@ -105,13 +105,21 @@ MUTANTS = [
         "dpdm/privacy/door.py",
         {
             "        self.ledger.append(event)  # before anything is released\n": "",
-            "l2_bound, reduce, rng)\n            saved": (
-                "l2_bound, reduce, rng)\n            self.ledger.append(event)\n            saved"
+            "l2_bound, reduce, rng)\n            released": (
+                "l2_bound, reduce, rng)\n            self.ledger.append(event)\n            released"
             ),
         },
         "unit test",
         f"{RELEASES}the_event_is_written_before_the_release",
         "a run that dies in between released what its ledger does not know",
+    ),
+    Mutant(
+        "a checkpoint's release is taken whatever noise it has",
+        "dpdm/privacy/door.py",
+        {'        if saved["event"] != asdict(event):\n': "        if False:\n"},
+        "unit test",
+        f"{UNIT}gauss.py::test_a_killed_run_neither_repeats_the_releases_nor_pays_twice",
+        "the ledger would say more noise than was added",
     ),
     Mutant(
         "a mechanism is served twice",
