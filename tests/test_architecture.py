@@ -22,7 +22,14 @@ NUMERICAL = {
     "torchvision",
     "torch_fidelity",
 }
-WORKFLOW_MAY = ("dpdm.config", "dpdm.errors", "dpdm.layout", "dpdm.report.selection", "dpdm.specs")
+WORKFLOW_MAY = (
+    "dpdm.config",
+    "dpdm.errors",
+    "dpdm.layout",
+    "dpdm.report.registry",
+    "dpdm.report.selection",
+    "dpdm.specs",
+)
 SCHEMA = {"dpdm.errors", "dpdm.params", "dpdm.explain", "dpdm.specs", "dpdm.config"}
 FOUNDATIONS = SCHEMA | {"dpdm.artifacts", "dpdm.rng", "dpdm.data"}
 METHOD_MAY = {
@@ -88,7 +95,7 @@ ONLY_IN = {
 }
 
 # Libraries that a part must not import, also inside a function.
-LIGHT = [*SCHEMA, "dpdm.yaml_file", "dpdm.study", "dpdm.report.selection"]
+LIGHT = [*SCHEMA, "dpdm.yaml_file", "dpdm.study", "dpdm.report.selection", "dpdm.report.registry"]
 NEVER_IN = dict.fromkeys(LIGHT, NUMERICAL) | {"dpdm.report": {"torch"}, "dpdm.layout": NUMERICAL | {"pydantic", "yaml"}}
 
 SEEDING = {"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all",

@@ -2,11 +2,13 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from dpdm.cli._verbs import dataset_argument, study_argument, verbs
+from dpdm.errors import UserError
 from dpdm.evaluation.registry import PUBLIC_EXTRACTORS
 
 
@@ -132,22 +134,30 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
 @click.option("--partial", is_flag=True, help="All tables of what is finished by now, into STUDY/partial.")
 def tables(study: str, partial: bool) -> None:
     """Write the tables of results and audits as csv, md, tex and html."""
-    from dpdm.report import collect as gather
-    from dpdm.report import tables as tabled
+    from dpdm.report import registry
+    from dpdm.report.tables import write_table
     from dpdm.study import open_study
 
     opened, layout = open_study(study)
     if partial:
-        metrics, audits = _collect(opened, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
+        scores = _collect(opened, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
+        material = registry.Material(opened, layout, *scores)
         for table in opened.tables:
             _paper_table(opened, layout, int(table.removeprefix("table_")), f"{layout.partial}/{table}")
     else:
-        metrics = gather.read_csv(layout.metrics, gather.METRICS)
-        audits = gather.read_csv(layout.audits, gather.AUDITS)
-    results, audit = (f"{layout.partial}/{n}" if partial else layout.table(n) for n in ("results", "audit"))
-    tabled.write_table(tabled.results_table(metrics), results, printed=tabled.printed_results(metrics))
-    tabled.write_table(tabled.audit_table(audits), audit)
-    print(f"tables: {results}.html, {audit}.html")
+        material = _material(opened, layout)
+    stems = {name: f"{layout.partial}/{name}" if partial else layout.table(name) for name in registry.tables(opened)}
+    for name, stem in stems.items():
+        write_table(registry.TABLES[name].make(material), stem)
+    print(f"tables: {', '.join(f'{stem}.html' for stem in stems.values())}")
+
+
+def _material(study, layout):
+    """What the figures and tables of a finished study are made from."""
+    from dpdm.report.collect import AUDITS, METRICS, read_csv
+    from dpdm.report.registry import Material
+
+    return Material(study, layout, read_csv(layout.metrics, METRICS), read_csv(layout.audits, AUDITS))
 
 
 @verbs.command("paper-table")
@@ -173,43 +183,29 @@ def _paper_table(study, layout, number: int, out: str) -> None:
     table = paper.paper_table(number, study, metrics, audits, read_published(PUBLISHED, PRIVACY_STATUS))
     for note in table.notes:
         print(note, file=sys.stderr)
-    tables.write_table(table, out, printed=table.by("Dataset"))
+    tables.write_table(table, out)
 
 
 @verbs.command("figures")
 @study_argument()
-@dataset_argument()
-def figures(study: str, dataset: str) -> None:
-    """Draw what a data set's runs scored, and what they made."""
-    opened, layout = _dataset(study, dataset)
-    from dpdm.report import collect as gather
-    from dpdm.report import figures as drawn
-    from dpdm.report.selection import shown_sets
-
-    metrics = gather.read_csv(layout.metrics, gather.METRICS)
-    drawn.save_figure(drawn.epsilon_curves(metrics, dataset), layout.figure(f"{dataset}_curves"))
-    sets = []
-    for run, sampler in shown_sets(opened, dataset):
-        name = f"{run.method}, {sampler}" if len(opened.samplers_of(run)) > 1 else run.method
-        path = Path(layout.set(*run.place, sampler, "synthetic.npz"))
-        sets.append(drawn.SampleSet(name, run.epsilon, run.seed, path))
-    grid = drawn.sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
-    drawn.save_figure(grid, layout.figure(f"{dataset}_samples"))
-
-
-@verbs.command("comparison")
-@study_argument()
-@click.argument("kind", type=click.Choice(["ranks", "parameter"]), help="Which figure.")
-def comparison(study: str, kind: str) -> None:
-    """Draw the rank of each method, or the parameter that a study varies."""
-    from dpdm.report import collect as gather
-    from dpdm.report import comparisons, figures
+@click.argument("names", nargs=-1, metavar="[NAME]...", help="Which, as DATASET_curves or wins; default: all.")
+def figures(study: str, names: tuple[str, ...]) -> None:
+    """Draw figures of a study whose scores are collected."""
+    from dpdm.explain import nearest
+    from dpdm.report import registry
     from dpdm.study import open_study
 
     opened, layout = open_study(study)
-    metrics = gather.read_csv(layout.metrics, gather.METRICS)
-    draw = {"ranks": comparisons.rank_figure, "parameter": comparisons.parameter_figure}[kind]
-    figures.save_figure(draw(metrics, opened), layout.figure(kind))
+    known = registry.figures(opened)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{layout.root} has no figure {name!r}; {nearest(name, known)}")
+    from dpdm.report.figures import save_figure
+
+    material = _material(opened, layout)
+    for name in names or known:
+        item, dataset = known[name]
+        save_figure(item.make(replace(material, dataset=dataset)), layout.figure(name))
 
 
 @verbs.command("report")
@@ -220,27 +216,16 @@ def report(study: str, command: str | None) -> None:
     from dpdm import artifacts
     from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report import collect as gather
-    from dpdm.report import html
+    from dpdm.report import html, registry
     from dpdm.report.published import read_published
-    from dpdm.report.selection import comparisons
     from dpdm.study import open_study
 
     opened, layout = open_study(study)
-    datasets = dict.fromkeys(run.dataset for run in opened.runs())
-
-    def pictures(name: str, kind: str = ".svg") -> dict[str, Path]:
-        return {dataset: Path(layout.figure(f"{dataset}_{name}", kind)) for dataset in datasets}
-
     text = html.render_report(
-        opened,
-        gather.read_csv(layout.metrics, gather.METRICS),
-        gather.read_csv(layout.audits, gather.AUDITS),
+        _material(opened, layout),
         gather.read_benchmarks(layout.benchmarks, opened),
-        pictures("curves"),
-        pictures("samples", ".png"),
+        {name: Path(layout.figure(name, item.kind)) for name, (item, _) in registry.figures(opened).items()},
         command or f"dpdm run {study}",
         published=read_published(PUBLISHED, PRIVACY_STATUS),
-        comparisons={name: Path(layout.figure(name, ".svg")) for name in comparisons(opened)},
-        layout=layout,
     )
     artifacts.write_text(layout.report, text)

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -12,30 +12,7 @@ from dpdm.config import ANCHORS
 from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.report.collect import METRICS, read_csv
-from dpdm.report.html import template
-from dpdm.report.tables import (
-    NO_SUMMARY,
-    MetricColumn,
-    Table,
-    cell_text,
-    epsilon_label,
-    method_labels,
-    metric_columns,
-    summaries,
-    to_html,
-    with_values,
-)
-
-KEYS = ("dataset", "epsilon", "method", "sampler", "source")
-_HEADERS = ("Dataset", "ε", "Method", "Sampler", "Source")
-
-
-class _Column(NamedTuple):
-    """A metric, and the one protocol of its values; "" for a distance."""
-
-    metric: MetricColumn
-    protocol: str
-    header: str
+from dpdm.report.tables import Table, metric_columns, page, results_table, with_values
 
 
 def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
@@ -59,8 +36,12 @@ def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     _check_data(read)
     metrics = pd.concat(_labelled(read), ignore_index=True)
     metrics, notes = _without_other_extractors(metrics, read)
-    table = _table(metrics, [*_source_notes(metrics), *notes])
-    return table, _page(table)
+    accuracy = metrics["metric"].str.startswith("acc_")
+    several = accuracy & (metrics.groupby("metric")["protocol"].transform("nunique") > 1)
+    metrics["extractor"] = metrics["extractor"].where(~several, metrics["protocol"])  # so that each has a column
+    table = results_table(metrics, metric_columns(with_values(metrics)), mixed=False)
+    table = replace(table, notes=(*_source_notes(metrics), *notes))
+    return table, page("Studies compared", table)
 
 
 def _read(folders: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
@@ -99,14 +80,12 @@ def _source(frame: pd.DataFrame) -> pd.Series:
 
 def _check_data(read: Mapping[str, pd.DataFrame]) -> None:
     """Refuses two folders with different images under one name."""
-    known: dict[str, tuple[str, Any]] = {}
+    known: dict[str, tuple[str, str]] = {}
     for folder, frame in read.items():
         for dataset in frame["dataset"].unique():
             file = Path(Layout.of(folder).data(dataset, "dataset.json"))
-            if not file.is_file():
-                continue
-            images = artifacts.read_json(file, ("sha256",))["sha256"]
-            other, others = known.setdefault(dataset, (folder, images))
+            images = artifacts.read_json(file, ("sha256",))["sha256"] if file.is_file() else None
+            other, others = known.setdefault(dataset, (folder, images)) if images else (folder, images)
             if others != images:
                 raise UserError(
                     f"{other} and {folder} have different images under the name {dataset}; compare studies of the same "
@@ -154,53 +133,6 @@ def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
     return found
 
 
-def _columns(metrics: pd.DataFrame) -> list[_Column]:
-    columns = []
-    for column in metric_columns(with_values(metrics)):
-        rows = metrics[(metrics["metric"] == column.metric) & (metrics["extractor"] == column.extractor)]
-        protocols = list(dict.fromkeys(rows["protocol"]))
-        arrow = column.header.removeprefix(column.title)
-        for protocol in protocols:
-            title = f"{column.title} ({protocol})" if len(protocols) > 1 else column.title
-            columns.append(_Column(column, protocol, title + arrow))
-    return columns
-
-
-def _table(metrics: pd.DataFrame, notes: Sequence[str]) -> Table:
-    columns, labels = _columns(metrics), method_labels(metrics)
-    known = summaries(metrics, *KEYS, "protocol")
-    order = {name: list(dict.fromkeys(metrics[name])) for name in ("dataset", "method", "source")}
-
-    def place(row: tuple[str, ...]) -> tuple[Any, ...]:
-        dataset, epsilon, method, sampler, source = row
-        anchor = {"real": 0, "label_only": 2}.get(method, 1)
-        methods = order["method"].index(method)
-        return (
-            order["dataset"].index(dataset), anchor, float(epsilon or 0), methods, sampler,
-            order["source"].index(source),
-        )  # fmt: skip
-
-    rows = sorted(set(metrics[list(KEYS)].itertuples(index=False, name=None)), key=place)
-    data, cells = [], []
-    for row in rows:
-        shown = dict(zip(_HEADERS, row, strict=True))
-        shown |= {"ε": epsilon_label(row[1]), "Method": labels[row[2]]}
-        numbers: dict[str, Any] = {}
-        for column, protocol, header in columns:
-            found = known.get((*column.key, *row, protocol), NO_SUMMARY)
-            shown[header] = cell_text(*found, column.decimals)
-            name = "_".join(filter(None, (column.name, protocol)))
-            numbers |= {f"{name}_{part}": value for part, value in zip(("mean", "std", "n"), found, strict=True)}
-        data.append(dict(zip(KEYS, row, strict=True)) | numbers)
-        cells.append(shown)
-    groups = pd.factorize(pd.Series([row[:3] for row in rows]))[0]
-    headers = [column.header for column in columns]
-    return Table(
-        pd.DataFrame(data), pd.DataFrame(cells, columns=[*_HEADERS, *headers]), frozenset(["ε", *headers]),
-        groups=tuple(groups.tolist()), notes=tuple(notes),
-    )  # fmt: skip
-
-
 def _source_notes(metrics: pd.DataFrame) -> list[str]:
     """Where each source lies, and how many images its sets have."""
     notes = []
@@ -209,9 +141,3 @@ def _source_notes(metrics: pd.DataFrame) -> list[str]:
         images = f", synthetic sets of {', '.join(f'{n:,}' for n in counts)} images" if counts else ""
         notes.append(f"{source}: {', '.join(rows['folder'].unique())}{images}, commit {rows['commit'].iloc[0]}.")
     return notes
-
-
-def _page(table: Table) -> str:
-    parts = [{"dataset": part.cells["Dataset"].iloc[0], "table": to_html(part.without("Dataset"))}
-             for part in table.by("Dataset") if len(part.cells)]  # fmt: skip
-    return template("compare.html.j2").render(parts=parts)

@@ -1,7 +1,7 @@
-"""Comparisons over a whole study: the rank of each method, and a parameter that was varied against the scores."""
+"""Comparisons over a whole study: pairwise wins of its methods, and a parameter that was varied against the scores."""
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -9,49 +9,29 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
-from dpdm.config import ANCHORS, DIRECT, Study
-from dpdm.report.figures import DASHES, LOG_RATIO, STYLE, score_columns, series_look, series_of
+from dpdm.config import ANCHORS, DIRECT
+from dpdm.report.figures import DASHES, LOG_RATIO, STYLE, draw_means, score_columns, series_look, series_of
+from dpdm.report.registry import Material
 from dpdm.report.selection import Sweep, sweeps
-from dpdm.report.tables import (
-    NO_SUMMARY,
-    MetricColumn,
-    epsilon_label,
-    methods_of_several_samplers,
-    summaries,
-)
+from dpdm.report.tables import MetricColumn, Summary, epsilon_label, methods_of_several_samplers, summaries
 from dpdm.specs import epsilon_text
 
-RESAMPLES = 2000
-COVERAGE = 0.95
-ENOUGH_SEEDS = 6  # from here on the range of the seeds holds their median with a probability above COVERAGE
-# Below, there are no intervals: not even the whole range of the seeds would have that probability.
+# --- pairwise wins --------------------------------------------------------------------------------------------
 
 
-# --- ranks ----------------------------------------------------------------------------------------------------
-
-
-class Ranks(NamedTuple):
-    """Mean ranks by one metric, the best first, with the ends of their bootstrap intervals.
-
-    `table` has the columns method, sampler, rank, low, high (NaN below ENOUGH_SEEDS) and cells, how many were averaged;
-    `datasets` and `seeds` are how many the intervals resample.
-    """
+class Wins(NamedTuple):
+    """`cells[a, b]`: how many cells both series have; `won[a, b]`: in how many of them series a is the better one."""
 
     title: str
-    table: pd.DataFrame
-    datasets: int
-    seeds: int
-
-    @property
-    def intervals(self) -> bool:
-        """Whether there are enough seeds for them."""
-        return self.seeds >= ENOUGH_SEEDS
+    series: list[tuple[str, str]]  # method and sampler
+    won: np.ndarray
+    cells: np.ndarray
 
 
 def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
-    """The two metrics that methods are ranked by: the image distance, and the accuracy of one classifier.
+    """The two metrics that methods are compared by: the image distance, and the accuracy of one classifier.
 
     One of each: all accuracies judge the same images and would count them three times. The CNN's if there is one, which
     is the classifier that papers lead with, else the last in reading order.
@@ -70,138 +50,72 @@ def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
     return [by_dataset for by_dataset in (distances, accuracies) if by_dataset]
 
 
-def mean_ranks(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Ranks:
-    """Ranks generators in every cell (dataset, finite epsilon, seed) and averages over the cells.
+def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Wins:
+    """Compares generators in pairs, over the cells (dataset, finite epsilon, seed) that both have.
 
-    Rank 1 is the best, equal values share the mean of their ranks, and a value that could not be computed (NaN) is
-    last. In a cell with fewer rivals than the largest has, ranks are stretched to the same range, so that a method
-    gains nothing by serving few datasets. A cell with one method, however often sampled, is no contest, and neither is
-    one without any value, as of accuracies on unlabeled images. Classifiers and anchors are not ranked,
-    nor is epsilon = inf: it is a ceiling, no setting to choose.
-
-    From ENOUGH_SEEDS on, the interval is a percentile bootstrap of two stages, datasets and then seeds within each:
-    both would be drawn anew in another study. Equal arguments give equal intervals.
+    A tie counts half for each. A value that could not be computed (NaN) loses, and two of them are no contest. Two
+    samplers of one method are no rivals. Classifiers and anchors do not take part, nor does epsilon = inf: it is no
+    setting to choose.
 
     Args:
-        columns: by dataset, the metric to rank by.
+        columns: by dataset, the metric to compare by.
     """
     signs = {(dataset, *c.key): c.sign for dataset, c in columns.items()}
     keys = zip(*(metrics[name] for name in ("dataset", "metric", "extractor", "reference")), strict=True)
-    sign = pd.Series([signs.get(key, 0) for key in keys], metrics.index)
-    chosen = metrics.assign(value=sign * metrics["value"])[
+    sign = pd.Series([signs.get(key, 0) for key in keys], metrics.index, dtype=float)
+    chosen = metrics.assign(value=(sign * metrics["value"]).fillna(-math.inf))[
         (sign != 0)
         & ~metrics["epsilon"].isin(["", "inf"])
         & ~metrics["method"].isin(ANCHORS)
         & (metrics["protocol"] != DIRECT)
     ]
-    cell = chosen.groupby(["dataset", "epsilon", "seed"], sort=False).ngroup().to_numpy()
-    who = chosen.groupby(["method", "sampler"], sort=False).ngroup().to_numpy()
-    table = chosen[["method", "sampler"]].drop_duplicates(ignore_index=True)
-    places = chosen[["dataset", "seed"]].groupby(cell).first()
-    present = np.zeros((len(places), len(table)), bool)
-    present[cell, who] = True
-    signed = np.full(present.shape, np.nan)
-    signed[cell, who] = chosen["value"].fillna(-math.inf)  # could not be computed: the worst
-    ranks = pd.DataFrame(signed).rank(axis=1, ascending=False).to_numpy()
-    contest = (chosen.groupby(cell)["method"].nunique() > 1).to_numpy() & np.isfinite(signed).any(1)
-    rivals = present.sum(1)
-    size = int(rivals[contest].max(initial=0))
-    ranks = 1 + (ranks[contest] - 1) * ((size - 1) / (rivals[contest] - 1))[:, None]
-    dataset_of, datasets = pd.factorize(places["dataset"][contest])
-    seed_of, seeds = pd.factorize(places["seed"][contest])
-    sums = np.zeros((len(datasets), len(seeds), ranks.shape[1]))
-    counts = np.zeros_like(sums)
-    np.add.at(sums, (dataset_of, seed_of), np.nan_to_num(ranks))
-    np.add.at(counts, (dataset_of, seed_of), ~np.isnan(ranks))
-    low, high = _bootstrap(sums, counts)
-    total = counts.sum((0, 1))
-    with np.errstate(invalid="ignore"):
-        rank = sums.sum((0, 1)) / total
-    table = table.assign(rank=rank, low=low, high=high, cells=total.astype(int))
-    title = " / ".join(dict.fromkeys(c.header for c in columns.values()))
-    shown = table[table["cells"] > 0].sort_values("rank", kind="stable", ignore_index=True)
-    return Ranks(title, shown, len(datasets), len(seeds))
+    series = series_of(chosen)
+    grid = chosen.pivot(index=["dataset", "epsilon", "seed"], columns=["method", "sampler"], values="value")
+    ours = np.array([grid[one] for one in series]).reshape(len(series), 1, len(grid))  # [series, 1, cells]
+    theirs = ours.transpose(1, 0, 2)
+    methods = np.array([method for method, _ in series], dtype=object)
+    with np.errstate(invalid="ignore"):  # NaN: no such cell
+        contest = (np.maximum(ours, theirs) > -math.inf) & (methods[:, None] != methods)[..., None]
+        won = np.where(contest, (ours > theirs) + 0.5 * (ours == theirs), 0).sum(-1)
+    return Wins(" / ".join(dict.fromkeys(c.header for c in columns.values())), series, won, contest.sum(-1))
 
 
-def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the interval of sum / count, both [datasets, seeds, series], pooled over a resampled study."""
-    datasets, seeds, _ = sums.shape
-    if not sums.size or seeds < ENOUGH_SEEDS:
-        return np.full(sums.shape[2], math.nan), np.full(sums.shape[2], math.nan)
-    rng = np.random.default_rng(0)  # fixed: the figure of equal results is the same
-    drawn = rng.integers(datasets, size=(RESAMPLES, datasets))
-    within = rng.integers(seeds, size=(RESAMPLES, datasets, seeds))
-    weights = np.zeros((RESAMPLES, datasets, seeds))
-    np.add.at(weights, (np.arange(RESAMPLES)[:, None, None], drawn[:, :, None], within), 1)
-    total = np.einsum("rds,dsk->rk", weights, counts)
-    with np.errstate(invalid="ignore"):  # a resample without any cell of a method has no mean
-        means = np.einsum("rds,dsk->rk", weights, sums) / total
-    margin = 50 * (1 - COVERAGE)
-    some = total.any(0)
-    found = np.nanpercentile(means[:, some], [margin, 100 - margin], axis=0)
-    ends = [np.full(sums.shape[2], math.nan) for _ in range(2)]
-    for end, values in zip(ends, found, strict=True):
-        end[some] = values
-    return ends[0], ends[1]
-
-
-def bootstrap_note(found: Sequence[Ranks]) -> str:
-    """What the intervals rest on, or why there are none; `found`: the panels, left to right."""
-    counts, seeds = [ranks.datasets for ranks in found], min(ranks.seeds for ranks in found)
-    datasets = str(counts[0]) if len(set(counts)) == 1 else f"{counts[0]} (left) and {counts[-1]} (right)"
-    size = f"{datasets} dataset{'s' * (datasets != '1')} and {seeds} seed{'s' * (seeds != 1)}"
-    if not all(ranks.intervals for ranks in found):
-        return f"{size.capitalize()}. No intervals: {COVERAGE:.0%} needs {ENOUGH_SEEDS} seeds or more."
-    note = f"Bars: {COVERAGE:.0%} percentile bootstrap, {RESAMPLES:,} resamples of {size}."
-    return note + (" One dataset: nothing is said about others." if 1 in counts else "")
-
-
-def rank_figure(metrics: pd.DataFrame, _: Study | None = None) -> Figure:
-    """One panel per ranked metric: methods down, the best on top, mean rank across with its interval."""
-    found = [mean_ranks(metrics, columns) for columns in ranked_columns(metrics)]
-    found = [ranks for ranks in found if len(ranks.table) > 1]
-    series, several = series_of(metrics), methods_of_several_samplers(metrics)
-    height = max((len(ranks.table) for ranks in found), default=1)
-    with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        labels = [[_rank_label(row, several) for row in ranks.table.itertuples()] for ranks in found]
-        longest = max((len(label) for panel in labels for label in panel), default=0)
-        wide = len(found) * 0.085 * max(longest - 20, 0)  # inches of what a label has too much
-        figure = Figure(figsize=(7.6 + wide, 1.5 + 0.26 * height), layout="constrained")
+def wins_figure(material: Material) -> Figure:
+    """One panel per metric: the share of cells in which the method of a row beats the method of a column."""
+    metrics = material.metrics
+    found = [pairwise_wins(metrics, columns) for columns in ranked_columns(metrics)]
+    found = [wins for wins in found if wins.cells.any()]
+    several = methods_of_several_samplers(metrics)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         if not found:
+            figure = Figure(figsize=(7.6, 1.5), layout="constrained")
             figure.text(0.5, 0.5, "No cell in which two generators have a score.", ha="center", va="center")
             return figure
+        size = max(len(wins.series) for wins in found)
+        figure = Figure(figsize=(2.6 + 0.52 * size * len(found), 1.9 + 0.42 * size), layout="constrained")
         panels = figure.subplots(1, len(found), squeeze=False)[0]
-        for panel, ranks, names in zip(panels, found, labels, strict=True):
-            panel.set_title(f"by {ranks.title}")
-            panel.set_xlabel(f"mean rank over {ranks.table['cells'].max()} cells (1 is best)")
-            for y, row in enumerate(ranks.table.itertuples()):
-                look = series_look(series.index((row.method, row.sampler))) | {"ls": "none"}
-                bar = [[max(row.rank - row.low, 0)], [max(row.high - row.rank, 0)]] if ranks.intervals else None
-                panel.errorbar([row.rank], [y], xerr=bar, elinewidth=1.4, capsize=3, **look)
+        for panel, wins in zip(panels, found, strict=True):
+            names = [f"{method}, {sampler}" if method in several else method for method, sampler in wins.series]
+            share = np.where(wins.cells > 0, wins.won / np.maximum(wins.cells, 1), np.nan)
+            panel.imshow(share, cmap="PuOr", vmin=0, vmax=1, aspect="auto", alpha=0.75)
+            for (i, j), cells in np.ndenumerate(wins.cells):
+                if cells:
+                    panel.text(j, i, f"{wins.won[i, j]:g}/{cells}", ha="center", va="center", fontsize=7)
             panel.set_yticks(range(len(names)), names)
-            panel.set_ylim(len(names) - 0.5, -0.5)
-            panel.set_xlim(0.7, len(names) + 0.3)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.supxlabel(bootstrap_note(found).replace(". ", ".\n"), fontsize=7.5, color="#333333")
+            panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
+            panel.set_title(f"by {wins.title}")
     return figure
-
-
-def _rank_label(row: Any, several: Container[str]) -> str:
-    name = f"{row.method}, {row.sampler}" if row.method in several else row.method
-    return f"{name}  {row.rank:.1f}"
 
 
 # --- a parameter ----------------------------------------------------------------------------------------------
 
 
-def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
+def parameter_figure(material: Material) -> Figure:
     """The scores against each parameter that the study varies: a row per parameter and dataset, a panel per metric.
 
     Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers or methods, if several).
-
-    Args:
-        study: one with `sweeps`.
     """
+    study, metrics = material.study, material.metrics
     rows = [(sweep, dataset) for sweep in sweeps(study) for dataset in study.datasets if _points(sweep, dataset)]
     columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset in rows}
     several = any(len({line for _, line in _points(*row)}) > 1 for row in rows)  # then every line says which it is
@@ -220,15 +134,11 @@ def parameter_figure(metrics: pd.DataFrame, study: Study) -> Figure:
                 drawn: list[float] = []
                 for (epsilon, name), values in points.items():
                     sets = sorted(values, key=values.__getitem__)
-                    where = [values[one] for one in sets]
-                    found = [known.get((*column.key, dataset, *one, epsilon_text(epsilon)), NO_SUMMARY) for one in sets]
-                    mean = np.array([value[0] for value in found])
-                    std = np.nan_to_num(np.array([value[1] for value in found]))
+                    found = [known.get((*column.key, dataset, *s, epsilon_text(epsilon)), Summary()) for s in sets]
                     label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")
                     i = len(looks)
                     look = looks.setdefault(label, series_look(i) | {"ls": DASHES[i % 4]})
-                    panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **look)
-                    drawn += mean[np.isfinite(mean)].tolist()
+                    drawn += draw_means(panel, [values[one] for one in sets], found, look)
                 _scale(panel, sweep, ticks, drawn, column)
                 panel.set_title(column.header if len(study.datasets) == 1 else f"{dataset}: {column.header}")
         if looks:

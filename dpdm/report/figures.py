@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from matplotlib.lines import Line2D
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT
 from dpdm.errors import UserError
+from dpdm.report.registry import Material
+from dpdm.report.selection import shown_sets
 from dpdm.report.tables import (
     ANCHOR_LABELS,
-    NO_SUMMARY,
     MetricColumn,
     Summary,
     epsilon_label,
-    method_labels,
     methods_of_several_samplers,
     metric_columns,
     summaries,
@@ -55,7 +55,7 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 ANCHOR_LINES = {"real": "--", "label_only": ":"}
-ANCHOR_COLOUR = "#555555"
+ANCHOR_COLOR = "#555555"
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
 FAR = 20  # per cent below the lowest point, and further than half of what the points span: an anchor that is not drawn
 
@@ -65,22 +65,6 @@ ROWS_PER_BLOCK = 3
 MAX_CLASSES = 10
 CELL = 30  # an image is enlarged by the whole number that brings it nearest to this size
 GAP, LABEL_WIDTH, HEAD = 14, 96, 26
-
-
-class SampleSet(NamedTuple):
-    """One synthetic set: `method` as printed (with the sampler, if it has several), epsilon, seed, path of its npz."""
-
-    method: str
-    epsilon: float
-    seed: int
-    path: Path
-
-
-def sample_set(text: str) -> SampleSet:
-    """METHOD,EPSILON,SEED=NPZ or METHOD,SAMPLER,EPSILON,SEED=NPZ, as the command line has it."""
-    text, _, path = text.partition("=")
-    *names, epsilon, seed = text.split(",")
-    return SampleSet(", ".join(names), float(epsilon), int(seed), Path(path))
 
 
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
@@ -99,42 +83,49 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
 # --- metrics against epsilon ----------------------------------------------------------------------------------
 
 
+def curves(material: Material) -> Figure:
+    """`epsilon_curves` of the material's data set."""
+    return epsilon_curves(material.metrics, material.dataset)
+
+
 def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
-    The dashed line is the real ceiling, the dotted one the label-only floor; a classifier trained on the private
-    images has hollow markers, and a curve only in its own panel. Colors and markers follow the order of methods
-    in the whole of `metrics`, so that all datasets of a study agree; the legend names those of this one.
+    The dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the
+    private images have the last panel. Color and marker are a method's, in the order of the whole of `metrics`, so that
+    all datasets of a study agree; its samplers differ in the dashes of their lines.
     """
     chosen = metrics[metrics["dataset"] == dataset]
-    columns = score_columns(chosen)
-    looks = {one: i for i, one in enumerate(series_of(metrics))}
-    series = {one: looks[one] for one in series_of(chosen)}
-    several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
-    hollow = frozenset(metrics.loc[metrics["protocol"] == DIRECT, "method"])
+    looks, several = method_looks(metrics), methods_of_several_samplers(metrics)
+    direct = chosen["protocol"] == DIRECT
+    parts = [(column, chosen[~direct]) for column in score_columns(chosen[~direct])]
+    panels_of: list[tuple[str, list[MetricColumn], pd.DataFrame]] = [(c.header, [c], rows) for c, rows in parts]
+    if direct.any():
+        title = "accuracy % ↑ of classifiers trained on the private images"
+        panels_of.append((title, score_columns(chosen[direct]), chosen[direct]))
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
-    known = summaries(chosen, "method", "sampler", "epsilon")
-    across = min(max(len(columns), 1), 2)
-    rows = max(math.ceil(len(columns) / across), 1)
+    across, rows = min(max(len(panels_of), 1), 2), max(math.ceil(len(panels_of) / 2), 1)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 0.7 + 2.55 * rows), layout="constrained")
         panels = figure.subplots(rows, across, squeeze=False).ravel()
-        for panel in panels[len(columns) :]:
+        for panel in panels[len(panels_of) :]:
             panel.set_axis_off()
-        for panel, column in zip(panels, columns, strict=False):
-            _draw_panel(panel, known, column, series, epsilons, hollow)
-        handles = []
-        for (method, sampler), i in series.items():
-            label = f"{labels[method]}, {sampler}" if method in several else labels[method]
-            handles.append(Line2D([], [], label=label, **series_look(i, method in hollow)))
+        legend: dict[str, Line2D] = {}
+        for panel, (title, columns, shown) in zip(panels, panels_of, strict=False):
+            panel.set_title(title)
+            panel.set_xlabel("privacy budget ε")
+            panel.set_xticks(range(len(epsilons)), [epsilon_label(e) for e in epsilons])
+            panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
+            _draw_panel(panel, shown, columns, epsilons, looks, several, legend)
         for anchor in ANCHORS:
             if (chosen["method"] == anchor).any():
-                line = {"color": ANCHOR_COLOUR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
-                handles.append(Line2D([], [], label=ANCHOR_LABELS[anchor], **line))
-        if handles:
-            longest = max(len(handle.get_label()) for handle in handles)
+                line = {"color": ANCHOR_COLOR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
+                legend[anchor] = Line2D([], [], label=ANCHOR_LABELS[anchor], **line)
+        if legend:
+            longest = max(len(handle.get_label()) for handle in legend.values())
             abreast = 3 if longest <= 24 else 2 if longest <= 40 else 1  # what the width of the figure holds
+            handles = list(legend.values())
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast))
     return figure
 
@@ -147,40 +138,56 @@ def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
 
 
 def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
-    """(method, sampler) of every curve, in the order that decides colours and markers."""
+    """(method, sampler) of everything that was run, in the order of `metrics`."""
     runs = metrics[~metrics["method"].isin(ANCHORS)]
     return list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
 
 
-def series_look(i: int, hollow: bool = False) -> dict[str, Any]:
-    """Colour and marker of series i: no two of the first 49 are alike."""
-    look = {"color": PALETTE[i % 7], "marker": MARKERS[(i + i // 7) % 7], "ms": 5, "lw": 1.4}
-    return look | ({"mfc": "white", "ls": "-."} if hollow else {})
+def method_looks(metrics: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """By method and sampler: color and marker of the method, dashes of the sampler."""
+    methods: dict[str, list[str]] = {}
+    for method, sampler in series_of(metrics):
+        methods.setdefault(method, []).append(sampler)
+    return {
+        (method, sampler): series_look(i) | {"ls": DASHES[k % len(DASHES)]}
+        for i, (method, samplers) in enumerate(methods.items())
+        for k, sampler in enumerate(samplers)
+    }
+
+
+def series_look(i: int) -> dict[str, Any]:
+    """Color and marker of series i: no two of the first 49 are alike."""
+    return {"color": PALETTE[i % 7], "marker": MARKERS[(i + i // 7) % 7], "ms": 5, "lw": 1.4}
+
+
+def draw_means(panel: Axes, where: Sequence[float], found: Iterable[Summary], look: Mapping[str, Any]) -> list[float]:
+    """Points with their bars at `where`; returns the means that are there."""
+    mean, std = np.array([value[:2] for value in found]).reshape(-1, 2).T
+    panel.errorbar(where, mean, np.nan_to_num(std), elinewidth=1, capsize=2.5, **look)
+    return mean[np.isfinite(mean)].tolist()
 
 
 def _draw_panel(
     panel: Axes,
-    known: Mapping[tuple[str, ...], Summary],
-    column: MetricColumn,
-    series: Mapping[tuple[str, str], int],
-    epsilons: list[str],
-    hollow: frozenset[str],
+    rows: pd.DataFrame,
+    columns: Sequence[MetricColumn],
+    epsilons: Sequence[str],
+    looks: Mapping[tuple[str, str], Mapping[str, Any]],
+    several: set[str],
+    legend: dict[str, Line2D],
 ) -> None:
-    panel.set_title(column.header)
-    panel.set_xlabel("privacy budget ε")
-    panel.set_xticks(range(len(epsilons)), [epsilon_label(e) for e in epsilons])
-    panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
-    drawn = []
-    for place, ((method, sampler), i) in enumerate(series.items()):
-        found = [known.get((*column.key, method, sampler, e), NO_SUMMARY) for e in epsilons]
-        mean = np.array([value[0] for value in found])
-        std = np.nan_to_num(np.array([value[1] for value in found]))
-        # bars of neighboring methods would hide each other
-        shift = (place - (len(series) - 1) / 2) * min(0.06, 0.35 / max(len(series), 1))
-        where = np.arange(len(epsilons)) + shift
-        panel.errorbar(where, mean, std, elinewidth=1, capsize=2.5, **series_look(i, method in hollow))
-        drawn += mean[np.isfinite(mean)].tolist()
-    anchors = {a: known[key][0] for a in ANCHORS if (key := (*column.key, a, "", "")) in known}
+    """Draws the methods of `rows`, each by those of `columns` that it has, and adds them to the legend."""
+    known = summaries(rows, "method", "sampler", "epsilon")
+    drawn: list[float] = []
+    for method, sampler in series_of(rows):
+        label = f"{method}, {sampler}" if method in several else method
+        legend.setdefault(label, Line2D([], [], label=label, **looks[method, sampler]))
+        for column in columns:
+            found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]
+            if any(value.n for value in found):
+                drawn += draw_means(panel, range(len(epsilons)), found, looks[method, sampler])
+    column = columns[0]
+    anchors = {a: known[key].mean for a in ANCHORS if (key := (*column.key, a, "", "")) in known}
     positive = [v for v in drawn if v > 0]
     if column.sign < 0 and drawn and len(positive) == len(drawn):
         reach = positive + [v for v in anchors.values() if v > min(positive) / LOG_RATIO]
@@ -190,12 +197,11 @@ def _draw_panel(
             _leave_out(panel, anchors, [name for name, mean in anchors.items() if mean not in reach])
             # a deviation as large as its mean would stretch the axis by decades
             panel.set_ylim(min(reach) / 2, max(reach) * 2)
-    if column.sign > 0 and drawn:
-        # a floor far below would press all else together
+    if column.sign > 0 and drawn:  # a floor far below would press all else together
         span = max(drawn) - min(drawn)
         _leave_out(panel, anchors, [name for name, mean in anchors.items() if min(drawn) - mean > max(span / 2, FAR)])
     for name, mean in anchors.items():
-        panel.axhline(mean, color=ANCHOR_COLOUR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
+        panel.axhline(mean, color=ANCHOR_COLOR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
 
 
 def _leave_out(panel: Axes, anchors: dict[str, float], names: Sequence[str]) -> None:
@@ -206,33 +212,53 @@ def _leave_out(panel: Axes, anchors: dict[str, float], names: Sequence[str]) -> 
         value = 0 if abs(value) < 1e-6 else value  # as exact as a distance of equal sets is (see fidelity)
         notes.append(f"{ANCHOR_LABELS[name]}: {value:.2g}, below the axis")
     if notes:
-        panel.set_title("; ".join(notes), loc="right", color=ANCHOR_COLOUR, fontsize=7.5)
+        panel.set_title("; ".join(notes), loc="right", color=ANCHOR_COLOR, fontsize=7.5)
 
 
 # --- sample grids ---------------------------------------------------------------------------------------------
 
 
-def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figure:
+class SampleSet(NamedTuple):
+    """One synthetic set: `method` as printed (with the sampler, if it has several), epsilon, path of its npz."""
+
+    method: str
+    epsilon: float
+    path: str | Path
+
+
+def samples(material: Material) -> Figure:
+    """`sample_grid` of the material's data set."""
+    study, layout, dataset = material.study, material.layout, material.dataset
+    sets = [
+        SampleSet(
+            f"{run.method}, {sampler}" if len(study.samplers_of(run)) > 1 else run.method,
+            run.epsilon,
+            layout.set(*run.place, sampler, "synthetic.npz"),
+        )
+        for run, sampler in shown_sets(study, dataset)
+    ]
+    return sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
+
+
+def sample_grid(dataset: str, real: str | Path, sets: Sequence[SampleSet]) -> Figure:
     """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
 
     A block shows the first images of each class, one class per column (of a single class, the first images over all
-    columns): nothing is picked by looks. Of several seeds the smallest is shown. An image a set lacks stays white.
+    columns): nothing is picked by looks. An image a set lacks stays white.
 
     Args:
         real: npz with `images` (uint8 [n, C, H, W], C 1 or 3) and `labels` (int64 [n]).
-        samples: synthetic sets in the order of the methods.
+        sets: one per method and epsilon, in the order of the methods.
 
     Raises:
         UserError: a file is missing or corrupt, or its images are neither gray nor RGB.
     """
-    shown: dict[tuple[str, float], SampleSet] = {}
-    for s in sorted(samples, key=lambda s: s.seed):
-        shown.setdefault((s.method, s.epsilon), s)
-    methods = list(dict.fromkeys(s.method for s in samples))
-    epsilons = sorted({s.epsilon for s in samples})
+    shown = {(s.method, s.epsilon): s.path for s in sets}
+    methods = list(dict.fromkeys(s.method for s in sets))
+    epsilons = sorted({s.epsilon for s in sets})
     label_width = max(LABEL_WIDTH, 16 + 9 * max(map(len, methods), default=0))  # bold letters are that wide at most
-    arrays = artifacts.read_npz(real, ("images", "labels"))
-    classes = [int(c) for c in np.unique(arrays["labels"])[:MAX_CLASSES]]
+    labels = artifacts.read_npz(real, ("images", "labels"))["labels"]
+    classes = [int(c) for c in np.unique(labels)[:MAX_CLASSES]]
     top = _block(real, classes)
     height, width = top.shape[:2]
     heading = f"{dataset}: first training images" + " of each class" * (len(classes) > 1)
@@ -242,7 +268,7 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
         figure = Figure(figsize=(total_width / UNITS, total_height / UNITS), dpi=UNITS)
 
         def write(x: float, y: float, text: str, **style: str) -> None:
-            figure.text(x / total_width, 1 - y / total_height, text, **style)
+            figure.text(x / total_width, 1 - y / total_height, text, va="center", **style)
 
         def place(x: float, y: float, block: np.ndarray) -> None:
             box = (x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height)
@@ -250,24 +276,24 @@ def sample_grid(dataset: str, real: Path, samples: Sequence[SampleSet]) -> Figur
             axes.imshow(block, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
 
-        write(label_width, HEAD / 2, heading, va="center")
-        write(label_width - 8, HEAD + height / 2, "real", ha="right", va="center", weight="bold")
+        write(label_width, HEAD / 2, heading)
+        write(label_width - 8, HEAD + height / 2, "real", ha="right", weight="bold")
         place(label_width, HEAD, top)
         y = HEAD + height + GAP
         for k, epsilon in enumerate(epsilons):
             text = f"ε = {epsilon_label(epsilon_text(epsilon))}"
-            write(label_width + k * (width + GAP) + width / 2, y + HEAD / 2, text, ha="center", va="center")
+            write(label_width + k * (width + GAP) + width / 2, y + HEAD / 2, text, ha="center")
         y += HEAD
         for method in methods:
-            write(label_width - 8, y + height / 2, method, ha="right", va="center", weight="bold")
+            write(label_width - 8, y + height / 2, method, ha="right", weight="bold")
             for k, epsilon in enumerate(epsilons):
                 if (method, epsilon) in shown:
-                    place(label_width + k * (width + GAP), y, _block(shown[method, epsilon].path, classes, top.shape))
+                    place(label_width + k * (width + GAP), y, _block(shown[method, epsilon], classes, top.shape))
             y += height + GAP
     return figure
 
 
-def _block(path: Path, classes: Sequence[int], shape: tuple[int, ...] | None = None) -> np.ndarray:
+def _block(path: str | Path, classes: Sequence[int], shape: tuple[int, ...] | None = None) -> np.ndarray:
     """RGB block, uint8 [height, width, 3]: classes across, ROWS_PER_BLOCK images of each down, enlarged.
 
     A single class has MAX_CLASSES columns.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from dpdm.config import DIRECT, PAPER_SCALE, Study
@@ -13,12 +14,12 @@ from dpdm.report.published import PAPER, datasets_by_published_name
 from dpdm.report.selection import sampler_of, table_runs
 from dpdm.report.tables import (
     MISSING,
-    NO_SUMMARY,
     MetricColumn,
     Summary,
     Table,
     cell_text,
     epsilon_label,
+    group_numbers,
     metric_columns,
     rounded,
     summaries,
@@ -61,9 +62,7 @@ class _Ours(NamedTuple):
     `no_value`: it was run, and the metric has no value there, as an accuracy on images without labels.
     """
 
-    mean: float = math.nan
-    std: float = math.nan
-    n: int = 0
+    found: Summary = Summary()
     method: str = ""
     departures: tuple[str, ...] = ()
     no_value: bool = False
@@ -87,10 +86,6 @@ class _Row:
     def status(self) -> str:
         return ", ".join(dict.fromkeys(line["status"] for line in self.lines.values()))
 
-    @property
-    def departures(self) -> list[str]:
-        return list(dict.fromkeys(fact for ours in self.ours.values() for fact in ours.departures))
-
 
 def paper_table(
     number: int, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame
@@ -99,9 +94,8 @@ def paper_table(
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs that match no row: those
     mapped to this table, in table 1 all generators, in table 2 all classifiers. Data sets of the paper that the study
-    lacks are left out, and named, unless it has none of them. Columns per metric of the table: ours, the paper's, the
-    difference. What is missing is "not run" and named in a note; what was run otherwise than in the paper is marked,
-    and a note says how.
+    lacks are left out, unless it has none of them. Columns per metric of the table: ours, the paper's, the difference.
+    What is missing is "not run"; what was run otherwise than in the paper is marked, and a note says how.
 
     Args:
         number: 1 to 6.
@@ -129,25 +123,25 @@ def paper_table(
     rows = _rows(number, study, chosen, named)
     known = summaries(metrics, *_Runs._fields)
     for row in rows:
-        for name in shown:
-            row.ours[name] = _ours(number, row, columns.get(name), study, known, metrics, audits)
-    sizes = _sizes(theirs)
+        row.ours = {name: _ours(number, row, columns.get(name), study, known, metrics, audits) for name in shown}
+    sides: dict[str, set[int]] = {}
+    for dataset, side in theirs:
+        sides.setdefault(dataset, set()).add(side)
     headers = [header for name in shown for header in _headers(name)]
-    groups = pd.factorize(pd.Series([f"{row.dataset} {row.resolution} {row.epsilon}" for row in rows]))[0]
     return Table(
         pd.DataFrame([_data(row) for row in rows]).astype({"resolution": "Int64"}),
         pd.DataFrame(
-            [_cells(row, study, sizes) for row in rows],
+            [_cells(row, study, sides) for row in rows],
             columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"],
         ),
         frozenset(["ε", *headers]),
-        groups=tuple(groups.tolist()),
-        notes=tuple(_notes(number, study, metrics, chosen, shown, rows, left_out)),
+        groups=group_numbers([(row.dataset, row.resolution, row.epsilon) for row in rows]),
+        notes=tuple(_notes(number, study, metrics, chosen, shown, rows)),
         runs={
             (i, _headers(name)[0]): (row.runs[0].dataset, ours.method, row.epsilon)
             for i, row in enumerate(rows)
             for name, ours in row.ours.items()
-            if ours.n
+            if ours.found.n
         },
         not_in_tex=(*(_headers(name)[2] for name in shown), "Status"),
     )
@@ -199,14 +193,6 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
     return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
 
 
-def _sizes(published: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
-    """The sides of the images of every data set that the paper's table is on."""
-    sizes: dict[str, set[int]] = {}
-    for dataset, side in published:
-        sizes.setdefault(dataset, set()).add(side)
-    return sizes
-
-
 # --- cells ----------------------------------------------------------------------------------------------------
 
 
@@ -220,23 +206,21 @@ def _ours(
     audits: pd.DataFrame,
 ) -> _Ours:
     """The runs of a row that have this metric: of classifiers, which share a row, at most one."""
-    found: list[tuple[_Runs, _Ours]] = []
+    found: list[_Ours] = []
     no_value = False
     for runs in row.runs if column else ():
-        mean, std, n = known.get((*column.key, *runs), NO_SUMMARY)
+        summary = known.get((*column.key, *runs), Summary())
         mine = _of(metrics[metrics["metric"] == column.metric], runs)
-        no_value |= not n and len(mine) > 0
-        if n:
+        no_value |= not summary.n and len(mine) > 0
+        if summary.n:
             departures = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
-            departures += _unverified(study, runs)
-            found.append((runs, _Ours(mean, std, n, runs.method, tuple(departures))))
+            found.append(_Ours(summary, runs.method, (*departures, *_unverified(study, runs))))
     if len(found) > 1:
-        one, two = (runs.method for runs, _ in found[:2])
         raise UserError(
-            f"tables.table_{number}: {one} and {two} both have {column.metric} beside the published row "
-            f"{row.method} on {row.dataset}; map one of them"
+            f"tables.table_{number}: {found[0].method} and {found[1].method} both have {column.metric} for the "
+            f"published row {row.method} on {row.dataset}; map one of them"
         )
-    return found[0][1] if found else _Ours(no_value=no_value)
+    return found[0] if found else _Ours(no_value=no_value)
 
 
 def _data(row: _Row) -> dict[str, Any]:
@@ -244,41 +228,43 @@ def _data(row: _Row) -> dict[str, Any]:
     for metric, ours in row.ours.items():
         line = row.lines.get(metric, {"value": math.nan, "status": ""})
         numbers |= {
-            f"{metric}_mean": ours.mean, f"{metric}_std": ours.std, f"{metric}_n": ours.n,
-            f"{metric}_published": line["value"], f"{metric}_difference": ours.mean - line["value"],
-            f"{metric}_status": line["status"] if ours.n else NO_VALUE if ours.no_value else NOT_RUN,
+            f"{metric}_mean": ours.found.mean, f"{metric}_std": ours.found.std, f"{metric}_n": ours.found.n,
+            f"{metric}_published": line["value"], f"{metric}_difference": ours.found.mean - line["value"],
+            f"{metric}_status": line["status"] if ours.found.n else NO_VALUE if ours.no_value else NOT_RUN,
         }  # fmt: skip
+    departures = dict.fromkeys(fact for ours in row.ours.values() for fact in ours.departures)
     return {
         "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
         "variant": row.variant, "published_delta": row.delta, "published_status": row.status,
         "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
         "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
-        **numbers, "departures": "; ".join(row.departures),
+        **numbers, "departures": "; ".join(departures),
     }  # fmt: skip
 
 
-def _cells(row: _Row, study: Study, sizes: Mapping[str, set[int]]) -> dict[str, str]:
+def _cells(row: _Row, study: Study, sides: Mapping[str, set[int]]) -> dict[str, str]:
     names = [
         f"{runs.method}, {runs.sampler}" if len(study.methods[runs.method].samplers) > 1 else runs.method
         for runs in row.runs
     ]
     # a classifier has one accuracy and no other number; it shares a published row with others
-    alone = not row.method and study.is_classifier(row.runs[0].method) and any(ours.n for ours in row.ours.values())
+    one = not row.method and study.is_classifier(row.runs[0].method) and any(o.found.n for o in row.ours.values())
     numbers: dict[str, str] = {}
     for metric, ours in row.ours.items():
-        numbers |= dict(zip(_headers(metric), _texts(ours, row.lines.get(metric), metric), strict=True))
-        if alone and not ours.n:
-            numbers[_headers(metric)[0]] = MISSING
+        texts = _texts(ours, row.lines.get(metric), metric)
+        numbers |= dict(
+            zip(_headers(metric), (MISSING, *texts[1:]) if one and not ours.found.n else texts, strict=True)
+        )
     return {
-        "Dataset": _dataset_label(row, sizes),
+        "Dataset": _dataset_label(row, sides),
         "ε": epsilon_label(row.epsilon), "Method": row.method or MISSING, "Variant": row.variant or MISSING,
         "Ours": "; ".join(names) or MISSING, **numbers, "Status": row.status or MISSING,
     }  # fmt: skip
 
 
-def _dataset_label(row: _Row, sizes: Mapping[str, set[int]]) -> str:
+def _dataset_label(row: _Row, sides: Mapping[str, set[int]]) -> str:
     """The name, with the size where the paper has several; "own" where another data set has a name of the paper's."""
-    known = sizes.get(row.dataset, set())
+    known = sides.get(row.dataset, set())
     if row.resolution is None:
         return f"{row.dataset} (own)" if known else row.dataset
     return f"{row.dataset} {row.resolution}x{row.resolution}" if len(known) > 1 else row.dataset
@@ -289,16 +275,15 @@ def _headers(metric: str) -> tuple[str, str, str]:
     return f"{_METRICS[metric]} {arrow}", f"{_METRICS[metric]}, paper", f"{_METRICS[metric]}, difference"
 
 
-def _texts(ours: _Ours, line: dict[str, Any] | None, metric: str) -> tuple[str, str, str]:
+def _texts(ours: _Ours, line: Mapping[str, Any] | None, metric: str) -> tuple[str, str, str]:
     shown = MISSING if ours.no_value else NOT_RUN
-    if ours.n:
-        decimals = None if metric == "fid" else 1
-        shown = cell_text(ours.mean, ours.std, ours.n, decimals) + (f" {MARK}" if ours.departures else "")
+    if ours.found.n:
+        shown = cell_text(ours.found, None if metric == "fid" else 1) + (f" {MARK}" if ours.departures else "")
     if line is None:
         return shown, MISSING, MISSING
-    places = len(line["quoted"].partition(".")[2])
-    difference = rounded(ours.mean - line["value"], places)
-    return shown, line["quoted"], f"{difference:+.{places}f}" if ours.n else MISSING
+    decimals = len(line["quoted"].partition(".")[2])
+    difference = rounded(ours.found.mean - line["value"], decimals)
+    return shown, line["quoted"], f"{difference:+.{decimals}f}" if ours.found.n else MISSING
 
 
 # --- what differs ---------------------------------------------------------------------------------------------
@@ -311,24 +296,20 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
         mine: their rows of one metric.
         sizes: their numbers of training images, from the audits.
     """
-    departures = [] if scale == PAPER_SCALE else [scale or "scale not stated"]
-    departures += [f"protocol {name}" for name in _other_protocols(mine)]
-    departures += [
-        f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}"
-        for n in mine["num_synthetic"].unique()
-        if n not in (0, _SYNTHETIC_IMAGES)
-    ]
-    departures += [f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)]
-    for delta in mine["delta"].unique():
-        if math.isnan(delta):
-            departures.append("not audited")
-        elif row.delta and not math.isclose(delta, _delta(row.delta), rel_tol=1e-6):
-            departures.append(f"delta {delta:.2g} instead of {row.delta}")
+    deltas = [delta for delta in mine["delta"].unique() if not math.isnan(delta)]
+    published = math.nan if "/" in row.delta else float(row.delta or "nan")
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
-    departures += [
-        f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected
-    ]
-    return departures
+    return [
+        *([] if scale == PAPER_SCALE else [scale or "scale not stated"]),
+        *(f"protocol {name}" for name in _other_protocols(mine)),
+        *(f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}" for n in mine["num_synthetic"].unique()
+          if n not in (0, _SYNTHETIC_IMAGES)),
+        *(f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)),
+        *["not audited"] * int(mine["delta"].isna().any()),
+        *(f"delta {delta:.2g} instead of {row.delta}" for delta in deltas
+          if row.delta and not math.isclose(delta, published, rel_tol=1e-6)),
+        *(f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected),
+    ]  # fmt: skip
 
 
 def _other_protocols(frame: pd.DataFrame) -> list[str]:
@@ -345,19 +326,9 @@ def _unverified(study: Study, runs: _Runs) -> list[str]:
     ]
 
 
-def _delta(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:  # a formula
-        return math.nan
-
-
 def _of(frame: pd.DataFrame, runs: _Runs, sampler: bool = True) -> pd.DataFrame:
-    chosen = pd.Series(True, index=frame.index)
-    for name, value in runs._asdict().items():
-        if name != "sampler" or sampler:
-            chosen &= frame[name] == value
-    return frame[chosen]
+    names = _Runs._fields if sampler else _Runs._fields[:-1]
+    return frame[np.logical_and.reduce([frame[name] == getattr(runs, name) for name in names])]
 
 
 # --- notes ----------------------------------------------------------------------------------------------------
@@ -370,7 +341,6 @@ def _notes(
     chosen: pd.DataFrame,
     shown: Sequence[str],
     rows: Sequence[_Row],
-    left_out: set[tuple[str, int]],
 ) -> Iterable[str]:
     yield (
         f"{', '.join(dict.fromkeys(chosen['source']))}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
@@ -399,42 +369,7 @@ def _notes(
         )
     elif "fid" in shown and "fd" in measured:
         yield "FID is not run: fd is a distance by other features than Inception's."
-    yield from _holes(number, study, metrics, rows)
-    if left_out:
-        named = ", ".join(f"{dataset} {size}x{size}" for dataset, size in sorted(left_out))
-        yield f"Left out are the paper's rows on {named}, which the study does not have."
-    absent = [_METRICS[name].removesuffix(" %") for name in shown if name not in {"fid", *measured}]
-    if absent and measured:
-        yield f"No run of the study has the accuracy of: {', '.join(absent)}."
     doubtful = chosen.loc[~chosen["privacy_status"].isin(["sound", "unknown"]), ["method", "privacy_status"]]
     if not doubtful.empty:
         named = (f"{method} ({status})" for method, status in doubtful.drop_duplicates().to_numpy().tolist())
-        yield f"The published ε of these cannot be taken as it stands: {', '.join(named)}."
-
-
-def _holes(number: int, study: Study, metrics: pd.DataFrame, rows: Sequence[_Row]) -> Iterable[str]:
-    """What is missing, by name: rows that nothing is mapped to, cells outside the grid, seeds without results."""
-    named = {(entry.published, entry.variant) for entry in study.tables.get(f"table_{number}", ())}
-    theirs = [row for row in rows if row.method]
-    free = dict.fromkeys(_name(row) for row in theirs if (row.method, row.variant) not in named)
-    if free:
-        yield f"Not run, as no run of the study stands beside them: {'; '.join(free)}."
-    outside = dict.fromkeys(
-        f"{_name(row)} on {row.dataset} at ε = {row.epsilon}"
-        for row in theirs
-        if not row.runs and (row.method, row.variant) in named
-    )
-    if outside:
-        yield f"Not run, as the study has no such cell: {'; '.join(outside)}."
-    lacking = []
-    for runs in dict.fromkeys(runs for row in rows for runs in row.runs):
-        seeds = _of(metrics, runs)["seed"].nunique()
-        if seeds < len(study.seeds):
-            name = f"{runs.method}, {runs.sampler}" if runs.sampler else runs.method
-            lacking.append(f"{name} on {runs.dataset} at ε = {runs.epsilon} ({seeds} of {len(study.seeds)} seeds)")
-    if lacking:
-        yield f"Not run yet: {'; '.join(lacking)}."
-
-
-def _name(row: _Row) -> str:
-    return f"{row.method}, {row.variant}" if row.variant else row.method
+        yield f"The published ε of these cannot be taken as it is: {', '.join(named)}."

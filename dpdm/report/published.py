@@ -3,16 +3,17 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dpdm import artifacts
 from dpdm.config import Study
 from dpdm.errors import UserError
-from dpdm.explain import nearest
+from dpdm.explain import nearest, parse_params
+from dpdm.params import Count
 from dpdm.report.selection import check_entries
 from dpdm.report.tables import MISSING, Table, epsilon_label
 from dpdm.specs import epsilon_text
@@ -30,10 +31,80 @@ PRIVACY_STATUS = {
 _COLUMNS = {"fid": "Published FID", "acc_logreg": "LogReg accuracy %", "acc_mlp": "MLP accuracy %",
             "acc_cnn": "CNN accuracy %"}  # fmt: skip
 _OTHER = {"acc_cnn (its own cnn)": "own CNN", "acc_mean": "best of 3"}
-_OTHER_TITLE = "Other accuracy %"
+_OTHER_TITLE = "Other accuracy % ↑"
 PAPER = "paper"  # the protocol of the DPDM paper's own tables
 # The variant of this metric's rows says how a classifier was chosen, not what was run.
 _VARIANT_IS_PROTOCOL = "acc_mean"
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def _stripped(text: str) -> str:
+    if text != text.strip():
+        raise ValueError("must have no space around it")
+    return text
+
+
+def _short(text: str) -> str:
+    if not float(text) > 0 or epsilon_text(float(text)) != text:
+        raise ValueError("must be a number above 0, written shortly (0.2, 10), or inf")
+    return text
+
+
+def _delta(text: str) -> str:
+    if text not in ("", "1/(N ln N)") and not 0 < float(text) < 1:
+        raise ValueError("must lie between 0 and 1, or be 1/(N ln N), or empty where none is stated")
+    return text
+
+
+_Any = Annotated[str, AfterValidator(_stripped)]
+_Text = Annotated[_Any, Field(min_length=1)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Number(_Line):
+    source: _Text
+    protocol: _Text
+    table: _Text
+    dataset: _Text
+    resolution: Count
+    method: _Text
+    variant: _Any
+    epsilon: Annotated[str, AfterValidator(_short)]
+    delta: Annotated[str, AfterValidator(_delta)]  # as text: "1e-5", "1/(N ln N)"
+    metric: Literal[(*_COLUMNS, *_OTHER)]
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # FID, or accuracy in per cent
+    status: Literal["first-hand", "secondary"]
+
+
+class _Status(_Line):
+    method: _Text
+    protocol: _Text
+    privacy_status: Literal[tuple(PRIVACY_STATUS)]
+    privacy_note: _Any
+
+
+def _read(path: str | Path, kind: type[_Line]) -> list[tuple[str, dict[str, Any]]]:
+    """(file and line number, row) of each line after the header, every field checked; `quoted` is a value's text."""
+    columns = list(kind.model_fields)
+    try:
+        reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(), newline=""), strict=True)
+        if list(reader.fieldnames or []) != columns:
+            found = ", ".join(reader.fieldnames or [])
+            raise UserError(f"{path}: the columns must be {', '.join(columns)}; found {found}")
+        rows = []
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: a line must have {len(columns)} fields; put quotes around text with a comma")
+            rows.append((where, parse_params(kind, row, where).model_dump() | {"quoted": row.get("value")}))
+        return rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a csv file in UTF-8 ({error})") from error
 
 
 def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
@@ -49,88 +120,37 @@ def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: a file is missing, has other columns, or breaks a rule of its kind; the message names the line.
     """
-    numbers = _read(path, _NUMBER_COLUMNS)
-    seen: dict[tuple[Any, ...], int] = {}
-    for line, row in numbers:
-        row["quoted"], row["value"] = row["value"], float(row["value"])
+    numbers = _read(path, _Number)
+    seen: dict[tuple[Any, ...], str] = {}
+    for where, row in numbers:
         if row["metric"].startswith("acc") and row["value"] > 100:
-            raise UserError(f"{path}, line {line}: an accuracy of {row['quoted']} is above 100; write per cent")
-        key = tuple(row[name] for name in _NUMBER_COLUMNS if name not in ("value", "status"))
+            raise UserError(f"{where}: an accuracy of {row['quoted']} is above 100; write per cent")
+        key = tuple(row[name] for name in _Number.model_fields if name not in ("value", "status"))
         if key in seen:
-            raise UserError(f"{path}, line {line}: the same number stands in line {seen[key]}; delete one")
-        seen[key] = line
-    known: dict[tuple[str, str], dict[str, str]] = {}
+            raise UserError(f"{where}: the same number is in {seen[key]}; delete one")
+        seen[key] = where
     used = {(row["method"], row["protocol"]) for _, row in numbers}
-    for line, row in _read(status_path, _STATUS_COLUMNS):
-        key = (row.pop("method"), row.pop("protocol"))
+    known: dict[tuple[str, str], dict[str, str]] = {}
+    for where, row in _read(status_path, _Status):
+        key = (row["method"], row["protocol"])
         if key in known:
-            raise UserError(f"{status_path}, line {line}: {key[0]} of {key[1]} stands twice; delete one")
+            raise UserError(f"{where}: {key[0]} of {key[1]} is in this file twice; delete one")
         if key not in used:
             raise UserError(
-                f"{status_path}, line {line}: {path} holds no number of {key[0]} of {key[1]}; "
-                "write both names as they stand there, or delete the line"
+                f"{where}: {path} holds no number of {key[0]} of {key[1]}; write both names as they are there, or "
+                "delete the line"
             )
-        known[key] = row
-    for line, row in numbers:
+        known[key] = {name: row[name] for name in ("privacy_status", "privacy_note")}
+    for where, row in numbers:
         key = (row["method"], row["protocol"])
         if key not in known:
             raise UserError(
-                f"{path}, line {line}: {status_path} lacks {key[0]} of {key[1]}; "
-                f"add a line with its privacy status ({', '.join(PRIVACY_STATUS)})"
+                f"{where}: {status_path} lacks {key[0]} of {key[1]}; add a line with its privacy status "
+                f"({', '.join(PRIVACY_STATUS)})"
             )
         row |= known[key]
-    columns = [*_NUMBER_COLUMNS, "quoted", "privacy_status", "privacy_note"]
+    columns = [*_Number.model_fields, "quoted", "privacy_status", "privacy_note"]
     return pd.DataFrame([row for _, row in numbers], columns=columns)
-
-
-def published_table(published: pd.DataFrame, dataset: str) -> Table:
-    """Rows: method, protocol and variant at each epsilon, in the order of the file; columns: metrics, privacy, source.
-
-    Nothing is bold: these numbers come from different protocols. Metrics without any value have no column.
-
-    Args:
-        published: what `read_published` returned.
-        dataset: a name in its column `dataset`.
-    """
-    chosen = published[published["dataset"] == dataset]
-    keys = ["epsilon", "method", "protocol", "variant", "resolution", "delta", "source", "status", "privacy_status"]
-    found: dict[tuple[Any, ...], dict[str, tuple[float, str]]] = {}
-    for row in chosen.to_dict("records"):
-        if row["metric"] == _VARIANT_IS_PROTOCOL:
-            row["variant"] = ""
-        found.setdefault(tuple(row[key] for key in keys), {})[row["metric"]] = (row["value"], row["quoted"])
-    rows = sorted(found.items(), key=lambda item: float(item[0][0]))  # stable: the order of the file within an epsilon
-
-    metrics = [name for name in (*_COLUMNS, *_OTHER) if any(name in values for _, values in rows)]
-    titles = {name: f"{title} {'↓' if name == 'fid' else '↑'}" for name, title in _COLUMNS.items() if name in metrics}
-    others = [name for name in _OTHER if name in metrics]
-    other_title = f"{_OTHER_TITLE} ↑"
-    data, cells = [], []
-    for key, values in rows:
-        row = dict(zip(keys, key, strict=True))
-        data.append({"dataset": dataset, **row, **{name: values.get(name, (math.nan, ""))[0] for name in metrics}})
-        text = {title: values[name][1] if name in values else MISSING for name, title in titles.items()}
-        if others:
-            stated = [f"{values[name][1]} ({_OTHER[name]})" for name in others if name in values]
-            text[other_title] = ", ".join(stated) or MISSING
-        cells.append(
-            {
-                "ε": epsilon_label(row["epsilon"]), "Method": row["method"],
-                "Protocol": row["protocol"].partition(" (")[0],  # in full in `privacy_table`
-                "Variant": row["variant"] or MISSING, "Size": str(row["resolution"]), **text,
-                # without a finite epsilon there is no claim to judge
-                "Privacy status": MISSING if row["epsilon"] == "inf" else row["privacy_status"],
-                "δ": row["delta"] or MISSING, "Status": row["status"], "Source": row["source"],
-            }
-        )  # fmt: skip
-    headers = ["ε", "Method", "Protocol", "Variant", "Size", *titles.values(), *([other_title] if others else []),
-               "Privacy status", "δ", "Status", "Source"]  # fmt: skip
-    return Table(
-        pd.DataFrame(data, columns=["dataset", *keys, *metrics]),
-        pd.DataFrame(cells, columns=headers),
-        frozenset(["ε", *titles.values(), other_title]),
-        groups=tuple(pd.factorize(pd.Series([row["epsilon"] for row in data], dtype=str))[0].tolist()),
-    )
 
 
 def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
@@ -142,14 +162,11 @@ def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str
     found: dict[tuple[str, int | None], str] = {}
     for name, spec in study.datasets.items():
         key = spec.published_as()
-        if key[1] is None:
-            continue
-        if key in found:
+        if key[1] is not None and found.setdefault(key, name) != name:
             raise UserError(
                 f"datasets.{found[key]} and datasets.{name} are both {key[0]} of side {key[1]}, so one row of the "
                 "paper would have two runs; give each a study of its own"
             )
-        found[key] = name
     return found
 
 
@@ -163,7 +180,7 @@ def check_tables(study: Study, path: str | Path) -> None:
     check_entries(study)
     if study.tables:
         datasets_by_published_name(study)
-    rows = [row for _, row in _read(path, _NUMBER_COLUMNS) if row["protocol"] == PAPER]
+    rows = [row for _, row in _read(path, _Number) if row["protocol"] == PAPER]
     for table, entries in study.tables.items():
         known: dict[str, list[str]] = {}
         for row in rows:
@@ -182,106 +199,58 @@ def check_tables(study: Study, path: str | Path) -> None:
                 )
 
 
+# --- tables ---------------------------------------------------------------------------------------------------
+
+
+def published_table(published: pd.DataFrame, dataset: str) -> Table:
+    """Rows: method, protocol and variant at each epsilon, in the order of the file; columns: metrics, privacy, source.
+
+    Nothing is bold: these numbers come from different protocols. Metrics without any value have no column.
+
+    Args:
+        published: what `read_published` returned.
+        dataset: a name in its column `dataset`.
+    """
+    keys = ["epsilon", "method", "protocol", "variant", "resolution", "delta", "source", "status", "privacy_status"]
+    found: dict[tuple[Any, ...], dict[str, tuple[float, str]]] = {}
+    for row in published[published["dataset"] == dataset].to_dict("records"):
+        if row["metric"] == _VARIANT_IS_PROTOCOL:
+            row["variant"] = ""
+        found.setdefault(tuple(row[key] for key in keys), {})[row["metric"]] = (row["value"], row["quoted"])
+    rows = sorted(found.items(), key=lambda item: float(item[0][0]))  # stable: the order of the file within an epsilon
+
+    metrics = [name for name in (*_COLUMNS, *_OTHER) if any(name in values for _, values in rows)]
+    titles = {name: f"{title} {'↓' if name == 'fid' else '↑'}" for name, title in _COLUMNS.items() if name in metrics}
+    others = [name for name in _OTHER if name in metrics]
+    data, cells = [], []
+    for key, values in rows:
+        row = dict(zip(keys, key, strict=True))
+        data.append({"dataset": dataset, **row, **{name: values.get(name, (math.nan, ""))[0] for name in metrics}})
+        text = {title: values[name][1] if name in values else MISSING for name, title in titles.items()}
+        stated = [f"{values[name][1]} ({_OTHER[name]})" for name in others if name in values]
+        cells.append(
+            {
+                "ε": epsilon_label(row["epsilon"]), "Method": row["method"],
+                "Protocol": row["protocol"].partition(" (")[0],  # in full in `privacy_table`
+                "Variant": row["variant"] or MISSING, "Size": str(row["resolution"]), **text,
+                _OTHER_TITLE: ", ".join(stated) or MISSING,
+                # without a finite epsilon there is no claim to judge
+                "Privacy status": MISSING if row["epsilon"] == "inf" else row["privacy_status"],
+                "δ": row["delta"] or MISSING, "Status": row["status"], "Source": row["source"],
+            }
+        )  # fmt: skip
+    headers = ["ε", "Method", "Protocol", "Variant", "Size", *titles.values(), *[_OTHER_TITLE] * bool(others),
+               "Privacy status", "δ", "Status", "Source"]  # fmt: skip
+    return Table(
+        pd.DataFrame(data, columns=["dataset", *keys, *metrics]),
+        pd.DataFrame(cells, columns=headers),
+        frozenset(["ε", *titles.values(), _OTHER_TITLE]),
+        groups=tuple(pd.factorize(pd.Series([row["epsilon"] for row in data], dtype=str))[0].tolist()),
+    )
+
+
 def privacy_table(published: pd.DataFrame) -> Table:
     """Rows: each method and protocol once, in the order of the file; columns: its privacy status and why."""
-    columns = ["method", "protocol", "privacy_status", "privacy_note"]
-    data = published[columns].drop_duplicates(ignore_index=True)
+    data = published[["method", "protocol", "privacy_status", "privacy_note"]].drop_duplicates(ignore_index=True)
     cells = data.set_axis(["Method", "Protocol", "Privacy status", "Note"], axis=1)
     return Table(data, cells.replace({"Note": {"": MISSING}}))
-
-
-# --- files ----------------------------------------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    if not text.strip() or text != text.strip():
-        raise ValueError("must be text without space around it")
-    return text
-
-
-def _any_text(text: str) -> str:
-    return text and _text(text)
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"must be one of: {', '.join(words)}")
-        return text
-
-    return parse
-
-
-def _epsilon(text: str) -> str:
-    value = _number(text) if text != "inf" else math.inf
-    if value <= 0 or epsilon_text(value) != text:
-        raise ValueError("must be a number above 0, written shortly (0.2, 10), or inf")
-    return text
-
-
-def _delta(text: str) -> str:
-    if text not in ("", "1/(N ln N)") and not 0 < _number(text) < 1:
-        raise ValueError("must lie between 0 and 1, or be 1/(N ln N), or empty where none is stated")
-    return text
-
-
-def _resolution(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise ValueError("must be a whole number above 0")
-    return int(text)
-
-
-def _value(text: str) -> str:
-    if _number(text) < 0:
-        raise ValueError("must be 0 or above")
-    return text  # as printed: 79 stays 79, and 79.0 stays 79.0
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-_NUMBER_COLUMNS: dict[str, Callable[[str], Any]] = {
-    "source": _text, "protocol": _text, "table": _text, "dataset": _text, "resolution": _resolution, "method": _text,
-    "variant": _any_text, "epsilon": _epsilon, "delta": _delta, "metric": _one_of(*_COLUMNS, *_OTHER),
-    "value": _value, "status": _one_of("first-hand", "secondary"),
-}  # fmt: skip
-_STATUS_COLUMNS: dict[str, Callable[[str], Any]] = {
-    "method": _text, "protocol": _text, "privacy_status": _one_of(*PRIVACY_STATUS), "privacy_note": _any_text,
-}  # fmt: skip
-
-
-def _read(path: str | Path, columns: Mapping[str, Callable[[str], Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, row) of each line after the header, every field checked."""
-    try:
-        reader = csv.reader(io.StringIO(artifacts.read_bytes(path).decode(), newline=""), strict=True)
-        header = next(reader, [])
-        _check_header(path, header, list(columns))
-        rows = []
-        for fields in reader:
-            if len(fields) != len(header):
-                raise UserError(f"{path}, line {reader.line_num}: {len(fields)} fields instead of {len(header)}")
-            row = {}
-            for name, text in zip(header, fields, strict=True):
-                try:
-                    row[name] = columns[name](text)
-                except ValueError as error:
-                    raise UserError(f"{path}, line {reader.line_num}: {name} {error}, got {text!r}") from error
-            rows.append((reader.line_num, row))
-        return rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a csv file in UTF-8 ({error})") from error
-
-
-def _check_header(path: str | Path, header: list[str], expected: list[str]) -> None:
-    problems = [f"unknown column {name!r}" for name in header if name not in expected]
-    problems += [f"missing column {name!r}" for name in expected if name not in header]
-    problems += [f"column {name!r} twice" for name in dict.fromkeys(header) if header.count(name) > 1]
-    if problems:
-        raise UserError(f"{path}: {', '.join(problems)}; the columns are {', '.join(expected)}")

@@ -1,4 +1,4 @@
-"""The runs behind a report's numbers: where their files are, how the audit went, the commands that repeat each."""
+"""The runs behind a report's numbers: where their files are, how the audit went, and commands that repeat one."""
 
 import json
 import math
@@ -11,16 +11,14 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from dpdm import artifacts
 from dpdm.config import Study
 from dpdm.layout import Layout
+from dpdm.report.selection import score_files
 from dpdm.report.tables import accounting_verdict, epsilon_label
 from dpdm.specs import Coordinates, RunSpec, epsilon_text
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
-_SCORES = ("score.log", "fidelity.json", "utility.json")
-_NEAREST = "nearest.png"  # the synthetic images that are nearest to training images
-_INCEPTION_SCORES = ("score_inception.log", "inception.json")  # where the study asks for the FID
+_SHOWN = {".json": 1, ".log": 2, ".jsonl": 3, ".png": 4}  # files of a run that the page links to, in this order
 
 
 def run_anchor(dataset: str, method: str, epsilon: str) -> str:
@@ -28,157 +26,84 @@ def run_anchor(dataset: str, method: str, epsilon: str) -> str:
     return "-".join(["runs", dataset, method, *([epsilon] if epsilon else [])])
 
 
-def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> list[dict[str, Any]]:
-    """What the section "Runs" shows: per dataset its methods (anchors last), per method its epsilons, then its runs.
+def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What the section "Runs" shows: by data set and method (anchors last), a group of runs per epsilon.
 
-    Every ledger is read once. A run without one is there as a hole, with neither recipe nor command.
-
-    Raises:
-        UserError: a ledger is not JSON or holds no recipe.
+    A group has `id`, `epsilon`, `recipe` (JSON without the seed) and `runs`: seed, verdict, whether it failed,
+    and links to the files that are there, none of a run that is missing.
     """
     judged = {(r["dataset"], r["method"], r["epsilon"], r["seed"]): r for r in audits.to_dict("records")}
-    found: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {dataset: {} for dataset in study.datasets}
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
 
-    def place(c: RunSpec | Coordinates, epsilon: str, row: dict[str, Any]) -> None:
-        found[c.dataset].setdefault(c.method, {}).setdefault(epsilon, []).append(row)
+    def add(c: RunSpec | Coordinates, epsilon: str, recipe: str, files: list[tuple[str, str]], verdict: str) -> None:
+        groups = found.setdefault(c.dataset, {}).setdefault(c.method, {})
+        shown = {"id": run_anchor(c.dataset, c.method, epsilon), "epsilon": epsilon and epsilon_label(epsilon)}
+        group = groups.setdefault(epsilon, shown | {"recipe": recipe, "runs": []})
+        group["runs"].append({"seed": c.seed, "verdict": verdict, "failed": "FAILED" in verdict, "files": files})
 
     for run in study.runs():
-        epsilon = epsilon_text(run.epsilon)
-        audit = judged.get((run.dataset, run.method, epsilon, run.seed))
-        place(run, epsilon, _run(study, run, audit, layout))
-    for anchor in study.anchor_coordinates():
-        place(anchor, "", _anchor(study, anchor, layout))
+        recipe = json.dumps(run.model_dump(mode="json", exclude={"seed"}), indent=2, ensure_ascii=False)
+        verdict = _verdict(run, judged.get((run.dataset, run.method, epsilon_text(run.epsilon), run.seed)))
+        folder = Path(layout.run(*run.place))
+        files = _links(folder, layout) if (folder / "ledger.json").exists() else []
+        add(run, epsilon_text(run.epsilon), recipe, files, verdict)
+    for c in study.anchor_coordinates():
+        add(c, "", "", _links(Path(layout.anchor(c.dataset, c.method, str(c.seed))), layout), "")
+    return {
+        dataset: {name: list(groups.values()) for name, groups in methods.items()} for dataset, methods in found.items()
+    }
+
+
+def _verdict(run: RunSpec, audit: Mapping[str, Any] | None) -> str:
+    if audit is None:
+        return "not audited"
+    verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"])
+    spent = (f"{audit[f'epsilon_{name}']:.4g} ({name.upper()})" for name in ("rdp", "prv", "pld"))
+    return verdict if math.isinf(run.epsilon) else f"{verdict}, spent ε = {', '.join(spent)}"
+
+
+def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
+    """Names of a folder's files, and links relative to the page, so that a results folder can be moved whole."""
+    files = [path for path in folder.rglob("*") if path.suffix in _SHOWN]
+    files.sort(key=lambda path: (path.parent, _SHOWN[path.suffix], path.name))
     return [
-        {"dataset": dataset, "methods": [_method(dataset, name, groups) for name, groups in methods.items()]}
-        for dataset, methods in found.items()
-        if methods
+        (path.relative_to(folder).as_posix(), quote(Path(os.path.relpath(path, layout.root)).as_posix()))
+        for path in files
     ]
 
 
-def _method(dataset: str, name: str, groups: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """A method's epsilons, and the counts that its folded line shows."""
-    runs = [run for group in groups.values() for run in group]
-    return {
-        "name": name,
-        "runs": len(runs),
-        "absent": sum(not run["files"] for run in runs),
-        "failed": sum("FAILED" in run["verdict"] for run in runs),
-        "groups": [
-            {
-                "id": run_anchor(dataset, name, epsilon),
-                "epsilon": epsilon_label(epsilon) if epsilon else "",
-                "recipes": list(dict.fromkeys(run["recipe"] for run in group if run["recipe"])),  # one, except seeds
-                "runs": group,
-            }
-            for epsilon, group in groups.items()
-        ],
-    }
+def repeating(study: Study, layout: Layout) -> dict[str, str]:
+    """By what it repeats a command, for one run of each kind; `cmp` is silent where the files have the same bytes."""
+    commands: dict[str, str] = {}
+    for run in study.runs():
+        folder, out = layout.run(*run.place), REPEATED
+        processes = study.methods[run.method].gpus_per_run
+        train = f"train --spec {shlex.quote(f'{folder}/ledger.json')} --out {out}"
+        train += f" --processes {processes}" if processes > 1 else ""
+        if study.is_classifier(run.method):
+            score = _scoring(layout, run.name, f"--model {out}/model.pt", folder, out, ("utility.json",))
+            commands.setdefault(
+                "a classifier", " && ".join([f"python -m dpdm {train}", _same("model.pt", folder, out), *score])
+            )
+            continue
+        commands.setdefault("a training", f"python -m dpdm {train} && {_same('model.pt', folder, out)}")
+        for sampler in study.samplers_of(run):
+            place, made, again = f"{run.name}/{sampler}", f"{folder}/{sampler}", f"{out}/{sampler}"
+            draw = f"python -m dpdm sample {shlex.quote(layout.root)} {place} --out {out}"
+            score = _scoring(layout, place, f"--synthetic {again}/synthetic.npz", made, again, score_files(study))
+            commands.setdefault("images and scores", " && ".join([draw, _same("synthetic.npz", made, again), *score]))
+    for c in study.anchor_coordinates():
+        folder, place = layout.anchor(c.dataset, c.method, str(c.seed)), f"{c.dataset}/{c.method}/{c.seed}"
+        commands.setdefault("an anchor", " && ".join(_scoring(layout, place, "", folder, REPEATED, score_files(study))))
+    return commands
 
 
-def _run(study: Study, run: RunSpec, audit: Mapping[str, Any] | None, layout: Layout) -> dict[str, Any]:
-    folder = Path(layout.run(*run.place))
-    ledger = folder / "ledger.json"
-    there = ledger.exists()
-    recipe = artifacts.read_json(ledger, ("recipe",))["recipe"] if there else {}
-    verdict = "not audited"
-    if audit is not None and math.isinf(run.epsilon):
-        verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"])
-    elif audit is not None:
-        names = ("rdp", "prv", "pld")
-        spent = ", ".join(epsilon_label(format(audit[f"epsilon_{a}"], ".4g")) + f" ({a.upper()})" for a in names)
-        verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"]) + f", spent ε = {spent}"
-    files = {"folder": folder, "ledger": ledger, "log": folder / "train.log"} if there else {}
-    command = _training(folder, study.methods[run.method].gpus_per_run) if there else ""
-    if there and study.is_classifier(run.method):
-        files |= {name: folder / name for name in _SCORES}
-        command += f" && {_scoring(study, layout, run.name, f'--model {REPEATED}/model.pt', folder, ['utility.json'])}"
-    return {
-        "seed": run.seed,
-        "files": _links(files, Path(layout.report)),
-        "verdict": verdict,
-        "recipe": _readable(recipe),
-        "command": command,
-        "sets": [_set(study, run, sampler, folder, layout) for sampler in study.samplers_of(run)] if there else [],
-    }
+def _scoring(layout: Layout, place: str, of: str, folder: str, out: str, files: tuple[str, ...]) -> list[str]:
+    """Scores what `of` names (as an option), and compares; of another commit the files differ."""
+    score = " ".join(filter(None, ["python -m dpdm score", shlex.quote(layout.root), place, of, "--out", out]))
+    commands = [score, *(_same(name, folder, out) for name in files if name != "inception.json")]
+    return commands + [f"{score} --inception", _same("inception.json", folder, out)] * ("inception.json" in files)
 
 
-def _set(study: Study, run: RunSpec, sampler: str, model: Path, layout: Layout) -> dict[str, Any]:
-    """One synthetic set: its logs and scores, and the command that samples and scores once more, if it is there."""
-    folder, place = model / sampler, f"{run.name}/{sampler}"
-    if not (folder / "synthetic.npz").exists():
-        return {"sampler": sampler, "files": [], "command": ""}
-    sample = f"python -m dpdm sample {_quoted(layout.root)} {place} --out {REPEATED}"
-    repeated = f"{REPEATED}/{sampler}"
-    score = _scoring(
-        study, layout, place, f"--synthetic {repeated}/synthetic.npz", folder, _judged_files(study), repeated
-    )
-    files = {name: folder / name for name in ("sample.log", *_scores(study), _NEAREST)}
-    return {
-        "sampler": sampler,
-        "files": _links(files, Path(layout.report)),
-        "command": f"{sample} && {_compared('synthetic.npz', folder, repeated)} && {score}",
-    }
-
-
-def _anchor(study: Study, anchor: Coordinates, layout: Layout) -> dict[str, Any]:
-    """No training, so neither recipe nor audit."""
-    folder = Path(layout.anchor(anchor.dataset, anchor.method, str(anchor.seed)))
-    there, place = folder.exists(), f"{anchor.dataset}/{anchor.method}/{anchor.seed}"
-    files = {"folder": folder} | {name: folder / name for name in _scores(study)} if there else {}
-    return {
-        "seed": anchor.seed, "files": _links(files, Path(layout.report)), "verdict": "", "recipe": "", "sets": [],
-        "command": _scoring(study, layout, place, "", folder, _judged_files(study)) if there else "",
-    }  # fmt: skip
-
-
-def _scores(study: Study) -> tuple[str, ...]:
-    """The files of the scores of one synthetic set."""
-    return _SCORES + _INCEPTION_SCORES if study.evaluation.fid else _SCORES
-
-
-def _judged_files(study: Study) -> list[str]:
-    """The scores of `_scores`, without logs."""
-    return [name for name in _scores(study) if name.endswith(".json")]
-
-
-def _links(files: Mapping[str, Path], page: Path) -> list[tuple[str, str]]:
-    """Name and link of each file that is there."""
-    return [(name, _link(path, page)) for name, path in files.items() if path.exists()]
-
-
-def _link(path: Path, page: Path) -> str:
-    """`path` as a relative link of the page, so that a results folder can be moved whole."""
-    return quote(Path(os.path.relpath(path, page.parent)).as_posix()) + ("/" if path.is_dir() else "")
-
-
-def _readable(recipe: Mapping[str, Any]) -> str:
-    """The recipe without its seed, for people."""
-    shown = {key: value for key, value in recipe.items() if key != "seed"}
-    return json.dumps(shown, indent=2, ensure_ascii=False) if shown else ""
-
-
-def _training(folder: Path, processes: int) -> str:
-    """Trains by the ledger's own recipe, away from the results, and compares: no output of `cmp` means equal bytes."""
-    several = f" --processes {processes}" if processes > 1 else ""
-    train = f"python -m dpdm train --spec {_quoted(folder / 'ledger.json')} --out {REPEATED}{several}"
-    return f"{train} && {_compared('model.pt', folder)}"
-
-
-def _scoring(
-    study: Study, layout: Layout, place: str, of: str, folder: Path, files: list[str], out: str = REPEATED
-) -> str:
-    """Scores what `of` names (as an option), and compares as `_training` does; of another commit the files differ."""
-    score = " ".join(filter(None, ["python -m dpdm score", _quoted(layout.root), place, of, "--out", out]))
-    commands = [score, *(_compared(name, folder, out) for name in files if name != "inception.json")]
-    if "inception.json" in files:
-        commands += [f"{score} --inception", _compared("inception.json", folder, out)]
-    return " && ".join(commands)
-
-
-def _compared(name: str, folder: Path, out: str = REPEATED) -> str:
-    """Is silent where what was repeated has the bytes of the folder's own."""
-    return f"cmp {out}/{name} {_quoted(folder / name)}"
-
-
-def _quoted(path: Path | str) -> str:
-    return shlex.quote(str(path))
+def _same(name: str, folder: str, out: str) -> str:
+    return f"cmp {out}/{name} {shlex.quote(f'{folder}/{name}')}"

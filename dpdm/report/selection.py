@@ -15,8 +15,6 @@ from dpdm.explain import nearest
 from dpdm.layout import PUBLISHED, Layout
 from dpdm.specs import RunSpec
 
-COMPARISONS = ("ranks", "parameter")  # figures over a whole study
-
 
 class Sweep(NamedTuple):
     """A number that a study varies, all else equal: methods differ in one parameter, or a method's samplers do.
@@ -140,6 +138,12 @@ def shown_sets(study: Study, dataset: str) -> list[tuple[RunSpec, str]]:
     return [(run, sampler) for run in runs if run.seed == first for sampler in study.samplers_of(run)]
 
 
+def sample_files(study: Study, layout: Layout, dataset: str) -> list[str]:
+    """The images that a data set's sample page shows: the training set's, then those of `shown_sets`."""
+    sets = [layout.set(*run.place, sampler, "synthetic.npz") for run, sampler in shown_sets(study, dataset)]
+    return [layout.data(dataset, "train.npz"), *sets]
+
+
 def sweeps(study: Study) -> list[Sweep]:
     """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
     impls: dict[str, list[str]] = {}
@@ -185,11 +189,10 @@ def _sweep(study: Study, methods: list[str], of_samplers: bool) -> Sweep | None:
     return Sweep(key.removeprefix("params."), values) if key.startswith("params.") else None
 
 
-def comparisons(study: Study) -> list[str]:
-    """The figures over the whole study that it has material for, of COMPARISONS."""
+def has_rivals(study: Study) -> bool:
+    """Whether two generators meet at a finite epsilon."""
     generators = {run.method for run in study.runs() if not study.is_classifier(run.method)}
-    ranked = len(generators) > 1 and any(math.isfinite(epsilon) for epsilon in study.epsilons)
-    return ["ranks"] * ranked + ["parameter"] * bool(sweeps(study))
+    return len(generators) > 1 and any(math.isfinite(epsilon) for epsilon in study.epsilons)
 
 
 def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:

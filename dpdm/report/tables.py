@@ -1,6 +1,7 @@
 """Tables: one pivot of the tidy rows, written as csv (numbers) and as md, tex and html (the same cells as text)."""
 
 import html
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import pandas as pd
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
+from dpdm.report.registry import Material
 
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
@@ -18,23 +20,30 @@ ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
 # Title and decimals (None: about three digits) of metrics and, last, of all accuracies, in reading order; any other
 # metric has its own name and follows.
 _TITLES: dict[str, tuple[str, int | None]] = {
-    "fid": ("FID", None),
-    "fd": ("FD", None),
-    "kid": ("KID", None),
-    "precision": ("Precision", 3),
-    "recall": ("Recall", 3),
-    "nearest_ratio": ("Nearest ÷ held-out", 2),
-    "acc": ("accuracy %", 1),
-}
-_METHOD_HEADERS = ["Method", "Settings tried", "Tried on", "Code"]
+    "fid": ("FID", None), "fd": ("FD", None), "kid": ("KID", None), "precision": ("Precision", 3),
+    "recall": ("Recall", 3), "nearest_ratio": ("Nearest ÷ held-out", 2), "acc": ("accuracy %", 1),
+}  # fmt: skip
+_NAMES = {
+    "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0", "logreg": "LogReg", "mlp": "MLP",
+    "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN", "resnext": "ResNeXt",
+}  # fmt: skip
+_HEADERS = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler", "source": "Source"}
 _ATTACKS = {
     "gaussian": "noise taken for Gaussian", "one_run": "one-run auditing", "clopper_pearson": "Clopper-Pearson",
 }  # fmt: skip
-_EXTRACTORS = {"inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0"}
-_CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
+_MECHANISMS = {
+    "gaussian": "Gaussian", "poisson_subsampled_gaussian": "Poisson-subsampled Gaussian",
+    "categorical_subsampled_gaussian": "one-shard-of-many Gaussian",
+}  # fmt: skip
 
-Summary = tuple[float, float, int]  # mean, sample standard deviation (n - 1), n
-NO_SUMMARY: Summary = (math.nan, math.nan, 0)
+
+class Summary(NamedTuple):
+    """Over the seeds: mean, sample standard deviation (n - 1; NaN of one value), n, and the values by seed."""
+
+    mean: float = math.nan
+    std: float = math.nan
+    n: int = 0
+    values: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,15 @@ class Table:
         """One table for each text of a column, in order; the notes are below the last."""
         parts = []
         for _, rows in self.cells.groupby(header, sort=False).indices.items():
-            place = {int(i): new for new, i in enumerate(rows)}
+            new = {int(i): k for k, i in enumerate(rows)}
             parts.append(
                 replace(
-                    self,
-                    data=self.data.iloc[rows],
-                    cells=self.cells.iloc[rows],
-                    bold=frozenset((place[i], j) for i, j in self.bold if i in place),
+                    self, data=self.data.iloc[rows], cells=self.cells.iloc[rows], notes=(),
+                    bold=frozenset((new[i], j) for i, j in self.bold if i in new),
                     groups=tuple(self.groups[i] for i in rows) if self.groups else (),
-                    notes=(),
-                    runs={(place[i], name): runs for (i, name), runs in self.runs.items() if i in place},
+                    runs={(new[i], name): runs for (i, name), runs in self.runs.items() if i in new},
                 )
-            )
+            )  # fmt: skip
         return [*parts[:-1], replace(parts[-1], notes=self.notes)] if parts else [self]
 
     def bodies(self) -> Iterator[list[tuple[int, list[str]]]]:
@@ -95,6 +101,9 @@ class Table:
             body.append((i, row))
         if body:
             yield body
+
+
+# --- metrics --------------------------------------------------------------------------------------------------
 
 
 class MetricColumn(NamedTuple):
@@ -129,47 +138,50 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     Only FID has a column for each, the training set's first: papers report either.
     """
     rows = metrics[["metric", "extractor", "reference", "direction"]].drop_duplicates()
+    measured = dict.fromkeys(zip(rows["metric"], rows["extractor"], strict=True))  # in this order
     rows = rows.sort_values("reference", key=lambda column: column != "train", kind="stable")
     shown = rows[(rows["metric"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
-    order = list(_TITLES)
-    places = dict.fromkeys(zip(metrics["metric"], metrics["extractor"], strict=True))  # as they were measured
-    place = {
-        key: (order.index(_kind(key[0])) if _kind(key[0]) in order else len(order), i) for i, key in enumerate(places)
-    }
-    several = shown.loc[~shown["metric"].isin(["fid"]) & (shown["extractor"] != ""), "extractor"].nunique() > 1
+    kinds = {metric: "acc" if metric.startswith("acc_") else metric for metric in shown["metric"]}
+    distances = shown[~shown["metric"].map(lambda name: name == "fid" or kinds[name] == "acc").astype(bool)]
+    several = distances.loc[distances["extractor"] != "", "extractor"].nunique() > 1
     columns = []
     for metric, extractor, reference, direction in shown.itertuples(index=False):
-        title, decimals = _TITLES.get(_kind(metric), (metric, None))
-        if _kind(metric) == "acc":
+        title, decimals = _TITLES.get(kinds[metric], (metric, None))
+        by = _NAMES.get(extractor, extractor)
+        if kinds[metric] == "acc":
             classifier = metric.removeprefix("acc_")
-            title = f"{_CLASSIFIERS.get(classifier, classifier)} {title}"
-        else:
-            # the reader needs the extractor only where two are compared; FID is Inception's by its name
-            by = _EXTRACTORS.get(extractor, extractor) if several and metric != "fid" else ""
-            title = " ".join(filter(None, [title, by, f"({reference})"]))
-        sign = {"lower": -1, "higher": 1}[direction]
-        columns.append(MetricColumn(metric, extractor, reference, title, sign, decimals))
-    return sorted(columns, key=lambda c: place[c.metric, c.extractor])  # stable
+            title = f"{_NAMES.get(classifier, classifier)} {title}" + (f" ({by})" if by else "")
+        else:  # the reader needs the extractor only where two are compared; FID is Inception's by its name
+            title = " ".join(filter(None, [title, by if several and metric != "fid" else "", f"({reference})"]))
+        columns.append(
+            MetricColumn(metric, extractor, reference, title, {"lower": -1, "higher": 1}[direction], decimals)
+        )
+    order, places = [*_TITLES], [*measured]
 
+    def place(column: MetricColumn) -> tuple[int, int]:
+        kind = kinds[column.metric]
+        return order.index(kind) if kind in order else len(order), places.index(column[:2])
 
-def _kind(metric: str) -> str:
-    return "acc" if metric.startswith("acc_") else metric
+    return sorted(columns, key=place)  # stable
 
 
 def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Without the metrics that have no value in any row, as accuracies on unlabelled images."""
+    """Without the metrics that have no value in any row, as accuracies on unlabeled images."""
     return metrics[metrics.groupby(["metric", "extractor"])["value"].transform("count") > 0]
 
 
 def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summary]:
-    """Over the seeds: (metric, extractor, reference, *keys) -> mean, sample deviation (n - 1), number of values.
+    """(metric, extractor, reference, *keys) -> the Summary over seeds.
 
-    NaN values do not count; the deviation of one value is NaN. A group without any value is left out: take NO_SUMMARY
-    for it.
+    NaN values do not count. A group without any value is left out: take `Summary()` for it.
     """
     names = ["metric", "extractor", "reference", *keys]
-    found = metrics.dropna(subset=["value"]).groupby(names, sort=False)["value"].agg(["mean", "std", "count"])
-    return {key: (mean, std, int(n)) for key, mean, std, n in found.itertuples()}
+    groups = metrics.dropna(subset=["value"]).groupby(names, sort=False)
+    found = groups.agg(mean=("value", "mean"), std=("value", "std"), seeds=("seed", list), values=("value", list))
+    return {
+        key: Summary(mean, std, len(values), dict(zip(seeds, values, strict=True)))
+        for key, mean, std, seeds, values in found.itertuples()
+    }
 
 
 def epsilon_label(epsilon: str) -> str:
@@ -192,6 +204,9 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
     return set(counts.index[counts > 1])
 
 
+# --- results --------------------------------------------------------------------------------------------------
+
+
 def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
@@ -201,47 +216,46 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     classifiers were trained, `protocol`.
 
     Args:
+        metrics: with a column `source` also a row per source, and nothing bold.
         columns: the metrics to show; all, if left out.
         mixed: whether to print the protocols; if left out, where there are several.
     """
-    if columns is None:
-        columns = metric_columns(metrics)
-    if mixed is None:
-        mixed = _mixes_protocols(metrics)
-    several = methods_of_several_samplers(metrics)
-    keys = ["dataset", "epsilon", "method"] + (["sampler"] if several else [])
-    rows = _result_rows(metrics, keys)
-    titles = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler"}
-    labels = method_labels(metrics)
+    columns = metric_columns(metrics) if columns is None else columns
+    mixed = _mixes_protocols(metrics) if mixed is None else mixed
+    several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
+    keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
+    known = summaries(metrics, *keys)
+    protocols: dict[tuple[str, ...], dict[str, None]] = {}
+    for *key, protocol in metrics[[*keys, "protocol"]].drop_duplicates().itertuples(index=False, name=None):
+        protocols.setdefault(tuple(key), {}).update({protocol: None} if protocol else {})
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
-    known = summaries(metrics, *keys)
-    protocols = _protocols(metrics, keys)
-    for row in rows:
-        protocol = protocols[tuple(row.values())]
-        found = [known.get((*c.key, *row.values()), NO_SUMMARY) for c in columns]
-        numbers: dict[str, Any] = {}
-        for c, values in zip(columns, found, strict=True):
-            numbers |= {f"{c.name}_{s}": v for s, v in zip(("mean", "std", "n"), values, strict=True)}
+    for row in _result_rows(metrics, keys):
+        place = tuple(row.values())
+        protocol = "; ".join(protocols[place])
+        found = [known.get((*c.key, *place), Summary()) for c in columns]
+        numbers = {f"{c.name}_{s}": getattr(v, s) for c, v in zip(columns, found, strict=True) for s in _STATS}
         data.append({**row, "protocol": protocol, **numbers})
-        shown = {**row, "epsilon": epsilon_label(row["epsilon"])}
+        shown = row | {"epsilon": epsilon_label(row["epsilon"]), "method": labels[row["method"]]}
         if several and row["method"] not in several:
             shown["sampler"] = ""
-        shown["method"] = labels[row["method"]]
-        texts = {c.header: cell_text(*v, c.decimals) for c, v in zip(columns, found, strict=True)}
-        printed = {"Protocol": protocol} if mixed else {}
-        cells.append({titles[key]: shown[key] for key in keys} | printed | texts)
-    sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in rows]
-    stats = [f"{c.name}_{s}" for c in columns for s in ("mean", "std", "n")]
+        texts = {c.header: cell_text(v, c.decimals) for c, v in zip(columns, found, strict=True)}
+        cells.append({_HEADERS[key]: shown[key] for key in keys} | {"Protocol": protocol} | texts)
+    sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in data]
+    sections = [(*s, r["method"]) if "source" in keys else s for s, r in zip(sections, data, strict=True)]
     headers = [c.header for c in columns]
     return Table(
-        pd.DataFrame(data, columns=[*keys, "protocol", *stats]),
-        pd.DataFrame(cells, columns=[*(titles[key] for key in keys), *(["Protocol"] if mixed else []), *headers]),
+        pd.DataFrame(data, columns=[*keys, "protocol", *(f"{c.name}_{s}" for c in columns for s in _STATS)]),
+        pd.DataFrame(cells, columns=[*(_HEADERS[key] for key in keys), *["Protocol"] * mixed, *headers]),
         frozenset([*headers, "ε"]),
-        _best(data, columns, len(keys) + mixed),
-        _group_numbers(sections),
-        runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(rows)},
+        frozenset() if "source" in keys else _best(data, columns, len(keys) + mixed),
+        group_numbers(sections),
+        runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(data)},
+        not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall")),
     )
+
+
+_STATS = ("mean", "std", "n")
 
 
 def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
@@ -250,22 +264,62 @@ def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
     return results_table(chosen, metric_columns(with_values(chosen)), _mixes_protocols(metrics))
 
 
-def printed_results(metrics: pd.DataFrame) -> list[Table]:
-    """`dataset_results` of every dataset in order, for a page: numbers by Inception have their own table."""
-    parts = []
-    mixed = _mixes_protocols(metrics)
-    for dataset in dict.fromkeys(metrics["dataset"]):
-        chosen = metrics[metrics["dataset"] == dataset]
-        columns = metric_columns(with_values(chosen))
-        by_inception = [c for c in columns if c.extractor == "inception"]
-        others = [c for c in columns if c not in by_inception]
-        if by_inception and others:
-            for half in (by_inception, others):
-                these = chosen["extractor"].isin([c.extractor for c in half])
-                parts.append(results_table(chosen[these], half, mixed))
-        else:
-            parts.append(dataset_results(metrics, dataset))
-    return parts
+def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
+    order = {name: list(dict.fromkeys(metrics[name])) for name in ("dataset", "method", *keys[-1:])}
+
+    def place(row: dict[str, str]) -> tuple[Any, ...]:
+        return (
+            order["dataset"].index(row["dataset"]), {"real": 0, "label_only": 2}.get(row["method"], 1),
+            float(row["epsilon"] or 0), order["method"].index(row["method"]), row.get("sampler", ""),
+            order["source"].index(row["source"]) if "source" in row else 0,
+        )  # fmt: skip
+
+    return sorted(metrics[keys].drop_duplicates().to_dict("records"), key=place)
+
+
+def _mixes_protocols(metrics: pd.DataFrame) -> bool:
+    return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
+
+
+def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: int) -> frozenset[tuple[int, int]]:
+    rivals: dict[tuple[str, str], list[int]] = {}
+    for i, row in enumerate(data):
+        if row["epsilon"] not in ("", "inf"):
+            rivals.setdefault((row["dataset"], row["epsilon"]), []).append(i)
+    best = set()
+    for rows in rivals.values():
+        for j, column in enumerate(columns):
+            name = f"{column.name}_mean"
+            scores = {i: column.sign * data[i][name] for i in rows if not math.isnan(data[i][name])}
+            if len({data[i]["method"] for i in scores}) > 1:
+                best |= {(i, offset + j) for i, score in scores.items() if score == max(scores.values())}
+    return frozenset(best)
+
+
+def cell_text(summary: Summary, decimals: int | None) -> str:
+    """ "mean ± std (n)", "mean (1)" of one value, a dash of none; `decimals` None means about three digits."""
+    mean, std, n, _ = summary
+    if n == 0:
+        return MISSING
+    if decimals is None:
+        size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
+        decimals = min(max(2 - size, 1), 4) if abs(mean) >= 5e-5 else 1  # 0.0 rather than 0.0000
+    return f"{rounded(mean, decimals):.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
+
+
+def rounded(value: float, decimals: int) -> float:
+    """`value` as it will be printed, but never -0.0."""
+    return round(value, decimals) + 0.0
+
+
+def results(material: Material) -> Table:
+    """`results_table` of a whole study."""
+    return results_table(material.metrics)
+
+
+# --- audits, methods, cost ------------------------------------------------------------------------------------
+
+_RUN = ["dataset", "method", "epsilon", "seed"]
 
 
 def audit_table(audits: pd.DataFrame) -> Table:
@@ -275,53 +329,33 @@ def audit_table(audits: pd.DataFrame) -> Table:
     Seeds share one row when their budget, delta and mechanism agree; its accounting passes only if that of all its
     runs does. Without noise there is none.
     """
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    runs_of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for event in audits.to_dict("records"):
-        runs_of.setdefault((event["dataset"], event["method"], event["epsilon"], event["seed"]), []).append(event)
-    for events in runs_of.values():
-        run = events[0]
-        mechanism = "; ".join(_mechanism(event) for event in events)
-        key = (run["dataset"], run["method"], run["target_epsilon"], run["delta"], run["accountant"], mechanism)
-        found.setdefault(key, []).append(run)
-    data = [
-        {
-            "dataset": dataset, "method": method, "target_epsilon": target, "delta": delta, "accountant": accountant,
-            "epsilon_rdp_max": max(run["epsilon_rdp"] for run in runs),
-            "epsilon_prv_max": max(run["epsilon_prv"] for run in runs),
-            "epsilon_pld_max": max(run["epsilon_pld"] for run in runs),
-            "attacked_epsilon": max((run["attacked_epsilon"] for run in runs if run["attack"]), default=math.nan),
-            "attack": runs[0]["attack"], "attack_certified": runs[0]["attack_certified"],
-            "attack_confidence": runs[0]["attack_confidence"],
-            "attack_runs": runs[0]["attack_runs"], "attack_canaries": runs[0]["attack_canaries"],
-            "attack_exceeded": any(run["attack_exceeded"] for run in runs),
-            "mechanism": mechanism, "runs": len(runs), "passed": all(run["passed"] for run in runs),
-            "recipe_checked": all(run["recipe_checked"] for run in runs),
-        }
-        for (dataset, method, target, delta, accountant, mechanism), runs in found.items()
-    ]  # fmt: skip
-    cells = [
-        {
-            "Dataset": row["dataset"], "Method": row["method"], "Target ε": _epsilon(row["target_epsilon"]),
-            "Spent, RDP": _epsilon(row["epsilon_rdp_max"], 3), "Spent, PRV": _epsilon(row["epsilon_prv_max"], 3),
-            "Spent, PLD": _epsilon(row["epsilon_pld_max"], 3),
-            "Accounting": accounting_verdict(row["passed"], row["target_epsilon"], row["recipe_checked"]),
-            "Attacked": _attacked(row),
-            "Attack": attack_text(row), "δ": f"{row['delta']:.2g}", "Runs": str(row["runs"]),
-            "Mechanism": row["mechanism"],
-        }
-        for row in data
-    ]  # fmt: skip
-    names = ["dataset", "method", "target_epsilon", "delta", "accountant", "epsilon_rdp_max", "epsilon_prv_max",
-             "epsilon_pld_max", "attacked_epsilon", "attack", "attack_certified", "attack_confidence",
-             "attack_runs", "attack_canaries", "attack_exceeded", "mechanism", "runs", "passed",
-             "recipe_checked"]  # fmt: skip
-    right = ("Target ε", "Spent, RDP", "Spent, PRV", "Spent, PLD", "Attacked", "δ", "Runs")
-    headers = ["Dataset", "Method", *right[:4], "Accounting", "Attacked", "Attack", *right[5:], "Mechanism"]
-    return Table(
-        pd.DataFrame(data, columns=names), pd.DataFrame(cells, columns=headers), frozenset(right),
-        groups=_group_numbers([(row["dataset"], row["method"]) for row in data]),
-    )  # fmt: skip
+    texts = [_mechanism(event) for event in audits.to_dict("records")]
+    together = audits.assign(mechanism=pd.Series(texts, audits.index, dtype=object)).groupby(_RUN, sort=False)
+    runs = audits.drop_duplicates(_RUN).assign(mechanism=together["mechanism"].agg("; ".join).to_list())
+    keys = ["dataset", "method", "target_epsilon", "delta", "accountant", "mechanism"]
+    spent = {f"epsilon_{name}_max": (f"epsilon_{name}", "max") for name in ("rdp", "prv", "pld")}
+    attack = {name: (name, "first") for name in audits.columns if name.startswith("attack_") or name == "attack"}
+    attack |= {"attacked_epsilon": ("attacked_epsilon", "max"), "attack_exceeded": ("attack_exceeded", "any")}
+    all_of = {name: (name, "all") for name in ("passed", "recipe_checked")}
+    names = [*keys[:-1], *spent, "attacked_epsilon", "attack", "attack_certified", "attack_confidence", "attack_runs",
+             "attack_canaries", "attack_exceeded", "mechanism", "runs", *all_of]  # fmt: skip
+    grouped = runs.groupby(keys, sort=False, dropna=False)
+    data = grouped.agg(**spent, **attack, runs=("seed", "size"), **all_of).reset_index()[names]
+    rows = data.to_dict("records")
+    cells = pd.DataFrame({
+        "Dataset": data["dataset"], "Method": data["method"], "Target ε": data["target_epsilon"].map(_epsilon),
+        **{f"Spent, {name.upper()}": data[f"epsilon_{name}_max"].map(_spent) for name in ("rdp", "prv", "pld")},
+        "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
+        "Attacked": list(map(_attacked, rows)), "Attack": list(map(attack_text, rows)),
+        "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
+    })  # fmt: skip
+    right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
+    return Table(data, cells, right, groups=group_numbers([(row["dataset"], row["method"]) for row in rows]))
+
+
+def audit(material: Material) -> Table:
+    """`audit_table` of a whole study."""
+    return audit_table(material.audits)
 
 
 def accounting_verdict(passed: bool, target_epsilon: float, recipe_checked: bool) -> str:
@@ -349,54 +383,76 @@ def _attacked(row: Mapping[str, Any]) -> str:
     return f"≥ {row['attacked_epsilon']:.2f}" + (" ✗ ABOVE TARGET" if row["attack_exceeded"] else "")
 
 
+def _mechanism(event: Mapping[str, Any]) -> str:
+    if not event["mechanism"]:
+        return "nothing released"
+    whole = math.isnan(event["sample_rate"]) or event["mechanism"] == "gaussian"
+    rate = "" if whole else f", q = {event['sample_rate']:.3g}"
+    label = f"{event['name']}: " if event["name"] else ""
+    mechanism = _MECHANISMS.get(event["mechanism"], event["mechanism"])
+    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"  # noqa: RUF001
+
+
+def _epsilon(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:g}"
+
+
+def _spent(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.3f}"
+
+
 def method_table(study: Study) -> Table:
     """Rows: the methods of a study; columns: how many settings were tried on which data, and the code."""
-    unstated = "not stated"
-    data, cells = [], []
-    for name, spec in study.methods.items():
-        tuning = spec.tuning.model_dump() if spec.tuning else {"settings": None, "data": None}
-        data.append({"method": name, "impl": spec.impl, **{f"tuning_{key}": value for key, value in tuning.items()}})
-        texts = [unstated if value is None else str(value) for value in tuning.values()]
-        cells.append(dict(zip(_METHOD_HEADERS, [name, *texts, spec.impl], strict=True)))
-    names = ["method", "impl", "tuning_settings", "tuning_data"]
+    rows = [
+        (name, *((spec.tuning.settings, spec.tuning.data) if spec.tuning else (None, None)), spec.impl)
+        for name, spec in study.methods.items()
+    ]
+    data = pd.DataFrame(rows, columns=["method", "tuning_settings", "tuning_data", "impl"], dtype=object)
+    cells = data.map(lambda value: "not stated" if value is None else str(value))
     return Table(
-        pd.DataFrame(data, columns=names, dtype=object), pd.DataFrame(cells, columns=_METHOD_HEADERS),
-        frozenset(["Settings tried"]),
-    )  # fmt: skip
+        data, cells.set_axis(["Method", "Settings tried", "Tried on", "Code"], axis=1), frozenset(["Settings tried"])
+    )
 
 
 def resource_table(benchmarks: pd.DataFrame) -> Table:
     """Rows: rule and method, then the total; columns: jobs, seconds of wall time, peak memory (MB)."""
-    data = [_resources(rule, method, jobs) for (rule, method), jobs in benchmarks.groupby(["rule", "method"])]
-    total = [_resources("total", "", benchmarks)] if data else []
-    cells = [
-        {
-            "Rule": row["rule"], "Method": row["method"] or MISSING, "Jobs": str(row["jobs"]),
-            "Mean s": _fixed(row["mean_s"]), "Max s": _fixed(row["max_s"]), "Sum s": _fixed(row["sum_s"]),
-            "Peak memory MB": _fixed(row["max_rss_mb"], 0),
-        }
-        for row in data + total
-    ]  # fmt: skip
-    right = ["Jobs", "Mean s", "Max s", "Sum s", "Peak memory MB"]
-    names = ["rule", "method", "jobs", "mean_s", "max_s", "sum_s", "max_rss_mb"]
-    return Table(
-        pd.DataFrame(data + total, columns=names), pd.DataFrame(cells, columns=["Rule", "Method", *right]),
-        frozenset(right), groups=(*(0 for _ in data), *(1 for _ in total)),
-    )  # fmt: skip
+    names = {
+        "jobs": ("seconds", "size"), "mean_s": ("seconds", "mean"), "max_s": ("seconds", "max"),
+        "sum_s": ("seconds", "sum"), "max_rss_mb": ("max_rss_mb", "max"),
+    }  # fmt: skip
+    each, total = (
+        frame.groupby(["rule", "method"]).agg(**names).reset_index()
+        for frame in (benchmarks, benchmarks.assign(rule="total", method=""))
+    )
+    data = pd.concat([each, total], ignore_index=True)
+    cells = pd.DataFrame({
+        "Rule": data["rule"], "Method": data["method"].replace("", MISSING), "Jobs": data["jobs"].astype(str),
+        "Mean s": data["mean_s"].map(_fixed), "Max s": data["max_s"].map(_fixed), "Sum s": data["sum_s"].map(_fixed),
+        "Peak memory MB": data["max_rss_mb"].map(lambda value: _fixed(value, 0)),
+    })  # fmt: skip
+    return Table(data, cells, frozenset(cells.columns[2:]), groups=group_numbers(list(data["rule"] == "total")))
 
 
-def write_table(table: Table, stem: str | Path, printed: Sequence[Table] = ()) -> None:
-    """Writes `stem` + .csv, .md, .tex and .html: the same rows in each.
+def _fixed(value: float, decimals: int = 1) -> str:
+    return MISSING if math.isnan(value) else f"{value:,.{decimals}f}"
 
-    Args:
-        printed: for tex, parts of this table, one below the other.
-    """
+
+def group_numbers(keys: Sequence[Any]) -> tuple[int, ...]:
+    """0, 0, 1, ...: a new number where the key differs from the one before."""
+    return tuple(k for k, (_, same) in enumerate(itertools.groupby(keys)) for _ in same)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def write_table(table: Table, stem: str | Path) -> None:
+    """Writes `stem` + .csv, .md, .tex and .html: the same rows in each."""
     stem = Path(stem)
     texts = {
         "csv": table.data.to_csv(index=False, lineterminator="\n") + "".join(f"# {note}\n" for note in table.notes),
         "md": to_markdown(table),
-        "tex": "\n\\bigskip\n\n".join(map(to_tex, printed or [table])),
-        "html": f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(stem.name)}</title>\n{to_html(table)}',
+        "tex": to_tex(table),
+        "html": page(stem.name, table),
     }
     for suffix, text in texts.items():
         artifacts.write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
@@ -415,41 +471,41 @@ def to_markdown(table: Table) -> str:
     return "\n".join([text, *([""] if table.notes else []), *(f"- {note}" for note in table.notes), ""])
 
 
-_TEX = {
+_TEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",  # noqa: RUF001
     "≥": r"$\geq$", "δ": r"$\delta$", "×": r"$\times$", "†": r"$^\dagger$",  # noqa: RUF001
-}  # fmt: skip
+})  # fmt: skip
 
 
 def escape_tex(text: str) -> str:
     """Text for LaTeX: special characters escaped, symbols as mathematics."""
-    text = text.replace("✓ ", "").replace("✗ ", "")  # the word after the mark says the same
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.replace("✓ ", "").replace("✗ ", "").translate(_TEX)  # the word after the mark says the same
 
 
 def to_tex(table: Table) -> str:
-    """The cells as one small `tabular`, notes below, to be `\\input`; needs the package booktabs and nothing else.
+    """The cells as a small `tabular` per data set, notes below, to be `\\input`; needs the package booktabs only.
 
     The paper's tables fit a landscape page of A4.
     """
     for header in table.not_in_tex:
         table = table.without(header)
-    spec = "".join("r" if name in table.flush_right else "l" for name in table.cells.columns)
-    lines = [
-        r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
-        rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule",
-    ]  # fmt: skip
-    lines.append(" & ".join(map(_tex_header, table.cells.columns)) + r" \\")
-    for body in table.bodies():
-        lines.append(r"\midrule")
-        for i, row in body:
-            texts = [escape_tex(cell) for cell in row]
-            texts = [rf"\textbf{{{text}}}" if (i, j) in table.bold else text for j, text in enumerate(texts)]
-            lines.append(" & ".join(texts) + r" \\")
-    notes = [rf"\par\noindent {escape_tex(note)}" for note in table.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\par\endgroup", ""])
+    spec = "".join("r" if name in table.flush_right else "l" for name in table.cells)
+    heads = " & ".join(map(_tex_header, table.cells))
+    texts = []
+    for part in table.by("Dataset") if "Dataset" in table.cells else [table]:
+        lines = [r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
+                 rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", rf"{heads} \\"]  # fmt: skip
+        for body in part.bodies():
+            lines.append(r"\midrule")
+            for i, row in body:
+                cells = (escape_tex(cell) for cell in row)
+                cells = (rf"\textbf{{{cell}}}" if (i, j) in part.bold else cell for j, cell in enumerate(cells))
+                lines.append(" & ".join(cells) + r" \\")
+        notes = [rf"\par\noindent {escape_tex(note)}" for note in part.notes]
+        texts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\par\endgroup", ""]))
+    return "\n\\bigskip\n\n".join(texts)
 
 
 def _tex_header(name: str) -> str:
@@ -461,121 +517,33 @@ def _tex_header(name: str) -> str:
     return rf"\shortstack{{{escape_tex(name[:at])}\\{escape_tex(name[at + 1 :])}}}"
 
 
+def page(title: str, table: Table) -> str:
+    """A page that shows a table."""
+    style = "body { font: 1rem sans-serif } td, th { padding: .2rem .6rem; text-align: left } .n { text-align: right }"
+    title = html.escape(title)
+    return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n{to_html(table)}'
+
+
 def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) -> str:
     """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers.
 
     Args:
         links: where the cell of a row and column (its header) leads.
     """
-    kinds = [' class="n"' if name in table.flush_right else "" for name in table.cells.columns]
-    heads = (f'<th scope="col"{k}>{html.escape(n)}</th>' for k, n in zip(kinds, table.cells.columns, strict=True))
-    lines = ["<table>", f"<thead><tr>{''.join(heads)}</tr></thead>"]
+    links = links or {}
+    kinds = {name: ' class="n"' if name in table.flush_right else "" for name in table.cells}
+    lines = ["<table>", "<thead><tr>", *(f'<th scope="col"{k}>{html.escape(n)}</th>' for n, k in kinds.items())]
+    lines.append("</tr></thead>")
     for body in table.bodies():
         lines.append("<tbody>")
         for i, row in body:
-            texts = [html.escape(cell) for cell in row]
-            texts = [f"<strong>{text}</strong>" if (i, j) in table.bold else text for j, text in enumerate(texts)]
-            for j, name in enumerate(table.cells.columns if links else ()):
-                if target := links.get((i, name)):
-                    texts[j] = f'<a href="{html.escape(target)}">{texts[j]}</a>'
-            lines.append("<tr>" + "".join(f"<td{k}>{t}</td>" for k, t in zip(kinds, texts, strict=True)) + "</tr>")
+            texts = []
+            for j, (name, kind) in enumerate(kinds.items()):
+                text = html.escape(row[j])
+                text = f"<strong>{text}</strong>" if (i, j) in table.bold else text
+                text = f'<a href="{html.escape(links[i, name])}">{text}</a>' if (i, name) in links else text
+                texts.append(f"<td{kind}>{text}</td>")
+            lines.append(f"<tr>{''.join(texts)}</tr>")
         lines.append("</tbody>")
     notes = [f"<li>{html.escape(note)}</li>" for note in table.notes]
     return "\n".join([*lines, "</table>", *(['<ul class="notes">', *notes, "</ul>"] if notes else []), ""])
-
-
-# --- rows and cells -------------------------------------------------------------------------------------------
-
-
-def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
-    rows = [dict(zip(keys, values, strict=True)) for values in metrics[keys].drop_duplicates().to_numpy().tolist()]
-    datasets = list(dict.fromkeys(metrics["dataset"]))
-    methods = list(dict.fromkeys(metrics["method"]))
-
-    def place(row: dict[str, str]) -> tuple[Any, ...]:
-        anchor = {"real": 0, "label_only": 2}.get(row["method"], 1)
-        epsilon = float(row["epsilon"]) if row["epsilon"] else 0.0
-        return datasets.index(row["dataset"]), anchor, epsilon, methods.index(row["method"]), row.get("sampler", "")
-
-    return sorted(rows, key=place)
-
-
-def _mixes_protocols(metrics: pd.DataFrame) -> bool:
-    return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
-
-
-def _protocols(metrics: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], str]:
-    """By row, how its classifiers were trained."""
-    found: dict[tuple[str, ...], dict[str, None]] = {}
-    for *row, protocol in metrics[[*keys, "protocol"]].drop_duplicates().itertuples(index=False, name=None):
-        found.setdefault(tuple(row), {}).update({protocol: None} if protocol else {})
-    return {row: "; ".join(names) for row, names in found.items()}
-
-
-def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: int) -> frozenset[tuple[int, int]]:
-    rivals: dict[tuple[str, str], list[int]] = {}
-    for i, row in enumerate(data):
-        if row["epsilon"] not in ("", "inf"):
-            rivals.setdefault((row["dataset"], row["epsilon"]), []).append(i)
-    best = set()
-    for rows in rivals.values():
-        for j, column in enumerate(columns):
-            name = f"{column.name}_mean"
-            scores = {i: column.sign * data[i][name] for i in rows if not math.isnan(data[i][name])}
-            if len({data[i]["method"] for i in scores}) > 1:
-                best |= {(i, offset + j) for i, score in scores.items() if score == max(scores.values())}
-    return frozenset(best)
-
-
-def cell_text(mean: float, std: float, n: int, decimals: int | None) -> str:
-    """ "mean ± std (n)", "mean (1)" of one value, a dash of none; `decimals` None means about three digits."""
-    if n == 0:
-        return MISSING
-    if decimals is None:
-        size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
-        decimals = min(max(2 - size, 1), 4) if abs(mean) >= 5e-5 else 1  # 0.0 rather than 0.0000
-    return f"{rounded(mean, decimals):.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
-
-
-def rounded(value: float, decimals: int) -> float:
-    """`value` as it will be printed, but never -0.0."""
-    return round(value, decimals) + 0.0
-
-
-def _epsilon(value: float, decimals: int | None = None) -> str:
-    if math.isinf(value):
-        return "∞"
-    return f"{value:g}" if decimals is None else f"{value:.{decimals}f}"
-
-
-def _mechanism(event: dict[str, Any]) -> str:
-    if not event["mechanism"]:
-        return "nothing released"
-    names = {
-        "gaussian": "Gaussian", "poisson_subsampled_gaussian": "Poisson-subsampled Gaussian",
-        "categorical_subsampled_gaussian": "one-shard-of-many Gaussian",
-    }  # fmt: skip
-    whole = math.isnan(event["sample_rate"]) or event["mechanism"] == "gaussian"
-    rate = "" if whole else f", q = {event['sample_rate']:.3g}"
-    label = f"{event['name']}: " if event["name"] else ""
-    mechanism = names.get(event["mechanism"], event["mechanism"])
-    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"  # noqa: RUF001
-
-
-def _resources(rule: str, method: str, jobs: pd.DataFrame) -> dict[str, Any]:
-    seconds = jobs["seconds"]
-    return {
-        "rule": rule, "method": method, "jobs": len(jobs), "mean_s": float(seconds.mean()),
-        "max_s": float(seconds.max()), "sum_s": float(seconds.sum()), "max_rss_mb": float(jobs["max_rss_mb"].max()),
-    }  # fmt: skip
-
-
-def _fixed(value: float, decimals: int = 1) -> str:
-    return MISSING if math.isnan(value) else f"{value:,.{decimals}f}"
-
-
-def _group_numbers(keys: Sequence[Any]) -> tuple[int, ...]:
-    groups: list[int] = []
-    for i, key in enumerate(keys):
-        groups.append(groups[-1] + (key != keys[i - 1]) if groups else 0)
-    return tuple(groups)

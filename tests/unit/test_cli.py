@@ -33,7 +33,7 @@ SECTIONS = {
     "Your own methods": ["new", "compare", "schema"],
     "For the workflow": [
         "validate", "prepare", "extractor", "reference", "label-only", "collect", "tables", "paper-table", "figures",
-        "comparison", "report",
+        "report",
     ],
 }  # fmt: skip
 
@@ -373,9 +373,14 @@ def test_every_verb_names_the_nearest_run(run_cli, work, verb):
     )
 
 
-@pytest.mark.parametrize("verb", ["prepare", "extractor", "reference", "label-only", "figures"])
+@pytest.mark.parametrize("verb", ["prepare", "extractor", "reference", "label-only"])
 def test_every_verb_names_the_nearest_data_set(run_cli, work, verb):
     refused(run_cli(verb, "study.yaml", "digit"), "'digit'", "digits")
+
+
+def test_a_figure_that_is_none_names_the_nearest(run_cli, work):
+    message = only_error(run_cli("figures", "study.yaml", "digits_curve"))
+    assert [part for part in ("'digits_curve'", "'digits_curves'") if part not in message] == []
 
 
 def test_a_study_where_json_is_wanted_and_the_other_way_round(run_cli, work):

@@ -1,7 +1,6 @@
 """Figures: what is drawn where, which images are chosen, and equal bytes for equal inputs."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from dpdm import artifacts
 from dpdm.errors import UserError
 from dpdm.report import figures
 from dpdm.report.collect import METRICS
-from dpdm.report.figures import SampleSet, epsilon_curves, sample_grid, sample_set, save_figure
+from dpdm.report.figures import SampleSet, epsilon_curves, sample_grid, save_figure
 
 
 def make_metrics(fd=(100.0, 80.0, 60.0)):
@@ -76,11 +75,23 @@ def test_a_floor_far_below_the_accuracies_is_told_and_not_drawn():
     assert epsilon_curves(metrics, "digits").axes[1].get_title("right") == ""
 
 
-def test_methods_differ_in_colour_and_marker():
+def test_a_method_keeps_its_color_and_marker_and_a_sampler_its_dashes():
     metrics = make_metrics()
-    lines = [c.lines[0] for c in epsilon_curves(metrics, "digits").axes[1].containers]
-    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 2
+    other = metrics[metrics["method"] == "dp_gan"].assign(sampler="other")
+    both = pd.concat([metrics, other], ignore_index=True)
+    gan, mean, again = (c.lines[0] for c in epsilon_curves(both, "digits").axes[1].containers)
+    assert (gan.get_color(), gan.get_marker()) == (again.get_color(), again.get_marker())
+    assert gan.get_linestyle() != again.get_linestyle()
+    assert gan.get_color() != mean.get_color()
+    assert gan.get_marker() != mean.get_marker()
     assert len(figures.PALETTE) == len(figures.MARKERS)
+
+
+def test_a_point_is_at_its_epsilon():
+    """Neighbors were once drawn beside it, so that epsilon 1 read as 0.7."""
+    for panel in epsilon_curves(make_metrics(), "digits").axes:
+        for container in panel.containers:
+            assert container.lines[0].get_xdata().tolist() == [0, 1, 2]
 
 
 def test_no_two_of_many_series_look_alike():
@@ -88,21 +99,19 @@ def test_no_two_of_many_series_look_alike():
     assert len(looks) == 49
 
 
-def test_a_classifier_has_a_hollow_curve_in_its_panel_alone():
+def test_classifiers_have_a_panel_for_themselves():
     metrics = make_metrics()
     rows = metrics[(metrics["method"] == "dp_gan") & (metrics["metric"] == "acc_cnn")]
     net = rows.assign(method="net", protocol="direct", value=rows["value"] + 10)
-    figure = epsilon_curves(pd.concat([metrics, net], ignore_index=True), "digits")
-    fd, cnn = figure.axes[:2]
-    lines = {panel: [container.lines[0] for container in panel.containers] for panel in (fd, cnn)}
-    assert lines[cnn][2].get_ydata().tolist() == [40.5, 70.5, 90.5]
-    assert np.isnan(lines[fd][2].get_ydata()).all()
-    assert [line.get_markerfacecolor() == "white" for line in lines[cnn]] == [False, False, True]
-    handles = dict(
-        zip([t.get_text() for t in figure.legends[0].get_texts()], figure.legends[0].legend_handles, strict=True)
-    )
-    assert list(handles) == ["dp_gan", "mean", "net (classifier)", "real (ceiling)", "label_only (floor)"]
-    assert handles["net (classifier)"].get_markerfacecolor() == "white"
+    mlp = rows.assign(method="mlp", protocol="direct", metric="acc_mlp")
+    figure = epsilon_curves(pd.concat([metrics, net, mlp], ignore_index=True), "digits")
+    fd, cnn, direct = figure.axes[:3]
+    assert cnn.get_title("left") == "CNN accuracy % ↑"
+    assert "trained on the private images" in direct.get_title("left")
+    assert [len(panel.containers) for panel in (fd, cnn, direct)] == [2, 2, 2]
+    assert direct.containers[0].lines[0].get_ydata().tolist() == [40.5, 70.5, 90.5]
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels == ["dp_gan", "mean", "net", "mlp", "real (ceiling)", "label_only (floor)"]
 
 
 def test_a_classifier_has_no_sampler_to_name():
@@ -111,7 +120,7 @@ def test_a_classifier_has_no_sampler_to_name():
     net = metrics[metrics["method"] == "mean"].assign(method="net", protocol="direct")
     figure = epsilon_curves(pd.concat([metrics.assign(sampler="one"), other, net], ignore_index=True), "digits")
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert labels[:4] == ["dp_gan, one", "mean", "dp_gan, other", "net (classifier)"]
+    assert labels[:4] == ["dp_gan, one", "mean", "dp_gan, other", "net"]
 
 
 @pytest.fixture
@@ -142,14 +151,13 @@ def test_grid_takes_the_first_images_of_each_class(sets):
     assert (block[32] == 255).all()
 
 
-def test_grid_places_methods_down_epsilons_across_and_takes_the_smallest_seed(sets):
+def test_grid_places_methods_down_epsilons_across(sets):
     labels = [0, 1] * 3
     files = {name: sets(name, labels, first=f) for name, f in (("real", 0), ("a", 1), ("b", 2), ("c", 3))}
     samples = [
-        SampleSet("gan", math.inf, 1, files["real"]),
-        SampleSet("gan", math.inf, 0, files["a"]),
-        SampleSet("gan", 0.2, 0, files["b"]),
-        SampleSet("mean", 0.2, 0, files["c"]),
+        SampleSet("gan", math.inf, files["a"]),
+        SampleSet("gan", 0.2, files["b"]),
+        SampleSet("mean", 0.2, files["c"]),
     ]
     figure = sample_grid("digits", files["real"], samples)
     assert [int(b[0, 0, 0]) for b in blocks_of(figure)] == [0, 2, 1, 3]
@@ -163,7 +171,7 @@ def test_grid_places_methods_down_epsilons_across_and_takes_the_smallest_seed(se
 
 def test_grid_of_one_class_lays_it_across_under_a_heading_that_fits(sets):
     real = sets("real", [0] * 7)
-    figure = sample_grid("celeba_64", real, [SampleSet("gan", 1.0, 0, real)])
+    figure = sample_grid("celeba_64", real, [SampleSet("gan", 1.0, real)])
     block, _ = blocks_of(figure)
     cell = 8 * 4 + 2
     assert block.shape == (3 * cell - 2, 10 * cell - 2, 3)
@@ -186,14 +194,9 @@ def test_the_legend_of_long_names_stays_on_the_figure():
     assert box.x1 <= figure.bbox.width
 
 
-def test_a_set_on_the_command_line_names_its_sampler_where_there_are_several():
-    assert sample_set("gan,fine,0.2,1=a=b.npz") == SampleSet("gan, fine", 0.2, 1, Path("a=b.npz"))
-    assert sample_set("mean,inf,0=b.npz") == SampleSet("mean", math.inf, 0, Path("b.npz"))
-
-
 def test_grid_of_colour_images_and_of_missing_classes(sets):
     real, poor = sets("real", [0, 1], 3, 28), sets("poor", [1], 3, 28, first=7)
-    blocks = blocks_of(sample_grid("digits", real, [SampleSet("gan", 1.0, 0, poor)]))
+    blocks = blocks_of(sample_grid("digits", real, [SampleSet("gan", 1.0, poor)]))
     assert blocks[0].shape == (3 * 30 - 2, 2 * 30 - 2, 3)
     assert (blocks[1][:, :28] == 255).all()
     assert (blocks[1][:28, 30:] == 7).all()
@@ -204,7 +207,7 @@ def test_grid_refuses_what_it_cannot_draw(sets):
     with pytest.raises(UserError, match=r"two\.npz.*1 or 3"):
         sample_grid("digits", sets("two", [0], channels=2), [])
     with refuses("large.npz"):
-        sample_grid("digits", real, [SampleSet("gan", 1.0, 0, sets("large", [0], size=28))])
+        sample_grid("digits", real, [SampleSet("gan", 1.0, sets("large", [0], size=28))])
 
 
 def test_saved_figures_have_equal_bytes(sets, tmp_path):

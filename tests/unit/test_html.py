@@ -16,9 +16,11 @@ from dpdm import artifacts
 from dpdm.config import parse_study
 from dpdm.errors import UserError
 from dpdm.layout import Layout
+from dpdm.report import registry
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
 from dpdm.report.html import environment_facts, render_report
 from dpdm.report.published import read_published
+from dpdm.report.registry import Material
 from dpdm.study import study_json
 
 PUBLISHED = [Path(__file__).parents[2] / "results" / "published" / n for n in ("published.csv", "privacy_status.csv")]
@@ -65,13 +67,21 @@ def make_frames(study):
 def pictures(tmp_path):
     artifacts.write_text(tmp_path / "curve.svg", '<svg xmlns="http://www.w3.org/2000/svg"/>')
     artifacts.write_bytes(tmp_path / "grid.png", b"png bytes")
-    return {"digits": tmp_path / "curve.svg"}, {"digits": tmp_path / "grid.png"}
+    return {"digits_curves": tmp_path / "curve.svg", "digits_samples": tmp_path / "grid.png"}
+
+
+def render(
+    study, metrics, audits, jobs, pictures=None, command=COMMAND, environment=ENVIRONMENT, layout=None, **options
+):
+    """The page of a study; with a layout, its runs too."""
+    material = Material(study, layout or Layout("nowhere", study.study), metrics, audits)
+    return render_report(material, jobs, pictures or {}, command, environment, runs=layout is not None, **options)
 
 
 @pytest.fixture
 def page(pictures):
     study = make_study()
-    return render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT)
+    return render(study, *make_frames(study), pictures)
 
 
 class Tags(HTMLParser):
@@ -101,7 +111,7 @@ class Tags(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.mark.parametrize(("fixture", "pictures_shown"), [("page", 2), ("full_page", 4)])
+@pytest.mark.parametrize(("fixture", "pictures_shown"), [("page", 2), ("full_page", 3)])
 def test_nothing_is_fetched(fixture, pictures_shown, request):
     page = request.getfixturevalue(fixture)
     tags = Tags(page).seen
@@ -146,7 +156,7 @@ def test_a_classifier_is_explained_and_claims_no_images(pictures, page):
     metrics, audits, jobs = make_frames(study)
     metrics = metrics[(metrics["method"] != "net") | (metrics["metric"] == "acc_cnn")]
     metrics.loc[metrics["method"] == "net", ["protocol", "sampler"]] = ["direct", ""]
-    text = Tags(render_report(study, metrics, audits, jobs, *pictures, COMMAND)).text
+    text = Tags(render(study, metrics, audits, jobs, pictures)).text
     assert "(net) makes no images" in text
     assert "net (classifier)" in text
     assert "No result of the grid is missing." in text
@@ -167,7 +177,7 @@ def quoted(source, **changes):
     """A study on `source`, called data, and its page with the shipped published numbers."""
     study = make_study(datasets={"data": {"source": source, "delta": 1e-5}}, **changes)
     frames = [frame.replace({"dataset": {"digits": "data"}}) for frame in make_frames(study)]
-    return render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, published=read_published(*PUBLISHED))
+    return render(study, *frames, published=read_published(*PUBLISHED))
 
 
 def part_of(page, start, end):
@@ -204,26 +214,16 @@ def test_the_papers_tables_that_a_study_names_are_in_its_report():
     assert 'id="paper"' not in quoted("digits", tables={"table_1": []})  # which would be "not run" from top to bottom
 
 
-def test_only_tables_with_published_numbers_cannot_be_sorted():
-    page = quoted("mnist", tables={"table_1": []})
-    section = part_of(page, "published", "privacy")
-    assert re.findall(r'<div class="box (\w+)"[^>]*>\s*<table>', section) == ["numbers", "notes"]
-    assert '<div class="box beside"' in part_of(page, "paper", "methods")
-    assert 'table.closest(".numbers, .beside")) return;' in page
-
-
-def test_a_dataset_without_published_numbers_says_so():
-    section = part_of(quoted("digits"), "published", "privacy")
-    text = Tags(section).text
-    assert "No number published on data is known to us; there are some on mnist, fashion_mnist, " in text
-    assert "<table>" not in section
+def test_a_dataset_without_published_numbers_has_no_such_section():
+    assert 'id="published"' in quoted("mnist")
+    assert "#published" not in quoted("digits")
 
 
 def test_two_datasets_of_one_source_share_a_table():
     spec = {"source": "mnist", "delta": 1e-5}
     study = make_study(datasets={"a": spec, "b": {**spec, "delta": 1e-6}})
     frames = [frame.iloc[:0] for frame in make_frames(study)]
-    page = render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, published=read_published(*PUBLISHED))
+    page = render(study, *frames, published=read_published(*PUBLISHED))
     assert page.count('<div class="box numbers"') == 1
     assert "mnist (here: a, b)" in page
 
@@ -234,12 +234,10 @@ def test_the_verb_reads_the_published_numbers_and_refuses_broken_ones(run_cli, t
     artifacts.write_text(layout.study, study_json(study))
     write_csv(layout.metrics, metrics)
     write_csv(layout.audits, audits)
-    for name, kind in (("curves", ".svg"), ("samples", ".png")):
-        artifacts.write_bytes(layout.figure(f"digits_{name}", kind), pictures[0]["digits"].read_bytes())
-    artifacts.write_bytes(layout.figure("ranks", ".svg"), pictures[0]["digits"].read_bytes())
+    for name, (item, _) in registry.figures(study).items():
+        artifacts.write_bytes(layout.figure(name, item.kind), pictures["digits_curves"].read_bytes())
     assert run_cli("report", layout.root, "--command", COMMAND) == (0, "", "")
     page = Path(layout.report).read_text()
-    assert "No number published on digits" in page
     assert COMMAND in page
     broken = tmp_path / "p.csv"
     broken.write_text(PUBLISHED[0].read_text().replace("epsilon", "eps", 1))
@@ -247,16 +245,16 @@ def test_the_verb_reads_the_published_numbers_and_refuses_broken_ones(run_cli, t
     Path(layout.report).unlink()
     code, _, said = run_cli("report", layout.root)
     assert code == 2
-    assert [part for part in (str(broken), "'eps'", "'epsilon'") if part not in said] == []
+    assert [part for part in (str(broken), " eps,", " epsilon,") if part not in said] == []
     assert not Path(layout.report).exists()
 
 
 def test_a_page_of_a_part_says_so(pictures):
     study = make_study(only="epsilon=1")
     metrics, audits, benchmarks = make_frames(study)
-    shown = render_report(study, metrics, audits, benchmarks, *pictures, COMMAND, ENVIRONMENT)
+    shown = render(study, metrics, audits, benchmarks, pictures)
     assert "part of the study (only epsilon=1)" in shown
-    whole = render_report(make_study(), *make_frames(make_study()), *pictures, COMMAND, ENVIRONMENT)
+    whole = render(make_study(), *make_frames(make_study()), pictures)
     assert "part of the study" not in whole
 
 
@@ -268,7 +266,7 @@ def test_without_the_file_there_is_no_section(page):
 def test_methods_say_how_they_were_tuned(pictures):
     tuned = {"impl": "a:B", "tuning": {"settings": 5, "data": "MNIST shrunk to 8x8"}}
     study = make_study(methods={"dpgan": tuned, "mean": {"impl": "a:C"}})
-    page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT)
+    page = render(study, *make_frames(study), pictures)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", part_of(page, "methods", "privacy"))
     assert cells == ["dpgan", "5", "MNIST shrunk to 8x8", "a:B", "mean", "not stated", "not stated", "a:C"]
 
@@ -281,19 +279,15 @@ def layout(tmp_path):
 @pytest.fixture
 def full_page(pictures, layout):
     """Every section and figure, and a ledger for every run."""
-    study = make_study()
+    noted = {"impl": "a:B", "params": {"note": "<b>"}}
+    study = make_study(methods={"dpgan": noted, "mean": noted})
     for run in study.runs():
-        recipe = run.model_dump(mode="json") | {"params": {"note": "<b>"}}
-        artifacts.write_json(layout.run(*run.place, "ledger.json"), {"recipe": recipe})
+        artifacts.write_json(layout.run(*run.place, "ledger.json"), {})
         for name in ("synthetic.npz", "sample.log"):
             artifacts.write_text(f"{layout.run(*run.place)}/default/{name}", "")
     for c in study.anchor_coordinates():
         artifacts.write_text(layout.anchor(c.dataset, c.method, str(c.seed), "score.log"), "")
-    picture = pictures[0]["digits"]
-    return render_report(
-        study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT,
-        comparisons={"ranks": picture, "parameter": picture}, layout=layout,
-    )  # fmt: skip
+    return render(study, *make_frames(study), pictures | {"wins": pictures["digits_curves"]}, layout=layout)
 
 
 def test_every_row_of_results_leads_to_its_runs(full_page):
@@ -321,7 +315,7 @@ def test_our_numbers_beside_the_papers_lead_to_their_runs(layout):
     study = make_study(datasets={"data": {"source": "mnist", "delta": 1e-5}}, tables={"table_1": mapped})
     frames = [frame.replace({"dataset": {"digits": "data"}}) for frame in make_frames(study)]
     options = {"published": read_published(*PUBLISHED), "layout": layout}
-    section = part_of(render_report(study, *frames, {}, {}, COMMAND, ENVIRONMENT, **options), "paper", "methods")
+    section = part_of(render(study, *frames, **options), "paper", "methods")
     assert section.count('<a href="#runs-data-dpgan-1">50.0 (1) †</a>') == 1
     assert "A number of ours leads to its runs." in section
     assert "<a " not in part_of(quoted("mnist", tables={"table_1": mapped}), "paper", "methods")
@@ -333,7 +327,7 @@ def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
     frame, *rest = make_frames(study)
     extractors = {"fd": "small_cnn", "fid": "inception"}
     renamed = [frame.replace({"metric": {"fd": m}, "extractor": {"small_cnn": extractors[m]}}) for m in metrics]
-    text = Tags(render_report(study, pd.concat(renamed), *rest, {}, {}, COMMAND, ENVIRONMENT)).text
+    text = Tags(render(study, pd.concat(renamed), *rest)).text
     assert ("FID is the Fréchet distance of Inception's features" in text) == ("fid" in metrics)
     assert ("FD is a Fréchet distance under a small feature extractor" in text) == ("fd" in metrics)
     assert ("the KID, precision and recall that name the small CNN use" in text) == (len(metrics) == 2)
@@ -341,7 +335,7 @@ def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
 
 def test_links_to_files_are_relative_and_lead_somewhere(full_page, layout):
     links = [a["href"] for tag, a in Tags(full_page).seen if tag == "a" and not a["href"].startswith("#")]
-    assert len(links) == 4 * 3 + 2 * 2
+    assert len(links) == 4 * 2 + 2
     for link in links:
         assert not link.startswith("/")
         assert (Path(layout.root) / link).exists()
@@ -353,12 +347,12 @@ def test_runs_are_folded_per_method_and_recipes_are_escaped(full_page):
     assert names == [("dpgan", "2"), ("mean", "2"), ("real", "1"), ("label_only", "1")]
     assert "&lt;b&gt;" in section
     assert "<b>" not in section
-    assert section.count("python -m dpdm train --spec") == 4
+    assert section.count("python -m dpdm train --spec") == 1
 
 
 def test_runs_that_are_missing_say_so(pictures, layout):
     study = make_study()
-    page = render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT, layout=layout)
+    page = render(study, *make_frames(study), pictures, layout=layout)
     text = Tags(part_of(page, "runs", "cost")).text
     assert "dpgan: 2 runs 2 missing" in text
     assert "seed 0: missing" in text
@@ -368,7 +362,7 @@ def test_figures_stand_in_their_sections_with_words_for_who_cannot_see_them(full
     def images(start, end):
         return [a["alt"] for tag, a in Tags(part_of(full_page, start, end)).seen if tag == "img"]
 
-    assert [alt.split()[0] for alt in images("results", "methods")] == ["Distance", "Real", "Mean", "Scores"]
+    assert [alt.split()[0] for alt in images("results", "methods")] == ["Means", "The", "Pairwise"]
     assert 'id="runs"' not in page
     assert 'href="#runs' not in page
 
@@ -377,10 +371,10 @@ def test_holes_are_named(pictures):
     study = make_study()
     metrics, audits, jobs = make_frames(study)
     fidelity = metrics[metrics["metric"] != "acc_cnn"]
-    text = Tags(render_report(study, fidelity, audits[:3], jobs, *pictures, COMMAND)).text
+    text = Tags(render(study, fidelity, audits[:3], jobs, pictures)).text
     assert "6 results are missing" in text
     assert "digits, mean, epsilon inf, seed 0, sampler default: no utility, no audit" in text
-    few = Tags(render_report(study, metrics, audits[:3], jobs, *pictures, COMMAND)).text
+    few = Tags(render(study, metrics, audits[:3], jobs, pictures)).text
     assert "Missing: digits, mean, epsilon inf, seed 0, sampler default: no audit." in few
 
 
@@ -389,7 +383,7 @@ def test_failed_audit_and_mixed_code_cannot_be_overlooked(pictures):
     metrics, audits, jobs = make_frames(study)
     audits.loc[0, "passed"] = False
     metrics.loc[0, "code"] = "2222"
-    page = render_report(study, metrics, audits, jobs, *pictures, COMMAND, ENVIRONMENT)
+    page = render(study, metrics, audits, jobs, pictures)
     assert "1 of the runs failed: their numbers must not be used." in page
     assert "✗ FAILED" in page
     assert ("private runs whose accounting passed", "1 of 2") in facts_of(page)
@@ -417,10 +411,10 @@ def attacked(audits, **changes):
 def test_attacks_stand_beside_the_accounting_with_method_and_confidence(pictures):
     study = make_study()
     metrics, audits, jobs = make_frames(study)
-    page = render_report(study, metrics, attacked(audits), jobs, *pictures, COMMAND, ENVIRONMENT)
+    page = render(study, metrics, attacked(audits), jobs, pictures)
     assert page.count("≥ 0.42") == 2
     assert page.count("one-run auditing, 95% confidence, 1,000 canaries in 1 run") == 2
-    assert ("claims that their attack left standing", "2 of 2") in facts_of(page)
+    assert ("claims that no attack refuted", "2 of 2") in facts_of(page)
     assert re.search("cannot see.*mix", page)
     assert "ABOVE TARGET" not in page
 
@@ -429,10 +423,10 @@ def test_an_attack_above_its_target_cannot_be_overlooked(pictures):
     study = make_study()
     metrics, audits, jobs = make_frames(study)
     audits = attacked(audits, attacked_epsilon=3.0, attack_exceeded=True)
-    page = render_report(study, metrics, audits, jobs, *pictures, COMMAND, ENVIRONMENT)
+    page = render(study, metrics, audits, jobs, pictures)
     assert page.count("≥ 3.00 ✗ ABOVE TARGET") == 2
     assert re.search('class="bad">2 attacks reached more than the target', page)
-    assert ("claims that their attack left standing", "0 of 2") in facts_of(page)
+    assert ("claims that no attack refuted", "0 of 2") in facts_of(page)
 
 
 def test_a_report_without_attacks_does_not_speak_of_them(page):
@@ -443,27 +437,27 @@ def test_a_report_without_attacks_does_not_speak_of_them(page):
 def test_a_study_without_any_result_still_renders():
     frames = [pd.DataFrame(columns=list(columns)) for columns in (METRICS, AUDITS, BENCHMARKS)]
     frames[1][["passed", "attack_exceeded"]] = frames[1][["passed", "attack_exceeded"]].astype(bool)
-    text = Tags(render_report(make_study(), *frames, {}, {}, COMMAND, ENVIRONMENT)).text
+    text = Tags(render(make_study(), *frames)).text
     assert "No audit was found." in text
     assert "0 of 4" in text
 
 
 def test_values_are_escaped(pictures):
     study = make_study()
-    page = render_report(study, *make_frames(study), *pictures, "a <script>x</script>", {"x": "<i>"})
+    page = render(study, *make_frames(study), pictures, "a <script>x</script>", {"x": "<i>"})
     assert "<script>x" not in page
     assert "<i>" not in page
 
 
 def test_equal_inputs_give_equal_text(page, pictures):
     study = make_study()
-    assert render_report(study, *make_frames(study), *pictures, COMMAND, ENVIRONMENT) == page
+    assert render(study, *make_frames(study), pictures) == page
 
 
 def test_missing_figure_is_named(pictures, tmp_path):
     study = make_study()
     with pytest.raises(UserError, match=r"absent\.svg"):
-        render_report(study, *make_frames(study), {"digits": tmp_path / "absent.svg"}, {}, COMMAND)
+        render(study, *make_frames(study), {"digits_curves": tmp_path / "absent.svg"})
 
 
 def test_environment_names_versions():
@@ -492,6 +486,6 @@ def test_the_page_says_against_whom_repeatable_noise_is_private(kinds, said, tmp
     study = make_study(epsilons=[1])
     metrics, audits, benchmarks = make_frames(study)
     audits["noise"] = kinds
-    page = render_report(study, metrics, audits, benchmarks, {}, {}, COMMAND, environment=ENVIRONMENT)
+    page = render(study, metrics, audits, benchmarks)
     assert ("do not know the seed" in page) == (said is not None)
     assert said is None or said in page

@@ -111,86 +111,80 @@ def test_git_keeps_the_shipped_files():
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
-def test_columns_must_be_exactly_those_known(files):
+@pytest.mark.parametrize(
+    ("file", "old", "new"), [(0, "epsilon", "eps"), (0, "value", "method"), (1, "privacy_note", "note")]
+)
+def test_columns_must_be_exactly_those_known(files, file, old, new):
     paths = files()
-    paths[0].write_text(paths[0].read_text().replace("epsilon", "eps").replace("value", "method", 1))
+    paths[file].write_text(paths[file].read_text().replace(old, new, 1))
     message = refusal(paths)
-    assert message.startswith(
-        f"{paths[0]}: unknown column 'eps', missing column 'epsilon', missing column 'value', column 'method' twice; "
-        "the columns are source, protocol, "
-    )
-
-
-def test_columns_of_the_status_file_too(files):
-    paths = files()
-    paths[1].write_text(paths[1].read_text().replace("privacy_note", "note"))
-    assert "s.csv: unknown column 'note', missing column 'privacy_note'; " in refusal(paths)
+    assert message.startswith(f"{paths[file]}: ")
+    assert all(name in message for name in (old, new))
 
 
 @pytest.mark.parametrize(
     ("column", "text", "part"),
     [
-        ("epsilon", "0", "epsilon must be a number above 0, written shortly (0.2, 10), or inf, got '0'"),
-        ("epsilon", "10.0", "epsilon must be a number above 0, written shortly"),
-        ("epsilon", "", "epsilon must be a finite number, got ''"),
-        ("epsilon", "nan", "epsilon must be a finite number, got 'nan'"),
-        ("delta", "2", "delta must lie between 0 and 1"),
-        ("delta", "1/n", "delta must be a finite number, got '1/n'"),
-        ("resolution", "28x28", "resolution must be a whole number above 0, got '28x28'"),
-        ("metric", "acc_svm", "metric must be one of: fid, acc_logreg, acc_mlp, acc_cnn, "),
-        ("metric", "FID", "got 'FID'"),
-        ("value", "61,3", "value must be a finite number, got '61,3'"),
-        ("value", "-1", "value must be 0 or above, got '-1'"),
-        ("value", "inf", "value must be a finite number"),
-        ("status", "third-hand", "status must be one of: first-hand, secondary, got 'third-hand'"),
-        ("source", " ", "source must be text without space around it, got ' '"),
-        ("variant", "a ", "variant must be text without space around it, got 'a '"),
+        ("epsilon", "0", "0.2, 10"),
+        ("epsilon", "10.0", "0.2, 10"),
+        ("epsilon", "", "epsilon"),
+        ("epsilon", "nan", "nan"),
+        ("delta", "2", "between 0 and 1"),
+        ("delta", "1/n", "1/n"),
+        ("resolution", "28x28", "28x28"),
+        ("resolution", "0", "0"),
+        ("metric", "acc_svm", "acc_logreg"),
+        ("metric", "FID", "FID"),
+        ("value", "61,3", "61,3"),
+        ("value", "-1", "-1"),
+        ("value", "inf", "inf"),
+        ("status", "third-hand", "secondary"),
+        ("source", " ", "space"),
+        ("variant", "a ", "a "),
     ],
 )
 def test_a_malformed_field_is_named_with_its_line(files, column, text, part):
     message = refusal(files([{"table": "2"}, {column: text}]))
-    assert "p.csv, line 3: " in message
+    assert f"p.csv, line 3: {column}: " in message
     assert part in message
 
 
 def test_an_accuracy_is_in_per_cent(files):
-    assert "line 2: an accuracy of 930 is above 100; write per cent" in refusal(
-        files([{"metric": "acc_cnn", "value": "930"}])
-    )
+    message = refusal(files([{"metric": "acc_cnn", "value": "930"}]))
+    assert all(part in message for part in ("line 2", "930", "per cent"))
     assert read_published(*files([{"value": "930"}]))["value"].tolist() == [930]
 
 
-def test_a_number_that_stands_twice(files):
-    assert "line 3: the same number stands in line 2; delete one" in refusal(files([{}, {"value": "7"}]))
+def test_a_number_that_is_there_twice(files):
+    message = refusal(files([{}, {"value": "7"}]))
+    assert "line 3" in message
+    assert "line 2" in message
 
 
 def test_a_method_without_privacy_status(files):
     message = refusal(files([{}, {"protocol": "port"}]))
-    assert "p.csv, line 3: " in message
-    assert "s.csv lacks GAN of port; add a line with its privacy status (sound, understated, " in message
+    assert all(part in message for part in ("p.csv, line 3", "s.csv", "GAN of port", "sound, understated"))
 
 
 def test_a_privacy_status_that_is_not_in_the_vocabulary(files):
-    assert "privacy_status must be one of: sound, understated, data-dependent, not DP as released, unknown" in refusal(
-        files(statuses=[{"privacy_status": "fine"}])
-    )
+    message = refusal(files(statuses=[{"privacy_status": "fine"}]))
+    assert all(status in message for status in PRIVACY_STATUS)
 
 
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [({}, "line 3: GAN of paper stands twice"), ({"method": "GAM"}, "holds no number of GAM of paper; write both")],
-)
+@pytest.mark.parametrize(("change", "part"), [({}, "line 3: GAN of paper"), ({"method": "GAM"}, "GAM of paper")])
 def test_a_status_is_given_once_and_for_a_method_that_is_there(files, change, part):
     assert part in refusal(files(statuses=[{}, change]))
 
 
 def test_a_ragged_line_a_binary_file_and_a_missing_one(files, tmp_path):
     paths = files()
-    paths[0].write_text(paths[0].read_text() + "a,b\n")
-    assert "p.csv, line 3: 2 fields instead of 12" in refusal(paths)
+    whole = paths[0].read_text()
+    for line in ("a,b", whole.splitlines()[1] + ",more"):
+        paths[0].write_text(f"{whole}{line}\n")
+        assert "p.csv, line 3: " in refusal(paths)
     paths[0].write_bytes(b"\xff\xfe")
-    assert "is not a csv file in UTF-8" in refusal(paths)
-    assert "cannot read" in refusal((tmp_path / "absent.csv", paths[1]))
+    assert "UTF-8" in refusal(paths)
+    assert "absent.csv" in refusal((tmp_path / "absent.csv", paths[1]))
 
 
 # --- the tables -----------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import pytest
 from dpdm.config import Study, load_study, parse_study
 from dpdm.errors import UserError
 from dpdm.layout import PUBLISHED, Layout
+from dpdm.report import registry
 from dpdm.report.selection import (
     check_entries,
-    comparisons,
+    has_rivals,
     sampler_of,
     score_files,
     shown_sets,
@@ -162,18 +163,22 @@ def test_what_all_samplers_share_is_one_line_each(tiny_study_dict):
     assert {line for _, _, line, _, _ in sweep.values} == {"a", "b"}
 
 
-def test_which_comparisons_a_study_has_material_for(tiny_study_dict):
+def test_which_figures_a_study_has_material_for(tiny_study_dict):
     def compared(**changes):
-        return comparisons(parse_study(tiny_study_dict | changes, "x"))
+        study = parse_study(tiny_study_dict | changes, "x")
+        assert ("wins" in registry.figures(study)) == has_rivals(study)
+        return [name for name, (_, dataset) in registry.figures(study).items() if not dataset]
 
     methods = tiny_study_dict["methods"]
-    assert compared() == ["ranks"]
+    assert compared() == ["wins"]
     one = {"class_mean": methods["class_mean"]}
     assert compared(methods=one) == []
     assert compared(methods=one | {"net": {"impl": "a:B", "kind": "classifier"}}) == []
     varied = {f"k{k}": {"impl": "a:B", "params": {"k": k}} for k in (1, 2)}
-    assert compared(methods=varied) == ["ranks", "parameter"]
+    assert compared(methods=varied) == ["wins", "parameter"]
     assert compared(methods=varied, epsilons=[math.inf]) == ["parameter"]
+    names = [name for name, (_, dataset) in registry.figures(parse_study(tiny_study_dict, "x")).items() if dataset]
+    assert names == ["digits_curves", "digits_samples"]
 
 
 def test_the_shipped_ablation_of_the_multiplicity_is_a_sweep():

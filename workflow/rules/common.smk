@@ -12,8 +12,8 @@ from snakemake.exceptions import WorkflowError
 from dpdm import config as schema
 from dpdm import specs
 from dpdm.errors import UserError
-from dpdm.layout import ANCHOR, PRIVACY_STATUS, PUBLISHED, RUN, SET, Layout
-from dpdm.report import selection
+from dpdm.layout import ANCHOR, PRIVACY_STATUS, PUBLISHED, RUN, SET, TABLE_KINDS, Layout
+from dpdm.report import registry, selection
 
 try:
     for path in workflow.configfiles:
@@ -40,7 +40,7 @@ STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file, which is the o
 RUNS = STUDY.runs()
 DATASETS = list(dict.fromkeys(run.dataset for run in RUNS))  # the data sets that have a run
 ATTACKED = STUDY.attacked_runs()
-COMPARISONS = selection.comparisons(STUDY)
+FIGURES, TABLES = registry.figures(STUDY), registry.tables(STUDY)
 SCORES = selection.score_files(STUDY)
 
 
@@ -50,7 +50,7 @@ wildcard_constraints:
     anchor="|".join(STUDY.anchors) or "none",
     epsilon="|".join(re.escape(specs.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
     seed=r"\d+",
-    comparison="|".join(selection.COMPARISONS),
+    figure="|".join(FIGURES) or "none",
     sampler="[a-z][a-z0-9_]*",
 
 

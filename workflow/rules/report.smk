@@ -15,52 +15,36 @@ rule collect:
     shell: f"python -m dpdm collect {PATHS.root} > {{log}} 2>&1"
 
 
+# dpdm/report/registry.py lists the tables and figures. Captions are for `snakemake --report`.
 rule tables:
     message: "tables"
     input:
         metrics=rules.collect.output.metrics,
         audits=rules.collect.output.audits,
     output:
-        multiext(PATHS.table("results"), ".csv", ".md", ".tex"),
-        multiext(PATHS.table("audit"), ".csv", ".md", ".tex"),
-        results=report(PATHS.table("results", ".html"), caption="../report/results.rst", category="Results"),
-        audit=report(PATHS.table("audit", ".html"), caption="../report/audit.rst", category="Privacy"),
+        [PATHS.table(name, kind) for name in TABLES for kind in TABLE_KINDS if kind != ".html"],
+        [report(PATHS.table(name, ".html"), caption="../report/tables.rst", category="Tables") for name in TABLES],
     log: PATHS.table("tables", ".log")
     resources: mem_mb=growing(2000), runtime=growing(10)
     shell: f"python -m dpdm tables {PATHS.root} > {{log}} 2>&1"
 
 
 rule figure:
-    message: "figures for {wildcards.dataset}"
+    message: "figure {wildcards.figure}"
     input:
-        metrics=rules.collect.output.metrics,
-        real=rules.prepare.output.train,
-        sets=lambda w: [PATHS.set(*run.place, s, "synthetic.npz") for run, s in selection.shown_sets(STUDY, w.dataset)],
+        rules.tables.input,
+        files=lambda w: FIGURES[w.figure][0].files(STUDY, PATHS, FIGURES[w.figure][1]),
     output:
-        multiext(PATHS.figure("{dataset}_curves"), ".pdf", ".png"),
-        multiext(PATHS.figure("{dataset}_samples"), ".pdf", ".svg"),
-        curves=report(PATHS.figure("{dataset}_curves", ".svg"), caption="../report/curves.rst", category="Results"),
-        grid=report(PATHS.figure("{dataset}_samples", ".png"), caption="../report/samples.rst", category="Samples"),
-    log: PATHS.figure("{dataset}", ".log")
+        multiext(PATHS.figure("{figure}"), ".svg", ".pdf"),
+        png=report(PATHS.figure("{figure}", ".png"), caption="../report/figure.rst", category="Figures"),
+    params: caption=lambda w: FIGURES[w.figure][0].caption
+    log: PATHS.figure("{figure}", ".log")
     resources: mem_mb=growing(2000), runtime=growing(30)
-    shell: f"python -m dpdm figures {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"
-
-
-rule comparison:
-    message: "figure of the whole study: {wildcards.comparison}"
-    input: rules.collect.output.metrics
-    output:
-        multiext(PATHS.figure("{comparison}"), ".pdf", ".png"),
-        svg=report(PATHS.figure("{comparison}", ".svg"), caption="../report/comparison.rst", category="Results"),
-    log: PATHS.figure("{comparison}", ".log")
-    resources: mem_mb=growing(2000), runtime=growing(10)
-    shell: f"python -m dpdm comparison {PATHS.root} {{wildcards.comparison}} > {{log}} 2>&1"
+    shell: f"python -m dpdm figures {PATHS.root} {{wildcards.figure}} > {{log}} 2>&1"
 
 
 rule figures:
-    input:
-        expand(rules.figure.output, dataset=DATASETS),
-        expand(rules.comparison.output, comparison=COMPARISONS),
+    input: expand(rules.figure.output, figure=FIGURES)
     localrule: True
 
 

@@ -1,0 +1,110 @@
+"""The figures and tables of a report: an entry here puts one into the workflow, onto the page and into `dpdm figures`.
+
+docs/extending.md shows how to add one. Imports no numerical library: the Snakefile asks at every start.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpdm.config import Study
+from dpdm.layout import Layout
+from dpdm.report import selection
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a figure or table is made from.
+
+    Args:
+        study, layout: what was run, and where its files are.
+        metrics, audits: pandas DataFrames of all scores and audits, columns METRICS and AUDITS of dpdm.report.collect.
+        dataset: of a figure of one data set; else "".
+    """
+
+    study: Study
+    layout: Layout
+    metrics: Any
+    audits: Any
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One figure or table.
+
+    Args:
+        function: "module:function", from Material to a matplotlib Figure or a dpdm.report.tables.Table.
+        caption: what it shows, below it on the page.
+        per_dataset: of a figure: one for each data set, in the section of its results; else one for the study.
+        shown: whether a study has material for it.
+        files: what it reads of a study's data set apart from metrics.csv and audits.csv.
+        kind: of a figure: which of its files the page shows.
+    """
+
+    function: str
+    caption: str
+    per_dataset: bool = False
+    shown: Callable[[Study], bool] = lambda study: True
+    files: Callable[[Study, Layout, str], list[str]] = lambda study, layout, dataset: []
+    kind: str = ".svg"
+
+    def make(self, material: Material) -> Any:
+        """The Figure or Table."""
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(module), name)(material)
+
+
+FIGURES: dict[str, Item] = {
+    "curves": Item(
+        "dpdm.report.figures:curves",
+        "Means over seeds; bars are one sample standard deviation. Dashed: real images. Dotted: the label-only floor.",
+        per_dataset=True,
+    ),
+    "samples": Item(
+        "dpdm.report.figures:samples",
+        "The first images of each class, one class per column, of the smallest seed. Nothing is picked by looks.",
+        per_dataset=True,
+        files=selection.sample_files,
+        kind=".png",
+    ),
+    "wins": Item(
+        "dpdm.report.comparisons:wins_figure",
+        "Pairwise wins of generators: the cells of data set, finite ε and seed that both have, and in how many of them "
+        "the method of the row is better than the method of the column. A tie counts half. Classifiers trained on the "
+        "private images do not take part.",
+        shown=selection.has_rivals,
+    ),
+    "parameter": Item(
+        "dpdm.report.comparisons:parameter_figure",
+        "The number that this study varies, all else equal: means over seeds, bars are one sample standard deviation.",
+        shown=lambda study: bool(selection.sweeps(study)),
+    ),
+}
+TABLES: dict[str, Item] = {
+    "results": Item(
+        "dpdm.report.tables:results",
+        "Every method at every ε, between the floor (uniform noise, balanced labels) and the real training images.",
+    ),
+    "audit": Item(
+        "dpdm.report.tables:audit",
+        "ε of every private run next to its target. Accounting gives an upper bound, an attack a lower one.",
+    ),
+}
+PLACED = ("results", "audit")  # the page has sections for these; other tables follow the figures of the whole study
+
+
+def figures(study: Study) -> dict[str, tuple[Item, str]]:
+    """By file name the figures of a study, each with its data set ("" for the whole study)."""
+    datasets = dict.fromkeys(run.dataset for run in study.runs())
+    found: dict[str, tuple[Item, str]] = {}
+    for name, item in FIGURES.items():
+        if item.shown(study):
+            found |= {f"{d}_{name}": (item, d) for d in datasets} if item.per_dataset else {name: (item, "")}
+    return found
+
+
+def tables(study: Study) -> Mapping[str, Item]:
+    """By file name the tables of a study, without the paper's."""
+    return {name: item for name, item in TABLES.items() if item.shown(study)}
