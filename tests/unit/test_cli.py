@@ -379,8 +379,7 @@ def test_every_verb_names_the_nearest_data_set(run_cli, work, verb):
 
 
 def test_a_figure_that_is_none_names_the_nearest(run_cli, work):
-    message = only_error(run_cli("figures", "study.yaml", "digits_curve"))
-    assert [part for part in ("'digits_curve'", "'digits_curves'") if part not in message] == []
+    refused(run_cli("figures", "study.yaml", "digits_curve"), "'digits_curve'", "'digits_curves'")
 
 
 def test_a_study_where_json_is_wanted_and_the_other_way_round(run_cli, work):

@@ -156,7 +156,7 @@ def test_scores_without_a_direction_are_of_an_older_version(results):
     path = results / "runs/0/fidelity.json"
     content = artifacts.read_json(path)
     for row in content["metrics"]:
-        del row["direction"], row["extractor"]
+        del row["direction"]
     artifacts.write_json(path, content)
     with pytest.raises(UserError) as caught:
         collect(make_study(), [results])

@@ -19,12 +19,17 @@ NEW = {
     "dpdm/evaluation/linear.py": BLOCKS["classifier"],
     "dpdm/sources/stripes.py": BLOCKS["data set"],
     "dpdm/privacy/dwork_roth.py": BLOCKS["accountant"],
+    "dpdm/report/seeds.py": BLOCKS["figure"],
+    "dpdm/report/counts.py": BLOCKS["table"],
 }
 REGISTRY = "dpdm/evaluation/registry.py"
+ITEMS = "dpdm/report/registry.py"
 CHANGES = [  # file, what is there, what replaces it
     (REGISTRY, "METRICS = {", 'METRICS = {"mean_gap": "dpdm.evaluation.mean_gap:MEAN_GAP",'),
     (REGISTRY, "EXTRACTORS = {", 'EXTRACTORS = {"pixels": "dpdm.evaluation.pixels:pixels",'),
     (REGISTRY, "CLASSIFIERS = {", 'CLASSIFIERS = {"linear": "dpdm.evaluation.linear:linear",'),
+    (ITEMS, "FIGURES: dict[str, Item] = {", 'FIGURES = {"seeds": Item("dpdm.report.seeds:seeds", "Every seed."),'),
+    (ITEMS, "TABLES: dict[str, Item] = {", 'TABLES = {"counts": Item("dpdm.report.counts:counts", "Counts."),'),
     ("dpdm/sources/__init__.py", "import Npz\n", "import Npz\nfrom dpdm.sources.stripes import Stripes\n"),
     ("dpdm/sources/__init__.py", "Folder, Npz)", "Folder, Npz, Stripes)"),
     ("dpdm/specs.py", '"prv", "pld"]', '"prv", "pld", "dwork_roth"]'),
@@ -93,3 +98,8 @@ def test_a_study_uses_the_new_parts(dpdm, tiny_study_dict):
     assert "mean_gap" in fidelity
     assert "pixels" in fidelity
     assert "passed" in dpdm(f"audit study.yaml {runs[1]}")
+    shown = dpdm("collect study.yaml", "tables study.yaml", "figures study.yaml seeds")
+    assert "counts.html" in shown
+    results = dpdm.root / "results/tiny"
+    assert "dpdm,21" in (results / "tables/counts.csv").read_text()
+    assert (results / "figures/seeds.svg").stat().st_size

@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
 from dpdm.report.html import environment_facts, render_report
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
+from dpdm.report.tables import Table
 from dpdm.study import study_json
 
 PUBLISHED = [Path(__file__).parents[2] / "results" / "published" / n for n in ("published.csv", "privacy_status.csv")]
@@ -288,6 +290,20 @@ def full_page(pictures, layout):
     for c in study.anchor_coordinates():
         artifacts.write_text(layout.anchor(c.dataset, c.method, str(c.seed), "score.log"), "")
     return render(study, *make_frames(study), pictures | {"wins": pictures["digits_curves"]}, layout=layout)
+
+
+def test_what_is_registered_is_on_the_page(pictures, monkeypatch):
+    made = types.ModuleType("made")
+    cells = pd.DataFrame({"Method": ["dpgan"], "Wins": ["7"]})
+    made.table = lambda material: Table(cells.assign(n=len(material.metrics)), cells)
+    monkeypatch.setitem(sys.modules, "made", made)
+    monkeypatch.setitem(registry.TABLES, "more", registry.Item("made:table", "What it counts."))
+    monkeypatch.setitem(registry.FIGURES, "extra", registry.Item("made:figure", "What it draws.", per_dataset=True))
+    study = make_study()
+    page = render(study, *make_frames(study), pictures | {"digits_extra": pictures["digits_curves"]})
+    section = part_of(page, "results", "methods")
+    assert section.index("What it draws.") < section.index("Over the whole study") < section.index("What it counts.")
+    assert "<td>7</td>" in section
 
 
 def test_every_row_of_results_leads_to_its_runs(full_page):
