@@ -77,7 +77,7 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     counts = folder.dry().counts
     assert counts["efflite"] == 2
     per_rule = {rule: counts.get(rule, 0) for rule in ("prepare", "extractor", "train", "audit", "sample", "figure")}
-    assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 5}
+    assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 6}
     assert (counts["score"], counts["score_classifier"]) == (16, 4)
     assert counts["score_anchor"] == 2
     assert "label_only" not in counts
