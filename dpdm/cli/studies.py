@@ -119,3 +119,20 @@ def schema() -> None:
     from dpdm import artifacts, config
 
     print(artifacts.canonical_json(config.Study.model_json_schema()), end="")
+
+
+@verbs.command("verdict", section=STUDIES)
+@study_argument()
+def verdict(study: str) -> None:
+    """Print the sentences that a study's numbers support, and what is wrong with the study."""
+    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
+    from dpdm.report.collect import AUDITS, METRICS, read_csv
+    from dpdm.report.published import read_published
+    from dpdm.report.registry import Material
+    from dpdm.report.verdicts import verdicts
+    from dpdm.study import open_study
+
+    opened, layout = open_study(study)
+    material = Material(opened, layout, read_csv(layout.metrics, METRICS), read_csv(layout.audits, AUDITS))
+    for level, text in verdicts(material, read_published(PUBLISHED, PRIVACY_STATUS)):
+        print(f"{level}: {text}")

@@ -20,9 +20,11 @@ from dpdm.report.registry import Material
 from dpdm.report.selection import shown_sets
 from dpdm.report.tables import (
     ANCHOR_LABELS,
+    FEW,
     MetricColumn,
     Summary,
     epsilon_label,
+    method_labels,
     methods_of_several_samplers,
     metric_columns,
     summaries,
@@ -97,7 +99,8 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     all datasets of a study agree; its samplers differ in the dashes of their lines.
     """
     chosen = metrics[metrics["dataset"] == dataset]
-    looks, several = method_looks(metrics), methods_of_several_samplers(metrics)
+    looks = method_looks(metrics)
+    labels = ANCHOR_LABELS | method_labels(chosen)
     direct = chosen["protocol"] == DIRECT
     parts = [(column, chosen[~direct]) for column in score_columns(chosen[~direct])]
     panels_of: list[tuple[str, list[MetricColumn], pd.DataFrame]] = [(c.header, [c], rows) for c, rows in parts]
@@ -117,11 +120,11 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
             panel.set_xlabel("privacy budget ε")
             panel.set_xticks(range(len(epsilons)), [epsilon_label(e) for e in epsilons])
             panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
-            _draw_panel(panel, shown, columns, epsilons, looks, several, legend)
+            _draw_panel(panel, shown, columns, epsilons, looks, labels, legend)
         for anchor in ANCHORS:
             if (chosen["method"] == anchor).any():
                 line = {"color": ANCHOR_COLOR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
-                legend[anchor] = Line2D([], [], label=ANCHOR_LABELS[anchor], **line)
+                legend[anchor] = Line2D([], [], label=labels[anchor], **line)
         if legend:
             longest = max(len(handle.get_label()) for handle in legend.values())
             abreast = 3 if longest <= 24 else 2 if longest <= 40 else 1  # what the width of the figure holds
@@ -161,8 +164,8 @@ def series_look(i: int) -> dict[str, Any]:
 
 
 def draw_means(panel: Axes, where: Sequence[float], found: Iterable[Summary], look: Mapping[str, Any]) -> list[float]:
-    """Points with their bars at `where`; returns the means that are there."""
-    mean, std = np.array([value[:2] for value in found]).reshape(-1, 2).T
+    """Points at `where`, with a bar from FEW seeds on; returns the means that are there."""
+    mean, std = np.array([(s.mean, s.std if s.n >= FEW else np.nan) for s in found]).reshape(-1, 2).T
     panel.errorbar(where, mean, np.nan_to_num(std), elinewidth=1, capsize=2.5, **look)
     return mean[np.isfinite(mean)].tolist()
 
@@ -173,11 +176,11 @@ def _draw_panel(
     columns: Sequence[MetricColumn],
     epsilons: Sequence[str],
     looks: Mapping[tuple[str, str], Mapping[str, Any]],
-    several: set[str],
+    labels: Mapping[str, str],
     legend: dict[str, Line2D],
 ) -> None:
     """Draws the methods of `rows`, each by those of `columns` that it has, and adds them to the legend."""
-    known = summaries(rows, "method", "sampler", "epsilon")
+    known, several = summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
     drawn: list[float] = []
     for method, sampler in series_of(rows):
         label = f"{method}, {sampler}" if method in several else method
@@ -194,23 +197,25 @@ def _draw_panel(
         if max(reach) > LOG_RATIO * min(reach):
             panel.set_yscale("log", nonpositive="clip")
             # real against itself is almost 0, which no logarithmic axis can show
-            _leave_out(panel, anchors, [name for name, mean in anchors.items() if mean not in reach])
+            _leave_out(panel, anchors, labels, [name for name, mean in anchors.items() if mean not in reach])
             # a deviation as large as its mean would stretch the axis by decades
             panel.set_ylim(min(reach) / 2, max(reach) * 2)
     if column.sign > 0 and drawn:  # a floor far below would press all else together
         span = max(drawn) - min(drawn)
-        _leave_out(panel, anchors, [name for name, mean in anchors.items() if min(drawn) - mean > max(span / 2, FAR)])
+        _leave_out(
+            panel, anchors, labels, [name for name, mean in anchors.items() if min(drawn) - mean > max(span / 2, FAR)]
+        )
     for name, mean in anchors.items():
         panel.axhline(mean, color=ANCHOR_COLOR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
 
 
-def _leave_out(panel: Axes, anchors: dict[str, float], names: Sequence[str]) -> None:
+def _leave_out(panel: Axes, anchors: dict[str, float], labels: Mapping[str, str], names: Sequence[str]) -> None:
     """Removes anchors that are below the axis, and writes their values over the panel."""
     notes = []
     for name in names:
         value = anchors.pop(name)
         value = 0 if abs(value) < 1e-6 else value  # as exact as a distance of equal sets is (see fidelity)
-        notes.append(f"{ANCHOR_LABELS[name]}: {value:.2g}, below the axis")
+        notes.append(f"{labels[name]}: {value:.2g}, below the axis")
     if notes:
         panel.set_title("; ".join(notes), loc="right", color=ANCHOR_COLOR, fontsize=7.5)
 

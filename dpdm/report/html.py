@@ -18,8 +18,9 @@ from dpdm.provenance import provenance
 from dpdm.report import registry, tables
 from dpdm.report.collect import holes
 from dpdm.report.paper import TITLES, paper_table
-from dpdm.report.published import PAPER, PRIVACY_STATUS, privacy_table, published_table
+from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, privacy_table, published_table
 from dpdm.report.runs import repeating, run_anchor, runs_by_dataset
+from dpdm.report.verdicts import verdicts
 from dpdm.specs import epsilon_text
 
 HOLES_IN_SENTENCE = 3  # more are folded away below it
@@ -80,6 +81,9 @@ def render_report(
         study=study.study,
         facts=facts,
         summary=_summary(study, each),
+        verdicts=verdicts(material, published),
+        few=tables.FEW,
+        ceiling=not tables.above_ceiling(metrics),
         holes=missing,
         holes_in_sentence=HOLES_IN_SENTENCE,
         kinds=set(metrics["metric"]),
@@ -188,6 +192,7 @@ def _published(study: Study, published: pd.DataFrame) -> dict[str, Any] | list:
         ],
         "meanings": {s: meaning for s, meaning in PRIVACY_STATUS.items() if s in set(shown["privacy_status"])},
         "privacy": tables.to_html(privacy_table(shown)),
+        "best": tables.to_html(best_table(shown)),
     }
 
 

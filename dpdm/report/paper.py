@@ -66,6 +66,7 @@ class _Ours(NamedTuple):
     method: str = ""
     departures: tuple[str, ...] = ()
     no_value: bool = False
+    same_protocol: bool = False  # accuracies: the paper's classifiers; FID: as many images
 
 
 @dataclass
@@ -214,7 +215,11 @@ def _ours(
         no_value |= not summary.n and len(mine) > 0
         if summary.n:
             departures = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
-            found.append(_Ours(summary, runs.method, (*departures, *_unverified(study, runs))))
+            same = not _other_protocols(mine)
+            if column.metric == "fid":
+                same = set(mine["num_synthetic"]) == {_SYNTHETIC_IMAGES}
+            facts = (*departures, *_unverified(study, runs))
+            found.append(_Ours(summary, runs.method, facts, same_protocol=same))
     if len(found) > 1:
         raise UserError(
             f"tables.table_{number}: {found[0].method} and {found[1].method} both have {column.metric} for the "
@@ -229,7 +234,8 @@ def _data(row: _Row) -> dict[str, Any]:
         line = row.lines.get(metric, {"value": math.nan, "status": ""})
         numbers |= {
             f"{metric}_mean": ours.found.mean, f"{metric}_std": ours.found.std, f"{metric}_n": ours.found.n,
-            f"{metric}_published": line["value"], f"{metric}_difference": ours.found.mean - line["value"],
+            f"{metric}_published": line["value"],
+            f"{metric}_difference": ours.found.mean - line["value"] if ours.same_protocol else math.nan,
             f"{metric}_status": line["status"] if ours.found.n else NO_VALUE if ours.no_value else NOT_RUN,
         }  # fmt: skip
     departures = dict.fromkeys(fact for ours in row.ours.values() for fact in ours.departures)
@@ -283,7 +289,7 @@ def _texts(ours: _Ours, line: Mapping[str, Any] | None, metric: str) -> tuple[st
         return shown, MISSING, MISSING
     decimals = len(line["quoted"].partition(".")[2])
     difference = rounded(ours.found.mean - line["value"], decimals)
-    return shown, line["quoted"], f"{difference:+.{decimals}f}" if ours.found.n else MISSING
+    return shown, line["quoted"], f"{difference:+.{decimals}f}" if ours.same_protocol else MISSING
 
 
 # --- what differs ---------------------------------------------------------------------------------------------
@@ -344,7 +350,7 @@ def _notes(
 ) -> Iterable[str]:
     yield (
         f"{', '.join(dict.fromkeys(chosen['source']))}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
-        "deviation over n seeds (n). Difference: ours minus the paper's, which is one seed."
+        "deviation over n seeds (n). Difference, only under the same protocol: ours minus the paper's one seed."
     )
     if not study.tables.get(f"table_{number}"):
         yield (
@@ -358,7 +364,7 @@ def _notes(
     for method, departures in by_method.items():
         yield f"{MARK} {method}: {'; '.join(departures)}."
     if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
-        yield f"What protocol {', '.join(protocols)} reaches on the real images, its ceiling, is `real` in the results."
+        yield f"What protocol {', '.join(protocols)} reaches on the real images is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])
     if "fid" in measured and "fid" in shown:
         train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])

@@ -59,7 +59,8 @@ class Item:
 FIGURES: dict[str, Item] = {
     "curves": Item(
         "dpdm.report.figures:curves",
-        "Means over seeds; bars are one sample standard deviation. Dashed: real images. Dotted: the label-only floor.",
+        "Means over seeds; bars (from three seeds on) are one sample standard deviation. Dashed: real images. Dotted: "
+        "the label-only floor.",
         per_dataset=True,
     ),
     "samples": Item(
@@ -78,7 +79,8 @@ FIGURES: dict[str, Item] = {
     ),
     "parameter": Item(
         "dpdm.report.comparisons:parameter_figure",
-        "The number that this study varies, all else equal: means over seeds, bars are one sample standard deviation.",
+        "The number that this study varies, all else equal: means over seeds; bars (from three seeds on) are one "
+        "sample standard deviation.",
         shown=lambda study: bool(selection.sweeps(study)),
     ),
 }

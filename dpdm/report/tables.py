@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from scipy.special import stdtrit
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
@@ -16,6 +17,7 @@ from dpdm.report.registry import Material
 
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
+NO_CEILING = "real (training images)"  # where a generator has a better accuracy
 
 # Title and decimals (None: about three digits) of metrics and, last, of all accuracies, in reading order; any other
 # metric has its own name and follows.
@@ -189,11 +191,30 @@ def epsilon_label(epsilon: str) -> str:
     return {"inf": "∞", "": MISSING}.get(epsilon, epsilon)
 
 
+def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """By data set and accuracy: method and epsilon of all whose mean passes that of the real images.
+
+    Both under one protocol; a classifier trained on the private images has none, and is held against any.
+    """
+    scores = metrics[metrics["metric"].str.startswith("acc_")].dropna(subset="value")
+    means = scores.groupby(["dataset", "metric", "protocol", "method", "epsilon", "sampler"], sort=False)[
+        "value"
+    ].mean()
+    real = {key[:3]: mean for key, mean in means.items() if key[3] == "real"}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for (dataset, metric, protocol, method, epsilon, _), mean in means.items():
+        levels = [v for key, v in real.items() if key[:2] == (dataset, metric) and protocol in (key[2], DIRECT)]
+        if method not in ANCHORS and levels and mean > max(levels):
+            found.setdefault((dataset, metric), []).append((method, epsilon))
+    return found
+
+
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
     """Each method as people read it: anchors and classifiers say what they are."""
     classifiers = set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
+    anchors = ANCHOR_LABELS | ({"real": NO_CEILING} if above_ceiling(metrics) else {})
     return {
-        method: f"{method} (classifier)" if method in classifiers else ANCHOR_LABELS.get(method, method)
+        method: f"{method} (classifier)" if method in classifiers else anchors.get(method, method)
         for method in dict.fromkeys(metrics["method"])
     }
 
@@ -210,10 +231,10 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
 def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
-    Cells read "mean ± std (n)" over n seeds, "mean (1)" for one; bold is the best method of each finite epsilon
-    where there are at least two to compare. A method that trained a classifier on the private images has one
-    accuracy, that of its kind of classifier. The csv has `_mean`, `_std` and `_n` columns per metric, and how the
-    classifiers were trained, `protocol`.
+    Cells read "mean ± std (n)" over n seeds, or all values below three. Bold are the best generator of each finite
+    epsilon and those that it cannot be distinguished from, see `_best`. A method that trained a classifier on the
+    private images has one accuracy, that of its kind of classifier. The csv has `_mean`, `_std` and `_n` columns per
+    metric, and how the classifiers were trained, `protocol`.
 
     Args:
         metrics: with a column `source` also a row per source, and nothing bold.
@@ -224,16 +245,18 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     mixed = _mixes_protocols(metrics) if mixed is None else mixed
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
-    known = summaries(metrics, *keys)
+    known, direct = summaries(metrics, *keys), set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     protocols: dict[tuple[str, ...], dict[str, None]] = {}
     for *key, protocol in metrics[[*keys, "protocol"]].drop_duplicates().itertuples(index=False, name=None):
         protocols.setdefault(tuple(key), {}).update({protocol: None} if protocol else {})
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
+    summary_rows: list[list[Summary]] = []
     for row in _result_rows(metrics, keys):
         place = tuple(row.values())
         protocol = "; ".join(protocols[place])
         found = [known.get((*c.key, *place), Summary()) for c in columns]
+        summary_rows.append(found)
         numbers = {f"{c.name}_{s}": getattr(v, s) for c, v in zip(columns, found, strict=True) for s in _STATS}
         data.append({**row, "protocol": protocol, **numbers})
         shown = row | {"epsilon": epsilon_label(row["epsilon"]), "method": labels[row["method"]]}
@@ -248,7 +271,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         pd.DataFrame(data, columns=[*keys, "protocol", *(f"{c.name}_{s}" for c in columns for s in _STATS)]),
         pd.DataFrame(cells, columns=[*(_HEADERS[key] for key in keys), *["Protocol"] * mixed, *headers]),
         frozenset([*headers, "ε"]),
-        frozenset() if "source" in keys else _best(data, columns, len(keys) + mixed),
+        frozenset() if "source" in keys else _best(data, summary_rows, columns, direct, len(keys) + mixed),
         group_numbers(sections),
         runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(data)},
         not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall")),
@@ -281,30 +304,54 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
-def _best(data: Sequence[dict[str, Any]], columns: list[MetricColumn], offset: int) -> frozenset[tuple[int, int]]:
-    rivals: dict[tuple[str, str], list[int]] = {}
+FEW = 3  # below so many seeds there is no "±" and nothing is bold
+
+
+def distinguished(best: Summary, other: Summary, sign: int) -> bool:
+    """Whether `best` is better: a paired t-interval (95 %) over the seeds that both have, at least FEW, is above 0."""
+    gaps = [sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
+    if len(gaps) < FEW:
+        return False
+    mean, std = pd.Series(gaps).mean(), pd.Series(gaps).std()
+    return mean > stdtrit(len(gaps) - 1, 0.975) * std / math.sqrt(len(gaps))
+
+
+def _best(
+    data: Sequence[Mapping[str, Any]],
+    found: Sequence[Sequence[Summary]],
+    columns: Sequence[MetricColumn],
+    classifiers: set[str],
+    offset: int,
+) -> frozenset[tuple[int, int]]:
+    """By data set, finite epsilon and metric the best generator, and all that it cannot be distinguished from.
+
+    Only those with FEW seeds or more, where two methods have them. Precision is never bold: noise has a high one.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
     for i, row in enumerate(data):
-        if row["epsilon"] not in ("", "inf"):
-            rivals.setdefault((row["dataset"], row["epsilon"]), []).append(i)
-    best = set()
-    for rows in rivals.values():
+        if row["epsilon"] not in ("", "inf") and row["method"] not in classifiers:
+            groups.setdefault((row["dataset"], row["epsilon"]), []).append(i)
+    bold = set()
+    for rows in groups.values():
         for j, column in enumerate(columns):
-            name = f"{column.name}_mean"
-            scores = {i: column.sign * data[i][name] for i in rows if not math.isnan(data[i][name])}
-            if len({data[i]["method"] for i in scores}) > 1:
-                best |= {(i, offset + j) for i, score in scores.items() if score == max(scores.values())}
-    return frozenset(best)
+            rivals = {i: found[i][j] for i in rows if found[i][j].n >= FEW and column.metric != "precision"}
+            if len({data[i]["method"] for i in rivals}) > 1:
+                best = max(rivals.values(), key=lambda summary: column.sign * summary.mean)
+                bold |= {(i, offset + j) for i, s in rivals.items() if not distinguished(best, s, column.sign)}
+    return frozenset(bold)
 
 
 def cell_text(summary: Summary, decimals: int | None) -> str:
-    """ "mean ± std (n)", "mean (1)" of one value, a dash of none; `decimals` None means about three digits."""
-    mean, std, n, _ = summary
+    """ "mean ± std (n)", below FEW seeds all values and (n), a dash of none; `decimals` None: about three digits."""
+    mean, std, n, values = summary
     if n == 0:
         return MISSING
     if decimals is None:
         size = math.floor(math.log10(abs(mean))) if mean and math.isfinite(mean) else 0
         decimals = min(max(2 - size, 1), 4) if abs(mean) >= 5e-5 else 1  # 0.0 rather than 0.0000
-    return f"{rounded(mean, decimals):.{decimals}f}" + (f" ± {std:.{decimals}f}" if n > 1 else "") + f" ({n})"
+    if n < FEW:
+        return "; ".join(f"{rounded(value, decimals):.{decimals}f}" for value in values.values()) + f" ({n})"
+    return f"{rounded(mean, decimals):.{decimals}f} ± {std:.{decimals}f} ({n})"
 
 
 def rounded(value: float, decimals: int) -> float:

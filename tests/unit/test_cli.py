@@ -28,7 +28,7 @@ from dpdm.specs import epsilon_text, spec_json
 from dpdm.study import open_study, study_json
 
 SECTIONS = {
-    "Studies": ["run", "check", "list"],
+    "Studies": ["run", "check", "list", "verdict"],
     "One run by hand": ["train", "sample", "score", "audit", "attack", "spec"],
     "Your own methods": ["new", "compare", "schema"],
     "For the workflow": [

@@ -45,7 +45,7 @@ def test_every_row_names_its_source(folders, run_cli):
     assert code == 0
     table, _ = compare(["results/one", "results/two"])
     assert table.cells.set_index("Source")["CNN accuracy % ↑"].to_dict() == {
-        "one @ aaaaaaa": "51.0 ± 1.4 (2)", "one @ bbbbbbb-dirty": "70.0 (1)", "two @ aaaaaaa": "61.0 (1)",
+        "one @ aaaaaaa": "50.0; 52.0 (2)", "one @ bbbbbbb-dirty": "70.0 (1)", "two @ aaaaaaa": "61.0 (1)",
     }  # fmt: skip
     page = Path("page.html").read_text()
     for text in (stdout, page):

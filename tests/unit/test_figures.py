@@ -22,7 +22,7 @@ def make_metrics(fd=(100.0, 80.0, 60.0)):
         ("dp_gan", "inf", 80.0, fd[2]), ("dp_gan", "0.2", 30.0, fd[0]), ("dp_gan", "10", 60.0, fd[1]),
         ("mean", "10", 50.0, fd[1]), ("real", "", 98.0, 1e-9), ("label_only", "", 10.0, 150.0),
     ):  # fmt: skip
-        for seed in (0, 1):
+        for seed in (0, 1, 2):
             place = {"dataset": "digits", "method": method, "epsilon": epsilon, "seed": seed}
             rows.append({**blank, **place, **measured("acc_cnn"), "value": accuracy + seed})
             rows.append({**blank, **place, **measured("fd", "train"), "value": distance})
@@ -34,14 +34,20 @@ def test_curves_show_means_in_order_of_epsilon_and_both_anchors():
     fd, cnn = figure.axes[:2]
     assert fd.get_title("left") == "FD (train) ↓"
     assert [t.get_text() for t in cnn.get_xticklabels()] == ["0.2", "10", "∞"]
-    assert cnn.containers[0].lines[0].get_ydata().tolist() == [30.5, 60.5, 80.5]
+    assert cnn.containers[0].lines[0].get_ydata().tolist() == [31.0, 61.0, 81.0]
     flat = {line.get_linestyle(): line.get_ydata()[0] for line in cnn.lines if len(set(line.get_ydata())) == 1}
-    assert flat["--"] == 98.5
-    assert flat[":"] == 10.5
+    assert flat["--"] == 99
+    assert flat[":"] == 11
     bar = cnn.containers[0].lines[2][0].get_segments()[0]
-    assert bar[1][1] - bar[0][1] == pytest.approx(2 * math.sqrt(0.5))
+    assert bar[1][1] - bar[0][1] == pytest.approx(2)
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels == ["dp_gan", "mean", "real (ceiling)", "label_only (floor)"]
+
+
+def test_two_seeds_have_no_bar():
+    metrics = make_metrics()
+    (_, cnn, *_) = epsilon_curves(metrics[metrics["seed"] < 2], "digits").axes
+    assert np.ptp([point[1] for point in cnn.containers[0].lines[2][0].get_segments()[0]]) == 0
 
 
 def test_the_distance_is_the_fid_to_the_training_images_where_there_is_one():
@@ -69,7 +75,7 @@ def test_a_floor_far_below_the_accuracies_is_told_and_not_drawn():
     accuracies = metrics["metric"] == "acc_cnn"
     metrics.loc[accuracies & (metrics["epsilon"] == "0.2"), "value"] += 25
     cnn = epsilon_curves(metrics, "digits").axes[1]
-    assert cnn.get_title("right") == "label_only (floor): 10, below the axis"
+    assert cnn.get_title("right") == "label_only (floor): 11, below the axis"
     assert {"--", ":"} & {line.get_linestyle() for line in cnn.lines} == {"--"}  # the ceiling is
     metrics.loc[accuracies & (metrics["epsilon"] == "0.2"), "value"] -= 25
     assert epsilon_curves(metrics, "digits").axes[1].get_title("right") == ""
@@ -109,7 +115,7 @@ def test_classifiers_have_a_panel_for_themselves():
     assert cnn.get_title("left") == "CNN accuracy % ↑"
     assert "trained on the private images" in direct.get_title("left")
     assert [len(panel.containers) for panel in (fd, cnn, direct)] == [2, 2, 2]
-    assert direct.containers[0].lines[0].get_ydata().tolist() == [40.5, 70.5, 90.5]
+    assert direct.containers[0].lines[0].get_ydata().tolist() == [41.0, 71.0, 91.0]
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels == ["dp_gan", "mean", "net", "mlp", "real (ceiling)", "label_only (floor)"]
 

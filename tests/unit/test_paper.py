@@ -114,7 +114,7 @@ def test_ours_stands_beside_the_paper_s_with_the_difference(study, published):
     table = made(1, study, published, scored("dpdm", [93.0, 95.0], sampler="fid"), scored("dpdm", [25.0], "fid", "fid"))
     row = row_of(table, Dataset="mnist", epsilon="1", Method="DPDM", Variant="FID")
     assert row["Ours"] == "dpdm, fid"
-    assert list(row[["CNN % ↑", "CNN %, paper", "CNN %, difference"]]) == ["94.0 ± 1.4 (2)", "93.4", "+0.6"]
+    assert list(row[["CNN % ↑", "CNN %, paper", "CNN %, difference"]]) == ["93.0; 95.0 (2)", "93.4", "+0.6"]
     assert list(row[["FID ↓", "FID, paper", "FID, difference"]]) == ["25.0 (1)", "23.4", "+1.6"]
     assert list(row[["MLP % ↑", "MLP %, paper", "MLP %, difference"]]) == [NOT_RUN, "87.0", "–"]  # noqa: RUF001
     data = table.data[
@@ -134,7 +134,7 @@ def test_what_the_paper_does_not_have_follows_in_its_place(study, published):
     group = table.cells[(table.cells["Dataset"] == "mnist") & (table.cells["ε"] == "1")]
     assert group["Ours"].tolist()[-2:] == ["dpdm, accuracy", "mean"]
     assert group["Method"].tolist()[-2:] == ["–", "–"]  # noqa: RUF001
-    assert row_of(table, Ours="mean", epsilon="1")["CNN % ↑"].startswith("70.5 ± 0.7 (2)")
+    assert row_of(table, Ours="mean", epsilon="1")["CNN % ↑"].startswith("70.0; 71.0 (2)")
     assert "own" not in set(table.cells["Dataset"])  # the table is of other data sets, of which the study has one
     assert "net" not in " ".join(table.cells["Ours"])
 
@@ -159,6 +159,23 @@ def test_a_study_that_shares_no_data_set_has_all_rows_of_the_paper(study, publis
     study["datasets"]["numbers"] = {"source": "digits", "delta": 1e-3}
     table = made(1, study, published)
     assert {"mnist", "fashion_mnist", "own"} <= set(table.cells["Dataset"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "change", "shown"),
+    [
+        ("acc_cnn", {}, True), ("acc_cnn", {"protocol": "standard"}, False), ("acc_cnn", {"delta": 1e-6}, True),
+        ("fid", {}, True), ("fid", {"num_synthetic": 5000}, False),
+    ],
+)  # fmt: skip
+def test_a_difference_needs_the_same_protocol(study, published, metric, change, shown):
+    """-13.8 was once printed for a number that real images miss by 6.5 under that protocol."""
+    table = made(1, study, published, scored("dpdm", [93.0], metric, sampler="fid", **change))
+    header = "CNN %, difference" if metric == "acc_cnn" else "FID, difference"
+    row = row_of(table, Ours="dpdm, fid", epsilon="1", Method="DPDM", Variant="FID")
+    assert (row[header] != "–") == shown  # noqa: RUF001
+    data = table.data[(table.data["epsilon"] == "1") & (table.data["variant"] == "FID")]
+    assert data[f"{metric}_difference"].notna().item() == shown
 
 
 def test_a_difference_of_nothing_has_no_minus(study, published):
@@ -211,12 +228,12 @@ def test_classifiers_stand_in_table_2_the_unmapped_by_themselves(study, publishe
     beside = row_of(table, Dataset="mnist", epsilon="1", Method="DP-SGD classifier")
     assert list(beside[["Ours", "CNN % ↑", "CNN %, difference", "MLP % ↑"]]) == [
         "net",
-        "89.0 ± 0.0 (2)",
+        "89.0; 89.0 (2)",
         "+0.8",
         NOT_RUN,
     ]
     alone = row_of(table, Dataset="mnist", epsilon="1", Ours="tuned")
-    assert list(alone[["CNN % ↑", "CNN %, paper", "MLP % ↑"]]) == ["97.0 ± 0.0 (2)", "–", "–"]  # noqa: RUF001
+    assert list(alone[["CNN % ↑", "CNN %, paper", "MLP % ↑"]]) == ["97.0; 97.0 (2)", "–", "–"]  # noqa: RUF001
     assert not [line for line in table.notes if line.startswith(MARK)]  # no synthetic images, and rightly so
 
 
@@ -328,23 +345,23 @@ def test_there_are_six_tables(study, published):
 
 @pytest.fixture
 def table(study, published):
-    return made(1, study, published, scored("pearl", [75.0, 76.0]), scored("dpdm", [23.0], "fid", "fid"))
+    return made(1, study, published, scored("pearl", [75.0, 76.0, 77.0]), scored("dpdm", [23.0], "fid", "fid"))
 
 
 def test_every_format_has_the_cells_and_the_notes(table, tmp_path):
     tables.write_table(table, tmp_path / "table_1")
     read = {s: artifacts.read_bytes(tmp_path / f"table_1.{s}").decode() for s in ("csv", "md", "tex", "html")}
     for suffix in ("md", "html"):
-        assert "75.5 ± 0.7 (2) †" in read[suffix]
+        assert "76.0 ± 1.0 (3) †" in read[suffix]
         assert "† pearl: width 16, 100 steps." in read[suffix]
-    assert r"75.5 $\pm$ 0.7 (2) $^\dagger$" in read["tex"]
+    assert r"76.0 $\pm$ 1.0 (3) $^\dagger$" in read["tex"]
     assert r"$^\dagger$ pearl: width 16, 100 steps." in read["tex"]
     assert read["tex"].isascii()
     assert "# † pearl: width 16, 100 steps." in read["csv"].splitlines()
     back = pd.read_csv(tmp_path / "table_1.csv", comment="#", dtype=str, keep_default_na=False)
     assert len(back) == len(table.cells)
     assert list(back.columns) == list(table.data.columns)
-    assert back["acc_cnn_n"].tolist().count("2") == 1
+    assert back["acc_cnn_n"].tolist().count("3") == 1
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")

@@ -49,7 +49,7 @@ def cell(table, method, epsilon, header):
 def test_mean_std_and_n_by_hand(metrics):
     table = tables.results_table(metrics)
     assert cell(table, "dp_gan", "1", "CNN accuracy % ↑") == "50.0 ± 10.0 (3)"
-    assert cell(table, "dp_gan", "10", "CNN accuracy % ↑") == "65.0 ± 7.1 (2)"  # sqrt(50)
+    assert cell(table, "dp_gan", "10", "CNN accuracy % ↑") == "60.0; 70.0 (2)"
     assert cell(table, "dp_gan", "∞", "CNN accuracy % ↑") == "80.0 (1)"
     assert cell(table, "dp_gan", "∞", "FD (train) ↓") == "–"  # noqa: RUF001
     assert cell(table, "dp_gan", "1", "FD (train) ↓") == "14.0 ± 2.0 (3)"
@@ -95,13 +95,49 @@ def test_ceiling_first_then_rising_epsilon_then_floor(metrics):
     assert list(table.cells.columns) == ["Dataset", "ε", "Method", "FD (train) ↓", "CNN accuracy % ↑"]
 
 
-def test_bold_is_the_best_private_value_where_there_is_a_choice(metrics):
-    table = tables.results_table(metrics)
-    bold = {(table.cells.iloc[i]["Method"], table.cells.columns[j]) for i, j in table.bold}
-    assert bold == {("dp_gan", "FD (train) ↓"), ("dp_gan", "CNN accuracy % ↑")}
-    assert {i for i, _ in table.bold} == {1}  # epsilon 1 alone: elsewhere nothing to compare, or nothing private
+def bold_of(table):
+    return {(table.cells.iloc[i]["Method"], table.cells.iloc[i]["ε"], table.cells.columns[j]) for i, j in table.bold}
+
+
+def test_below_three_seeds_there_is_no_deviation_and_no_bold(metrics):
+    """Two values have no spread worth a "±", and 60 against 45 in two seeds proves no winner."""
+    two = metrics[metrics["seed"] < 2]
+    table = tables.results_table(two)
+    assert cell(table, "dp_gan", "1", "CNN accuracy % ↑") == "40.0; 50.0 (2)"
+    assert not [text for text in table.cells.to_numpy().ravel() if "±" in text]
+    assert table.bold == frozenset()
+
+
+def test_bold_are_the_best_and_all_that_it_cannot_be_distinguished_from():
+    rows = [
+        *rows_of("best", "1", [90.0, 80.0, 70.0]),
+        *rows_of("near", "1", [89.0, 80.5, 69.0]),  # its gaps have both signs
+        *rows_of("behind", "1", [89.0, 79.1, 69.1]),  # its mean is as near, but behind in every seed, by as much
+        *rows_of("far", "1", [50.0, 40.0, 30.0]),
+        *rows_of("few", "1", [99.0, 99.0]),
+        *rows_of("best", "inf", [99.0] * 3), *rows_of("far", "inf", [98.0] * 3), *rows_of("best", "10", [99.0] * 3),
+    ]  # fmt: skip
+    table = tables.results_table(pd.DataFrame(rows))
+    assert bold_of(table) == {(name, "1", "CNN accuracy % ↑") for name in ("best", "near")}
     narrow = table.without("Dataset")
-    assert {narrow.cells.columns[j] for _, j in narrow.bold} == {"FD (train) ↓", "CNN accuracy % ↑"}
+    assert {narrow.cells.columns[j] for _, j in narrow.bold} == {"CNN accuracy % ↑"}
+
+
+def test_precision_is_never_bold():
+    """Noise has 0.999."""
+    pairs = [(m, v, metric) for m, v in (("a", 0.9), ("b", 0.1)) for metric in ("precision", "recall")]
+    table = tables.results_table(pd.DataFrame([r for m, v, k in pairs for r in rows_of(m, "1", [v] * 3, k, "train")]))
+    assert bold_of(table) == {("a", "1", "Recall (train) ↑")}
+
+
+def test_real_images_that_are_passed_are_no_ceiling(metrics):
+    assert "real (ceiling)" in set(tables.results_table(metrics).cells["Method"])
+    metrics.loc[(metrics["method"] == "dp_gan") & (metrics["epsilon"] == "10"), "value"] = 99.0
+    assert tables.above_ceiling(metrics) == {("digits", "acc_cnn"): [("dp_gan", "10")]}
+    assert "real (ceiling)" not in set(tables.results_table(metrics).cells["Method"])
+    other = metrics["method"] == "dp_gan"
+    metrics.loc[other, "protocol"] = "paper"  # which says nothing of what real images reach under another
+    assert tables.above_ceiling(metrics) == {}
 
 
 def test_sampler_column_only_where_it_tells_something(metrics):
@@ -120,17 +156,17 @@ def with_classifier(metrics):
 
 def test_a_classifier_says_so_and_fills_its_column_alone(with_classifier):
     table = tables.results_table(with_classifier)
-    assert cell(table, "net (classifier)", "1", "CNN accuracy % ↑") == "96.0 ± 1.4 (2)"
+    assert cell(table, "net (classifier)", "1", "CNN accuracy % ↑") == "95.0; 97.0 (2)"
     assert cell(table, "net (classifier)", "1", "FD (train) ↓") == "–"  # noqa: RUF001
     assert list(table.data["method"]).count("net") == 2  # programs read its plain name
     assert "Sampler" not in table.cells.columns
     assert table.cells["Method"].tolist().count("dp_gan") == 3
 
 
-def test_a_classifier_is_a_rival_where_it_competes(with_classifier):
-    table = tables.results_table(with_classifier)
-    bold = {(table.cells.iloc[i]["Method"], table.cells.columns[j]) for i, j in table.bold}
-    assert bold == {("dp_gan", "FD (train) ↓"), ("net (classifier)", "CNN accuracy % ↑")}
+def test_a_classifier_trained_on_the_images_does_not_compete_with_generators(metrics):
+    rows = [*rows_of("mean", "1", [45.0] * 3), *rows_of("gan", "1", [60.0] * 3), *rows_of("net", "1", [95.0] * 3)]
+    frame = pd.DataFrame([row | ({"protocol": "direct"} if row["method"] == "net" else {}) for row in rows])
+    assert bold_of(tables.results_table(frame)) == {("gan", "1", "CNN accuracy % ↑")}
 
 
 def test_two_extractors_have_two_columns():
@@ -140,7 +176,7 @@ def test_two_extractors_have_two_columns():
 
 
 def test_an_unknown_metric_is_shown_under_its_name_and_better_is_what_its_row_says():
-    rows = [r for m, v in (("a", 1.0), ("b", 2.0)) for r in rows_of(m, "1", [v], "coverage", "train")]
+    rows = [r for m, v in (("a", 1.0), ("b", 2.0)) for r in rows_of(m, "1", [v] * 3, "coverage", "train")]
     for direction, best, arrow in (("higher", 1, "↑"), ("lower", 0, "↓")):
         table = tables.results_table(pd.DataFrame(rows).assign(direction=direction))
         assert table.cells.columns[3] == f"coverage (train) {arrow}"
@@ -183,7 +219,8 @@ def test_fid_needs_no_extractor_s_name():
 
 
 def test_every_format_holds_the_same_cells(metrics, tmp_path):
-    table = tables.results_table(metrics)
+    third = metrics[(metrics["method"] == "mean") & (metrics["seed"] == 1)].assign(seed=2)
+    table = tables.results_table(pd.concat([metrics, third]))  # a rival of three seeds
     tables.write_table(table, tmp_path / "results")
     read = {s: artifacts.read_bytes(tmp_path / f"results.{s}").decode() for s in ("csv", "md", "tex", "html")}
     for text, floor in (("md", "10.0 (1)"), ("tex", "10.0 (1)"), ("html", '<td class="n">10.0 (1)</td>')):

@@ -1,0 +1,218 @@
+"""Sentences that the numbers of a study support, and what is wrong with it; no word of them is typed per study."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from dpdm.config import DIRECT, Study
+from dpdm.report.collect import holes
+from dpdm.report.published import best_table
+from dpdm.report.registry import Material
+from dpdm.report.tables import (
+    FEW,
+    MetricColumn,
+    Summary,
+    above_ceiling,
+    distinguished,
+    epsilon_label,
+    metric_columns,
+    summaries,
+    with_values,
+)
+
+WRONG, CAUTION, FINDING = "wrong", "caution", "finding"  # numbers not to be used; with care; what they say
+SUBJECT = "dpdm.diffusion.method:DPDM"  # whose methods are compared with all others
+MARGIN = 0.5  # points by which a stronger classifier may be below a weaker one on real images
+
+
+class Verdict(NamedTuple):
+    """One sentence and its level: WRONG, CAUTION or FINDING."""
+
+    level: str
+    text: str
+
+
+def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[Verdict]:
+    """What is wrong with a study, then what its numbers say, by data set and epsilon.
+
+    Methods are compared by the image distance and every accuracy, over the seeds that both have (see `distinguished`).
+    Below three seeds it is only counted who is ahead.
+
+    Args:
+        published: what `read_published` returned, to set accuracies against the best published ones.
+    """
+    metrics = with_values(material.metrics)
+    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    return [
+        *_faults(material, metrics, known),
+        *(Verdict(FINDING, text) for text in _comparisons(material.study, metrics, known)),
+        *(Verdict(FINDING, text) for text in _classifiers(metrics)),
+        *(Verdict(FINDING, text) for text in _against_published(material.study, metrics, published)),
+    ]
+
+
+_Known = Mapping[tuple[str, ...], Summary]
+
+
+def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterator[Verdict]:
+    study, audits = material.study, material.audits
+    private = audits[audits["epsilon"] != "inf"].drop_duplicates(["dataset", "method", "epsilon", "seed"])
+    if failed := int((~private["passed"].astype(bool)).sum()):
+        yield Verdict(WRONG, f"Accounting failed for {failed} of {len(private)} private runs: do not use them.")
+    for dataset, method, epsilon in _rows(private[private["attack_exceeded"].astype(bool)]):
+        yield Verdict(WRONG, f"An attack on {method} on {dataset} proves more than the target ε = {epsilon}.")
+    if missing := holes(study, material.metrics, audits):
+        yield Verdict(CAUTION, f"{len(missing)} results are missing; their cells rest on fewer seeds or are empty.")
+    if len(set(metrics["code"])) > 1:
+        yield Verdict(CAUTION, "The results were made by several versions of the code.")
+    seeds = metrics.loc[metrics["epsilon"] != "", "seed"].nunique()
+    if 0 < seeds < FEW:
+        yield Verdict(
+            CAUTION, f"Fewer than {FEW} seeds ({seeds}): the spread is unknown, and nobody can be said to win."
+        )
+    if len(metrics) and "fid" not in set(metrics["metric"]):
+        yield Verdict(CAUTION, "No Inception FID was measured: no distance here compares with a published FID.")
+    accuracies = [column for column in metric_columns(metrics) if column.metric.startswith("acc_")]
+    for dataset in dict.fromkeys(metrics["dataset"]):
+        real = {c.metric: s for c in accuracies if (s := known.get((*c.key, dataset, "real", "", "")))}
+        order = [name for name in ("acc_logreg", "acc_mlp", "acc_cnn") if name in real]
+        for worse, better in itertools.pairwise(order):
+            if real[better].mean < real[worse].mean - MARGIN:
+                yield Verdict(
+                    WRONG,
+                    f"On the real images of {dataset}, {_short(better)} ({real[better].mean:.1f} %) is below "
+                    f"{_short(worse)} ({real[worse].mean:.1f} %): protocol {study.evaluation.protocol} is too short.",
+                )
+    for (dataset, metric), passing in above_ceiling(metrics).items():
+        named = ", ".join(f"{method} at ε = {epsilon_label(epsilon)}" for method, epsilon in dict.fromkeys(passing))
+        text = f"Above the real images of {dataset} by {_short(metric)}, which are therefore no ceiling: {named}."
+        yield Verdict(CAUTION, text)
+
+
+def _rows(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(frame[["dataset", "method", "epsilon"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
+    """The study's DPDM (its first method, if it has none) against every other generator."""
+    generators = metrics[~metrics["epsilon"].isin(["", "inf"]) & (metrics["protocol"] != DIRECT)]
+    subjects = [name for name, spec in study.methods.items() if spec.impl == SUBJECT] or list(study.methods)[:1]
+    for dataset in study.datasets:
+        chosen = generators[generators["dataset"] == dataset]
+        columns = _judged(metrics[metrics["dataset"] == dataset])
+        for epsilon in sorted(set(chosen["epsilon"]), key=float):
+            here = chosen[chosen["epsilon"] == epsilon]
+            series = list(dict.fromkeys(zip(here["method"], here["sampler"], strict=True)))
+
+            def cell(column: MetricColumn, one: tuple[str, str], where: tuple[str, str]) -> Summary:
+                return known.get((*column.key, where[0], *one, where[1]), Summary())
+
+            for subject in (one for one in series if one[0] in subjects):
+                said: dict[str, list[str]] = {}
+                done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
+                for rival in (one for one in series if one[0] not in done):
+                    where = dataset, epsilon
+                    relation = _relation({c: (cell(c, subject, where), cell(c, rival, where)) for c in columns})
+                    if relation:
+                        said.setdefault(relation, []).append(_name(rival, series))
+                for relation, rivals in said.items():
+                    yield f"{dataset}, ε = {epsilon}: {_name(subject, series)} {relation.format(_and(rivals))}."
+
+
+def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
+    """How the first of each pair does against the second, with {} for the name of the second."""
+    outcomes: dict[str, list[MetricColumn]] = {}
+    shared = 0
+    for column, (ours, theirs) in cells.items():
+        seeds = ours.values.keys() & theirs.values.keys()
+        if not seeds:
+            continue
+        shared = max(shared, len(seeds))
+        gaps = [column.sign * (ours.values[seed] - theirs.values[seed]) for seed in seeds]
+        few = len(seeds) < FEW
+        if all(gap > 0 for gap in gaps) if few else distinguished(ours, theirs, column.sign):
+            outcomes.setdefault("better", []).append(column)
+        elif all(gap < 0 for gap in gaps) if few else distinguished(theirs, ours, column.sign):
+            outcomes.setdefault("worse", []).append(column)
+        else:
+            outcomes.setdefault("even", []).append(column)
+    if not outcomes:
+        return ""
+    count = f"{shared} seed{'s' * (shared != 1)}"
+    verbs = {"better": "beats {}", "worse": "is below {}", "even": "cannot be distinguished from {}"}
+    if shared < FEW:
+        verbs = {"better": "is ahead of {}", "worse": "is behind {}", "even": "is neither ahead of {} nor behind"}
+        count += ", too few for a claim"
+    if len(outcomes) == 1:
+        ((outcome, columns),) = outcomes.items()
+        return f"{verbs[outcome]} by {_measures(columns)} ({count})"
+    words = {"better": "better by", "worse": "worse by", "even": "not distinguished by"}
+    parts = [f"{words[outcome]} {_measures(outcomes[outcome])}" for outcome in words if outcome in outcomes]
+    return f"against {{}} is {'; '.join(parts)} ({count})"
+
+
+def _accuracies(metrics: pd.DataFrame) -> pd.Series:
+    """Means over seeds of all accuracies of methods, by data set, epsilon, protocol, method, sampler and metric."""
+    chosen = metrics[metrics["metric"].str.startswith("acc_") & (metrics["epsilon"] != "")]
+    return chosen.groupby(["dataset", "epsilon", "protocol", "method", "sampler", "metric"], sort=False)["value"].mean()
+
+
+def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
+    """The best classifier that was trained on the private images, and the best on synthetic ones."""
+    means = _accuracies(metrics[metrics["epsilon"] != "inf"])
+    for (dataset, epsilon), found in means.groupby(["dataset", "epsilon"], sort=False):
+        direct = found.index.get_level_values("protocol") == DIRECT
+        if direct.any() and not direct.all():
+            (ours, made), (theirs, on) = ((part.max(), part.idxmax()) for part in (found[direct], found[~direct]))
+            yield (
+                f"{dataset}, ε = {epsilon}: the best classifier trained on the private images has {ours:.1f} % "
+                f"({made[3]}); the best trained on synthetic images has {theirs:.1f} % ({_short(on[5])}, {on[3]})."
+            )
+
+
+def _against_published(study: Study, metrics: pd.DataFrame, published: pd.DataFrame | None) -> Iterator[str]:
+    """The best published accuracies without public data, by data set and epsilon, and ours under these protocols."""
+    best = pd.DataFrame(columns=["dataset", "epsilon"]) if published is None else best_table(published).data
+    means = _accuracies(metrics)
+    for dataset, spec in study.datasets.items():
+        rows = best[best["dataset"] == spec.published_as()[0]]
+        for epsilon, found in rows.groupby("epsilon", sort=False):
+            if float(epsilon) not in study.epsilons_of(dataset):
+                continue
+            theirs, ours = [], []
+            for row in found.to_dict("records"):
+                theirs.append(f"{row['value']:g} % ({row['method']}, protocol {row['protocol']})")
+                mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
+                ours += [f"{mine.max():.1f} % ({mine.idxmax()[3]}, protocol {row['protocol']})"] if len(mine) else []
+            yield (
+                f"{dataset}, ε = {epsilon}: the best published without public data is {_and(theirs)}; ours, under the "
+                f"same protocol, is {_and(ours) if ours else 'not measured'}."
+            )
+
+
+def _judged(metrics: pd.DataFrame) -> list[MetricColumn]:
+    """The image distance (FID, else FD) to the training images, and all accuracies."""
+    columns = metric_columns(metrics)
+    distances = [c for name in ("fid", "fd") for c in columns if c.metric == name][:1]
+    return distances + [c for c in columns if c.metric.startswith("acc_")]
+
+
+def _measures(columns: Sequence[MetricColumn]) -> str:
+    accuracies = [_short(c.metric) for c in columns if c.metric.startswith("acc_")]
+    return _and([*(c.metric.upper() for c in columns if not c.metric.startswith("acc_")), *accuracies])
+
+
+def _short(metric: str) -> str:
+    name = metric.removeprefix("acc_")
+    return {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}.get(name, name)
+
+
+def _name(one: tuple[str, str], series: Iterable[tuple[str, str]]) -> str:
+    return f"{one[0]} ({one[1]})" if sum(method == one[0] for method, _ in series) > 1 else one[0]
+
+
+def _and(items: Iterable[str]) -> str:
+    *head, last = items
+    return f"{', '.join(head)} and {last}" if head else last

@@ -1,0 +1,143 @@
+"""Verdicts: sentences for what the numbers support, none for what they do not."""
+
+import pandas as pd
+import pytest
+from measured import measured
+
+from dpdm.config import parse_study
+from dpdm.layout import Layout
+from dpdm.report.collect import AUDITS, METRICS, write_csv
+from dpdm.report.published import read_published
+from dpdm.report.registry import Material
+from dpdm.report.verdicts import CAUTION, FINDING, WRONG, verdicts
+from dpdm.study import study_json
+
+SUBJECT = {"impl": "dpdm.diffusion.method:DPDM"}
+STUDY = {
+    "study": "s",
+    "datasets": {"d": {"source": "mnist", "delta": 1e-5}},
+    "epsilons": [1],
+    "seeds": [0, 1, 2, 3, 4],
+    "methods": {"dpdm": SUBJECT, "gan": {"impl": "a:B"}, "mean": {"impl": "a:C"}},
+    "evaluation": {"synthetic_images": 10, "classifiers": ["cnn"]},
+}
+
+
+def scored(method, values, metric="acc_cnn", epsilon="1", sampler="default", protocol="standard"):
+    blank = {name: kind() for name, kind in METRICS.items()}
+    place = {"dataset": "d", "method": method, "epsilon": epsilon, "sampler": sampler, "protocol": protocol}
+    what = measured(metric, "train" if metric in ("fd", "fid") else "test")
+    return [{**blank, **place, **what, "seed": seed, "value": value} for seed, value in enumerate(values)]
+
+
+def said(*groups, level=None, audits=(), published=None, **changes):
+    study = parse_study(STUDY | changes, "s")
+    metrics = pd.DataFrame([row for group in groups for row in group], columns=list(METRICS))
+    frame = pd.DataFrame(audits, columns=list(AUDITS))
+    found = verdicts(Material(study, Layout("r", "s"), metrics, frame), published)
+    return "\n".join(v.text for v in found if level in (None, v.level))
+
+
+BEST, WORST = [80.0, 81.0, 82.0, 83.0, 84.0], [70.0, 71.0, 72.5, 73.0, 74.0]
+
+
+def test_who_wins_in_every_measure_beats_and_who_does_not_is_below():
+    rows = [scored("dpdm", BEST), scored("gan", WORST), scored("dpdm", [1.0, 1.1, 1.0, 1.2, 1.0], "fd"),
+            scored("gan", [2.0, 2.2, 2.1, 2.0, 2.1], "fd")]  # fmt: skip
+    text = said(*rows, level=FINDING)
+    assert "dpdm beats gan by FD and CNN (5 seeds)" in text
+    swapped = said(*(
+        [r | {"method": {"dpdm": "gan", "gan": "dpdm"}[r["method"]]} for r in group] for group in rows
+    ), level=FINDING)  # fmt: skip
+    assert "dpdm is below gan by FD and CNN (5 seeds)" in swapped
+
+
+def test_a_gap_within_the_spread_of_seeds_is_no_victory():
+    text = said(scored("dpdm", BEST), scored("gan", [79.0, 82.5, 81.0, 83.5, 83.0]), level=FINDING)
+    assert "cannot be distinguished from gan by CNN" in text
+    assert "beats" not in text
+
+
+def test_measures_that_disagree_are_all_named():
+    text = said(scored("dpdm", BEST), scored("gan", WORST), scored("dpdm", [2.0] * 5, "fd"),
+                scored("gan", [1.0] * 5, "fd"), level=FINDING)  # fmt: skip
+    assert "dpdm against gan is better by CNN; worse by FD (5 seeds)" in text
+
+
+def test_two_seeds_prove_nothing():
+    text = said(scored("dpdm", BEST[:2]), scored("gan", WORST[:2]))
+    assert "Fewer than 3 seeds (2)" in text
+    assert "dpdm is ahead of gan by CNN (2 seeds, too few for a claim)" in text
+    assert "beats" not in text
+
+
+def test_a_tie_in_one_of_two_seeds_is_neither_ahead_nor_behind():
+    text = said(scored("dpdm", [80.0, 80.0]), scored("gan", [80.0, 79.0]), level=FINDING)
+    assert "neither ahead of gan nor behind" in text
+
+
+def test_a_protocol_under_which_a_cnn_is_below_logistic_regression_is_wrong():
+    real = {"method": "real", "epsilon": "", "sampler": ""}
+    weak = scored(values=[79.7] * 3, **real), scored(values=[84.4] * 3, metric="acc_logreg", **real)
+    text = said(*weak, level=WRONG)
+    assert all(part in text for part in ("79.7", "84.4", "CNN", "LogReg", "too short"))
+    strong = scored(values=[88.0] * 3, **real), scored(values=[84.4] * 3, metric="acc_logreg", **real)
+    assert said(*strong, level=WRONG) == ""
+
+
+def test_a_method_above_the_real_images_is_named():
+    text = said(scored("real", [70.0] * 3, epsilon="", sampler=""), scored("gan", BEST), level=CAUTION)
+    assert "gan at ε = 1" in text
+    assert "no ceiling" in text
+    assert "no ceiling" not in said(scored("real", [90.0] * 3, epsilon="", sampler=""), scored("gan", BEST))
+
+
+def test_no_fid_and_missing_results_are_cautions():
+    text = said(scored("gan", BEST), level=CAUTION)
+    assert "No Inception FID" in text
+    assert "results are missing" in text
+    assert "No Inception FID" not in said(scored("gan", BEST), scored("gan", [3.0] * 5, "fid"))
+
+
+def test_a_failed_audit_and_a_successful_attack_are_wrong():
+    blank = {name: kind() for name, kind in AUDITS.items()} | {"dataset": "d", "method": "gan", "epsilon": "1"}
+    text = said(
+        level=WRONG, audits=[blank | {"passed": False}, blank | {"seed": 1, "passed": True, "attack_exceeded": True}]
+    )
+    assert "1 of 2 private runs" in text
+    assert "An attack on gan on d" in text
+    assert said(level=WRONG, audits=[blank | {"passed": True}]) == ""
+
+
+def test_classifiers_of_private_images_are_set_against_synthetic_ones():
+    net = scored("net", [97.3] * 5, sampler="", protocol="direct")
+    text = said(scored("gan", BEST), net, level=FINDING)
+    assert "97.3 % (net)" in text
+    assert "82.0 % (CNN, gan)" in text
+
+
+def test_published_numbers_name_their_protocol_and_ours_is_under_the_same():
+    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
+
+    published = read_published(PUBLISHED, PRIVACY_STATUS)
+    text = said(scored("dpdm", BEST), level=FINDING, published=published)
+    assert "95.3 % (DPDM, protocol paper)" in text
+    assert "97.26 % (FETA-Pro, protocol dpimagebench)" in text
+    assert "not measured" in text
+    same = said(scored("dpdm", BEST, protocol="dpimagebench"), level=FINDING, published=published)
+    assert "82.0 % (dpdm, protocol dpimagebench)" in same
+
+
+@pytest.mark.parametrize("values", [[50.0] * 5, []])
+def test_the_verb_prints_level_and_sentence(run_cli, tmp_path, values):
+    study, layout = parse_study(STUDY, "s"), Layout(str(tmp_path), "s")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        from dpdm import artifacts
+
+        artifacts.write_text(layout.study, study_json(study))
+        write_csv(layout.metrics, pd.DataFrame(scored("dpdm", values), columns=list(METRICS)))
+        write_csv(layout.audits, pd.DataFrame(columns=list(AUDITS)))
+        code, stdout, _ = run_cli("verdict", layout.root)
+    assert code == 0
+    assert "caution: " in stdout
