@@ -35,7 +35,7 @@ def verdict_block() -> str:
     study = load_study(ROOT / "config" / "digits.yaml")
     scores = read_csv(KEPT / "metrics.csv", METRICS), read_csv(KEPT / "audits.csv", AUDITS)
     found = verdicts(Material(study, Layout(study.results_dir, study.study), *scores))
-    texts = [text for level, text in found if level != FINDING or f"ε = {EPSILON}:" in text]
+    texts = [text for level, text in found if level != FINDING or f"ε = {EPSILON}: dpdm" in text]
     return textwrap.fill(" ".join(texts), 120, break_long_words=False, break_on_hyphens=False)
 
 

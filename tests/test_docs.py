@@ -118,7 +118,9 @@ def test_readme_shows_exactly_what_the_study_wrote(monkeypatch, tmp_path):
     page, readme = importlib.import_module("_page"), ROOT / "README.md"
     copy = tmp_path / "README.md"
     copy.write_text(readme.read_text())
-    page.write_block(copy, "results", importlib.import_module("update_readme").results_block())
+    script = importlib.import_module("update_readme")
+    page.write_block(copy, "results", script.results_block())
+    page.write_block(copy, "verdict", script.verdict_block())
     assert copy.read_text() == readme.read_text()
     assert len(readme.read_text().splitlines()) <= 90
 

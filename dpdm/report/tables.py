@@ -26,8 +26,8 @@ _TITLES: dict[str, tuple[str, int | None]] = {
     "recall": ("Recall", 3), "nearest_ratio": ("Nearest ÷ held-out", 2), "acc": ("accuracy %", 1),
 }  # fmt: skip
 _NAMES = {
-    "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0", "logreg": "LogReg", "mlp": "MLP",
-    "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN", "resnext": "ResNeXt",
+    "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0",
+    "logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN", "resnext": "ResNeXt",
 }  # fmt: skip
 _HEADERS = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler", "source": "Source"}
 _ATTACKS = {
@@ -274,7 +274,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         frozenset() if "source" in keys else _best(data, summary_rows, columns, direct, len(keys) + mixed),
         group_numbers(sections),
         runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(data)},
-        not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall")),
+        not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall", "nearest_ratio")),
     )
 
 
@@ -304,6 +304,7 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
+NEVER_BOLD = ("precision", "nearest_ratio")  # noise has a high one; a check, and no score
 FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
 
@@ -325,7 +326,7 @@ def _best(
 ) -> frozenset[tuple[int, int]]:
     """By data set, finite epsilon and metric the best generator, and all that it cannot be distinguished from.
 
-    Only those with FEW seeds or more, where two methods have them. Precision is never bold: noise has a high one.
+    Only those with FEW seeds or more, where two methods have them. Never of NEVER_BOLD.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for i, row in enumerate(data):
@@ -334,7 +335,7 @@ def _best(
     bold = set()
     for rows in groups.values():
         for j, column in enumerate(columns):
-            rivals = {i: found[i][j] for i in rows if found[i][j].n >= FEW and column.metric != "precision"}
+            rivals = {i: found[i][j] for i in rows if found[i][j].n >= FEW and column.metric not in NEVER_BOLD}
             if len({data[i]["method"] for i in rivals}) > 1:
                 best = max(rivals.values(), key=lambda summary: column.sign * summary.mean)
                 bold |= {(i, offset + j) for i, s in rivals.items() if not distinguished(best, s, column.sign)}
@@ -522,7 +523,7 @@ _TEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "∞": r"$\infty$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "ε": r"$\varepsilon$",  # noqa: RUF001
-    "≥": r"$\geq$", "δ": r"$\delta$", "×": r"$\times$", "†": r"$^\dagger$",  # noqa: RUF001
+    "≥": r"$\geq$", "δ": r"$\delta$", "×": r"$\times$", "÷": r"$\div$", "†": r"$^\dagger$",  # noqa: RUF001
 })  # fmt: skip
 
 
