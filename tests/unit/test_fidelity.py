@@ -140,7 +140,8 @@ def test_constant_images_give_finite_bad_values(value, count, digits, weights):
         assert values[side, "fd"] > 5
         assert values[side, "kid"] > 0.3
         assert values[side, "recall"] == 0
-        assert values[side, "precision"] in (0, 1)  # white lies within the wide reach of one odd digit
+        # by each of three networks 0 or 1: white lies within the wide reach of one odd digit
+        assert 3 * values[side, "precision"] == pytest.approx(round(3 * values[side, "precision"]))
 
 
 def test_equal_constant_sets_are_at_distance_zero(weights):
