@@ -146,7 +146,7 @@ def test_page_says_what_was_run(page):
     assert "No result of the grid is missing." in text
     assert "real (ceiling)" in text
     assert "label_only (floor)" in text
-    assert "never with an FID of Inception features" in text
+    assert "none with an FID of Inception features" in text
     assert COMMAND in text
     assert "commit c0ffee" in text
     assert "Fewer than 3 seeds (1)" in text
