@@ -97,7 +97,7 @@ def wins_figure(material: Material) -> Figure:
         for panel, wins in zip(panels, found, strict=True):
             names = [f"{method}, {sampler}" if method in several else method for method, sampler in wins.series]
             share = np.where(wins.cells > 0, wins.won / np.maximum(wins.cells, 1), np.nan)
-            panel.imshow(share, cmap="PuOr", vmin=0, vmax=1, aspect="auto", alpha=0.75)
+            panel.imshow(share, cmap="PuOr", vmin=-0.6, vmax=1.6, aspect="auto")
             for (i, j), cells in np.ndenumerate(wins.cells):
                 if cells:
                     panel.text(j, i, f"{wins.won[i, j]:g}/{cells}", ha="center", va="center", fontsize=7)

@@ -77,13 +77,15 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
     accuracies = [column for column in metric_columns(metrics) if column.metric.startswith("acc_")]
     for dataset in dict.fromkeys(metrics["dataset"]):
         real = {c.metric: s for c in accuracies if (s := known.get((*c.key, dataset, "real", "", "")))}
+        rows = metrics[(metrics["dataset"] == dataset) & (metrics["method"] == "real")]
+        protocols = ", ".join(filter(None, dict.fromkeys(rows["protocol"])))
         order = [name for name in ("acc_logreg", "acc_mlp", "acc_cnn") if name in real]
         for worse, better in itertools.pairwise(order):
             if real[better].mean < real[worse].mean - MARGIN:
                 yield Verdict(
                     WRONG,
                     f"On the real images of {dataset}, {_short(better)} ({real[better].mean:.1f} %) is below "
-                    f"{_short(worse)} ({real[worse].mean:.1f} %): protocol {study.evaluation.protocol} is too short.",
+                    f"{_short(worse)} ({real[worse].mean:.1f} %): protocol {protocols} is too short.",
                 )
     for (dataset, metric), passing in above_ceiling(metrics).items():
         named = ", ".join(f"{method} at ε = {epsilon_label(epsilon)}" for method, epsilon in dict.fromkeys(passing))
