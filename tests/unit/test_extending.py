@@ -26,7 +26,7 @@ REGISTRY = "dpdm/evaluation/registry.py"
 ITEMS = "dpdm/report/registry.py"
 CHANGES = [  # file, what is there, what replaces it
     (REGISTRY, "METRICS = {", 'METRICS = {"mean_gap": "dpdm.evaluation.mean_gap:MEAN_GAP",'),
-    (REGISTRY, "EXTRACTORS = {", 'EXTRACTORS = {"pixels": "dpdm.evaluation.pixels:pixels",'),
+    (REGISTRY, "\nEXTRACTORS = {", '\nEXTRACTORS = {"pixels": "dpdm.evaluation.pixels:pixels",'),
     (REGISTRY, "CLASSIFIERS = {", 'CLASSIFIERS = {"linear": "dpdm.evaluation.linear:linear",'),
     (ITEMS, "FIGURES: dict[str, Item] = {", 'FIGURES = {"seeds": Item("dpdm.report.seeds:seeds", "Every seed."),'),
     (ITEMS, "TABLES: dict[str, Item] = {", 'TABLES = {"counts": Item("dpdm.report.counts:counts", "Counts."),'),
@@ -34,7 +34,7 @@ CHANGES = [  # file, what is there, what replaces it
     ("dpdm/sources/__init__.py", "Folder, Npz)", "Folder, Npz, Stripes)"),
     ("dpdm/specs.py", '"prv", "pld"]', '"prv", "pld", "dwork_roth"]'),
     ("dpdm/diffusion/method.py", "class SamplerParams(", BLOCKS["sampler"] + "\n\nclass SamplerParams("),
-    ("dpdm/diffusion/method.py", "Churn, Field(disc", "Churn | OneStep, Field(disc"),
+    ("dpdm/diffusion/method.py", "Dpmpp2m, Field(disc", "Dpmpp2m | OneStep, Field(disc"),
     (
         "dpdm/diffusion/denoiser.py",
         "Parametrisation = Annotated[",
@@ -101,5 +101,5 @@ def test_a_study_uses_the_new_parts(dpdm, tiny_study_dict):
     shown = dpdm("collect study.yaml", "tables study.yaml", "figures study.yaml seeds")
     assert "counts.html" in shown
     results = dpdm.root / "results/tiny"
-    assert "dpdm,21" in (results / "tables/counts.csv").read_text()
+    assert (results / "tables/counts.csv").read_text().startswith("method,scores\ndpdm,")
     assert (results / "figures/seeds.svg").stat().st_size
