@@ -163,7 +163,7 @@ def test_npz_files_of_another_form_are_refused_with_the_line_that_corrects_them(
     ("content", "fact"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
-        (gzip.compress(b"PK"), "gunzip"),
+        (gzip.compress(b"PK", mtime=0), "gunzip"),
         (b"\n<!DOCTYPE html><html>404</html>", "web page"),
         (b"", "truncated"),
     ],
