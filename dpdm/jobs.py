@@ -180,9 +180,10 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
     evaluation, dataset, seed = study.evaluation, coordinates.dataset, coordinates.seed
     synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
     train, network = data.read_images(layout.data(dataset, "train.npz")), layout.data(dataset, "extractor.pt")
-    judged, sides = _for_distances(study, coordinates, synthetic, test)
+    compared, sides = _for_distances(study, coordinates, synthetic, test)
+    judged = fidelity.chosen(compared, len(test.images))  # of all sets as many as of the ceiling: FD falls with them
     references = {side: {"train": train, "test": test}[side] for side in sides}
-    distances, facts = [], {}
+    distances, facts = [], {"num_judged": len(judged.images)}
     for name in evaluation.extractors:
         if name in evaluation.public_extractors:
             kept, public = layout.data(dataset, f"{name}.npz"), load_public(study, name)
@@ -191,11 +192,11 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
             rows = fidelity.measure(judged, references, network, seed, [name])
             facts["extractor"] = extractor.load_extractor(network)[1]
         distances += rows
-    copies, facts["memorization"], picture = memorization.measure(judged, train, test)
+    copies, facts["memorization"], picture = memorization.measure(compared, train, test)
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, seed, evaluation.protocol)
     folder, utility = Path(folder), {"protocol": evaluation.protocol, "metrics": accuracies}
     memorization.write_picture(folder / "nearest.png", picture)
-    scores = _judged(judged, coordinates) | facts | {"metrics": [*distances, *copies]}
+    scores = _judged(compared, coordinates) | facts | {"metrics": [*distances, *copies]}
     artifacts.write_json(folder / "fidelity.json", scores)
     artifacts.write_json(folder / "utility.json", _judged(synthetic, coordinates) | utility)
 

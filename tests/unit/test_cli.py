@@ -167,7 +167,7 @@ def test_the_fid_has_another_file_than_the_other_scores(
     fidelity, utility, by_inception = (artifacts.read_json(work.set(*run.place, "default", f"{n}.json")) for n in names)
     shared = {"coordinates", "provenance", "num_synthetic", "drawn_by"}
     assert [set(file) - shared for file in (fidelity, utility, by_inception)] == [
-        {"extractor", "memorization", "metrics"}, {"protocol", "metrics"}, {"inception", "metrics"}
+        {"extractor", "memorization", "metrics", "num_judged"}, {"protocol", "metrics"}, {"inception", "metrics"}
     ]  # fmt: skip
     for file in (fidelity, utility):
         assert {key: file[key] for key in shared} == {key: by_inception[key] for key in shared}

@@ -25,10 +25,10 @@ def scored(tiny_study_dict, digits_train, tmp_path, monkeypatch):
     learned = []
     monkeypatch.setattr(classifiers, "measure", lambda synthetic, *_: learned.append(synthetic) or answers)
 
-    def score(method="real", **evaluation):
+    def score(method="real", tests=30, **evaluation):
         study = parse_study(tiny_study_dict | {"evaluation": tiny_study_dict["evaluation"] | evaluation}, "tiny")
         layout = Layout(str(tmp_path), "tiny")
-        rows = {"train": slice(0, 60), "test": slice(60, 90), "synthetic": slice(90, 110)}
+        rows = {"train": slice(0, 60), "test": slice(60, 60 + tests), "synthetic": slice(90, 110)}
         for split, chosen in rows.items():
             images = ImageSet(digits_train.images[chosen], digits_train.labels[chosen], 10, split)
             write_images(layout.data("digits", f"{split}.npz"), images)
@@ -65,6 +65,12 @@ def test_where_there_are_fewer_held_out_images_all_are_taken(scored):
     fidelity, *_ = scored(synthetic_images=1000)
     assert fidelity["num_synthetic"] == 30
     assert values(fidelity)["nearest_ratio", "", "train"] == 1
+
+
+def test_distances_are_of_as_many_images_as_the_ceiling_can_have(scored):
+    """FD falls with the number of images: a set of more would pass the ceiling."""
+    found = [scored(method, tests=12, synthetic_images=20)[0] for method in ("real", "class_mean")]
+    assert [(file["num_judged"], file["num_synthetic"]) for file in found] == [(12, 12), (12, 20)]
 
 
 def test_synthetic_images_are_judged_by_both_sides_and_for_copies(scored, tmp_path):
