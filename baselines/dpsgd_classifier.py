@@ -67,7 +67,7 @@ class Model(NetworkModel):
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The likeliest class (int64 [n]) of each image (uint8 [n, C, H, W])."""
         params = ModelParams.model_validate(self.facts["params"])
-        chunks = (to_network(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK))
+        chunks = (to_network(images[start : start + CHUNK]) for start in range(0, max(len(images), 1), CHUNK))
         found = [self.network(standardise(chunk.to(self.device), params)).argmax(1).cpu() for chunk in chunks]
         return torch.cat(found).numpy()
 

@@ -677,7 +677,7 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
         (found,) = re.finditer(head + r"(\S+) \(RDP\), (\S+) \(PRV\), (\S+) \(PLD\).*\n(.*)", stdout, re.MULTILINE)
         assert 0.99 * run.epsilon <= float(found[1]) <= run.epsilon
         assert all(0.5 * run.epsilon <= float(found[i]) <= run.epsilon for i in (2, 3))
-        noise = float(re.search(r"noise multiplier (\S+)$", found[4])[1])
+        noise = float(re.search(r"noise multiplier ([\d.e+-]+)", found[4])[1])
         assert (noise == 0) == math.isinf(run.epsilon)
         if "dp" in run.params:
             assert f"{run.params['dp']['steps']} x Poisson-subsampled Gaussian" in found[4]

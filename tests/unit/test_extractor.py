@@ -148,9 +148,9 @@ def test_a_file_is_read_once_and_again_when_it_was_written_again(few_steps, tmp_
     artifacts.write_tensors(path, state)
     first, _ = extractor.load_extractor(path)
     assert extractor.load_extractor(path)[0] is first
-    state["weights"]["head.bias"] += 1
+    state["weights"][0]["head.bias"] += 1
     artifacts.write_tensors(path, state)
-    assert not torch.equal(extractor.load_extractor(path)[0].head.bias, first.head.bias)
+    assert not torch.equal(extractor.load_extractor(path)[0][0].head.bias, first[0].head.bias)
 
 
 @pytest.mark.slow

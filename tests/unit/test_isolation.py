@@ -176,7 +176,9 @@ def test_the_diffusion_loss_passes_and_its_image_major_twin_does_not(k):
             def repeat(self, *_):
                 return twisted.reshape(-1, *x.shape[1:])
 
-        return dpdm_losses(net, Edm(), Images(), y, noise_multiplicity=k, label_dropout=0.1, null_label=3)
+        return dpdm_losses(
+            net, Denoiser(net, Edm()), Images(), y, noise_multiplicity=k, label_dropout=0.1, null_label=3
+        )
 
     swap_test(losses, net, rows=k)
     if k > 1:
