@@ -311,8 +311,8 @@ def test_the_reports_own_commands_repeat_their_runs(again):
 def test_links_of_the_report_lead_to_files(finished):
     root = finished.folder.path / "results" / "tiny"
     links = re.findall(r'<a href="([^#"][^"]*)"', (root / "report.html").read_text())
-    # ledger, log and losses of 8 runs; logs and scores, of 6 sets and 2 classifiers; log and scores of 2 anchors
-    assert len(links) == 3 * 8 + (4 * 6 + 2 * 2) + 3 * 2
+    # ledger, log and losses of 8 runs; logs, scores and nearest pairs of 6 sets (2 classifiers have none) and 2 anchors
+    assert len(links) == 3 * 8 + (5 * 6 + 2 * 2) + 4 * 2
     assert [link for link in links if not (root / link).exists()] == []
 
 
