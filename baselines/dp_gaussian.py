@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dpdm.data import ImageMeta, from_unit, to_uint8, to_unit
 from dpdm.errors import UserError
 from dpdm.method import NoParams
+from dpdm.mixture import by_class, semicircle
 from dpdm.params import NotNegative, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
@@ -92,16 +93,13 @@ class DPGaussian:
         def pixels(images: Tensor) -> Tensor:
             return to_unit(images).flatten(1)
 
-        def by_class(vectors: Tensor, labels: Tensor) -> Tensor:
-            return torch.einsum("bk,bd->bkd", F.one_hot(labels, classes).to(vectors.dtype), vectors)
-
         counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
-        sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y), bound)
+        sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y, classes), bound)
         moment = private.release_second_moment("second_moment", lambda x, y: pixels(x), bound)
         basis = standing_out(moment, private.noise_multiplier("second_moment") * bound**2)
         projection = basis.to(private.device, torch.float32)
         moments = private.release_second_moment(
-            "class_second_moments", lambda x, y: by_class(pixels(x) @ projection, y), bound
+            "class_second_moments", lambda x, y: by_class(pixels(x) @ projection, y, classes), bound
         )
         means = sums / counts[:, None]
         class_noise_std = private.noise_multiplier("class_second_moments") * bound**2
@@ -118,7 +116,7 @@ def standing_out(moment: Tensor, noise_std: float) -> Tensor:
     (the semicircle law). At least one vector is kept; without noise, all with a positive eigenvalue.
     """
     values, vectors = torch.linalg.eigh(moment)
-    k = max(1, int((values > noise_std * math.sqrt(2 * len(values))).sum()))
+    k = max(1, int((values > semicircle(noise_std, len(values))).sum()))
     return vectors.flip(1)[:, :k].contiguous()
 
 

@@ -9,6 +9,7 @@ DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". Private k-
 al. 2005 (SuLQ).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -135,14 +136,11 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     def pixels(images: Tensor) -> Tensor:
         return to_unit(images).flatten(1)
 
-    def of_class(labels: Tensor, vectors: Tensor) -> Tensor:
-        return F.one_hot(labels, classes).to(vectors.dtype)[:, :, None] * vectors[:, None]
-
     def noise_std(name: str, bound: float) -> float:
         return private.noise_multiplier(name) * bound**2
 
     counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
-    sums = private.release_sum("class_sums", lambda x, y: of_class(y, pixels(x)), params.max_image_norm)
+    sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y, classes), params.max_image_norm)
     means, total = sums / counts[:, None], counts.sum()
     centers = means.to(device, torch.float32)
 
@@ -170,7 +168,7 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
 
     def scattered(images: Tensor, labels: Tensor) -> Tensor:
         vectors = projected(images, labels)
-        return of_class(labels, vectors - nearest[labels, _nearest(vectors, nearest[labels])])
+        return by_class(vectors - nearest[labels, _nearest(vectors, nearest[labels])], labels, classes)
 
     moments = private.release_second_moment("class_scatter", scattered, bound)
     std = noise_std("class_scatter", bound)
@@ -211,7 +209,7 @@ def _round(
         norms = vectors.norm(dim=1, keepdim=True)
         clipped = vectors * (params.max_centered_norm / norms.clamp(min=params.max_centered_norm))
         record = torch.cat([torch.full_like(norms, COUNT_WEIGHT), clipped], dim=1)
-        return F.one_hot(cell, classes * components).to(record.dtype)[:, :, None] * record[:, None]
+        return by_class(record, cell, classes * components)
 
     found = private.release_sum(name, statistic, params.round_bound()).view(classes, components, k + 1)
     std = private.noise_multiplier(name) * params.round_bound()
@@ -223,9 +221,14 @@ def _round(
     return (counts / counts.sum(1, keepdim=True)).squeeze(2), centers
 
 
+def by_class(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Each row [b, d] in the block of its class, zeros in the others: [b, classes, d]."""
+    return torch.einsum("bk,bd->bkd", F.one_hot(labels, classes).to(vectors.dtype), vectors)
+
+
 def semicircle(noise_std: float | Tensor, size: int) -> float:
     """The largest eigenvalue of pure noise [size, size], symmetric, of std noise_std / sqrt(2) off the diagonal."""
-    return float(noise_std) * (2 * size) ** 0.5
+    return float(noise_std) * math.sqrt(2 * size)
 
 
 def shrunk(covariance: Tensor, noise_std: float, floor: float) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ pooled Gaussian.
 Cost: DP-SGD, its batches multiplied by K.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ class Model(method.Model):
         shape: Sequence[int], num_classes: int, params: dict[str, Any], components: int, basis_size: int
     ) -> GaussUNet:
         """An untrained network around an empty prior."""
-        prior = Prior(num_classes, components, int(torch.tensor(shape).prod()), basis_size)
+        prior = Prior(num_classes, components, math.prod(shape), basis_size)
         return GaussUNet(tuple(shape), num_classes, method.ModelParams.model_validate(params).network, prior)
 
 
