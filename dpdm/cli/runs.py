@@ -29,11 +29,11 @@ what_argument = click.argument(
 @click.option("--keep-key", is_flag=True, help="Leave the key of secret noise next to the results.")
 @click.option(
     "--checkpoint-interval",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0),
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time between checkpoints.",
+    help="Time between checkpoints; 0 is after every step.",
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="GPUs to train on together.")
 def train(study, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:

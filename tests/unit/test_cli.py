@@ -779,8 +779,10 @@ def test_a_wrong_call_prints_the_usage(run_cli, arguments):
     assert stderr.startswith("Usage: dpdm")
 
 
-@pytest.mark.parametrize("option", ["--threads", "--processes", "--checkpoint-interval"])
-@pytest.mark.parametrize("value", ["0", "-1"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--threads", "0"), ("--threads", "-1"), ("--processes", "0"), ("--checkpoint-interval", "-1")],
+)
 def test_a_number_out_of_range_is_refused(run_cli, option, value):
     code, _, stderr = run_cli("train", "study.yaml", "digits/dpdm/10/0", option, value)
     assert code == 2
