@@ -447,7 +447,10 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
         UserError: the study breaks the schema; the message names the YAML path and the fix.
     """
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml")
+        raise UserError(
+            f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml (--workflow-profile replaces "
+            "profiles/default, which names one; --profile adds to it)"
+        )
     value = without_nulls(value) if overlaid else value
     if (version := value.get("version", VERSION)) != VERSION:  # a study.json has one
         raise UserError(f"{origin} has version {version}, and this dpdm reads version {VERSION}; {AGAIN}")

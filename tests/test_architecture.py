@@ -228,10 +228,10 @@ def test_both_packages_were_found():
 
 
 def workflow_files() -> list[Path]:
-    return [ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
+    return [ROOT / "Snakefile", ROOT / "workflow/Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
 
 
-@pytest.mark.parametrize("path", workflow_files(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", workflow_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_workflow_imports_the_schema_alone(path):
     assert workflow_problems(path.read_text(), path.name) == []
 

@@ -1,6 +1,7 @@
 """The documents against the code: keys, commands, links and numbers."""
 
 import importlib
+import itertools
 import json
 import math
 import re
@@ -76,6 +77,17 @@ def test_an_outsider_recomputes_epsilon_by_the_documented_lines(tmp_path, monkey
     assert recomputed() == 0
     with pytest.raises(dp_accounting.UnsupportedEventError):
         recomputed(poisson, shards)
+
+
+def test_no_target_follows_a_study_on_the_command_line():
+    """Snakemake takes every word behind --configfile for a file, up to the next option or `--`."""
+    inline = [code for d in DOCUMENTS for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", d.read_text())]
+    commands = [line for line in [*shell_lines(), *inline] if " --configfile " in line]
+    assert len(commands) > 10
+    for command in commands:
+        words = command.partition("--configfile ")[2].split()
+        files = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        assert all(re.search(r"\.yaml$|^[A-Z]+$", word) for word in files), command
 
 
 def test_documented_make_targets_and_studies_exist():

@@ -667,6 +667,7 @@ def test_no_study_is_one_sentence(folder):
     outcome = folder.snakemake("--workflow-profile", "none", config=False)
     assert outcome.code != 0
     assert "holds no study; name one with --configfile, e.g. config/digits.yaml" in outcome.text
+    assert "--workflow-profile replaces profiles/default" in outcome.text
     assert "Traceback" not in outcome.text
     assert not folder.made()
 

@@ -15,14 +15,11 @@ from dpdm.errors import UserError
 from dpdm.layout import ANCHOR, PRIVACY_STATUS, PUBLISHED, RUN, SET, TABLE_KINDS, Layout
 from dpdm.report import registry, selection
 
+FILES = [os.path.relpath(path) for path in workflow.configfiles]
 try:
-    for path in workflow.configfiles:
+    for path in FILES:
         schema.read_yaml(path)  # Snakemake's own reader takes the last of two equal keys
-    STUDY = schema.parse_study(
-        dict(config),
-        " ".join(map(str, workflow.configfiles)) or "the configuration",
-        overlaid=len(workflow.configfiles) > 1,
-    )
+    STUDY = schema.parse_study(dict(config), " ".join(FILES) or "the configuration", overlaid=len(FILES) > 1)
     selection.check_entries(STUDY)
     schema.check_writable(STUDY.results_dir)
 except UserError as error:
@@ -35,6 +32,11 @@ BIN = shlex.quote(os.path.dirname(sys.executable)).replace("{", "{{").replace("}
 shell.prefix(f"export PATH={BIN}:$PATH {MALLOC}; ")
 
 PATHS = Layout(STUDY.results_dir, STUDY.study)
+if workflow.modifier.path_modifier.replace_prefix(PATHS.root) != PATHS.root:
+    raise WorkflowError(
+        f"a module with `prefix` or `replace_prefix` moves {PATHS.root}, which jobs do not follow; delete that line, and "
+        "set `results_dir` in the study"
+    )
 STUDY_SPEC = STUDY.model_dump_json()  # in the order of the file, which is the order of the tables
 # Computed once: with ten seeds the grid has a thousand runs.
 RUNS = STUDY.runs()

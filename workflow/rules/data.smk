@@ -43,7 +43,15 @@ rule efflite:
 # params. A rule before training does not work: when it must run, Snakemake does not check whether the params of the
 # jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the report would
 # show its old scores.
-onstart:
+def write_study():
     command = [sys.executable, "-m", "dpdm", "validate", "-"]
     if subprocess.run(command, input=STUDY_SPEC, text=True).returncode:
         raise WorkflowError("the study was refused for the reason above; nothing was run")
+
+
+onstart:
+    write_study()
+
+
+if not workflow.modifier.is_main_snakefile():  # Snakemake does not run the onstart of a module
+    workflow._onstart = lambda log, outer=workflow._onstart: (write_study(), outer(log))

@@ -57,7 +57,7 @@ rule report:
         published=PUBLISHED,
         privacy_status=PRIVACY_STATUS,
     output: report(PATHS.report, caption="../report/report.rst", category="Report")
-    params: command=f"snakemake --cores 2 report --configfile {' '.join(map(os.path.relpath, workflow.configfiles))}",
+    params: command=shlex.join(["snakemake", "--cores", "2", "report", *["--configfile"] * bool(FILES), *FILES])
     log: PATHS.log("report")
     resources: mem_mb=growing(2000), runtime=growing(10)
     shell: f"python -m dpdm report {PATHS.root} --command {{params.command:q}} > {{log}} 2>&1"
