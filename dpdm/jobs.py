@@ -54,11 +54,11 @@ def train_extractor(layout: Layout, dataset: str) -> None:
 
 
 def make_reference(study: Study, layout: Layout, dataset: str, extractor: str = "inception") -> None:
-    """Computes a public extractor's statistics of a data set's real images, once for all scores."""
-    from dpdm.evaluation.inception import reference
+    """Computes an extractor's statistics of a data set's real images, once for all scores."""
+    from dpdm.evaluation.fidelity import reference
 
     real = {split: data.read_images(layout.data(dataset, f"{split}.npz")) for split in ("train", "test")}
-    arrays = reference(real, load_public(study, extractor))
+    arrays = reference(real, load_extractor(study, layout, dataset, extractor))
     artifacts.write_npz(layout.data(dataset, f"{extractor}.npz"), arrays)
 
 
@@ -72,12 +72,21 @@ def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> Non
     """Makes those of a data set's files that are not there yet: `files` of DATA_FILES, extractor.pt, EXTRACTOR.npz."""
     makers = {"extractor.pt": lambda: train_extractor(layout, dataset)} | {
         f"{name}.npz": functools.partial(make_reference, study, layout, dataset, name)
-        for name in ("inception", *registry.PUBLIC_EXTRACTORS)
+        for name in ("inception", *registry.EXTRACTORS, *registry.PUBLIC_EXTRACTORS)
     }
     for file in (*DATA_FILES, *files):
         if not Path(layout.data(dataset, file)).exists():
             print(f"making {layout.data(dataset, file)}, which is not there yet", file=sys.stderr)
             makers.get(file, lambda: prepare(study, layout, dataset))()
+
+
+def load_extractor(study: Study, layout: Layout, dataset: str, extractor: str) -> Any:
+    """An extractor: one that was trained on the data set, or a public one."""
+    from dpdm.evaluation.fidelity import Trained
+
+    if extractor in registry.EXTRACTORS:
+        return Trained(extractor, Path(layout.data(dataset, "extractor.pt")))
+    return load_public(study, extractor)
 
 
 def load_public(study: Study, extractor: str) -> Any:
@@ -175,23 +184,20 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
 
     nearest.png shows the synthetic images that are nearest to training images.
     """
-    from dpdm.evaluation import classifiers, extractor, fidelity, inception, memorization
+    from dpdm.evaluation import classifiers, extractor, fidelity, memorization
 
     evaluation, dataset, seed = study.evaluation, coordinates.dataset, coordinates.seed
     synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
-    train, network = data.read_images(layout.data(dataset, "train.npz")), layout.data(dataset, "extractor.pt")
+    train = data.read_images(layout.data(dataset, "train.npz"))
     compared, sides = _for_distances(study, coordinates, synthetic, test)
     judged = fidelity.chosen(compared, len(test.images))  # of all sets as many as of the ceiling: FD falls with them
-    references = {side: {"train": train, "test": test}[side] for side in sides}
     distances, facts = [], {"num_judged": len(judged.images)}
     for name in evaluation.extractors:
-        if name in evaluation.public_extractors:
-            kept, public = layout.data(dataset, f"{name}.npz"), load_public(study, name)
-            rows, facts[name] = inception.measure(judged, kept, public, seed, sides)
-        else:
-            rows = fidelity.measure(judged, references, network, seed, [name])
-            facts["extractor"] = extractor.load_extractor(network)[1]
+        network = load_extractor(study, layout, dataset, name)
+        rows, facts[name] = fidelity.measure(judged, layout.data(dataset, f"{name}.npz"), network, seed, sides)
         distances += rows
+        if isinstance(network, fidelity.Trained):
+            facts[name] |= {"trained": extractor.load_extractor(network.path)[1]}
     copies, facts["memorization"], picture = memorization.measure(compared, train, test)
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, seed, evaluation.protocol)
     folder, utility = Path(folder), {"protocol": evaluation.protocol, "metrics": accuracies}
@@ -205,12 +211,12 @@ def score_inception(
     study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path
 ) -> None:
     """Scores images by Inception (inception.json): FID and its like, against the statistics of the real images."""
-    from dpdm.evaluation import inception
+    from dpdm.evaluation.fidelity import INCEPTION, measure
 
     test = data.read_images(layout.data(coordinates.dataset, "test.npz"))
     judged, sides = _for_distances(study, coordinates, data.read_images(synthetic_file), test)
-    reference, network = layout.data(coordinates.dataset, "inception.npz"), load_public(study, inception.NAME)
-    distances, facts = inception.measure(judged, reference, network, coordinates.seed, sides)
+    reference, network = layout.data(coordinates.dataset, "inception.npz"), load_public(study, INCEPTION)
+    distances, facts = measure(judged, reference, network, coordinates.seed, sides)
     content = _judged(judged, coordinates) | {"inception": facts, "metrics": distances}
     artifacts.write_json(Path(folder) / "inception.json", content)
 

@@ -109,7 +109,7 @@ class EvaluationSpec(Strict):
 
     @property
     def public_extractors(self) -> tuple[str, ...]:
-        """The extractors whose statistics of the real images are a file of the data set: NAME.npz."""
+        """The extractors that no private image had a part in."""
         return tuple(name for name in self.extractors if name in PUBLIC_EXTRACTORS)
 
     @field_validator("fid", mode="before")

@@ -157,7 +157,7 @@ def score(study, coordinates, inception, synthetic, model, out) -> None:
     from dpdm import jobs
 
     dataset = (anchor or run).dataset
-    own = ("extractor.pt", *(f"{name}.npz" for name in opened.evaluation.public_extractors))
+    own = ("extractor.pt", *(f"{name}.npz" for name in opened.evaluation.extractors))
     jobs.make_missing(opened, layout, dataset, *(("inception.npz",) if inception else own) * bool(sets))
     if not sets:
         folder = out or layout.run(*run.place)

@@ -9,7 +9,7 @@ import click
 
 from dpdm.cli._verbs import dataset_argument, study_argument, verbs
 from dpdm.errors import UserError
-from dpdm.evaluation.registry import PUBLIC_EXTRACTORS
+from dpdm.evaluation.registry import EXTRACTORS, PUBLIC_EXTRACTORS
 
 
 @verbs.command("validate")
@@ -91,10 +91,13 @@ def extractor(study: str, dataset: str) -> None:
 @study_argument()
 @dataset_argument()
 @click.option(
-    "--extractor", type=click.Choice(["inception", *PUBLIC_EXTRACTORS]), default="inception", help="Which one it is."
+    "--extractor",
+    type=click.Choice(["inception", *EXTRACTORS, *PUBLIC_EXTRACTORS]),
+    default="inception",
+    help="Which one it is.",
 )
 def reference(study: str, dataset: str, extractor: str) -> None:
-    """Compute a public extractor's statistics of a data set's real images; Inception's if none is named."""
+    """Compute an extractor's statistics of a data set's real images; Inception's if none is named."""
     jobs, opened, layout = _prepared(study, dataset)
     jobs.make_reference(opened, layout, dataset, extractor)
 

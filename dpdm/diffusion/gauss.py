@@ -111,10 +111,11 @@ class Prior(nn.Module):
             centered = x[rows] - self.means[y]
             inside = centered @ self.basis
             u = inside @ self.vectors[y]
-            keep = self.variances[y] / (self.variances[y] + s2)
-            distance = ((u[:, None] - self.offsets[y]).square() / (self.variances[y] + s2)[:, None]).sum(2)
-            center = torch.softmax(self.log_weights[y] - distance / 2, dim=1) @ self.offsets[y]
-            found = (center + keep * (u - center)) @ self.vectors[y].T @ self.basis.T
+            precision = 1 / (self.variances[y] + s2)
+            # minus half the distance to each component; the part that all share does not matter
+            closeness = (precision * u) @ self.offsets[y].T - precision @ self.offsets[y].square().T / 2
+            center = torch.softmax(self.log_weights[y] + closeness, dim=1) @ self.offsets[y]
+            found = (center + self.variances[y] * precision * (u - center)) @ self.vectors[y].T @ self.basis.T
             rest = self.residual[y] / (self.residual[y] + s2)
             out[rows] = self.means[y] + found + rest * (centered - inside @ self.basis.T)
         return out

@@ -25,18 +25,20 @@ _CHUNK = 500  # images per forward pass when applying a network: bounds memory, 
 class Recipe:
     """How a network is trained: Adam, by shuffled batches; the last step is the result.
 
-    At least so many steps, so that a small set is seen often enough, and at least so many passes over a large one.
+    A small set is seen for so many steps, but at most for `most_epochs`; a large one for `least_epochs`.
     """
 
-    steps: int  # at least
+    steps: int
     batch_size: int  # less where there are fewer images
     lr: float  # the highest rate
     least_epochs: int = 0  # passes, for which `steps` are raised
+    most_epochs: float = math.inf  # passes, for which `steps` are lowered
     one_cycle: bool = False  # the rate rises and falls (Smith and Topin 2017); else it falls linearly to zero
 
     def steps_for(self, count: int) -> int:
         """Steps on `count` images."""
-        return max(self.steps, math.ceil(self.least_epochs * count / self.batch_size))
+        most, least = (passes * count / self.batch_size for passes in (self.most_epochs, self.least_epochs))
+        return math.ceil(max(min(self.steps, most), least))
 
 
 def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, streams: Streams) -> nn.Module:

@@ -9,34 +9,42 @@ live on different scales, so every row names its extractor; `direction` says whi
     precision  share of synthetic images within the reach of a real one (3 nearest neighbors); 1 is best.
                A real outlier reaches far and may admit nonsense: read it together with fd and recall.
     recall     share of real images within the reach of a synthetic one; 1 is best, about 0 is mode collapse.
-               Both look at PRC_IMAGES of either side at most, drawn at random: their cost grows with the square.
 
-Where an extractor is several networks, a value is the mean over them, and `spread` is their sample deviation.
+kid, precision and recall look at SUBSET_SIZE images of either side at most, a fixed random choice: the cost of the last
+two grows with the square. Where an extractor is several networks, a value is the mean over them, and `spread` is their
+sample deviation. The order of images matters neither to fd nor, where none is left out, to precision and recall
+(relative 1e-9); kid draws its subsets by position.
 
-The order of images matters neither to fd nor, where none is left out, to precision and recall (relative 1e-9); kid
-draws its subsets by position.
+The real side is computed once per data set and extractor (`reference`) and kept: of all images mean and covariance, of
+the chosen ones the features. It was computed from private images without any noise: for evaluation only, and not to be
+published.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from dpdm import artifacts
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
 from dpdm.evaluation import _torchvision_cpu, registry
 from dpdm.rng import Streams
 
+SIDES = ("train", "test")
+INCEPTION = "inception"  # in the rows
 NEIGHBOURS = 3
 KID_SUBSET_SIZE = 1000
 KID_SUBSETS = 20
-PRC_IMAGES = 5000
+SUBSET_SIZE = 5000  # images of either side whose features kid, precision and recall look at
 PRC_BATCH_SIZE = 1000  # memory only: rows of the distance matrix at a time
+_ARRAYS = ("extractor", "weights_sha256", *(f"{side}_{x}" for side in SIDES for x in ("n", "mu", "sigma", "features")))
 
 
 @dataclass(frozen=True)
@@ -45,20 +53,12 @@ class Features:
 
     Args:
         mu, sigma: mean [d] and covariance [d, d] of the features of all images, float64.
-        some: float64 [k, d], of all images (of Inception, SUBSET_SIZE at most).
-        few: float64 [m, d], of PRC_IMAGES at most.
+        some: float64 [m, d], of SUBSET_SIZE at most: distances of equal images are then about 0.
     """
 
     mu: np.ndarray
     sigma: np.ndarray
     some: torch.Tensor
-    few: torch.Tensor
-
-    @classmethod
-    def of(cls, features: torch.Tensor, few: torch.Tensor | None = None) -> "Features":
-        """Of the features [n, d] of all images; `few` of fewer, if n is too many for precision and recall."""
-        features = features.double()  # distances of equal images are then about 0
-        return cls(**statistics(features), some=features, few=features if few is None else few.double())
 
 
 class Metric(NamedTuple):
@@ -73,47 +73,118 @@ class Metric(NamedTuple):
     measure: Callable[[Features, Features, Streams], dict[str, float]]
 
 
+class Extractor(Protocol):
+    """A network, or several, whose features images are compared by.
+
+    Args:
+        name: in the rows.
+        extractor, layer: the network, and which of its outputs the features are.
+        path: the file of its weights.
+        weights_sha256: of that file.
+    """
+
+    name: str
+    extractor: str
+    layer: str
+    path: Path
+    weights_sha256: str
+
+    def features(self, images: ImageSet) -> torch.Tensor:
+        """Features float32 [n, d], or [k, n, d] of k networks, of uint8 images [n, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One that is trained on a data set's real images: a line of EXTRACTORS with the data set's extractor.pt."""
+
+    name: str
+    path: Path
+    layer = "features"
+
+    @property
+    def extractor(self) -> str:
+        return registry.EXTRACTORS[self.name]
+
+    @property
+    def weights_sha256(self) -> str:
+        return hashlib.sha256(artifacts.read_bytes(self.path)).hexdigest()
+
+    def features(self, images: ImageSet) -> torch.Tensor:
+        check_count(images)
+        return registry.load(registry.EXTRACTORS, self.name, "extractor")(images, self.path)
+
+
+def reference(real: Mapping[str, ImageSet], extractor: Extractor) -> dict[str, np.ndarray]:
+    """What is kept of the real images, as arrays for `artifacts.write_npz`.
+
+    Args:
+        real: the sides "train" and "test".
+
+    Returns:
+        `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [k, d] and `SIDE_sigma` [k, d, d] of all
+        images in float64, `SIDE_features` float32 [k, min(n, SUBSET_SIZE), d].
+
+    Raises:
+        UserError: as `Extractor.features`.
+    """
+    arrays = {"extractor": np.array(extractor.extractor), "weights_sha256": np.array(extractor.weights_sha256)}
+    for side in SIDES:
+        networks = _networks(extractor.features(real[side]))
+        found = [statistics(features) for features in networks]
+        arrays |= {f"{side}_n": np.int64(networks.shape[1]), f"{side}_features": _subset(networks).numpy()}
+        arrays |= {f"{side}_{name}": np.stack([of_all[name] for of_all in found]) for name in ("mu", "sigma")}
+    return arrays
+
+
 def measure(
-    synthetic: ImageSet,
-    references: Mapping[str, ImageSet],
-    weights: str | Path,
-    seed: int,
-    extractors: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Every metric against each reference, under each extractor, as rows of `distances`, some with a `spread`.
+    synthetic: ImageSet, kept: str | Path, extractor: Extractor, seed: int, sides: Sequence[str] = SIDES
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Each metric against each side, as rows of `distances`, some with a `spread`; and facts (JSON).
 
     Args:
         synthetic: the images to judge; labels play no role.
-        references: the real sides by name ("train", "test").
-        weights: file written from `train_extractor`'s state.
+        kept: file written from what `reference` returned.
+        extractor: that by which `kept` was made.
         seed: of the subsets that kid draws.
-        extractors: names of EXTRACTORS; all of them if left out.
+        sides: the real sides to compare with.
 
     Raises:
-        UserError: images of different shapes, fewer than 4 on a side, an unusable extractor file, a value not finite.
+        UserError: as `Extractor.features`; `kept` is unusable or was made with other weights; a value is not finite.
     """
-    for images in (synthetic, *references.values()):
-        check_count(images)
+    arrays = artifacts.read_npz(kept, _ARRAYS)
+    if (str(arrays["extractor"]), str(arrays["weights_sha256"])) != (extractor.extractor, extractor.weights_sha256):
+        raise UserError(f"{kept} was made with other weights than {extractor.path}; delete it and run snakemake again")
+    networks = _networks(extractor.features(synthetic))
+    pairs = zip(networks, _subset(networks), strict=True)
+    generated = [Features(**statistics(features), some=some.double()) for features, some in pairs]
     rows = []
-    for name in extractors or registry.EXTRACTORS:
-        extract = registry.load(registry.EXTRACTORS, name, "extractor")
+    for side in sides:
+        parts = (arrays[f"{side}_{name}"] for name in ("mu", "sigma", "features"))
+        real = [Features(mu, sigma, torch.from_numpy(some).double()) for mu, sigma, some in zip(*parts, strict=True)]
+        found = [
+            list(distances(*pair, extractor.name, side, Streams(seed, "fidelity"), synthetic.origin, kept))
+            for pair in zip(generated, real, strict=True)
+        ]
+        rows += map(_mean, zip(*found, strict=True))
+    facts = {
+        "extractor": extractor.extractor,
+        "layer": extractor.layer,
+        "weights_sha256": extractor.weights_sha256,
+        "n": {side: int(arrays[f"{side}_n"]) for side in SIDES},
+        "subset_size": SUBSET_SIZE,
+    }
+    names = {"fd": "fid"} if extractor.name == INCEPTION else {}
+    return [row | {"metric": names.get(row["metric"], row["metric"])} for row in rows], facts
 
-        def features(images: ImageSet, extract: Any = extract) -> list[Features]:
-            fewer = chosen(images, PRC_IMAGES)
-            # computed anew, not chosen from those of all: the batch that an image is in moves its last bits
-            whole = extract(images, weights)
-            few = whole if fewer is images else extract(fewer, weights)
-            networks = (whole, few) if whole.dim() == 3 else (whole[None], few[None])
-            return [Features.of(*pair) for pair in zip(*networks, strict=True)]
 
-        generated = features(synthetic)
-        for reference, real in references.items():
-            found = [
-                list(distances(*sides, name, reference, Streams(seed, "fidelity"), synthetic.origin, weights))
-                for sides in zip(generated, features(real), strict=True)
-            ]
-            rows += map(_mean, zip(*found, strict=True))
-    return rows
+def _networks(features: torch.Tensor) -> torch.Tensor:
+    """[k, n, d], of one network too."""
+    return features if features.dim() == 3 else features[None]
+
+
+def _subset(networks: torch.Tensor) -> torch.Tensor:
+    """At most SUBSET_SIZE images, always the same."""
+    return networks[:, fixed_choice(networks.shape[1], SUBSET_SIZE)]
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -178,7 +249,7 @@ def _precision_recall(synthetic: Features, real: Features, _: Streams) -> dict[s
     options = known_options({
         "prc_neighborhood": NEIGHBOURS, "prc_batch_size": PRC_BATCH_SIZE, "save_cpu_ram": True, "verbose": False
     })  # fmt: skip
-    found = prc_features_to_metric(synthetic.few, real.few, **options)  # not symmetric
+    found = prc_features_to_metric(synthetic.some, real.some, **options)  # not symmetric
     return {
         "precision": found[torch_fidelity.KEY_METRIC_PRECISION],
         "recall": found[torch_fidelity.KEY_METRIC_RECALL],

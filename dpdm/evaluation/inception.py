@@ -1,51 +1,30 @@
 """FID as papers mean it: the metrics of `dpdm.evaluation.fidelity` under Inception's features.
 
 Features are the 2048 of torch-fidelity's `inception-v3-compat`, which resizes uint8 RGB itself; gray images are given
-three equal channels. fd under them is named fid. kid, precision and recall are of at most SUBSET_SIZE images on either
-side, a fixed random choice.
-
-The real side is computed once per data set (`reference`) and kept: of all images mean and covariance, of the chosen
-ones the features themselves, since 60,000 x 2048 float32 of MNIST would be 490 MB and 5,000 are 41 MB. It was computed
-from private images without any noise: for evaluation only, and not to be published. EfficientNet-Lite0
-(`dpdm.evaluation.efflite`) is applied by the same two functions.
+three equal channels. fd under them is named fid.
 """
 
 import hashlib
 import urllib.request
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dpdm import artifacts
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
-from dpdm.evaluation.efflite import EffLite
-from dpdm.evaluation.fidelity import (
-    Features,
-    check_count,
-    distances,
-    fixed_choice,
-    import_torch_fidelity,
-    known_options,
-    statistics,
-)
-from dpdm.rng import Streams
+from dpdm.evaluation.fidelity import INCEPTION as NAME
+from dpdm.evaluation.fidelity import check_count, import_torch_fidelity, known_options
 
-NAME = "inception"  # in the rows
 EXTRACTOR = "inception-v3-compat"  # its name in torch-fidelity's registry
 LAYER = "2048"
-SIDES = ("train", "test")
-SUBSET_SIZE = 5000
 # Of the file that torch-fidelity publishes; torch.hub's file names end in its first eight digits. The same bytes are
 # pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _BATCH_SIZE = 64  # memory only: an image is 299x299 inside, and its first layers take 30 MB
-_ARRAYS = ("extractor", "weights_sha256", *(f"{side}_{x}" for side in SIDES for x in ("n", "mu", "sigma", "features")))
 
 
 # --- weights --------------------------------------------------------------------------------------------------
@@ -192,76 +171,3 @@ def load_inception(weights: Path) -> Inception:
 
 def _weights_option(weights: Path) -> dict[str, Any]:
     return {"feature_extractor_weights_path": str(weights)}
-
-
-# --- the real side, and the distances to it -------------------------------------------------------------------
-
-
-def reference(real: Mapping[str, ImageSet], public: Inception | EffLite) -> dict[str, np.ndarray]:
-    """What is kept of the real images, as arrays for `artifacts.write_npz`.
-
-    Args:
-        real: the sides "train" and "test".
-        public: the extractor.
-
-    Returns:
-        `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [d] and `SIDE_sigma` [d, d] of all images in
-        float64, `SIDE_features` float32 [min(n, SUBSET_SIZE), d]; of Inception d is 2048.
-
-    Raises:
-        UserError: as `Inception.features`.
-    """
-    arrays = {"extractor": np.array(public.extractor), "weights_sha256": np.array(public.weights_sha256)}
-    for side in SIDES:
-        features = public.features(real[side])
-        of_all = statistics(features)
-        arrays |= {f"{side}_n": np.int64(len(features)), f"{side}_features": _subset(features).numpy()}
-        arrays |= {f"{side}_{name}": of_all[name] for name in ("mu", "sigma")}
-    return arrays
-
-
-def measure(
-    synthetic: ImageSet, kept: str | Path, public: Inception | EffLite, seed: int, sides: Sequence[str] = SIDES
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Each metric against each side, as rows of `fidelity.distances`, and facts (JSON).
-
-    Args:
-        synthetic: the images to judge; labels play no role.
-        kept: file written from what `reference` returned.
-        public: the extractor by which `kept` was made.
-        seed: of the subsets that kid draws.
-        sides: the real sides to compare with.
-
-    Raises:
-        UserError: as `Inception.features`; `kept` is unusable or was made with other weights; a value is not finite.
-    """
-    arrays = artifacts.read_npz(kept, _ARRAYS)
-    if (str(arrays["extractor"]), str(arrays["weights_sha256"])) != (public.extractor, public.weights_sha256):
-        raise UserError(f"{kept} was made with other weights than {public.path}; delete it and run snakemake again")
-    features = public.features(synthetic)
-    generated = _features(statistics(features), _subset(features))
-    rows = []
-    for side in sides:
-        real = _features(
-            {name: arrays[f"{side}_{name}"] for name in ("mu", "sigma")}, torch.from_numpy(arrays[f"{side}_features"])
-        )
-        rows += distances(generated, real, public.name, side, Streams(seed, public.name), synthetic.origin, kept)
-    facts = {
-        "extractor": public.extractor,
-        "layer": public.layer,
-        "weights_sha256": public.weights_sha256,
-        "n": {side: int(arrays[f"{side}_n"]) for side in SIDES},
-        "subset_size": SUBSET_SIZE,
-    }
-    names = {"fd": "fid"} if public.name == NAME else {}
-    return [row | {"metric": names.get(row["metric"], row["metric"])} for row in rows], facts
-
-
-def _features(of_all: Mapping[str, np.ndarray], subset: torch.Tensor) -> Features:
-    """Statistics of all images, and the features of a choice of them for the other metrics."""
-    return Features(of_all["mu"], of_all["sigma"], subset.double(), subset.double())
-
-
-def _subset(features: torch.Tensor) -> torch.Tensor:
-    """At most SUBSET_SIZE rows, always the same."""
-    return features[fixed_choice(len(features), SUBSET_SIZE)]

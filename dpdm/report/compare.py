@@ -124,12 +124,12 @@ def _without_other_extractors(
 def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
     """By data set and extractor, what the score files below a folder say of it."""
     found: dict[tuple[str, str], set[str]] = {}
-    for name, key in (("fidelity.json", "extractor"), ("inception.json", "inception")):
+    for name in ("fidelity.json", "inception.json"):
         for path in sorted(Path(folder).rglob(name)):
             content = artifacts.read_json(path, ("coordinates", "metrics"))
             for extractor in {row.get("extractor", "") for row in content["metrics"]}:
                 place = content["coordinates"].get("dataset", ""), extractor
-                found.setdefault(place, set()).add(json.dumps(content.get(extractor, content.get(key)), sort_keys=True))
+                found.setdefault(place, set()).add(json.dumps(content.get(extractor), sort_keys=True))
     return found
 
 

@@ -215,11 +215,19 @@ def test_the_steps_of_a_recipe_grow_only_where_epochs_are_asked_for():
     assert [recipe.steps_for(count) for count in (1, 1000, 100_000)] == [100, 100, 100]
     passes = Recipe(steps=100, batch_size=10, lr=1.0, least_epochs=2)
     assert [passes.steps_for(count) for count in (1, 500, 501, 5000)] == [100, 100, 101, 1000]
+    few = Recipe(steps=100, batch_size=10, lr=1.0, most_epochs=4)
+    assert [few.steps_for(count) for count in (1, 100, 249, 250, 5000)] == [1, 40, 100, 100, 100]
 
 
-def test_the_standard_protocol_takes_600_steps_or_12_epochs():
-    recipe = classifiers.RECIPES["standard"]
-    assert [recipe.steps_for(count) for count in (1, 1000, 6400, 20_000, 60_000)] == [600, 600, 600, 1875, 5625]
+@pytest.mark.parametrize(
+    ("name", "steps"), [("mlp", [1000, 1000, 1000, 1875, 5625]), ("cnn", [1, 313, 1000, 1875, 5625])]
+)
+def test_the_standard_protocol_takes_1000_steps_or_12_epochs_but_of_the_cnn_40(name, steps, digits, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(classifiers, "train", lambda *given: recipes.append(given[2]))
+    monkeypatch.setattr(classifiers, "predict", lambda *_: None)
+    classifiers.train_and_predict(name, digits["train"], digits["test"].images, 0, "standard")
+    assert [recipes[0].steps_for(count) for count in (1, 1000, 6400, 20_000, 60_000)] == steps
 
 
 @pytest.mark.parametrize("one_cycle", [True, False])

@@ -167,7 +167,7 @@ def test_the_fid_has_another_file_than_the_other_scores(
     fidelity, utility, by_inception = (artifacts.read_json(work.set(*run.place, "default", f"{n}.json")) for n in names)
     shared = {"coordinates", "provenance", "num_synthetic", "drawn_by"}
     assert [set(file) - shared for file in (fidelity, utility, by_inception)] == [
-        {"extractor", "memorization", "metrics", "num_judged"}, {"protocol", "metrics"}, {"inception", "metrics"}
+        {"small_cnn", "memorization", "metrics", "num_judged"}, {"protocol", "metrics"}, {"inception", "metrics"}
     ]  # fmt: skip
     for file in (fidelity, utility):
         assert {key: file[key] for key in shared} == {key: by_inception[key] for key in shared}
@@ -348,9 +348,10 @@ def test_what_is_missing_is_made(run_cli, study_file, tmp_path, monkeypatch, dig
 def test_score_by_hand_makes_the_extractor_and_the_anchor_s_images(run_cli, work, monkeypatch):
     made = []
     monkeypatch.setattr("dpdm.jobs.train_extractor", lambda layout, dataset: made.append(dataset))
+    monkeypatch.setattr("dpdm.jobs.make_reference", lambda study, layout, dataset, name: made.append(name))
     monkeypatch.setattr("dpdm.jobs.score", lambda *_: made.append("scored"))
     assert run_cli("score", "study.yaml", "digits/label_only/0")[0] == 0
-    assert made == ["digits", "scored"]
+    assert made == ["digits", "small_cnn", "scored"]
     assert data.read_images(work.label_only("digits")).meta.n == 20
 
 

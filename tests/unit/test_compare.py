@@ -29,7 +29,7 @@ def folders(tmp_path, monkeypatch):
         frame = pd.DataFrame([ROW | {"study": name} | row for row in rows])[list(METRICS)]
         write_csv(f"{folder}/metrics.csv", frame)
         if extractor:
-            scores = {"coordinates": {"dataset": "digits"}, "metrics": [FD], "extractor": {"trained_on": extractor}}
+            scores = {"coordinates": {"dataset": "digits"}, "metrics": [FD], "small_cnn": {"trained_on": extractor}}
             artifacts.write_json(f"{folder}/runs/x/fidelity.json", scores)
         if images:
             artifacts.write_json("results/data/digits/dataset.json", {"sha256": {"train": images}})

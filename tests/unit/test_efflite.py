@@ -10,7 +10,7 @@ from refusals import refuses
 
 from dpdm import artifacts
 from dpdm.data import ImageSet
-from dpdm.evaluation import efflite, inception
+from dpdm.evaluation import efflite, fidelity
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec(efflite.PACKAGE), reason="the extra efflite is missing")
 PICTURES = {"china.jpg": "palace", "flower.jpg": "daisy"}  # of scikit-learn; the picture's first class, of 1,000
@@ -64,8 +64,8 @@ def test_small_images_are_enlarged_by_a_whole_number(network):
 
 def test_its_rows_are_named_fd_and_never_fid(network, tmp_path):
     sides = {"train": images(12), "test": images(9, seed=1)}
-    artifacts.write_npz(tmp_path / "efflite.npz", inception.reference(sides, network))
-    rows, facts = inception.measure(images(8, seed=2), tmp_path / "efflite.npz", network, 0, ["train"])
+    artifacts.write_npz(tmp_path / "efflite.npz", fidelity.reference(sides, network))
+    rows, facts = fidelity.measure(images(8, seed=2), tmp_path / "efflite.npz", network, 0, ["train"])
     found = [(row["metric"], row["extractor"], row["reference"]) for row in rows]
     assert found == [(name, "efflite", "train") for name in ("fd", "kid", "precision", "recall")]
     assert (facts["weights_sha256"], facts["n"]) == (efflite.WEIGHTS_SHA256, {"train": 12, "test": 9})

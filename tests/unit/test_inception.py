@@ -20,6 +20,7 @@ from dpdm import artifacts
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation import fidelity, inception
+from dpdm.rng import Streams
 
 pytestmark = pytest.mark.slow
 
@@ -59,12 +60,12 @@ def synthetic(digits_train):
 @pytest.fixture(scope="module")
 def kept(sides, quick, tmp_path_factory):
     path = tmp_path_factory.mktemp("kept") / "inception.npz"
-    artifacts.write_npz(path, inception.reference(sides, quick))
+    artifacts.write_npz(path, fidelity.reference(sides, quick))
     return path
 
 
 def measured(synthetic, kept, network, seed=0):
-    rows, _ = inception.measure(synthetic, kept, network, seed)
+    rows, _ = fidelity.measure(synthetic, kept, network, seed)
     return {(row["reference"], row["metric"]): row["value"] for row in rows}
 
 
@@ -79,7 +80,7 @@ def by_torch_fidelity(synthetic, real, weights, layer, seed=0):
             "feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": str(weights), **layers,
             "fid": True, "kid": True, "prc": True, "cuda": False, "cache": False, "verbose": False,
             "save_cpu_ram": True, "kid_subsets": 20, "kid_subset_size": min(len(first), len(second)),
-            "prc_neighborhood": 3, "rng_seed": inception.Streams(seed, "inception").integer("kid"),
+            "prc_neighborhood": 3, "rng_seed": Streams(seed, "fidelity").integer("kid"),
         }),
     )  # fmt: skip
     keys = ("frechet_inception_distance", "kernel_inception_distance_mean", "precision", "recall")
@@ -107,8 +108,8 @@ def gaussian(mean, covariance):
 def frechet(one, two):
     """The FID alone of two Gaussians, through the code that scores."""
     features = torch.arange(10.0).reshape(5, 2)
-    sides = (inception._features(side, features) for side in (one, two))
-    return fidelity.FD.measure(*sides, inception.Streams(0, "x"))["fd"]
+    sides = (fidelity.Features(**side, some=features) for side in (one, two))
+    return fidelity.FD.measure(*sides, Streams(0, "x"))["fd"]
 
 
 def test_the_fid_of_gaussians_with_diagonal_covariances_is_the_closed_form():
@@ -132,7 +133,7 @@ def test_the_fid_of_gaussians_with_any_covariances_is_scipy_s():
 def test_statistics_are_in_float64():
     """Mean and covariance (divided by n - 1) of float32 features far from 0, to a relative 1e-9."""
     features = torch.from_numpy(np.random.default_rng(2).normal(1e4, 1, (5000, 3)).astype(np.float32))
-    found = inception.statistics(features)
+    found = fidelity.statistics(features)
     exact = features.numpy().astype(np.float64)
     centred = exact - exact.mean(0)
     np.testing.assert_allclose(found["mu"], exact.mean(0), rtol=1e-12)
@@ -178,8 +179,8 @@ def test_the_whole_network_gives_what_torch_fidelity_calculates(
     monkeypatch.setattr(inception, "LAYER", "2048")
     network = inception.load_inception(inception_weights)
     few = {"train": sides["train"], "test": chosen(sides["test"], slice(0, 4), "few")}
-    arrays = inception.reference(few, network)
-    assert (arrays["train_features"].shape, arrays["train_sigma"].shape) == ((14, 2048), (2048, 2048))
+    arrays = fidelity.reference(few, network)
+    assert (arrays["train_features"].shape, arrays["train_sigma"].shape) == ((1, 14, 2048), (1, 2048, 2048))
     artifacts.write_npz(tmp_path / "inception.npz", arrays)
     found = measured(synthetic, tmp_path / "inception.npz", network)
     expected = by_torch_fidelity(synthetic, few["train"], inception_weights, "2048")
@@ -220,7 +221,7 @@ def test_constant_images_give_finite_bad_values(value, count, kept, quick):
 
 def test_equal_constant_sets_are_at_distance_zero(quick, tmp_path):
     blank = ImageSet(np.zeros((6, 1, 8, 8), np.uint8), balanced_labels(6, 10), 10, "blank")
-    artifacts.write_npz(tmp_path / "x.npz", inception.reference({"train": blank, "test": blank}, quick))
+    artifacts.write_npz(tmp_path / "x.npz", fidelity.reference({"train": blank, "test": blank}, quick))
     found = measured(blank, tmp_path / "x.npz", quick)
     assert np.isfinite(list(found.values())).all()
     assert found["train", "fid"] == pytest.approx(0, abs=1e-6)
@@ -230,34 +231,32 @@ def test_equal_constant_sets_are_at_distance_zero(quick, tmp_path):
 
 
 def test_the_file_says_what_made_it_and_holds_float64(sides, kept, quick):
-    arrays = artifacts.read_npz(kept, inception._ARRAYS)
+    arrays = artifacts.read_npz(kept, fidelity._ARRAYS)
     assert (str(arrays["extractor"]), str(arrays["weights_sha256"])) == ("inception-v3-compat", quick.weights_sha256)
     assert (int(arrays["train_n"]), int(arrays["test_n"])) == (14, 9)
     assert {arrays[f"{side}_{name}"].dtype.name for side in sides for name in ("mu", "sigma")} == {"float64"}
     for side in sides:
-        np.testing.assert_array_equal(arrays[f"{side}_features"], quick.features(sides[side]).numpy())
+        np.testing.assert_array_equal(arrays[f"{side}_features"], quick.features(sides[side]).numpy()[None])
 
 
 def test_of_many_images_a_fixed_choice_is_kept_but_statistics_are_of_all(
     sides, synthetic, quick, tmp_path, monkeypatch
 ):
-    full = inception.reference(sides, quick)
-    monkeypatch.setattr(inception, "SUBSET_SIZE", 6)
-    arrays = inception.reference(sides, quick)
+    full = fidelity.reference(sides, quick)
+    monkeypatch.setattr(fidelity, "SUBSET_SIZE", 6)
+    arrays = fidelity.reference(sides, quick)
     np.testing.assert_array_equal(arrays["train_sigma"], full["train_sigma"])
     assert arrays["train_n"] == 14
-    rows = [full["train_features"].tolist().index(row) for row in arrays["train_features"].tolist()]
+    rows = [full["train_features"][0].tolist().index(row) for row in arrays["train_features"][0].tolist()]
     assert len(rows) == 6
     assert rows == sorted(rows) != list(range(6))
     artifacts.write_npz(tmp_path / "x.npz", arrays)
     found = measured(synthetic, tmp_path / "x.npz", quick)
-    real = full | {"train_features": full["train_features"][rows]}
     features = quick.features(synthetic)
-    sides = (
-        inception._features(inception.statistics(features), inception._subset(features)),
-        inception._features({n: real[f"train_{n}"] for n in ("mu", "sigma")}, torch.from_numpy(real["train_features"])),
-    )
-    rows = fidelity.distances(*sides, "x", "train", inception.Streams(0, "inception"), "", "")
+    some = (fidelity._subset(features[None])[0], torch.from_numpy(full["train_features"][0][rows]))
+    of_all = (fidelity.statistics(features), {n: full[f"train_{n}"][0] for n in ("mu", "sigma")})
+    sides = (fidelity.Features(**known, some=few.double()) for known, few in zip(of_all, some, strict=True))
+    rows = fidelity.distances(*sides, "x", "train", Streams(0, "fidelity"), "", "")
     assert [found["train", metric] for metric in METRICS] == [row["value"] for row in rows]
 
 
@@ -277,7 +276,7 @@ def test_the_batch_size_does_not_matter(sides, quick, monkeypatch):
 
 
 def test_facts_name_the_weights_and_the_sizes(synthetic, kept, quick):
-    _, facts = inception.measure(synthetic, kept, quick, 0)
+    _, facts = fidelity.measure(synthetic, kept, quick, 0)
     assert facts == {
         "extractor": "inception-v3-compat", "layer": "64", "weights_sha256": quick.weights_sha256,
         "n": {"train": 14, "test": 9}, "subset_size": 5000,
@@ -285,10 +284,10 @@ def test_facts_name_the_weights_and_the_sizes(synthetic, kept, quick):
 
 
 def test_statistics_of_other_weights_are_refused(synthetic, kept, quick, tmp_path):
-    arrays = artifacts.read_npz(kept, inception._ARRAYS)
+    arrays = artifacts.read_npz(kept, fidelity._ARRAYS)
     artifacts.write_npz(tmp_path / "old.npz", arrays | {"weights_sha256": np.array("0" * 64)})
     with refuses("old.npz", "random.pth"):
-        inception.measure(synthetic, tmp_path / "old.npz", quick, 0)
+        fidelity.measure(synthetic, tmp_path / "old.npz", quick, 0)
 
 
 # --- images that cannot be judged -----------------------------------------------------------------------------
@@ -298,9 +297,9 @@ def test_statistics_of_other_weights_are_refused(synthetic, kept, quick, tmp_pat
 def test_too_few_images_are_refused_by_name(count, sides, kept, quick):
     few = chosen(sides["test"], slice(0, count), "few.npz")
     with refuses("few.npz", count):
-        inception.measure(few, kept, quick, 0)
+        fidelity.measure(few, kept, quick, 0)
     with refuses("few.npz", count):
-        inception.reference(sides | {"test": few}, quick)
+        fidelity.reference(sides | {"test": few}, quick)
 
 
 def test_images_neither_grey_nor_rgb_are_refused(quick):
@@ -321,7 +320,7 @@ def test_features_that_are_not_finite_are_an_error(sides, inception_weights, qui
 def test_a_value_that_is_not_finite_is_an_error_not_a_row(synthetic, kept, quick, monkeypatch):
     monkeypatch.setattr(fidelity, "KID", fidelity.Metric({"kid": "lower"}, lambda *_: {"kid": float("nan")}))
     with refuses("kid", "synthetic", "nan", "inception.npz"):
-        inception.measure(synthetic, kept, quick, 0)
+        fidelity.measure(synthetic, kept, quick, 0)
 
 
 # --- weights --------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def scored(tiny_study_dict, digits_train, tmp_path, monkeypatch):
             images = ImageSet(digits_train.images[chosen], digits_train.labels[chosen], 10, split)
             write_images(layout.data("digits", f"{split}.npz"), images)
         artifacts.write_json(layout.data("digits", "dataset.json"), {})
-        names = [f"{name}.npz" for name in study.evaluation.public_extractors]
+        names = [f"{name}.npz" for name in study.evaluation.extractors]
         jobs.make_missing(study, layout, "digits", "extractor.pt", *names)
         place = Coordinates(
             study="tiny", dataset="digits", method=method, epsilon=None if method == "real" else 10.0, seed=0
@@ -85,7 +85,7 @@ def test_a_value_of_several_networks_has_a_spread(scored):
     fidelity, *_ = scored("class_mean")
     (fd,) = (row for row in fidelity["metrics"] if (row["metric"], row["reference"]) == ("fd", "train"))
     assert fd["spread"] > 0
-    assert len(fidelity["extractor"]["seeds"]) == 3
+    assert len(fidelity["small_cnn"]["trained"]["seeds"]) == 3
 
 
 @pytest.mark.skipif(NO_PACKAGE, reason="the extra efflite is missing")

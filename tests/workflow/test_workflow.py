@@ -61,7 +61,7 @@ def test_the_dry_run_counts_what_the_study_implies(folder, tiny, edit):
     study["methods"]["dpdm"]["overrides"] = []
     folder.write(study)
     assert folder.dry().counts == {
-        "prepare": 1, "extractor": 1, "label_only": 1, "train": 12, "audit": 3, "sample": 8, "score": 8,
+        "prepare": 1, "extractor": 1, "real_features": 1, "label_only": 1, "train": 12, "audit": 3, "sample": 8, "score": 8,
         "score_classifier": 4, "score_anchor": 4, "collect": 1, "tables": 1, "figure": 3, "report": 1, "all": 1,
     }  # fmt: skip
     assert not folder.made()
@@ -75,7 +75,7 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     study["evaluation"]["extractors"] = ["efflite", "small_cnn"]
     folder.write(study)
     counts = folder.dry().counts
-    assert counts["efflite"] == 2
+    assert counts["real_features"] == 4
     per_rule = {rule: counts.get(rule, 0) for rule in ("prepare", "extractor", "train", "audit", "sample", "figure")}
     assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 6}
     assert (counts["score"], counts["score_classifier"]) == (16, 4)
@@ -270,7 +270,7 @@ def test_every_run_is_audited_and_passed(finished, tiny):
 def test_every_job_is_announced_by_its_coordinates(finished, tiny):
     methods = list(tiny["methods"])
     assert exactly(finished.outcome) == (
-        {"prepare digits", "feature extractor for digits", "label-only floor for digits"}
+        {"prepare digits", "feature extractor for digits", "small_cnn statistics of digits", "label-only floor for digits"}
         | run_jobs("train", methods)
         | set_jobs(methods)
         | {f"audit {method} on digits" for method in methods}

@@ -50,6 +50,7 @@ wildcard_constraints:
     dataset="|".join(STUDY.datasets),
     method="|".join(STUDY.methods),
     anchor="|".join(STUDY.anchors) or "none",
+    extractor="|".join(STUDY.evaluation.extractors),
     epsilon="|".join(re.escape(specs.epsilon_text(epsilon)) for epsilon in STUDY.epsilons),
     seed=r"\d+",
     figure="|".join(FIGURES) or "none",
@@ -78,9 +79,16 @@ def anchor_images(wildcards):
     return PATHS.anchor_images(wildcards.dataset, wildcards.anchor)
 
 
-def public_references(wildcards):
-    """The statistics of the real images by the public extractors that the study asks for."""
-    return [PATHS.data(wildcards.dataset, f"{name}.npz") for name in STUDY.evaluation.public_extractors]
+def references(wildcards):
+    """The extractors that the study asks for, and what they make of the real images."""
+    names = STUDY.evaluation.extractors
+    return [PATHS.data(wildcards.dataset, f"{name}.npz") for name in names] + trained_extractor(wildcards, names)
+
+
+def trained_extractor(wildcards, names):
+    """The extractor.pt of a data set, where one of the extractors is trained on it."""
+    trained = set(names) - set(STUDY.evaluation.public_extractors)
+    return [PATHS.data(wildcards.dataset, "extractor.pt")] if trained else []
 
 
 def run_files(file, runs=RUNS):

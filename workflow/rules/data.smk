@@ -25,17 +25,20 @@ rule extractor:
     shell: f"python -m dpdm extractor {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
 
 
-# EfficientNet-Lite0's statistics of the real images, once per data set, if `evaluation.extractors` has efflite.
-rule efflite:
-    message: "EfficientNet-Lite0 statistics of {wildcards.dataset}"
+# What scores need of the real images, once per data set and extractor.
+rule real_features:
+    message: "{wildcards.extractor} statistics of {wildcards.dataset}"
     input:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
-    output: PATHS.data("{dataset}", "efflite.npz")
-    log: PATHS.data("{dataset}", "efflite.log")
-    benchmark: PATHS.benchmark("efflite", "{dataset}")
+        network=lambda w: trained_extractor(w, [w.extractor]),
+    output: PATHS.data("{dataset}", "{extractor}.npz")
+    log: PATHS.data("{dataset}", "{extractor}.log")
+    benchmark: PATHS.benchmark("real_features", "{dataset}", "{extractor}")
     resources: mem_mb=growing(4000), runtime=growing(60)
-    shell: f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --extractor efflite --threads {{threads}} > {{log}} 2>&1"
+    shell:
+        f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --extractor {{wildcards.extractor}}"
+        " --threads {threads} > {log} 2>&1"
 
 
 # Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their

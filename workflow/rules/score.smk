@@ -49,8 +49,7 @@ rule score:
         synthetic=rules.sample.output,
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
-        extractor=rules.extractor.output,
-        public=public_references,
+        references=references,
     output:
         fidelity=PATHS.set(*SET, "fidelity.json"),
         nearest=PATHS.set(*SET, "nearest.png"),
@@ -71,8 +70,7 @@ use rule score as score_anchor with:
         synthetic=anchor_images,
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
-        extractor=rules.extractor.output,
-        public=public_references,
+        references=references,
     output:
         fidelity=PATHS.anchor(*ANCHOR, "fidelity.json"),
         nearest=PATHS.anchor(*ANCHOR, "nearest.png"),
