@@ -1,4 +1,6 @@
-"""Keeps what a study gave: its tables and pictures, and a page that says how they were made, in results/STUDY/kept.
+"""Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, and a page on how they were made.
+
+The model and 1,000 images of the first seed are kept too: `dpdm sample results/STUDY/kept RUN` draws more.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
 
@@ -11,29 +13,59 @@ Git tracks that folder, and no job uses it.
 import argparse
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from _page import where
 
 from dpdm.config import load_study
+from dpdm.data import read_images, write_images
+from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS, METRICS, read_benchmarks, read_csv
 from dpdm.report.tables import dataset_results, method_table, resource_table, to_markdown
+from dpdm.specs import RunSpec
 
 ROOT = Path(__file__).parents[1]
-KEPT = ("metrics.csv", "audits.csv", "tables/*.csv", "tables/*.md", "tables/*.tex", "figures/*.png")
+KEPT = (
+    "study.json",
+    "metrics.csv",
+    "audits.csv",
+    "tables/*.csv",
+    "tables/*.md",
+    "tables/*.tex",
+    "figures/*.png",
+    "runs/**/ledger.json",
+)
+IMAGES = 1000
 
 
 def keep(study: str, commands: list[str], machine: str) -> None:
     """Makes results/NAME/kept anew."""
-    folder = ROOT / "results" / load_study(study).study
+    spec = load_study(study)
+    folder = ROOT / "results" / spec.study
     text = page(study, commands, machine)
     shutil.rmtree(folder / "kept", ignore_errors=True)
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
         copy = folder / "kept" / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    for run in spec.runs():
+        if run.seed == spec.seeds[0]:
+            keep_model(folder, folder / "kept", run)
     (folder / "kept" / "README.md").write_text(text + "\n")
+
+
+def keep_model(folder: Path, kept: Path, run: RunSpec) -> None:
+    """The model of a run, and the first IMAGES of each of its synthetic sets, which has its classes in turn."""
+    made = Path(Layout.of(folder).run(*run.place))
+    copy = kept / made.relative_to(folder)
+    copy.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(made / "model.pt", copy / "model.pt")
+    for file in made.glob("*/synthetic.npz"):
+        images = read_images(file)
+        some = replace(images, images=images.images[:IMAGES], labels=images.labels[:IMAGES])
+        write_images(copy / file.relative_to(made), some)
 
 
 def page(study: str, commands: list[str], machine: str) -> str:
@@ -53,7 +85,7 @@ def page(study: str, commands: list[str], machine: str) -> str:
             f"# Results of {' with '.join(f'[{file}](../../../{file})' for file in files)}",
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
-            f"on {machine}. {cost(jobs)} Models, images and `report.html` are not kept.\n"
+            f"on {machine}. {cost(jobs)} Models and images are kept of the first\nseed; `report.html` is not.\n"
             "Other commits, versions of torch and processors give other digits.",
             "FD, KID, precision and recall are by the features of a small network trained on the real images here: "
             "compare\nthem within this page alone, and precision not where noise (`label_only`) has a high one.",

@@ -19,9 +19,11 @@ from dpdm.errors import UserError
 from dpdm.processes import Processes
 from dpdm.progress import Log
 
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of a scheduler, of its time limit, of Ctrl-C
+
 
 class Checkpoint:
-    """Saves the state of one run every `interval` seconds, and on SIGTERM or SIGUSR1 before it exits.
+    """Saves the state of one run every `interval` seconds, and on a signal of STOPS before it exits.
 
     Args:
         path: the file; None never saves (a run that can afford to start again).
@@ -107,23 +109,24 @@ class Checkpoint:
 
     @contextmanager
     def on_signal(self) -> Iterator[None]:
-        """Inside the block SIGTERM and SIGUSR1 let the current step finish, save, and exit.
+        """Inside the block a signal of STOPS lets the current step finish, save, and exit.
 
-        A signal that no step came to obey acts as usual when the block ends.
+        A second Ctrl-C does not wait. A signal that no step came to obey acts as usual when the block ends.
         """
         if self.path is None:
             yield
             return
 
         def ask(number: int, _: Any) -> None:
+            if self._stop == number == signal.SIGINT:
+                raise KeyboardInterrupt
             self._stop = number
 
-        numbers = (signal.SIGTERM, signal.SIGUSR1)
-        before = [signal.signal(number, ask) for number in numbers]
+        before = [signal.signal(number, ask) for number in STOPS]
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(STOPS, before, strict=True):
                 signal.signal(number, handler)
             if self._stop is not None:
                 os.kill(os.getpid(), self._stop)

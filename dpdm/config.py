@@ -448,8 +448,8 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
     """
     if not isinstance(value, dict) or not value:
         raise UserError(
-            f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml (--workflow-profile replaces "
-            "profiles/default, which names one; --profile adds to it)"
+            f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml (--workflow-profile "
+            "replaces profiles/default, which names one; --profile adds to it)"
         )
     value = without_nulls(value) if overlaid else value
     if (version := value.get("version", VERSION)) != VERSION:  # a study.json has one

@@ -19,7 +19,7 @@ from dpdm.errors import UserError
 from dpdm.evaluation import registry
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
-from dpdm.method import load_method
+from dpdm.method import finite, load_method
 from dpdm.method import train as train_method
 from dpdm.privacy.key import key_path
 from dpdm.processes import Processes, device
@@ -125,7 +125,7 @@ def train(
     model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     if not group.is_first:
         return ""
-    artifacts.write_tensors(folder / "model.pt", {"impl": spec.impl, "state": model.state()})
+    artifacts.write_tensors(folder / "model.pt", {"impl": spec.impl, "state": finite(model.state(), spec)})
     artifacts.write_jsonl(folder / "train.jsonl", log.rows)
     artifacts.write_json(folder / "ledger.json", ledger.to_json())
     kept = [] if keep_key else [key_path(checkpoint)]
@@ -156,7 +156,11 @@ def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file:
     """Draws one synthetic set from a model, with balanced labels."""
     spec = study.sample(run, sampler)
     model = on_device(restored(load_method(spec.impl, "generator"), model_file, spec.impl))
-    classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
+    ledger = layout.run(*run.place, "ledger.json")
+    if Path(ledger).exists():  # of a kept run there is no data set
+        classes = artifacts.read_json(ledger, ("num_classes",))["num_classes"]
+    else:
+        classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
     labels = data.balanced_labels(spec.synthetic_images, classes)
     where = f"methods.{run.method}.samplers.{sampler}"
     images = draw(run, model, sampler, spec.sampler_params, labels, where)

@@ -3,11 +3,13 @@
 import importlib
 import pkgutil
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel
+from torch import Tensor
 
 from dpdm.artifacts import sha256_of
 from dpdm.checkpoint import Checkpoint
@@ -19,7 +21,7 @@ from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness, set
 from dpdm.privacy.key import secret_key
 from dpdm.processes import Processes
 from dpdm.progress import Log
-from dpdm.provenance import provenance
+from dpdm.provenance import meaning, provenance
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec, spec_json
 
@@ -197,6 +199,18 @@ def train(
     return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
 
 
+def finite(state: Any, spec: RunSpec, name: str = "state") -> Any:
+    """The state of a trained model itself; UserError if a number in it is not finite: its training diverged."""
+    if isinstance(state, Tensor) and state.is_floating_point() and not state.isfinite().all():
+        raise UserError(
+            f"{spec.name}: {name} of the trained model is not finite; lower the learning rate of {spec.impl}"
+        )
+    parts = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list | tuple) else ()
+    for key, part in parts:
+        finite(part, spec, f"{name}.{key}")
+    return state
+
+
 def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
     """Digest of recipe and data, the key of repeatable noise: the same noise in two releases would cancel.
 
@@ -217,4 +231,4 @@ def _method_code(impl: str) -> str:
         sources.add(source)
         text = source.read_text()
         found |= {p for p in source.parent.glob("_[!_]*.py") if re.search(rf"\b{p.stem}\b", text)}
-    return sha256_of(*(part for p in sorted(sources) for part in (p.name.encode(), p.read_bytes())))[:16]
+    return sha256_of(*(part for p in sorted(sources) for part in (p.name.encode(), meaning(p))))[:16]

@@ -1,5 +1,6 @@
 """Which code made an artifact: version, git commit, and a digest of the package's own sources."""
 
+import ast
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -12,13 +13,24 @@ from dpdm.artifacts import sha256_of
 def provenance() -> dict[str, str]:
     """Version, commit (with `-dirty` where the tree differs from it; "unknown" outside a checkout), code digest.
 
-    `code` digests the sources of the `dpdm` package without its report: adding a baseline, or an edit of a table,
-    does not part the runs of the other methods, which that edit cannot have changed.
+    `code` digests what results depend on: the sources of the `dpdm` package without its report and its command line,
+    and without comments and docstrings. Adding a baseline, or an edit of a table, does not part the runs of the other
+    methods, which that edit cannot have changed.
     """
     package = Path(__file__).parent
-    sources = sorted(p for p in package.rglob("*.py") if package / "report" not in p.parents)
-    parts = [part for p in sources for part in (str(p.relative_to(package)).encode(), p.read_bytes())]
+    without = {package / "report", package / "cli"}
+    sources = sorted(p for p in package.rglob("*.py") if not without & set(p.parents))
+    parts = [part for p in sources for part in (str(p.relative_to(package)).encode(), meaning(p))]
     return {"version": dpdm.__version__, "commit": _commit(package.parent), "code": sha256_of(*parts)[:16]}
+
+
+def meaning(source: Path) -> bytes:
+    """A Python file without comments, docstrings and layout."""
+    tree = ast.parse(source.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body[0] = ast.Pass()
+    return ast.dump(tree).encode()
 
 
 def _commit(folder: Path) -> str:

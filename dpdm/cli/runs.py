@@ -120,7 +120,8 @@ def sample(study: str, run: str, model: str | None, out: str | None) -> None:
         raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {study} {run}` judges it")
     from dpdm import jobs
 
-    jobs.make_missing(opened, layout, spec.dataset)
+    if not os.path.exists(layout.run(*spec.place, "ledger.json")):
+        jobs.make_missing(opened, layout, spec.dataset)
     for sampler in samplers:
         file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
         jobs.sample(opened, layout, spec, sampler, model or layout.run(*spec.place, "model.pt"), file)

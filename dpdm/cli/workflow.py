@@ -14,11 +14,12 @@ from dpdm.evaluation.registry import EXTRACTORS, PUBLIC_EXTRACTORS
 
 @verbs.command("validate")
 @click.argument("file", type=click.File("r"), help="The study as JSON; - for standard input.")
-def validate(file) -> None:
+@click.option("--again", is_flag=True, help="What was trained before is trained again.")
+def validate(file, again: bool) -> None:
     """Check a whole study before any job, and write the study.json that the jobs read.
 
-    Every method is imported, every params built, its tables and FID weights checked. A study.json that says the same
-    already is left as it is.
+    Every method is imported, every params built, its tables and FID weights checked. Runs that were trained by other
+    code are refused. A study.json that says the same already is left as it is.
     """
     from dpdm import artifacts
     from dpdm.config import Study
@@ -33,6 +34,8 @@ def validate(file) -> None:
     layout = Layout(study.results_dir, study.study)
     check_tables(study, PUBLISHED)
     planned_runs(study)
+    if not (again or study.allow_mixed_code):
+        _refuse_other_code(study, layout)
     for name in study.evaluation.public_extractors:
         load_public(study, name)
     if study.evaluation.fid:
@@ -48,6 +51,24 @@ def validate(file) -> None:
     text = study_json(study)
     if not (os.path.exists(layout.study) and artifacts.read_bytes(layout.study) == text.encode()):
         artifacts.write_text(layout.study, text)
+
+
+def _refuse_other_code(study, layout) -> None:
+    """Refuses runs that other code trained: new ones could not share their tables."""
+    from dpdm import artifacts
+    from dpdm.provenance import provenance
+
+    for run in study.runs():
+        path = layout.run(*run.place, "ledger.json")
+        if not os.path.exists(path):
+            continue
+        ledger, code = artifacts.read_json(path, ("recipe", "provenance")), provenance()["code"]
+        if ledger["recipe"] == run.model_dump(mode="json") and ledger["provenance"]["code"] != code:
+            raise UserError(
+                f"{path} was made by other code ({ledger['provenance']['code']}, now {code}), and new results could "
+                "not share a table with it; add `--forcerun train score_anchor` to the command, or set "
+                "`allow_mixed_code: true` in the study"
+            )
 
 
 def _dataset(study: str, dataset: str):

@@ -7,7 +7,9 @@ Published as: DPDM.
 """
 
 import copy
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -70,13 +72,23 @@ class _Sampler(Strict):
     def _falling(self) -> Self:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min = {self.sigma_min} must be below sigma_max = {self.sigma_max}")
+        try:
+            levels = self.levels()
+            falling = all(low < high < math.inf for high, low in pairwise(levels))
+        except OverflowError:
+            falling = False
+        if not falling:
+            raise ValueError(f"rho = {self.rho:g} gives no falling noise levels; take a value from 1 to 100")
         return self
+
+    def levels(self) -> list[float]:
+        """The noise levels, falling."""
+        return samplers.karras_schedule(self.num_sampling_steps, self.sigma_min, self.sigma_max, self.rho)
 
     def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
         """Draws one batch by the function of samplers.py that `kind` names."""
-        sigmas = samplers.karras_schedule(self.num_sampling_steps, self.sigma_min, self.sigma_max, self.rho)
         churn = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("s_")}
-        return getattr(samplers, self.kind)(denoise, noise, sigmas, **churn)
+        return getattr(samplers, self.kind)(denoise, noise, self.levels(), **churn)
 
 
 class Ddim(_Sampler):

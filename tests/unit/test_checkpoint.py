@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dpdm import artifacts, method
-from dpdm.checkpoint import Checkpoint
+from dpdm.checkpoint import STOPS, Checkpoint
 from dpdm.data import ImageSet, write_images
 from dpdm.errors import UserError
 from dpdm.method import train
@@ -177,11 +177,11 @@ def test_a_checkpoint_with_another_event_is_refused(images, tmp_path, monkeypatc
         train(spec(), images, Log("test"), checkpoint=path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_lets_the_step_finish_saves_and_exits(images, uninterrupted, tmp_path, monkeypatch, capsys, number):
     path = tmp_path / "checkpoint.pt"
     update = DpSgdStep.update
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(n) for n in STOPS]
 
     def signalling(self, row_losses):
         if self.index == 3:
@@ -194,7 +194,7 @@ def test_a_signal_lets_the_step_finish_saves_and_exits(images, uninterrupted, tm
             train(spec(), images, Log("test"), checkpoint=path)
     assert stopped.value.code == 128 + number
     assert artifacts.read_tensors(path)["states"]["denoiser"]["event"]["steps"] == 4
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert [signal.getsignal(n) for n in STOPS] == handlers
     assert result(*train(spec(), images, Log("test"), checkpoint=path)) == uninterrupted
 
 
@@ -203,6 +203,15 @@ def test_the_ledger_counts_every_step_once(images, tmp_path, monkeypatch):
     cut(images, path, 6, 0.0, monkeypatch)
     _, ledger = train(spec(), images, Log("test"), checkpoint=path)
     assert [event.steps for event in ledger.events] == [STEPS]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path):
+    saves = Checkpoint(tmp_path / "checkpoint.pt", "x", Log("test"))
+    with saves.on_signal():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        saves._stop = None
 
 
 # --- whole processes -----------------------------------------------------------------------------------------
@@ -240,7 +249,7 @@ def whole(images, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signalled_process_leaves_nothing_half_done_and_continues(images, whole, tmp_path, number, code):
     done = signalled(images, tmp_path, number)
     assert done.returncode == code

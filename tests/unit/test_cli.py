@@ -135,6 +135,15 @@ def test_validate_warns_of_weights_that_are_not_torch_fidelity_s(
     assert validate(fid_study) == (0, "", "")
 
 
+def test_validate_refuses_runs_of_other_code_before_any_job(validate, train, run_cli, study, tmp_path, monkeypatch):
+    train()
+    assert validate(study)[0] == 0
+    monkeypatch.setattr("dpdm.provenance.provenance", lambda: {"code": "0" * 16})
+    refused(validate(study), RUN / "ledger.json", "0" * 16, "--forcerun train score_anchor", "allow_mixed_code")
+    assert run_cli("validate", tmp_path / "given.json", "--again")[0] == 0
+    assert validate(study.model_copy(update={"allow_mixed_code": True}))[0] == 0
+
+
 def test_validate_names_a_missing_package_of_an_extractor(validate, work, tiny_study_dict, monkeypatch):
     monkeypatch.setattr(efflite, "PACKAGE", "no_such_package")
     tiny_study_dict["evaluation"]["extractors"] = ["small_cnn", "efflite"]
@@ -525,6 +534,20 @@ def test_sample_names_a_model_that_an_edit_of_the_code_has_left_behind(train, sa
     refused(sample("digits/dpdm/10/0"), path, "dpdm.diffusion.method:DPDM", "--forcerun train")
 
 
+def test_a_kept_folder_draws_the_same_images_without_the_data(train, sample, run_cli, study, tmp_path):
+    train()
+    sample()
+    kept = tmp_path / "elsewhere" / "kept" / "runs" / RUN.relative_to("results/tiny/runs")
+    kept.mkdir(parents=True)
+    for name in ("model.pt", "ledger.json"):
+        shutil.copyfile(RUN / name, kept / name)
+    (tmp_path / "elsewhere" / "kept" / "study.json").write_text(study_json(study))
+    assert run_cli("sample", "elsewhere/kept", "digits/class_mean/10/0")[0] == 0
+    drawn = (data.read_images(folder / "default" / "synthetic.npz").digest() for folder in (RUN, kept))
+    assert len(set(drawn)) == 1
+    assert not (tmp_path / "elsewhere" / "data").exists()
+
+
 def test_sample_names_a_corrupt_model(train, sample):
     train()
     path = RUN / "model.pt"
@@ -675,7 +698,9 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
     assert stdout.startswith(f"study digits: {len(study.runs())} runs")
     for run in study.runs():
         head = f"^{run.method} on digits: target epsilon {epsilon_text(run.epsilon)}, expected "
-        (found,) = re.finditer(head + r"(\S+) \(RDP\), (\S+) \(PRV\), (\S+) \(PLD\).*\n(.*)", stdout, re.MULTILINE)
+        (found,) = re.finditer(
+            head + r"(\S+) \(RDP\), (\S+) \(PRV\), (\S+) \(PLD\).*((?:\n    .*)+)", stdout, re.MULTILINE
+        )
         assert 0.99 * run.epsilon <= float(found[1]) <= run.epsilon
         assert all(0.5 * run.epsilon <= float(found[i]) <= run.epsilon for i in (2, 3))
         noise = float(re.search(r"noise multiplier ([\d.e+-]+)", found[4])[1])

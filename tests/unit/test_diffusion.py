@@ -416,6 +416,8 @@ def test_samples_do_not_depend_on_the_batch(sampler):
     [
         ({"kind": "churn", "s_churn": 1.0, "s_min": 51.0}, "s_min = 51.0 must not be above s_max = 50.0"),
         ({"sigma_min": 90.0}, "sigma_min = 90.0 must be below sigma_max = 80.0"),
+        ({"rho": 1e-3}, "rho"),
+        ({"rho": 1e300}, "rho"),
         ({"kind": "ddim", "s_churn": 1.0}, "s_churn: unknown key"),
         ({"num_sampling_steps": 0}, "greater than or equal to 1"),
     ],

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from refusals import refuses
 
 from dpdm.config import parse_study
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
-from dpdm.method import MEMBERS, MEMBERS_OF_KIND, load_method, prepare_run, train
+from dpdm.method import MEMBERS, MEMBERS_OF_KIND, finite, load_method, prepare_run, train
 from dpdm.privacy import Mechanism, Randomness
 from dpdm.progress import Log
 from dpdm.provenance import provenance
@@ -249,7 +250,7 @@ def test_two_runs_of_one_seed_do_not_share_their_noise(run, module, digits64, ch
 def test_a_later_version_of_the_code_repeats_a_run(run, module, digits64):
     spec = run(impl=module(MODULE) + ":Good", params={})
     seen = []
-    for addition in ("", "# another version"):
+    for addition in ("", "VERSION = 2"):
         path = Path(sys.modules[spec.impl.partition(":")[0]].__file__) if seen else None
         if path:
             path.write_text(path.read_text() + addition)
@@ -271,7 +272,7 @@ def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, 
     path = Path(sys.modules[spec.impl.partition(":")[0]].__file__)
     (path.parent / "_other.py").write_text("x = 1")
     assert code() == seen[0]  # a module that other methods share
-    path.write_text(path.read_text() + "# mended, with _shared")
+    path.write_text(path.read_text() + "import _shared")
     seen.append(code())
     for name, text in (("_shared.py", "import _deeper"), ("_deeper.py", "x = 1"), ("_deeper.py", "x = 2")):
         (path.parent / name).write_text(text)
@@ -293,3 +294,12 @@ def test_a_job_loads_no_accountant_that_it_does_not_use(run_python, code, absent
     """Opacus takes longer than torch; half of the jobs account for nothing, and the others need its formulas only."""
     done = run_python("-c", f"{code}\nimport sys\nprint([name for name in {absent} if name in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_model_that_is_not_finite_is_refused_with_the_name_of_its_part(run, value):
+    state = {"weights": [{"running_var": torch.tensor([1.0, value])}], "count": torch.tensor([1]), "size": 3}
+    with refuses(run().name, "weights.0.running_var", run().impl):
+        finite(state, run())
+    state["weights"][0]["running_var"] = torch.tensor([1.0])
+    assert finite(state, run()) is state

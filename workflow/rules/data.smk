@@ -47,7 +47,8 @@ rule real_features:
 # jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the report would
 # show its old scores.
 def write_study():
-    command = [sys.executable, "-m", "dpdm", "validate", "-"]
+    again = {"-F", "--forceall", "-R", "--forcerun"} & set(sys.argv)
+    command = [sys.executable, "-m", "dpdm", "validate", "-", *(["--again"] if again else [])]
     if subprocess.run(command, input=STUDY_SPEC, text=True).returncode:
         raise WorkflowError("the study was refused for the reason above; nothing was run")
 
