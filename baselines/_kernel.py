@@ -6,7 +6,7 @@ kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W c
 
 Released once: the sum over records of phi(x) e_y^T (2 k numbers per class) and the class counts. Both have sensitivity
 1 under adding or removing one record, as phi has norm exactly 1. Training a generator towards a released sum is
-post-processing. It has no checkpoint: a killed run draws the same noise and releases the same again.
+post-processing.
 
 Unequal classes. Sums are divided by the released counts, which gives the mean embedding m_y of each class, and the
 distance of a class to its m_y is weighted by the class's released share. So a rare class cannot drown the others in its
@@ -144,6 +144,9 @@ class Generated:
     Args:
         frequencies: W, on `device`.
         rng: "init" draws the weights, ("latent", step) the noise.
+
+    Attributes:
+        keep: all that training changes, for checkpoints.
     """
 
     def __init__(self, params: KernelParams, meta: ImageMeta, frequencies: Tensor, rng: Streams, device: torch.device):
@@ -159,6 +162,7 @@ class Generated:
         one_hot = F.one_hot(self._labels, meta.num_classes).float()
         self._averaging = (one_hot / one_hot.sum(0)).T
         self._shape = (params.generated_batch_size, params.latent_dim)
+        self.keep = [self.generator, self.optimizer, self._decay]
         self._frequencies, self._rng, self._device = frequencies, rng, device
 
     def embeddings(self, step: int) -> Tensor:

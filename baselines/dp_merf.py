@@ -5,7 +5,7 @@ distance between its class embeddings and the released ones: the squared MMD of 
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
 removing one record; more in `_kernel`.
-Cost: one-shot releases, then a generator: minutes at 28 pixels, without checkpoint.
+Cost: one-shot releases, then a generator: minutes at 28 pixels.
 Published as: DP-MERF.
 
 Differences from the paper: it bounds the mean's sensitivity by 2/n (replacing a record), hence noise multipliers of 25
@@ -48,6 +48,6 @@ class DPMERF:
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)
         released, shares = _kernel.release_embeddings(private, frequencies)
         generated = _kernel.Generated(params, private.meta, frequencies, rng, private.device)
-        for step in log.track(range(params.steps), params.steps):
+        for step in log.track(private.public_steps("generator", params.steps, generated.keep), params.steps):
             generated.descend(_kernel.gaps(released, generated.embeddings(step), shares).sum())
         return generated.model()

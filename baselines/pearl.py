@@ -7,7 +7,7 @@ softmax_j( (w_j^2 / 2) . (s2 - theta) ). At theta = s2, where it starts, the obj
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
 removing one record; more in `_kernel`. Theta, alpha and G see only the released vector.
-Cost: one-shot releases, then a generator: minutes at 28 pixels, without checkpoint.
+Cost: one-shot releases, then a generator: minutes at 28 pixels.
 Published as: PEARL.
 
 Differences from the paper and its repository:
@@ -21,7 +21,7 @@ Other defaults are the repository's for 28 pixels, MNIST and Fashion-MNIST alike
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines import _kernel
 from dpdm.data import ImageMeta
@@ -57,9 +57,10 @@ class PEARL:
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)
         released, shares = _kernel.release_embeddings(private, frequencies)
         generated = _kernel.Generated(params, private.meta, frequencies, rng, private.device)
-        theta = torch.full_like(frequencies[0], params.squared_length_scale).requires_grad_()
+        theta = nn.Parameter(torch.full_like(frequencies[0], params.squared_length_scale))
         critic = torch.optim.Adam([theta], lr=params.critic_lr, maximize=True)
-        for step in log.track(range(params.steps), params.steps):
+        keep = [*generated.keep, critic, nn.ParameterList([theta])]
+        for step in log.track(private.public_steps("generator", params.steps, keep), params.steps):
             gaps = _kernel.gaps(released, generated.embeddings(step), shares)
             if step % params.critic_every == 0:
                 critic.zero_grad()

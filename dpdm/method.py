@@ -1,5 +1,6 @@
 """The contracts of a generator and of a classifier, how one is found, and how the harness runs it."""
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -24,6 +25,7 @@ from dpdm.progress import Log
 from dpdm.provenance import meaning, provenance
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec, spec_json
+from dpdm.warm import WarmStarted
 
 
 class NoParams(Strict):
@@ -121,7 +123,8 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         missing += lacking + (_missing(method, ("Model.family",)) if kind == "classifier" else [])
     if missing:
         raise UserError(f"impl {impl}: lacks {', '.join(missing)}; see docs/adding_a_method.md")
-    return method
+    load_generator = functools.partial(load_method, kind="generator")
+    return WarmStarted(method, load_generator) if WarmStarted.fits(method) else method
 
 
 def _missing(method: Any, members: tuple[str, ...]) -> list[str]:
@@ -148,9 +151,17 @@ def prepare_run(
     params = parse_params(method.Params, spec.params, f"{where}.params")
     try:
         budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
-        return method, params, settled(method.plan(params, meta), budget, spec.accountant), budget
+        plan = settled(method.plan(params, meta), budget, spec.accountant)
+        if getattr(params, "init_only", False):  # the noise of the releases is that of the whole plan
+            plan = tuple(mechanism for mechanism in plan if mechanism.mechanism == "gaussian")
+        return method, params, plan, budget
     except UserError as error:
         raise UserError(f"{where} on {spec.dataset}: {error}") from error
+
+
+def public_data(method: Method, params: Any) -> tuple[str, ...]:
+    """The public images, or networks trained on some, that a method learns from: its optional `public_data(params)`."""
+    return getattr(method, "public_data", lambda _: ())(params)
 
 
 def train(
@@ -175,6 +186,9 @@ def train(
         UserError: see `prepare_run`; or training failed in a way the user can fix.
     """
     method, params, plan, budget = prepare_run(spec, images.meta)
+    if isinstance(method, WarmStarted):
+        method.check_private(params, images)
+    impls = [stage.impl for stage in getattr(params, "init_from", ()) if stage.impl]
     ledger = Ledger(
         n=images.meta.n,
         delta=budget.delta,
@@ -182,10 +196,11 @@ def train(
         accountant=spec.accountant,
         coordinates=spec.coordinates().model_dump(mode="json"),
         recipe=spec.model_dump(mode="json"),
-        provenance=provenance() | {"method_code": _method_code(spec.impl)},
+        provenance=provenance() | {"method_code": _method_code(spec.impl, *impls)},
         shape=images.meta.shape,
         num_classes=images.meta.num_classes,
         noise=spec.noise,
+        public_data=public_data(method, params),
     )
     run = run_fingerprint(spec, images)
     # Other sources lose a checkpoint and a secret key; a commit that changed neither source must not lose a day.
@@ -220,12 +235,12 @@ def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
     return sha256_of(spec_json(spec).encode(), images.digest().encode())
 
 
-def _method_code(impl: str) -> str:
-    """Digest of the method's own module and of the shared modules (`_*.py`) in its folder that it names."""
-    path = importlib.import_module(impl.partition(":")[0]).__file__
-    if path is None:
+def _method_code(*impls: str) -> str:
+    """Digest of the methods' own modules and of the shared modules (`_*.py`) in their folders that they name."""
+    paths = [importlib.import_module(impl.partition(":")[0]).__file__ for impl in impls]
+    if None in paths:
         return "unknown"
-    sources, found = set(), {Path(path)}
+    sources, found = set(), set(map(Path, paths))
     while found - sources:
         source = (found - sources).pop()
         sources.add(source)

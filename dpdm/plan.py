@@ -10,7 +10,7 @@ from dpdm.config import Study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
-from dpdm.method import load_method, prepare_run
+from dpdm.method import load_method, prepare_run, public_data
 from dpdm.privacy import Budget, Event, Ledger, Mechanism, budget_shares, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
 from dpdm.specs import RunSpec, epsilon_text, parse_spec
@@ -24,6 +24,7 @@ class PlannedRun:
     delta: float
     epsilons: Mapping[str, float]
     events: tuple[Event, ...]
+    public_data: tuple[str, ...] = ()
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:
@@ -56,7 +57,13 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             key = (plan, budget)
             if key not in calibrated:  # seeds share a calibration
                 calibrated[key] = _accounted(plan, budget, spec.accountant)
-            planned.append(PlannedRun(spec, budget.delta, *calibrated[key]))
+            public, source = public_data(method, params), study.datasets[spec.dataset].source
+            if source in public:
+                raise UserError(
+                    f"methods.{spec.method} on {spec.dataset}: it takes {source} for public data, but these are the "
+                    "private images; choose another public data set"
+                )
+            planned.append(PlannedRun(spec, budget.delta, *calibrated[key], public))
         except UserError as error:
             problems[str(error)] = None
     if problems:
@@ -125,7 +132,8 @@ def describe(study: Study) -> str:
             "",
             f"{spec.method} on {spec.dataset}: target epsilon {epsilon_text(spec.epsilon)}, expected "
             + ", ".join(f"{epsilon:.4f} ({name.upper()})" for name, epsilon in run.epsilons.items())
-            + f" at delta {run.delta:.3g}, noise by {spec.accountant}",
+            + f" at delta {run.delta:.3g}, noise by {spec.accountant}"
+            + (f"; uses public data: {', '.join(run.public_data)}" if run.public_data else ""),
             *(f"    {line}" for line in describe_events(run.events, run.delta)),
         ]
     return "\n".join(lines)
@@ -186,7 +194,8 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
             "is, or let `dpdm audit --without-recipe` go without"
         ) from error
     try:
-        _, _, plan, budget = prepare_run(spec, ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes))
+        meta = ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes)
+        method, params, plan, budget = prepare_run(spec, meta)
         scale = calibrate(plan, budget, spec.accountant)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
@@ -196,6 +205,7 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
         "delta": (ledger.delta, budget.delta),
         "accountant": (ledger.accountant, spec.accountant),
         "noise": (ledger.noise, spec.noise),
+        "public_data": (list(ledger.public_data), list(public_data(method, params))),
         "events": ([event.name for event in ledger.events], [mechanism.name for mechanism in plan]),
     }
     facts["events"] = tuple(map(sorted, facts["events"]))  # the order of the releases is the method's

@@ -60,8 +60,9 @@ MAY_IMPORT = {
     "dpdm.checkpoint": {"dpdm.artifacts", "dpdm.errors", "dpdm.processes", "dpdm.progress"},
     "dpdm.provenance": {"dpdm", "dpdm.artifacts"},
     "dpdm.privacy": FOUNDATIONS | {"dpdm.checkpoint", "dpdm.processes", "dpdm.progress"},
+    "dpdm.warm": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.sources"},
     "dpdm.method": FOUNDATIONS
-    | {"dpdm.checkpoint", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"},
+    | {"dpdm.checkpoint", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance", "dpdm.warm"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},

@@ -40,6 +40,7 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
         **{f"epsilon_{name}": "inf" if math.isinf(epsilon) else epsilon for name, epsilon in spent.items()},
         "events": facts["events"],
         "budget_shares": budget_shares(ledger.events, ledger.delta),
+        "public_data": ", ".join(ledger.public_data),
         "passed": max(spent[name] for name in audited_under(ledger.accountant)) <= ledger.target_epsilon,
     }
 
@@ -79,4 +80,5 @@ def describe_audit(row: dict[str, Any], origin: str) -> str:
     target = f"target epsilon {row['target_epsilon']}, spent {spent} at delta {row['delta']:.3g}"
     shares = [f"{name} {share['rdp']:.1%} / {share['prv']:.1%}" for name, share in row["budget_shares"].items()]
     parts = f", shares of the budget (RDP / PRV): {', '.join(shares)}" if shares else ""
-    return f"{verdict}  {target}{parts}{recipe}  {origin}"
+    public = f", uses public data: {row['public_data']}" if row.get("public_data") else ""
+    return f"{verdict}  {target}{parts}{public}{recipe}  {origin}"

@@ -1,8 +1,9 @@
 """The door: the only holder of training images. Everything that leaves it is noised and in the ledger."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,6 +163,30 @@ class PrivateData(NoCopy):
             UserError: not planned with exactly these parameters, or served already.
         """
         return BlockGradients(self._serve_loop(params.mechanism(name, self.meta.n), keep), params, prepare)
+
+    def public_steps(self, name: str, count: int, keep: Sequence[Stateful] = ()) -> Iterator[int]:
+        """The numbers 0, 1, ..., count - 1 of a loop that sees no record, such as training towards what was released.
+
+        A killed run continues it where its last checkpoint was; `keep` is all that the loop changes.
+        """
+        if name in self._plan:
+            raise UserError(f"{name!r} is a mechanism of the plan; give the loop without records another name")
+        saved = self._checkpoint.restore(name)
+        reached = 0 if saved is None else saved["next"]
+        if saved is not None:
+            for item, found in zip(keep, saved["stateful"], strict=True):
+                item.load_state_dict(found)
+            self._checkpoint.say(f"{name}: resumed at step {reached} of {count}")
+
+        def state() -> dict[str, Any]:
+            return {"next": reached, "stateful": [item.state_dict() for item in keep]}
+
+        with self._checkpoint.on_signal():
+            while reached < count:
+                reached += 1
+                yield reached - 1
+                self._checkpoint.step_done(name, state)
+        self._checkpoint.finish(name, state)
 
     def _serve_loop(self, asked: Mechanism, stateful: Sequence[Stateful]) -> Served:
         mechanism = self._serve(asked.name, asked.mechanism, asked.sensitivity)

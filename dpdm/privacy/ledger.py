@@ -81,6 +81,7 @@ class Ledger:
     shape: Sequence[int] = ()  # of a training image, (C, H, W): with n and num_classes all that a plan depends on
     num_classes: int = 0
     noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a key that nobody publishes
+    public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learnt from
 
     def append(self, event: Event) -> int:
         """Records an event; returns its index."""
@@ -107,6 +108,7 @@ class Ledger:
             "recipe": dict(self.recipe),
             "provenance": dict(self.provenance),
             "events": [asdict(event) for event in self.events],
+            **({"public_data": list(self.public_data)} if self.public_data else {}),
         }
         return facts | {"seal": _seal(facts)}
 
@@ -127,6 +129,7 @@ class Ledger:
         facts = {key: item for key, item in value.items() if key != "seal"}
         if value.get("seal") != _seal(facts):
             raise UserError(f"{origin} was changed after it was written (its seal does not fit); train the run again")
+        facts.setdefault("public_data", [])
         if wrong := facts.keys() ^ _EXPECTED.keys():
             raise UserError(f"{origin} is not a ledger: keys {', '.join(sorted(wrong))}; train the run again")
         for key, (what, fits) in _EXPECTED.items():
@@ -140,7 +143,8 @@ class Ledger:
         except UserError as error:
             raise UserError(f"{origin}: {error}; train the run again") from error
         target = math.inf if facts["target_epsilon"] == "inf" else facts["target_epsilon"]
-        return cls(**facts | {"target_epsilon": target, "shape": tuple(facts["shape"])})
+        tuples = {name: tuple(facts[name]) for name in ("shape", "public_data")}
+        return cls(**facts | {"target_epsilon": target} | tuples)
 
 
 def _is_count(value: Any) -> bool:
@@ -170,6 +174,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "recipe": ("an object", _is_object),
     "provenance": ("an object", _is_object),
     "events": ("a list", lambda x: isinstance(x, list)),
+    "public_data": ("a list of names", lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x)),
 }  # of the JSON of a ledger: what each value must be
 
 

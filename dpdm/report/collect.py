@@ -49,6 +49,7 @@ class _Metric(_Row):
     version: str
     commit: str
     code: str
+    public_data: str = ""  # that the method learnt from, by its audit; the column is not in a csv where it is empty
 
 
 class _Event(_Row):
@@ -79,6 +80,7 @@ class _Event(_Row):
     attack_runs: int = 0
     attack_canaries: int = 0
     attack_exceeded: bool = False
+    public_data: str = ""
 
 
 def _columns(row: type[BaseModel], *order: str) -> dict[str, type]:
@@ -107,7 +109,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study. So are
     results by Inception where the study does not ask for the FID (any more). Results that are missing are no error;
-    `holes` lists them. `delta` and `accountant` of a score come from the run's audit and are empty without one.
+    `holes` lists them. `delta`, `accountant` and `public_data` of a score come from the run's audit and are
+    empty without one.
 
     Args:
         study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
@@ -197,7 +200,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     facts = {_run_key(found[0]): found[0] for found in audits.values()}
     for row in rows:
         audit = facts.get(_run_key(row), {})
-        row |= {"delta": audit.get("delta", math.nan), "accountant": audit.get("accountant", "")}
+        row |= {"delta": audit.get("delta", math.nan)}
+        row |= {name: audit.get(name, "") for name in ("accountant", "public_data")}
     audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 
@@ -338,7 +342,8 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pd
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     """Writes a frame without its index; floats keep every digit, NaN is an empty field."""
-    artifacts.write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    shown = frame if frame["public_data"].any() else frame.drop(columns="public_data")
+    artifacts.write_text(path, shown.to_csv(index=False, lineterminator="\n"))
 
 
 def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
@@ -352,7 +357,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
     """
     fix = "it is of another version: delete it and run snakemake again"
     reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(errors="replace")))
-    if list(reader.fieldnames or []) != list(columns):
+    if list(reader.fieldnames or []) not in (list(columns), [name for name in columns if name != "public_data"]):
         raise UserError(
             f"{path} is not a table of this kind: its columns are {', '.join(reader.fieldnames or [])}; {fix}"
         )

@@ -310,6 +310,7 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
         *(f"protocol {name}" for name in _other_protocols(mine)),
         *(f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}" for n in mine["num_synthetic"].unique()
           if n not in (0, _SYNTHETIC_IMAGES)),
+        *(f"uses public data: {name}" for name in mine["public_data"].unique() if name),
         *(f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)),
         *["not audited"] * int(mine["delta"].isna().any()),
         *(f"delta {delta:.2g} instead of {row.delta}" for delta in deltas

@@ -210,13 +210,23 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
 
 
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
-    """Each method as people read it: anchors and classifiers say what they are."""
+    """Each method as people read it: anchors, classifiers and methods with public data say what they are."""
     classifiers = set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     anchors = ANCHOR_LABELS | ({"real": NO_CEILING} if above_ceiling(metrics) else {})
+    public = public_marks(metrics)
     return {
-        method: f"{method} (classifier)" if method in classifiers else anchors.get(method, method)
+        method: (f"{method} (classifier)" if method in classifiers else anchors.get(method, method))
+        + public.get(method, "")
         for method in dict.fromkeys(metrics["method"])
     }
+
+
+def public_marks(frame: pd.DataFrame) -> dict[str, str]:
+    """What follows the name of each method that learnt from public data; `frame`: metrics or audits."""
+    used: dict[str, dict[str, None]] = {}
+    for method, name in frame.loc[frame["public_data"] != "", ["method", "public_data"]].itertuples(index=False):
+        used.setdefault(method, {})[name] = None
+    return {method: f" (uses public data: {'; '.join(names)})" for method, names in used.items()}
 
 
 def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
@@ -389,9 +399,10 @@ def audit_table(audits: pd.DataFrame) -> Table:
              "attack_canaries", "attack_exceeded", "mechanism", "runs", *all_of]  # fmt: skip
     grouped = runs.groupby(keys, sort=False, dropna=False)
     data = grouped.agg(**spent, **attack, runs=("seed", "size"), **all_of).reset_index()[names]
-    rows = data.to_dict("records")
+    rows, marks = data.to_dict("records"), public_marks(audits)
     cells = pd.DataFrame({
-        "Dataset": data["dataset"], "Method": data["method"], "Target ε": data["target_epsilon"].map(_epsilon),
+        "Dataset": data["dataset"], "Method": [name + marks.get(name, "") for name in data["method"]],
+        "Target ε": data["target_epsilon"].map(_epsilon),
         **{f"Spent, {name.upper()}": data[f"epsilon_{name}_max"].map(_spent) for name in ("rdp", "prv", "pld")},
         "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
         "Attacked": list(map(_attacked, rows)), "Attack": list(map(attack_text, rows)),

@@ -18,6 +18,7 @@ from dpdm.report.tables import (
     distinguished,
     epsilon_label,
     metric_columns,
+    public_marks,
     summaries,
     with_values,
 )
@@ -106,6 +107,7 @@ def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator
         columns = _judged(metrics[metrics["dataset"] == dataset])
         for epsilon in sorted(set(chosen["epsilon"]), key=float):
             here = chosen[chosen["epsilon"] == epsilon]
+            marks = public_marks(here)
             series = list(dict.fromkeys(zip(here["method"], here["sampler"], strict=True)))
 
             def cell(column: MetricColumn, one: tuple[str, str], where: tuple[str, str]) -> Summary:
@@ -118,9 +120,10 @@ def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator
                     where = dataset, epsilon
                     relation = _relation({c: (cell(c, subject, where), cell(c, rival, where)) for c in columns})
                     if relation:
-                        said.setdefault(relation, []).append(_name(rival, series))
+                        said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
                 for relation, rivals in said.items():
-                    yield f"{dataset}, ε = {epsilon}: {_name(subject, series)} {relation.format(_and(rivals))}."
+                    name = _name(subject, series) + marks.get(subject[0], "")
+                    yield f"{dataset}, ε = {epsilon}: {name} {relation.format(_and(rivals))}."
 
 
 def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
@@ -177,7 +180,7 @@ def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
 def _against_published(study: Study, metrics: pd.DataFrame, published: pd.DataFrame | None) -> Iterator[str]:
     """The best published accuracies without public data, by data set and epsilon, and ours under these protocols."""
     best = pd.DataFrame(columns=["dataset", "epsilon"]) if published is None else best_table(published).data
-    means = _accuracies(metrics)
+    means = _accuracies(metrics[metrics["public_data"] == ""])
     for dataset, spec in study.datasets.items():
         rows = best[best["dataset"] == spec.published_as()[0]]
         for epsilon, found in rows.groupby("epsilon", sort=False):

@@ -1,0 +1,330 @@
+"""Warm starts: any method with DP-SGD first trains on images that cost no further privacy (`init_from`).
+
+The images of a stage come from a generator of one-shot releases, which has a share of the budget in the same plan, or
+from a public data set. On them the method's own training runs as it is, with ordinary gradients: post-processing, so
+its length is free. Then DP-SGD goes on from these networks. Several stages follow each other.
+
+Each stage has `share` of the budget mu^2 of one Gaussian release (`dpdm.privacy.accounting.settled`), whatever shares
+its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (USENIX Security 2026), by their formulas.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field, create_model, model_validator
+from torch import Tensor, nn
+
+from dpdm.config import merge
+from dpdm.data import ImageMeta, ImageSet, balanced_labels, to_network
+from dpdm.errors import UserError
+from dpdm.explain import nearest, parse_params
+from dpdm.params import Count, Share, Strict
+from dpdm.privacy import DpSgdParams, Mechanism, PrivateData, PublicRows
+from dpdm.privacy.dpsgd import RowLosses
+from dpdm.privacy.loop import Stateful
+from dpdm.progress import Log
+from dpdm.rng import Streams, default_generator
+from dpdm.sources import SOURCES
+from dpdm.specs import Impl, Recipe
+
+
+class Stage(Strict):
+    """Where the images of a stage come from, `impl` or `public`, and how the method trains on them."""
+
+    impl: Impl | None = Field(None, description="a generator of one-shot releases, `module:Class`")
+    params: Recipe = Field({}, description="its recipe")
+    sampler: Recipe = Field({}, description="how its images are drawn")
+    share: Share = Field(0.1, description="its part of the budget")
+    images: Count = Field(10_000, description="images that are drawn from it, balanced over the classes")
+    public: str | None = Field(None, description="instead of `impl`: the source of a public data set")
+    training: Recipe = Field({}, description="laid over the method's own params in this stage: dp.steps, lr, ...")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.impl is None) == (self.public is None):
+            raise ValueError("give either impl, a generator of one-shot releases, or public, a data set")
+        if self.public is not None and self.public not in SOURCES:
+            raise ValueError(f"public: {self.public!r} is no data set; {nearest(self.public, SOURCES)}")
+        return self
+
+
+class WarmStarted:
+    """A method with DP-SGD, by the contract of dpdm.method, whose Params have two more keys.
+
+    Args:
+        method: has a key `dp` of DpSgdParams, and gives to `private.dpsgd` all that its training changes.
+        load: maps `impl` to a generator.
+    """
+
+    def __init__(self, method: Any, load: Callable[[str], Any]):
+        self.method, self._load = method, load
+        self.Params = create_model(
+            "Params",
+            __base__=method.Params,
+            init_from=(
+                Annotated[tuple[Stage, ...], Field(strict=False)],
+                Field((), description="stages of training on released or public images before DP-SGD"),
+            ),
+            init_only=(bool, Field(False, description="stop before DP-SGD: the same releases at the same noise")),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    @staticmethod
+    def fits(method: Any) -> bool:
+        """Whether a method has DP-SGD."""
+        fields = getattr(method.Params, "model_fields", {})
+        return "dp" in fields and fields["dp"].annotation is DpSgdParams
+
+    def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
+        """The releases of the stages, their names after `init_0.`, `init_1.`, ..., then the method's own mechanisms.
+
+        Raises:
+            UserError: a stage's generator or data set does not fit.
+        """
+        plan: list[Mechanism] = []
+        for i, stage in enumerate(params.init_from):
+            try:
+                self._trained_by(params, stage)
+                plan += [replace(m, name=f"init_{i}.{m.name}") for m in self._releases(stage, meta)]
+            except UserError as error:
+                raise UserError("\n".join(f"init_from.{i}: {line}" for line in str(error).splitlines())) from error
+        plan += self.method.plan(params, meta)
+        if params.init_only and all(mechanism.mechanism != "gaussian" for mechanism in plan):
+            raise UserError("init_only is true, but nothing is released before DP-SGD; give init_from, or delete it")
+        return tuple(plan)
+
+    def public_data(self, params: Any) -> tuple[str, ...]:
+        """The public data sets that it learns from."""
+        own = getattr(self.method, "public_data", lambda _: ())(params)
+        return tuple(dict.fromkeys([*(stage.public for stage in params.init_from if stage.public), *own]))
+
+    def check_private(self, params: Any, private: ImageSet) -> None:
+        """Refuses private images that are those of a public data set of the recipe."""
+        for stage in params.init_from:
+            if stage.public is None:
+                continue
+            for images in SOURCES[stage.public]().load().values():
+                if np.array_equal(images.images, private.images):
+                    raise UserError(f"{stage.public} is no public data set here: it holds the private images")
+
+    def _releases(self, stage: Stage, meta: ImageMeta) -> list[Mechanism]:
+        if stage.public is not None:
+            public = SOURCES[stage.public]().meta()
+            if public.shape != meta.shape or public.num_classes > meta.num_classes:
+                raise UserError(
+                    f"{stage.public} has {public.num_classes} classes of {public.shape}, the private images have "
+                    f"{meta.num_classes} of {meta.shape}; choose another public data set"
+                )
+            return []
+        method = self._load(stage.impl)
+        parse_params(method.SamplerParams, stage.sampler, "sampler")
+        plan = method.plan(parse_params(method.Params, stage.params, "params"), meta)
+        if any(mechanism.mechanism != "gaussian" for mechanism in plan):
+            raise UserError(
+                f"{stage.impl} takes private steps; take a generator of one-shot releases, as "
+                "baselines.class_mean:ClassMean or baselines.dp_merf:DPMERF"
+            )
+        whole = sum(mechanism.noise_ratio**-2 for mechanism in plan)
+        return [replace(m, noise_ratio=m.noise_ratio * (whole / stage.share) ** 0.5) for m in plan]
+
+    def _trained_by(self, params: Any, stage: Stage) -> Any:
+        """The method's params in a stage."""
+        own = params.model_dump(mode="json", exclude_unset=True, exclude={"init_from", "init_only"})
+        return parse_params(self.method.Params, merge(own, stage.training), "training")
+
+    def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Any:
+        """Trains on the images of every stage, one after another, then by DP-SGD."""
+        if not (params.init_from or params.init_only):
+            return self.method.fit(private, params, rng, log)
+        released: dict[str, Tensor] = {}
+        reached: list[nn.Module] = []
+        for i, stage in enumerate(params.init_from):
+            streams = Streams(rng.seed, f"init_{i}")
+            aside = copy.copy(log)  # train.jsonl is of DP-SGD
+            aside.rows, aside.title = [], f"{log.title}, warm start {i + 1} of {len(params.init_from)}".lstrip(", ")
+            draw = self._images(_Door(private, f"init_{i}."), stage, streams, aside)
+            door = _OpenDoor(private, f"init_{i}.training.", released, reached, draw, streams)
+            # With the streams of the last fit, so that the method's own releases are those that it will ask for again.
+            self.method.fit(door, self._trained_by(params, stage), rng, aside)
+            reached = door.reached
+        return self.method.fit(_LastDoor(private, released, reached, params.init_only), params, rng, log)
+
+    def _images(self, door: "_Door", stage: Stage, rng: Streams, log: Log) -> Callable[[], ImageSet]:
+        """Asks for the releases of a stage now, and draws its images when they are first needed."""
+        if stage.public is not None:
+            return functools.cache(lambda: SOURCES[stage.public]().load()["train"])
+        method, classes = self._load(stage.impl), door.meta.num_classes
+        params = parse_params(method.Params, stage.params, "params")
+        sampler = parse_params(method.SamplerParams, stage.sampler, "sampler")
+        model = method.fit(door, params, Streams(rng.seed, f"{rng.scope} generator"), log)
+
+        @functools.cache
+        def draw() -> ImageSet:
+            labels = balanced_labels(stage.images, classes)
+            return ImageSet(model.sample(labels, sampler, Streams(rng.seed, f"{rng.scope} images")), labels, classes)
+
+        return draw
+
+
+class _Door:
+    """The door as one part of a plan sees it: a name asked for is PREFIX + name of the plan.
+
+    Args:
+        released: what was released so far, by name, so that a method which is trained several times releases once;
+            None: nothing is asked for twice.
+    """
+
+    def __init__(self, private: PrivateData, prefix: str = "", released: dict[str, Tensor] | None = None):
+        self.meta, self.device, self.budget = private.meta, private.device, private.budget
+        self._private, self._prefix, self._released = private, prefix, {} if released is None else released
+
+    def noise_multiplier(self, name: str) -> float:
+        return self._private.noise_multiplier(self._prefix + name)
+
+    def release_sum(self, name: str, *args: Any) -> Tensor:
+        return self._once(name, self._private.release_sum, *args)
+
+    def release_second_moment(self, name: str, *args: Any) -> Tensor:
+        return self._once(name, self._private.release_second_moment, *args)
+
+    def public_steps(self, name: str, *args: Any) -> Iterator[int]:
+        return self._private.public_steps(self._prefix + name, *args)
+
+    def _once(self, name: str, release: Callable[..., Tensor], *args: Any) -> Tensor:
+        if name not in self._released:
+            self._released[name] = release(self._prefix + name, *args)
+        return self._released[name].clone()
+
+
+class _OpenDoor(_Door):
+    """The door in a stage: `dpsgd` trains on the images of the stage, the method's own releases are the real ones.
+
+    Attributes:
+        reached: the networks that the stage trains, in the order of `module, *keep`; at first those of the last stage.
+    """
+
+    def __init__(
+        self,
+        private: PrivateData,
+        stage: str,
+        released: dict[str, Tensor],
+        reached: list[nn.Module],
+        draw: Callable[[], ImageSet],
+        rng: Streams,
+    ):
+        super().__init__(private, "", released)
+        self.reached, self._stage, self._draw, self._rng, self._begun = reached, stage, draw, rng, False
+
+    def dpsgd(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        params: DpSgdParams,
+        rows_per_example: int = 1,
+        second_order: bool = False,
+        keep: Sequence[Stateful] = (),
+    ) -> "_OpenSgd":
+        networks = _networks(module, keep)
+        if not self._begun:
+            _take_over(self.reached, networks)
+            self.reached, self._begun = networks, True
+        steps = self.public_steps(name, params.steps, (module, optimizer, *keep))
+        return _OpenSgd(steps, module, optimizer, params, rows_per_example, self._draw, self._rng, name)
+
+    def public_steps(self, name: str, *args: Any) -> Iterator[int]:
+        return super().public_steps(self._stage + name, *args)
+
+
+class _LastDoor(_Door):
+    """The door after the stages: DP-SGD goes on from the networks that they `reached`, or with `only` not at all."""
+
+    def __init__(self, private: PrivateData, released: dict[str, Tensor], reached: list[nn.Module], only: bool):
+        super().__init__(private, "", released)
+        self._reached, self._only = reached, only
+
+    def dpsgd(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        params: DpSgdParams,
+        rows_per_example: int = 1,
+        second_order: bool = False,
+        keep: Sequence[Stateful] = (),
+    ) -> Any:
+        _take_over(self._reached, _networks(module, keep))
+        self._reached = []
+        if self._only:
+            return ()
+        return self._private.dpsgd(name, module, optimizer, params, rows_per_example, second_order, keep)
+
+
+def _networks(module: nn.Module, keep: Sequence[Stateful]) -> list[nn.Module]:
+    return [item for item in (module, *keep) if isinstance(item, nn.Module)]
+
+
+def _take_over(reached: Sequence[nn.Module], networks: Sequence[nn.Module]) -> None:
+    for source, target in zip(reached, networks, strict=bool(reached)):
+        target.load_state_dict(source.state_dict())
+
+
+class _OpenStep:
+    """One step on images of a stage: `update` as a private step's."""
+
+    def __init__(self, loop: "_OpenSgd", index: int):
+        self._loop, self.index = loop, index
+
+    def update(self, row_losses: RowLosses, public: PublicRows | None = None) -> None:
+        self._loop.step(self.index, row_losses, public)
+
+
+class _OpenSgd:
+    """Training without privacy in the form of DpSgd: batches of `expected_batch_size`, mean gradients, no noise."""
+
+    def __init__(
+        self,
+        steps: Iterator[int],
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        params: DpSgdParams,
+        rows: int,
+        images: Callable[[], ImageSet],
+        rng: Streams,
+        name: str,
+    ):
+        self.module, self.released_grad_norm = module, 0.0
+        self._steps, self._optimizer, self._params, self._rows = steps, optimizer, params, rows
+        self._images, self._rng, self._name = images, rng, name
+
+    def __len__(self) -> int:
+        return self._params.steps
+
+    def __iter__(self) -> Iterator[_OpenStep]:
+        return (_OpenStep(self, index) for index in self._steps)
+
+    def step(self, index: int, row_losses: RowLosses, public: PublicRows | None) -> None:
+        """Draws a batch with replacement, and moves the parameters along the mean gradient."""
+        source, size = self._images(), self._params.expected_batch_size
+        chosen = self._rng.numpy(f"{self._name} batch", index).integers(len(source.labels), size=size)
+        device = next(self.module.parameters()).device
+        images, labels = (
+            to_network(source.images[chosen]).to(device),
+            torch.from_numpy(source.labels[chosen]).to(device),
+        )
+        rows = size + (0 if public is None else len(public.images))
+        self._optimizer.zero_grad(set_to_none=True)
+        with default_generator(self._rng.integer(f"{self._name} loss", index)):
+            for start in range(0, size, self._params.max_physical_batch_size):
+                chunk = slice(start, start + self._params.max_physical_batch_size)
+                (row_losses(images[chunk], labels[chunk]).sum() / self._rows / rows).backward()
+            if public is not None:
+                (public.losses(public.images, public.labels).sum() / rows).backward()
+        self._optimizer.step()

@@ -1,0 +1,268 @@
+"""Warm starts: what they release and charge, that DP-SGD goes on from them, and that a kill costs nothing twice."""
+
+import numpy as np
+import pytest
+import torch
+from refusals import refuses
+
+from baselines import _kernel
+from dpdm import warm
+from dpdm.data import ImageMeta, ImageSet
+from dpdm.errors import UserError
+from dpdm.method import load_method, prepare_run, public_data, train
+from dpdm.plan import check_recipe
+from dpdm.privacy import DpSgd, Ledger, Mechanism, PrivateData, Randomness, budget_shares, calibrate
+from dpdm.privacy.accounting import Budget
+from dpdm.privacy.audit import audit
+from dpdm.progress import Log
+from dpdm.sources.digits import Digits
+from dpdm.specs import RunSpec
+
+DP = {"expected_batch_size": 16, "steps": 3, "max_grad_norm": 1.0}
+METHODS = {
+    "dpdm.diffusion.method:DPDM": {
+        "network": {"channels": 8, "channel_mult": [1], "blocks_per_level": 1, "attention_resolutions": []},
+        "noise_multiplicity": 2, "lr": 1e-2, "ema_decay": 0.0, "dp": DP,
+    },
+    "baselines.dpgan_r:DPGANr": {"width": 8, "latent_dim": 4, "d_steps_per_g_step": 1, "lr": 1e-2, "dp": DP},
+    "baselines.dp_wgan_gp:DPWGANGP": {"hidden": 8, "latent_dim": 4, "d_steps_per_g_step": 1, "dp": DP},
+    "baselines.dpsgd_classifier:DPSGDClassifier": {"network": "mlp", "lr": 0.5, "dp": DP},
+}  # fmt: skip
+DPDM, GAN, _, CLASSIFIER = METHODS
+MEANS = {
+    "impl": "baselines.class_mean:ClassMean", "params": {"max_image_norm": 4.0}, "share": 0.1, "images": 20,
+    "training": {"dp": {"steps": 4, "expected_batch_size": 8}},
+}  # fmt: skip
+MERF = {
+    "impl": "baselines.dp_merf:DPMERF", "share": 0.2, "images": 20,
+    "params": {"num_frequencies": 20, "squared_length_scale": 4.0, "steps": 5, "generated_batch_size": 10},
+    "training": {"dp": {"steps": 4, "expected_batch_size": 8}},
+}  # fmt: skip
+META = ImageMeta(64, (1, 8, 8), 10)
+
+
+def spec(impl: str = DPDM, epsilon: float = 10.0, **params) -> RunSpec:
+    return RunSpec(
+        study="test", dataset="digits", method="m", impl=impl, params=METHODS.get(impl, {}) | params, epsilon=epsilon,
+        delta="1/(2n)", allow_large_delta=False, accountant="rdp", seed=0,
+    )  # fmt: skip
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.network.state_dict().items()}
+
+
+def distance(one: dict, other: dict) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one if one[name].numel())
+
+
+@pytest.fixture
+def images(digits64):
+    return digits64
+
+
+def test_a_release_of_a_stage_has_its_share_of_the_budget():
+    """The releases of a stage cost what one Gaussian release with `share` of mu^2 does, whatever their own shares."""
+    _, _, plan, budget = prepare_run(spec(init_from=[MEANS, MERF]), META)
+    whole = calibrate([Mechanism.gaussian("whole")], budget, "rdp")
+    for i, share in enumerate((0.1, 0.2)):
+        noises = [m.noise_multiplier for m in plan if m.name.startswith(f"init_{i}.")]
+        assert len(noises) == 2
+        assert sum((whole / z) ** 2 for z in noises) == pytest.approx(share)
+    events = [m.event(calibrate(plan, budget, "rdp")) for m in plan]
+    shares = budget_shares(events, budget.delta)
+    assert sum(v["rdp"] for v in shares.values()) == pytest.approx(1)
+    assert [m.name for m in plan][-1] == "denoiser"
+
+
+@pytest.mark.parametrize("impl", METHODS)
+def test_dp_sgd_goes_on_from_the_stage(impl, images):
+    """With a DP-SGD that cannot move, the model is that of the stage; and that is far from the start."""
+    rates = {name: 1e-2 for name in ("lr", "d_lr", "g_lr") if name in load_method(impl).Params.model_fields}
+    stage, still = MEANS | {"training": MEANS["training"] | rates}, dict.fromkeys(rates, 1e-12)
+    recipes = {"init_from": [stage]}, {"init_from": [stage], "init_only": True}, {}
+    # Without noise, which two recipes do not share.
+    (moved, ledger), (unmoved, _), (cold, _) = (
+        train(spec(impl, float("inf"), **still, **recipe), images, Log("test")) for recipe in recipes
+    )
+    assert ledger.events[-1].steps == 3
+    assert distance(weights(moved), weights(unmoved)) < 1e-6
+    assert distance(weights(moved), weights(cold)) > 1e-2
+
+
+def test_at_step_0_the_releases_are_those_of_the_whole_run(images):
+    _, whole = train(spec(init_from=[MEANS]), images, Log("test"))
+    log = Log("test")
+    _, only = train(spec(init_from=[MEANS], init_only=True), images, log)
+    assert only.events == [event for event in whole.events if event.mechanism == "gaussian"]
+    assert log.rows == []
+    assert audit(only.to_json(), "ledger")["passed"]
+    assert check_recipe(only.to_json(), "ledger")
+
+
+def test_a_stage_learns_its_own_images(images):
+    """A classifier that trained on the class means alone knows the digits."""
+    stage = MEANS | {"training": {"lr": 0.1, "dp": {"steps": 100, "expected_batch_size": 20}}}
+    run = spec(CLASSIFIER, float("inf"), network="logreg", init_from=[stage], init_only=True)
+    model, _ = train(run, images, Log("test"))
+    assert (model.predict(images.images) == images.labels).mean() > 0.7
+
+
+def test_the_methods_own_releases_are_made_once(images):
+    bounds = {"max_image_norm": 4.0, "max_centered_norm": 3.0, "max_component_norm": 2.0}
+    network = METHODS[DPDM]["network"]
+    params = {"network": network, "noise_multiplicity": 1, "dp": DP, "prior": bounds}
+    impl = "dpdm.diffusion.gauss:DPDMGauss"
+    plain, _ = train(spec(impl, **params), images, Log("test"))
+    model, ledger = train(spec(impl, **params, init_from=[MEANS]), images, Log("test"))
+    names = [event.name for event in ledger.events]
+    assert len(names) == len(set(names))
+    assert {"init_0.class_sums", "class_sums", "denoiser"} <= set(names)
+    assert distance(weights(model), weights(plain)) > 1e-4
+    # Its own model at step 0 is the mixture's, without a stage before it.
+    assert len(train(spec(impl, **params, init_only=True), images, Log("test"))[1].events) == len(names) - 3
+
+
+# --- a killed run -------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", ["stage 0, step 2", "the generator of stage 1", "stage 1, step 1", "DP-SGD"])
+def test_a_killed_run_neither_repeats_nor_pays_twice(at, images, tmp_path, monkeypatch):
+    run, path = spec(CLASSIFIER, init_from=[MEANS, MERF]), tmp_path / "checkpoint.pt"
+    straight, ledger = train(run, images, Log("test"))
+    done = []
+    step = warm._OpenSgd.step
+
+    def counted(self, index, *args):
+        place = self._rng.scope, index
+        if place == {"stage 0, step 2": ("init_0", 2), "stage 1, step 1": ("init_1", 1)}.get(at):
+            raise Killed
+        step(self, index, *args)
+        done.append(place)
+
+    monkeypatch.setattr(warm._OpenSgd, "step", counted)
+    descend, release, total = _kernel.Generated.descend, DpSgd.release, PrivateData._clipped_total
+    descents, totals = [], []
+
+    def counted_descent(self, loss):
+        if at == "the generator of stage 1" and len(descents) == 3:
+            raise Killed
+        descents.append(1)
+        descend(self, loss)
+
+    def killed_release(self, *args):
+        if at == "DP-SGD" and args[-1] == 1:
+            raise Killed
+        release(self, *args)
+
+    monkeypatch.setattr(_kernel.Generated, "descend", counted_descent)
+    monkeypatch.setattr(DpSgd, "release", killed_release)
+    monkeypatch.setattr(
+        PrivateData, "_clipped_total", lambda self, name, *a: totals.append(name) or total(self, name, *a)
+    )
+    with pytest.raises(Killed):
+        train(run, images, Log("test"), checkpoint=path, checkpoint_interval=0.0)
+    at = ""
+    resumed, again = train(run, images, Log("test"), checkpoint=path, checkpoint_interval=0.0)
+    assert distance(weights(straight), weights(resumed)) == 0
+    assert again.events == ledger.events
+    assert sorted(done) == [(f"init_{i}", index) for i in (0, 1) for index in range(4)]  # each once
+    assert len(descents) == 5
+    assert len(totals) == len(set(totals)) == 4
+
+
+# --- public data --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def others(images):
+    """Private images that are not the digits of the public data set."""
+    return ImageSet(255 - images.images, images.labels, 10)
+
+
+PUBLIC = {"public": "digits", "training": {"dp": {"steps": 4, "expected_batch_size": 8}}}
+
+
+def test_a_public_start_costs_no_privacy_and_is_in_the_ledger(others):
+    run = spec(init_from=[PUBLIC])
+    _, cold = train(spec(), others, Log("test"))
+    _, ledger = train(run, others, Log("test"))
+    assert ledger.events == cold.events
+    assert cold.public_data == ()
+    assert ledger.public_data == ("digits",)
+    assert "public_data" not in cold.to_json()  # ledgers of private data have the form they had
+    value = ledger.to_json()
+    assert Ledger.from_json(value) == ledger
+    assert audit(value, "ledger")["public_data"] == "digits"
+    assert check_recipe(value, "ledger")
+    hidden = Ledger.from_json(value)
+    hidden.public_data = ()
+    with refuses("public_data", "digits"):
+        check_recipe(hidden.to_json(), "ledger")
+
+
+def test_the_private_images_are_no_public_data(images):
+    train_split = Digits().load()["train"]
+    with refuses("digits", "private"):
+        train(spec(init_from=[PUBLIC]), train_split, Log("test"))
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({}, ("init_from", "impl", "public")),
+        (MEANS | PUBLIC, ("init_from", "impl", "public")),
+        ({"public": "digit"}, ("public", "digits")),
+        ({"public": "mnist"}, ("init_from.0", "mnist", "28")),
+        (MEANS | {"impl": GAN, "params": METHODS[GAN]}, ("init_from.0", "DPGANr")),
+        (MEANS | {"impl": "baselines.class_mean:ClassMeans"}, ("init_from.0", "ClassMeans", "ClassMean")),
+        (MEANS | {"params": {"max_norm": 4.0}}, ("init_from.0", "params", "max_norm", "max_image_norm")),
+        (MEANS | {"sampler": {"noise": 4.0}}, ("init_from.0", "sampler", "pixel_noise")),
+        (MEANS | {"training": {"dp": {"step": 4}}}, ("init_from.0", "training", "step", "steps")),
+        (MEANS | {"training": {"init_only": True}}, ("init_from.0", "training", "init_only")),
+        (MEANS | {"share": 1.5}, ("init_from", "share", "1.5")),
+    ],
+)  # fmt: skip
+def test_what_a_stage_cannot_be(stage, words):
+    with refuses(*words, lines=None):
+        prepare_run(spec(init_from=[stage]), META)
+
+
+def test_stages_must_leave_something_to_dp_sgd():
+    with refuses("init_0.class_sums", "share"):
+        prepare_run(spec(init_from=[MEANS | {"share": 0.6}, MERF | {"share": 0.5}]), META)
+
+
+def test_nothing_before_dp_sgd_is_refused():
+    with refuses("init_only", "init_from"):
+        prepare_run(spec(init_only=True), META)
+
+
+def test_a_method_without_dp_sgd_has_no_such_key():
+    with refuses("init_from"):
+        prepare_run(spec("baselines.class_mean:ClassMean", max_image_norm=4.0, init_from=[MEANS]), META)
+
+
+def test_a_loop_without_records_cannot_take_the_name_of_a_mechanism(images):
+    private = PrivateData(
+        images, [Mechanism.gaussian("sums")], Budget(1.0, 1e-3), "rdp", Randomness.repeatable(0),
+        Ledger(64, 1e-3, 1.0, "rdp"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="sums"):
+        next(private.public_steps("sums", 3))
+
+
+def test_a_cold_start_is_what_it_was(images):
+    """An empty `init_from` changes nothing."""
+    one, ledger = train(spec(), images, Log("test"))
+    other, again = train(spec(init_from=[]), images, Log("test"))
+    assert [e.noise_multiplier for e in ledger.events] == [e.noise_multiplier for e in again.events]
+    assert public_data(load_method(DPDM), prepare_run(spec(), META)[1]) == ()
+    assert np.isfinite(distance(weights(one), weights(other)))
