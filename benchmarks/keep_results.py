@@ -87,8 +87,8 @@ def page(study: str, commands: list[str], machine: str) -> str:
             "\n".join(["```sh", *commands, "```"]),
             f"on {machine}. {cost(jobs)} Models and images are kept of the first\nseed; `report.html` is not.\n"
             "Other commits, versions of torch and processors give other digits.",
-            "FD, KID, precision and recall are by the features of a small network trained on the real images here: "
-            "compare\nthem within this page alone, and precision not where noise (`label_only`) has a high one.",
+            "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
+            "Those by\nEfficientNet-Lite0 compare with all pages of as many images. Noise can have a high precision.",
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset).without('Dataset')).strip()}"
                 for dataset in spec.datasets
