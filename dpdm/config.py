@@ -190,6 +190,11 @@ class MethodSpec(Strict):
     datasets: Names | None = Field(
         None, description="the data sets that it serves, e.g. `[mnist, fashion_mnist]`; default: all"
     )
+    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce] | None = Field(
+        None,
+        exclude_if=lambda epsilons: epsilons is None,  # a study without it keeps its study.json
+        description="the study's epsilons that it is run at, e.g. `[1, 10]`; default: all",
+    )
     gpus_per_run: Count = Field(
         1,
         description="GPUs of one machine that train one run together, through torchrun: each batch is dealt out in "
@@ -284,10 +289,13 @@ class Study(Strict):
     def _consistent(self) -> "Study":
         if self.study in RESERVED_STUDIES:
             raise ValueError(f"study: the name {self.study!r} is taken by a folder of all studies; choose another")
-        for dataset, source in self.datasets.items():
-            if unknown := [e for e in source.epsilons or () if e not in self.epsilons]:
+        limited = {
+            f"{key}.{name}": spec for key in ("datasets", "methods") for name, spec in getattr(self, key).items()
+        }
+        for place, spec in limited.items():
+            if unknown := [e for e in spec.epsilons or () if e not in self.epsilons]:
                 raise ValueError(
-                    f"datasets.{dataset}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
+                    f"{place}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
                     f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
                 )
         if idle := set(self.epsilons).difference(*map(self.epsilons_of, self.datasets)):
@@ -320,8 +328,8 @@ class Study(Strict):
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
         """Refuses a part of a method's recipe that no run of this study has."""
         served, samplers = self.datasets_of(method), self.methods[method].samplers
-        if not any(part.when.matches(d, e) for d in served for e in self.epsilons_of(d)):
-            cells = (f"{d} at epsilon {', '.join(map(epsilon_text, self.epsilons_of(d)))}" for d in served)
+        if not any(part.when.matches(d, e) for d in served for e in self.epsilons_of(d, method)):
+            cells = (f"{d} at epsilon {', '.join(map(epsilon_text, self.epsilons_of(d, method)))}" for d in served)
             raise ValueError(f"{place}.when matches no run of this study: {method} is run on {'; '.join(cells)}")
         if unknown := set(part.samplers or ()) - set(samplers):
             known = ", ".join(samplers) or "none, being a classifier"
@@ -331,10 +339,10 @@ class Study(Strict):
         """The datasets that a method serves."""
         return tuple(self.datasets) if (chosen := self.methods[method].datasets) is None else chosen
 
-    def epsilons_of(self, dataset: str) -> tuple[float, ...]:
-        """The epsilons that a dataset is run at, in the study's order."""
-        chosen = self.datasets[dataset].epsilons
-        return self.epsilons if chosen is None else tuple(epsilon for epsilon in self.epsilons if epsilon in chosen)
+    def epsilons_of(self, dataset: str, method: str | None = None) -> tuple[float, ...]:
+        """The epsilons that a dataset is run at, or a method on it, in the study's order."""
+        chosen = [self.datasets[dataset].epsilons, self.methods[method].epsilons if method else None]
+        return tuple(e for e in self.epsilons if all(part is None or e in part for part in chosen))
 
     def is_classifier(self, method: str) -> bool:
         """Whether `method` (or an anchor) has no images and is judged itself."""
@@ -345,10 +353,10 @@ class Study(Strict):
         spec = self.methods[method]
         if dataset not in self.datasets_of(method):
             raise UserError(f"{method} does not serve {dataset}; add it to methods.{method}.datasets of the study")
-        if epsilon not in self.epsilons_of(dataset):
+        if epsilon not in self.epsilons_of(dataset, method):
             raise UserError(
-                f"{dataset} is not run at epsilon {epsilon_text(epsilon)}; add it to the study's epsilons, and to "
-                f"datasets.{dataset}.epsilons if there are any"
+                f"{method} is not run on {dataset} at epsilon {epsilon_text(epsilon)}; add it to the study's epsilons, "
+                f"and to datasets.{dataset}.epsilons and methods.{method}.epsilons if there are any"
             )
         params = spec.params
         for override in spec.overrides:
@@ -366,7 +374,7 @@ class Study(Strict):
             self.run(dataset, method, epsilon, seed)
             for dataset, method in itertools.product(self.datasets, self.methods)
             if dataset in self.datasets_of(method)
-            for epsilon in self.epsilons_of(dataset)
+            for epsilon in self.epsilons_of(dataset, method)
             for seed in self.seeds
             if self._units(dataset, method, epsilon, seed)
         ]

@@ -395,7 +395,9 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
 def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:
     """Whether the study still has what these wildcards name."""
     method, dataset = study.methods.get(wildcards.get("method", "")), wildcards.get("dataset")
-    epsilons = study.epsilons_of(dataset) if dataset in study.datasets else study.epsilons
+    epsilons = study.epsilons
+    if dataset in study.datasets:
+        epsilons = study.epsilons_of(dataset, wildcards["method"] if method else None)
     known = {
         "dataset": study.datasets, "method": study.methods, "anchor": study.anchors,
         "epsilon": list(map(epsilon_text, epsilons)), "seed": list(map(str, study.seeds)),

@@ -181,12 +181,13 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
             continue
         for entry in entries:
             mapped = (entry.published, entry.variant) == (row.method, row.variant)
-            if mapped and dataset in study.datasets_of(entry.method):
+            served = dataset in study.datasets_of(entry.method)
+            if mapped and served and row.epsilon in map(epsilon_text, study.epsilons_of(dataset, entry.method)):
                 row.runs.append(_Runs(dataset, row.epsilon, entry.method, sampler_of(study, entry) or ""))
     used = {runs for row in rows for runs in row.runs}
     names = {dataset: place for place, dataset in own.items()}
     for dataset, method, sampler in named:
-        for epsilon in study.epsilons_of(dataset):
+        for epsilon in study.epsilons_of(dataset, method):
             runs = _Runs(dataset, epsilon_text(epsilon), method, sampler)
             if runs not in used:
                 rows.append(_Row(*names.get(dataset, (dataset, None)), runs.epsilon, runs=[runs]))

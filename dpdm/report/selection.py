@@ -166,7 +166,7 @@ def _sweep(study: Study, methods: list[str], of_samplers: bool) -> Sweep | None:
             runs = [
                 study.run(dataset, method, epsilon, study.seeds[0])
                 for method in methods
-                if dataset in study.datasets_of(method)
+                if dataset in study.datasets_of(method) and epsilon in study.epsilons_of(dataset, method)
             ]
             recipes = {}
             for run in runs:

@@ -350,6 +350,23 @@ def test_datasets_of_a_method_that_are_wrong(tiny_study_dict):
     refused(tiny_study_dict, "methods.dpdm.overrides[0].when", "mnist at epsilon 10, inf")
 
 
+def test_a_method_is_run_at_its_own_epsilons(tiny_study_dict):
+    place = "methods.class_mean.epsilons"
+    before = parse_study(tiny_study_dict, "s")
+    put(tiny_study_dict, place, [10])
+    study = parse_study(tiny_study_dict, "s")
+    assert study.epsilons_of("digits", "class_mean") == (10,)
+    gone = {run.name for run in before.runs()} - {run.name for run in study.runs()}
+    assert gone == {f"digits/class_mean/inf/{seed}" for seed in study.seeds}
+    with refuses("class_mean", "digits", "epsilon inf", place):
+        study.run("digits", "class_mean", float("inf"), 0)
+    for value, parts in (([1], ("1", "10, inf")), ([], ()), ([10, 10.0], ())):
+        refused(put(tiny_study_dict, place, value), place, *parts)
+    put(tiny_study_dict, place, [10])
+    put(tiny_study_dict, "methods.class_mean.overrides", [{"when": {"epsilon": float("inf")}}])
+    refused(tiny_study_dict, "methods.class_mean.overrides[0].when", "class_mean", "epsilon 10")
+
+
 def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
     put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5, "epsilons": [float("inf")]})
     study = parse_study(tiny_study_dict, "s")
