@@ -37,16 +37,21 @@ mutants: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q tests/workflow/test_lint.py
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint --configfile config/paper.yaml
 
 # .snakemake stays: there Snakemake keeps the recipes by which the results of all studies were made.
 clean:
 	rm -rf $(VENV) results/data results/digits results/rivals results/tiny
 
-# Installs again only when the requirements change: the package itself is editable.
-$(INSTALLED): pyproject.toml constraints.txt
+# Installs again only when the requirements change: the package itself is editable. Without PINS=cpu or PINS=cuda, PyTorch's
+# CPU build where the index offers it, otherwise the build of PyPI.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PINNED := $(PIP) --require-hashes --requirement requirements
+$(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,slurm,generic,efflite]'
+	$(if $(PINS),$(PINNED)/$(PINS).txt,$(PINNED)/cpu.txt 2> /dev/null || $(PINNED)/cuda.txt)
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@

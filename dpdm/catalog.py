@@ -8,15 +8,13 @@ import ast
 import csv
 import importlib
 import re
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 from dpdm.config import load_study
 from dpdm.errors import UserError
 from dpdm.explain import models_of, nearest
-from dpdm.layout import PRIVACY_STATUS
+from dpdm.layout import BASELINES, PACKAGE, PRIVACY_STATUS, STUDIES
 
-ROOT = Path(__file__).resolve().parents[1]
 NOT_PUBLISHED = "none quoted"
 
 
@@ -38,10 +36,10 @@ def methods() -> list[MethodEntry]:
         for row in csv.DictReader(file):
             status.setdefault(row["method"], row["privacy_status"])
     found = []
-    for path in (ROOT / "dpdm/diffusion/method.py", *sorted((ROOT / "baselines").glob("[!_]*.py"))):
+    for path in (PACKAGE / "diffusion/method.py", *sorted(BASELINES.glob("[!_]*.py"))):
         tree = ast.parse(path.read_text())
         text = ast.get_docstring(tree) or ""
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = f"baselines.{path.stem}" if path.parent == BASELINES else "dpdm.diffusion.method"
         known = re.search(r"^Published as: (.+)\.$", text, re.M)
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and {"plan", "fit"} <= {getattr(part, "name", "") for part in node.body}:
@@ -102,13 +100,13 @@ def metrics() -> list[tuple[str, str, str, str]]:
 
 
 def studies() -> list[tuple[str, str, str, str, str]]:
-    """The shipped studies: file, what it is, number of runs, data sets and methods."""
+    """The shipped studies: name, what it is, number of runs, data sets and methods."""
     found = []
-    for path in sorted((ROOT / "config").glob("*.yaml")):
+    for path in sorted(STUDIES.glob("*.yaml")):
         study = load_study(path)
         comment = re.match("(?:#.*\n)*", path.read_text())[0].replace("#", "")
         names = ", ".join(study.datasets), ", ".join(study.methods)
-        found.append((f"config/{path.name}", _sentence(comment), str(len(study.runs())), *names))
+        found.append((path.stem, _sentence(comment), str(len(study.runs())), *names))
     return found
 
 

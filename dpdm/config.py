@@ -22,6 +22,7 @@ from pydantic import (
 
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
+from dpdm.layout import INSTALLED, STUDIES
 from dpdm.params import Count, Natural, Strict
 from dpdm.sources import SOURCES
 from dpdm.sources.base import Source
@@ -45,7 +46,7 @@ from dpdm.specs import (
 from dpdm.yaml_file import merge, overlay, read_yaml, without_nulls
 
 ANCHORS = ("real", "label_only")
-RECIPES = Path(__file__).parents[1] / "config" / "shared" / "recipes.yaml"
+RECIPES = STUDIES / "shared" / "recipes.yaml"
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
 RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 PAPER_SCALE = "paper"
@@ -436,13 +437,28 @@ class Study(Strict):
 
 
 def load_study(files: str | Path) -> Study:
-    """Reads and checks a study file; of several, with commas between them, each is laid over those before it.
+    """Reads and checks a study; of several, with commas between them, each is laid over those before it.
+
+    Args:
+        files: see `study_files`.
 
     Raises:
         UserError: a file cannot be read, is not YAML, or the study breaks the schema.
     """
-    names = str(files).split(",")
+    names = study_files(files)
     return parse_study(functools.reduce(overlay, map(read_yaml, names)), " ".join(names), overlaid=len(names) > 1)
+
+
+def study_files(files: str | Path) -> list[str]:
+    """The files of a study: each as it is, or the shipped study of that name (`digits`) if there is no such file."""
+    shipped = {path.stem: str(path) for path in STUDIES.glob("*.yaml")}
+    return [name if os.path.exists(name) else shipped.get(name, name) for name in str(files).split(",")]
+
+
+def shown_file(path: str | Path) -> str:
+    """The inverse of `study_files` for one file: seen from the working folder, but a wheel's study by its name."""
+    path = Path(path).absolute()
+    return path.stem if INSTALLED and path.parent == STUDIES else os.path.relpath(path)
 
 
 def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:

@@ -16,11 +16,17 @@ TABLE_KINDS = (".csv", ".md", ".tex", ".html")
 FIGURE_KINDS = (".svg", ".pdf", ".png")
 BY_HAND = "by_hand"  # folder next to the studies, for runs that no study has
 
-# Tracked in the repository: numbers quoted from papers, and what is known of their privacy claims.
-_PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
-PUBLISHED = str(_PUBLISHED / "published.csv")
-PRIVACY_STATUS = str(_PUBLISHED / "privacy_status.csv")
-SNAKEFILE = str(_PUBLISHED.parents[1] / "Snakefile")
+# What `snakemake` and people read, not Python: a clone's root, or the same tree in the package that a wheel installs.
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / "_shipped"  # setup.py makes it
+INSTALLED = SHIPPED.is_dir()  # from a wheel
+ROOT = SHIPPED if INSTALLED else PACKAGE.parent
+SNAKEFILE = str(ROOT / "Snakefile")
+BASELINES = ROOT / "baselines"
+STUDIES = ROOT / "config"
+# Numbers quoted from papers, and what is known of their privacy claims.
+PUBLISHED = str(ROOT / "results" / "published" / "published.csv")
+PRIVACY_STATUS = str(ROOT / "results" / "published" / "privacy_status.csv")
 
 
 def _below(folder: str, file: str) -> str:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -17,6 +18,7 @@ from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
+from dpdm.layout import ROOT
 from dpdm.params import Strict
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness, settled
 from dpdm.privacy.key import secret_key
@@ -98,6 +100,8 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         UserError: it cannot be imported, is not a method, or is one of the other kind.
     """
     module_name, _, class_name = impl.partition(":")
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # there is `baselines`, which no wheel installs under a name as common as that
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises while it is imported

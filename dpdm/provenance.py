@@ -18,7 +18,7 @@ def provenance() -> dict[str, str]:
     methods, which that edit cannot have changed.
     """
     package = Path(__file__).parent
-    without = {package / "report", package / "cli"}
+    without = {package / "report", package / "cli", package / "_shipped"}
     sources = sorted(p for p in package.rglob("*.py") if not without & set(p.parents))
     parts = [part for p in sources for part in (str(p.relative_to(package)).encode(), meaning(p))]
     return {"version": dpdm.__version__, "commit": _commit(package.parent), "code": sha256_of(*parts)[:16]}
@@ -39,6 +39,8 @@ def _commit(folder: Path) -> str:
             ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
 
+    if (folder / "dpdm" / "_shipped").is_dir():  # of a wheel, in whatever checkout its environment is
+        return "unknown"
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

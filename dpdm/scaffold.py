@@ -4,12 +4,12 @@ import keyword
 import re
 from pathlib import Path
 
-from dpdm import artifacts
+from dpdm import artifacts, layout
 from dpdm.config import ANCHORS
 from dpdm.errors import UserError
 from dpdm.specs import NAME
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "baselines" / "class_mean.py"
+EXAMPLE = layout.BASELINES / "class_mean.py"
 BASELINES = "baselines"  # where a new method goes if the current folder has it
 
 DOCSTRING = '''"""{name}: say here what it is, in one sentence.

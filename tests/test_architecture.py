@@ -48,7 +48,9 @@ MAY_IMPORT = {
     "dpdm.yaml_file": {"dpdm.errors"},
     "dpdm.specs": {"dpdm.errors", "dpdm.evaluation.registry", "dpdm.explain", "dpdm.params"},
     "dpdm.sources": {"dpdm.artifacts", "dpdm.data", "dpdm.errors", "dpdm.params"},
-    "dpdm.config": {f"dpdm.{name}" for name in ("errors", "explain", "params", "sources", "specs", "yaml_file")},
+    "dpdm.config": {
+        f"dpdm.{name}" for name in ("errors", "explain", "layout", "params", "sources", "specs", "yaml_file")
+    },
     "dpdm.study": SCHEMA | {"dpdm.layout", "dpdm.yaml_file"},
     "dpdm.artifacts": {"dpdm.errors"},
     "dpdm.rng": set(),
@@ -62,7 +64,8 @@ MAY_IMPORT = {
     "dpdm.privacy": FOUNDATIONS | {"dpdm.checkpoint", "dpdm.processes", "dpdm.progress"},
     "dpdm.warm": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.sources"},
     "dpdm.method": FOUNDATIONS
-    | {"dpdm.checkpoint", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance", "dpdm.warm"},
+    | {"dpdm.checkpoint", "dpdm.layout", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
+    | {"dpdm.warm"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
@@ -74,7 +77,7 @@ MAY_IMPORT = {
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.checkpoint", "dpdm.evaluation"},
     "dpdm.catalog": FOUNDATIONS | {"dpdm.sources", "dpdm.layout", "dpdm.evaluation", "dpdm.method"},
-    "dpdm.scaffold": SCHEMA | {"dpdm.artifacts"},
+    "dpdm.scaffold": SCHEMA | {"dpdm.artifacts", "dpdm.layout"},
     "dpdm.api": FOUNDATIONS
     | {"dpdm.catalog", "dpdm.jobs", "dpdm.layout", "dpdm.method", "dpdm.privacy", "dpdm.processes", "dpdm.progress"}
     | {"dpdm.report", "dpdm.study"},

@@ -54,15 +54,15 @@ class Verbs(click.Group):
 def verbs() -> None:
     """Differentially private image generation, measured.
 
-    STUDY is a study file (config/digits.yaml) or the results folder of a study (results/digits). A run of it is written
-    DATASET/METHOD/EPSILON/SEED, a synthetic set of that run adds /SAMPLER: digits/dpdm/10/0/default.
-    `dpdm VERB --help` explains a verb.
+    STUDY is a study file (config/digits.yaml), a shipped study by its name (digits), or the results folder of a study
+    (results/digits). A run is written DATASET/METHOD/EPSILON/SEED, a synthetic set adds /SAMPLER:
+    digits/dpdm/10/0/default. `dpdm VERB --help` explains a verb.
     """
 
 
 def study_argument(required: bool = True):
     """STUDY."""
-    text = "A study file (YAML; several: with commas), or the results folder of a study."
+    text = "A study file (YAML; several: with commas), a shipped study, or the results folder of a study."
     return click.argument("study", type=PATH, required=required, help=text)
 
 

@@ -29,13 +29,14 @@ def run(study, targets, only, without, cores, dry_run) -> None:
     A part (`--only method=dpdm,pearl --only epsilon=1`) shares its files with the whole study, which does not make them
     again. Words behind `--` are Snakemake's own: `dpdm run config/digits.yaml -- --keep-going tables`.
     """
+    from dpdm.config import study_files
     from dpdm.layout import SNAKEFILE
     from dpdm.study import open_study, selected
 
     opened, layout = open_study(study)
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
     selected(opened, part)  # names the study does not have are refused before Snakemake starts
-    files = [layout.study] if os.path.isdir(study) else study.split(",")
+    files = [layout.study] if os.path.isdir(study) else study_files(study)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]
     command += ["--config", *(f"{key}={value}" for key, value in part.items())] if part else []

@@ -62,7 +62,7 @@ def test_an_unknown_method_names_the_nearest():
         ("datasets", {"digits": ["8x8"], "npz": ["train, test, num_classes"]}),
         ("samplers", {"churn": ["dpdm", "s_churn"], "class_mean": ["default", "pixel_noise"]}),
         ("metrics", {"fid": ["inception", "lower"], "recall": ["small_cnn", "higher"], "acc_cnn": ["higher"]}),
-        ("studies", {"config/digits.yaml": ["default study", "class_mean"]}),
+        ("studies", {"digits": ["default study", "class_mean"]}),
     ],
 )
 def test_list(run_cli, what, lines):

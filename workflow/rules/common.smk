@@ -12,12 +12,12 @@ from snakemake.exceptions import WorkflowError
 from dpdm import config as schema
 from dpdm import specs
 from dpdm.errors import UserError
-from dpdm.layout import ANCHOR, PRIVACY_STATUS, PUBLISHED, RUN, SET, TABLE_KINDS, Layout
+from dpdm.layout import ANCHOR, INSTALLED, PRIVACY_STATUS, PUBLISHED, ROOT, RUN, SET, TABLE_KINDS, Layout
 from dpdm.report import registry, selection
 
-FILES = [os.path.relpath(path) for path in workflow.configfiles]
+FILES = [schema.shown_file(path) for path in workflow.configfiles]
 try:
-    for path in FILES:
+    for path in workflow.configfiles:
         schema.read_yaml(path)  # Snakemake's own reader takes the last of two equal keys
     STUDY = schema.parse_study(dict(config), " ".join(FILES) or "the configuration", overlaid=len(FILES) > 1)
     selection.check_entries(STUDY)
@@ -25,11 +25,21 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-# Jobs run the Python that runs Snakemake, even if its environment is not activated. glibc keeps freed memory: otherwise
-# the buffers of per-example gradients go back to the kernel, and are faulted in again, at every step.
+# Jobs run the Python that runs Snakemake, even if its environment is not activated; with --sdm conda or apptainer that of
+# the environment, on this code. glibc keeps freed memory: otherwise the buffers of per-example gradients go back to the
+# kernel, and are faulted in again, at every step.
 MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
-BIN = shlex.quote(os.path.dirname(sys.executable)).replace("{", "{{").replace("}", "}}")  # Snakemake formats the prefix
-shell.prefix(f"export PATH={BIN}:$PATH {MALLOC}; ")
+FOUND = f"PYTHONPATH={shlex.quote(str(ROOT))}"
+if not workflow.deployment_settings.deployment_method:
+    FOUND = f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
+elif INSTALLED:
+    raise WorkflowError("--sdm needs a clone of the repository, and dpdm is installed from a wheel; leave --sdm out")
+shell.prefix(f"export {FOUND.replace('{', '{{').replace('}', '}}')} {MALLOC}; ")  # Snakemake formats the prefix
+
+
+# An image that you build (docs/deploying.md), in the working folder.
+container: "dpdm-bench.sif"
+
 
 PATHS = Layout(STUDY.results_dir, STUDY.study)
 if workflow.modifier.path_modifier.replace_prefix(PATHS.root) != PATHS.root:
@@ -55,6 +65,13 @@ wildcard_constraints:
     seed=r"\d+",
     figure="|".join(FIGURES) or "none",
     sampler="[a-z][a-z0-9_]*",
+
+
+def command_for(target):
+    """What a person types to make a target of this study again."""
+    if INSTALLED and workflow.modifier.is_main_snakefile():
+        return shlex.join(["dpdm", "run", ",".join(FILES), target])
+    return shlex.join(["snakemake", "--cores", "2", target, *["--configfile"] * bool(FILES), *FILES])
 
 
 def growing(amount):
@@ -119,3 +136,23 @@ def classifier_runs():
 def once(function, runs=RUNS):
     """One path per dataset and method of the runs."""
     return list(dict.fromkeys(function(run.dataset, run.method) for run in runs))
+
+
+# Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their
+# recipes. study.json is no file of the DAG, since its time would rerun everything; each job has its part of it as
+# params. A rule before training does not work. When it must run, Snakemake does not check whether the params of the
+# jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the report would
+# show its old scores.
+def write_study():
+    again = {"-F", "--forceall", "-R", "--forcerun"} & set(sys.argv)
+    command = [sys.executable, "-m", "dpdm", "validate", "-", *(["--again"] if again else [])]
+    if subprocess.run(command, input=STUDY_SPEC, text=True).returncode:
+        raise WorkflowError("the study was refused for the reason above; nothing was run")
+
+
+onstart:
+    write_study()
+
+
+if not workflow.modifier.is_main_snakefile():  # Snakemake does not run the onstart of a module
+    workflow._onstart = lambda log, outer=workflow._onstart: (write_study(), outer(log))

@@ -3,8 +3,8 @@
 for number in range(1, 7):
 
     rule:
-        name: f"table_{number}"
-        message: f"table {number} of the paper"
+        name:
+            f"table_{number}"
         input:
             selection.table_files(STUDY, PATHS, number, runs=RUNS),
             published=PUBLISHED,
@@ -12,11 +12,21 @@ for number in range(1, 7):
         output:
             multiext(PATHS.table(f"table_{number}"), ".csv", ".md", ".tex"),
             html=report(
-                PATHS.table(f"table_{number}", ".html"), caption="../report/paper_table.rst", category="The paper's tables"
+                PATHS.table(f"table_{number}", ".html"),
+                caption="../report/paper_table.rst",
+                category="The paper's tables",
             ),
+        log:
+            PATHS.table(f"table_{number}", ".log"),
+        conda:
+            "../envs/dpdm.yaml"
+        resources:
+            mem_mb=growing(2000),
+            runtime=growing(10),
         params:
             number=number,
             study=STUDY_SPEC,
-        log: PATHS.table(f"table_{number}", ".log")
-        resources: mem_mb=growing(2000), runtime=growing(10)
-        shell: f"python -m dpdm paper-table {PATHS.root} {{params.number}} > {{log}} 2>&1"
+        message:
+            f"table {number} of the paper"
+        shell:
+            f"python -m dpdm paper-table {PATHS.root} {{params.number}} > {{log}} 2>&1"

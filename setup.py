@@ -1,0 +1,29 @@
+"""Builds the wheel (pyproject.toml says the rest): also the files that dpdm/layout.py looks for in the package."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+SHIPPED = ("Snakefile", "workflow", "profiles", "config", "baselines", "results/published")
+
+
+class BuildPy(build_py):
+    """Copies SHIPPED into dpdm/_shipped of a wheel; an editable installation reads the clone."""
+
+    def run(self):
+        """Raises OSError where one of SHIPPED is missing."""
+        super().run()
+        if self.editable_mode:
+            return
+        for name in SHIPPED:
+            target = Path(self.build_lib, "dpdm", "_shipped", name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if Path(name).is_dir():
+                shutil.copytree(name, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(name, target)
+
+
+setup(cmdclass={"build_py": BuildPy})
