@@ -64,6 +64,8 @@ def test_report_command_line_and_other_folders_do_not_count(package):
     (package / "report" / "tables.py").write_text("rewritten = 1\n")
     (package.parent / "baselines").mkdir()
     (package.parent / "baselines" / "new.py").write_text("")
+    (package / "_shipped").mkdir()
+    (package / "_shipped" / "new.py").write_text("")  # where a wheel has the baselines
     assert provenance()["code"] == before
 
 
@@ -88,6 +90,14 @@ def test_the_commit_and_whether_the_tree_differs(package):
 
 def test_outside_a_checkout(package, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(package.parents[1]))
+    assert provenance()["commit"] == "unknown"
+
+
+def test_in_a_wheel_whose_environment_is_in_a_checkout(package):
+    git(package.parent, "init")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-m", "of another project")
+    (package / "_shipped").mkdir()
     assert provenance()["commit"] == "unknown"
 
 

@@ -1,8 +1,13 @@
-"""The workflow away from its clone: as a module of another workflow."""
+"""The workflow away from its clone: as a module of another workflow, and installed from a wheel."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -79,3 +84,86 @@ def test_a_prefix_that_jobs_would_not_follow_is_refused(deployed):
     done = run("-n")
     assert done.returncode == 1
     assert all(word in done.stdout for word in ("prefix", "results_dir", "results/tiny")), done.stdout
+
+
+# --- a wheel --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of what git tracks."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if not name.startswith(("results/", "tests/")) or name.startswith("results/published/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    pip(source, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), ".")
+    return next(out.glob("*.whl"))
+
+
+def pip(cwd: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    subprocess.run(command, cwd=cwd, check=True, timeout=300)
+
+
+@pytest.fixture
+def installed(wheel, tmp_path):
+    """`installed(verb, ...)`: the `dpdm` of a wheel, in an environment and a folder with difficult names."""
+    home, folder = tmp_path / "my env's", tmp_path / "my étude"
+    folder.mkdir()
+    venv.create(home, with_pip=False)
+    purelib = next((home / "lib").glob("python*/site-packages"))
+    (purelib / "libraries.pth").write_text(sysconfig.get_path("purelib"))  # not the .pth files there: no editable dpdm
+    pip(tmp_path, "--python", str(home / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def dpdm(*arguments: str) -> str:
+        done = subprocess.run(
+            [home / "bin" / "dpdm", *arguments], cwd=folder, env=environment, text=True, timeout=1800,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    dpdm.folder, dpdm.home = folder, home
+    return dpdm
+
+
+@pytest.mark.slow
+def test_a_wheel_has_every_module_and_one_name(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"dpdm"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dpdm").rglob("*.py")}
+    baselines = {f"dpdm/_shipped/{path.relative_to(ROOT)}" for path in (ROOT / "baselines").glob("*.py")}
+    assert names >= modules | baselines | {"dpdm/report/report.html.j2", "dpdm/_shipped/workflow/Snakefile"}
+
+
+@pytest.mark.slow
+def test_a_wheel_makes_the_report_in_an_empty_folder(installed):
+    part = ["--only", "method=dp_gaussian", "--only", "epsilon=10", "--cores", "2"]
+    assert "baselines.pearl:PEARL" in installed("list", "methods")
+    assert "tiny" in installed("list", "studies")
+    installed("run", "tiny", *part)
+    results = installed.folder / "results" / "tiny"
+    page = (results / "report.html").read_text()
+    assert "dpdm run tiny report" in page
+    assert (results / "tables" / "results.csv").stat().st_size > 0
+    ledger = json.loads((results / "runs/digits/dp_gaussian/eps10/seed0/ledger.json").read_text())
+    assert ledger["recipe"]["impl"] == "baselines.dp_gaussian:DPGaussian"
+    assert ledger["provenance"]["commit"] == "unknown"
+    assert "Nothing to be done" in installed("run", "tiny", *part, "--dry-run")
+    assert {path.name for path in installed.folder.iterdir()} == {"results", ".snakemake"}
+
+
+@pytest.mark.slow
+def test_a_wheel_and_its_clone_are_the_same_code(installed):
+    script = "from dpdm.provenance import provenance; print(provenance()['code'])"
+    found = [
+        subprocess.run([python, "-c", script], cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout
+        for python, cwd, env in (
+            (installed.home / "bin" / "python", installed.folder, {"PATH": os.environ["PATH"]}),
+            (sys.executable, ROOT, {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}),
+        )
+    ]
+    assert found[0] == found[1] != ""
