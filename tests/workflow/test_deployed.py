@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,46 @@ def test_a_prefix_that_jobs_would_not_follow_is_refused(deployed):
     done = run("-n")
     assert done.returncode == 1
     assert all(word in done.stdout for word in ("prefix", "results_dir", "results/tiny")), done.stdout
+
+
+# --- conda and apptainer --------------------------------------------------------------------------------------
+
+STAND_IN = """#!/bin/sh
+if [ "$1" = --version ]; then echo "apptainer version 1.3.0"; exit; fi
+echo "$@" >> "$0.log"
+while [ "$1" != dpdm-bench.sif ]; do shift; done
+shift
+exec "$@"
+"""
+
+
+def test_every_job_has_an_environment(checkout):
+    text = "\n".join(path.read_text() for path in (checkout / "workflow/rules").glob("*.smk"))
+    bodies = [body for body in re.split(r"(?m)^(?= *rule\b.*:$|use rule )", text) if "        f\"python -m dpdm" in body]
+    assert len(bodies) > 10
+    assert all('conda:\n' in body and '"../envs/dpdm.yaml"' in body for body in bodies if body.lstrip().startswith("rule"))
+
+
+@pytest.mark.slow
+def test_a_job_in_an_image_runs_the_python_of_the_image_on_this_code(folder, tiny, checkout):
+    """With a stand-in that runs the command here: its environment is the activated one."""
+    folder.write(tiny)
+    tools = folder.path.parent / "tools"
+    tools.mkdir()
+    (tools / "apptainer").write_text(STAND_IN)
+    (tools / "apptainer").chmod(0o755)
+    (folder.path / "dpdm-bench.sif").write_text("")
+    environment = folder.environment()
+    environment["PATH"] = f"{tools}{os.pathsep}{environment['PATH']}"
+    command = folder.command("--sdm", "apptainer", "--", "results/data/digits/train.npz")
+    done = subprocess.run(
+        command, cwd=folder.path, env=environment, text=True, timeout=600, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout
+    assert (folder.path / "results/data/digits/train.npz").is_file()
+    said = (tools / "apptainer.log").read_text()
+    assert f"export PYTHONPATH={checkout}" in said
+    assert "PATH=" not in said.replace("PYTHONPATH=", "")
 
 
 # --- a wheel --------------------------------------------------------------------------------------------------
