@@ -100,7 +100,7 @@ exec "$@"
 
 def test_every_job_has_an_environment(checkout):
     text = "\n".join(path.read_text() for path in (checkout / "workflow/rules").glob("*.smk"))
-    bodies = [body for body in re.split(r"(?m)^(?= *rule\b.*:$|use rule )", text) if "        f\"python -m dpdm" in body]
+    bodies = [body for body in re.split(r"(?m)^(?= *rule\b.*:$|use rule )", text) if "    shell:\n" in body]
     assert len(bodies) > 10
     assert all('conda:\n' in body and '"../envs/dpdm.yaml"' in body for body in bodies if body.lstrip().startswith("rule"))
 
