@@ -72,7 +72,7 @@ def test_what_the_ci_of_a_public_host_runs_exists():
             assert re.search(rf"^{match[1]}:", makefile, re.M), command
     classes = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     supported = {text.rpartition(" ")[2] for text in classes if re.search(r"Python :: 3\.\d+$", text)}
-    assert set(jobs["test"]["strategy"]["matrix"]["python"]) == supported
+    assert {"3.11"} <= supported <= set(jobs["test"]["strategy"]["matrix"]["python"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name)
