@@ -47,7 +47,7 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
         study = load_study(path)
         for method in (name for name, spec in study.methods.items() if spec.kind == kind):
             dataset = study.datasets_of(method)[0]
-            run = study.run(dataset, method, study.epsilons_of(dataset)[0], 0)
+            run = next(run for run in study.runs() if (run.dataset, run.method) == (dataset, method))
             samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
             chosen = [word for recipe in (run.params, *samplers[:1]) for word in words(recipe)]
             new = {(run.impl, word) for word in ["", *chosen]} - known
@@ -90,6 +90,7 @@ SMALL = {
     "num_sampling_steps": 3,
     "steps": 3,
     "num_frequencies": 50,
+    "images": 20,
     "d_steps_per_g_step": 1,
     "lr": 1.0e-2,  # three steps must move something
     "generated_batch_size": 10,
@@ -105,6 +106,7 @@ SMALL = {
 def small(recipe: dict) -> dict:
     """The recipe with the sizes of SMALL wherever it has them; a network given by its name keeps its size."""
     inner = {key: small(value) if isinstance(value, dict) else value for key, value in recipe.items()}
+    inner |= {key: [small(stage) for stage in recipe[key]] for key in ["init_from"] if key in recipe}
     fits = {key: value for key, value in SMALL.items() if isinstance(recipe.get(key), type(value))}
     return merge(inner, fits)
 
@@ -171,7 +173,8 @@ def test_the_ledger_stays_within_the_budget(run, fitted, epsilon):
     assert ledger.target_epsilon == epsilon
     assert ledger.delta == 1 / (2 * N)
     assert spent <= epsilon
-    assert spent > 0.9 * epsilon  # a method that leaves its budget unspent is compared unfairly
+    # A method that leaves its budget unspent is compared unfairly; the row at step 0 shows what was spent by then.
+    assert spent > 0.9 * epsilon or run.params.get("init_only")
 
 
 def test_the_ledger_holds_exactly_the_plan(run, images, fitted):
