@@ -711,7 +711,7 @@ MUTANTS = [
         "baselines/_gan.py",
         {"pixels = to_unit(images.flatten(1))\n": "pixels = to_unit(images.flatten(1)) * images.std()\n"},
         "swap test",
-        f"{SWAP_CONTRACT}[digits-dpcgan]",
+        f"{SWAP_CONTRACT}[laptop_gans-dpcgan]",
         "a minibatch feature: records meet",
     ),
     Mutant(
@@ -1010,7 +1010,7 @@ MUTANTS = [
             "    step.update(\n": ('    labels[: len(getattr(dp, "y", []))] = getattr(dp, "y", 0)\n    step.update(\n'),
         },
         "contract test",
-        f"{SILENCED}[digits-dpcgan]",
+        f"{SILENCED}[laptop_gans-dpcgan]",
         "private labels leave without noise",
     ),
     Mutant(

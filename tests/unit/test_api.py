@@ -60,6 +60,7 @@ def folder(tmp_path_factory, digits_train) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extractor, "RECIPE", Recipe(steps=1, batch_size=16, lr=1e-3))
         jobs.train_extractor(layout, "digits")
+    jobs.make_reference(study, layout, "digits", "small_cnn")
     place = layout.set(*run.place, "default")
     jobs.score(study, layout, run.coordinates("default"), f"{place}/synthetic.npz", place)
     return root
