@@ -237,7 +237,7 @@ def figures(study: str, names: tuple[str, ...]) -> None:
 @click.option("--command", metavar="TEXT", help="What made the results, to print on the page.")
 def report(study: str, command: str | None) -> None:
     """Write the self-contained report.html."""
-    from dpdm import artifacts
+    from dpdm import artifacts, catalog
     from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report import collect as gather
     from dpdm.report import html, registry
@@ -251,5 +251,6 @@ def report(study: str, command: str | None) -> None:
         {name: Path(layout.figure(name, item.kind)) for name, (item, _) in registry.figures(opened).items()},
         command or f"dpdm run {study}",
         published=read_published(PUBLISHED, PRIVACY_STATUS),
+        described={entry.impl: (entry.what, entry.releases) for entry in catalog.methods()},
     )
     artifacts.write_text(layout.report, text)

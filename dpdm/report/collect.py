@@ -6,16 +6,16 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, create_model
 
 from dpdm import artifacts
 from dpdm.config import DIRECT, Study
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
-from dpdm.specs import Coordinates, RunSpec, epsilon_text
+from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text
 
 
 def _better(text: str) -> str:
@@ -52,16 +52,20 @@ class _Metric(_Row):
     public_data: str = ""  # that the method learnt from, by its audit; the column is not in a csv where it is empty
 
 
-class _Event(_Row):
+class _Run(_Row):
     n: int
     delta: float
     accountant: str
     neighbouring_relation: str
     noise: str
     target_epsilon: float
-    epsilon_rdp: float
-    epsilon_prv: float
-    epsilon_pld: float
+
+
+SPENT = {name: f"epsilon_{name}" for name in get_args(Accountant)}  # by accountant the column of what a run spent
+_Spent = create_model("_Spent", __base__=_Run, **dict.fromkeys(SPENT.values(), (float, ...)))
+
+
+class _Event(_Spent):
     passed: bool
     recipe_checked: bool
     mechanism: str = ""

@@ -35,6 +35,7 @@ def render_report(
     environment: Mapping[str, str] | None = None,
     published: pd.DataFrame | None = None,
     runs: bool = True,
+    described: Mapping[str, tuple[str, str]] | None = None,
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
 
@@ -46,6 +47,7 @@ def render_report(
         environment: versions by name; the running environment if left out.
         published: what `read_published` returned; if left out, so are its section and the paper's tables.
         runs: whether to list the runs, to which rows then link.
+        described: by impl, what a method is and what it releases.
 
     Raises:
         UserError: a figure or ledger cannot be read, or a table of the paper cannot be made (see `paper_table`).
@@ -59,9 +61,11 @@ def render_report(
     expected = len(study.runs())
     facts = [  # label, value, whether all is well
         ("training runs audited", f"{len(each)} of {expected}", len(each) == expected),
-        ("private runs whose accounting passed", f"{len(private) - failed} of {len(private)}", not failed),
+        ("private runs within their target", f"{len(private) - failed} of {len(private)}", not failed),
         ("results missing", str(len(missing)), not missing),
     ]
+    if len(each) > len(private):
+        facts.append(("runs without noise, which have no guarantee", str(len(each) - len(private)), True))
     if len(attacked):
         facts.append(("claims that no attack refuted", f"{len(attacked) - exceeded} of {len(attacked)}", not exceeded))
     if len(benchmarks):
@@ -92,7 +96,7 @@ def render_report(
         classifiers=[method for method in study.methods if study.is_classifier(method)],
         anchors=study.anchors,
         sections={
-            dataset: _to_html(tables.dataset_results(metrics, dataset).without("Dataset"), runs)
+            dataset: _results(tables.dataset_results(metrics, dataset, True).without("Dataset"), runs)
             for dataset in dict.fromkeys(run.dataset for run in study.runs())
         },
         figures=figures,
@@ -100,7 +104,7 @@ def render_report(
         run_sections=runs_by_dataset(study, audits, material.layout) if runs else {},
         repeating=repeating(study, material.layout),
         paper=[] if published is None else _paper(material, published, runs),
-        methods=tables.to_html(tables.method_table(study)),
+        methods=tables.to_html(tables.method_table(study, described)),
         published={} if published is None else _published(study, published),
         audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
@@ -120,6 +124,12 @@ def template(name: str) -> jinja2.Template:
     # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
     pages.filters["text"] = lambda value: html.escape(value, quote=False)
     return pages.from_string(artifacts.read_bytes(Path(__file__).with_name(name)).decode())
+
+
+def _results(table: tables.Table, linked: bool) -> tuple[str, int]:
+    """The table, and the number of seeds behind every cell that does not state another."""
+    shorter, n = table.counted_once()
+    return _to_html(shorter, linked), n
 
 
 def _to_html(table: tables.Table, linked: bool) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from dpdm.config import Study
 from dpdm.layout import Layout
+from dpdm.report.collect import SPENT
 from dpdm.report.selection import score_files
 from dpdm.report.tables import accounting_verdict, epsilon_label
 from dpdm.specs import Coordinates, RunSpec, epsilon_text
@@ -58,7 +59,7 @@ def _verdict(run: RunSpec, audit: Mapping[str, Any] | None) -> str:
     if audit is None:
         return "not audited"
     verdict = accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"])
-    spent = (f"{audit[f'epsilon_{name}']:.4g} ({name.upper()})" for name in ("rdp", "prv", "pld"))
+    spent = (f"{audit[column]:.4g} ({name.upper()})" for name, column in SPENT.items())
     return verdict if math.isinf(run.epsilon) else f"{verdict}, spent ε = {', '.join(spent)}"
 
 

@@ -1,8 +1,10 @@
 """Tables: one pivot of the tidy rows, written as csv (numbers) and as md, tex and html (the same cells as text)."""
 
+import collections
 import html
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from scipy.special import stdtrit
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
+from dpdm.report.collect import SPENT
 from dpdm.report.registry import Material
 
 MISSING = "–"  # noqa: RUF001
@@ -77,6 +80,22 @@ class Table:
         at = self.cells.columns.get_loc(header)
         bold = frozenset((i, j - (j > at)) for i, j in self.bold if j != at)
         return replace(self, cells=self.cells.drop(columns=header), bold=bold)
+
+    def counted_once(self) -> tuple["Table", int]:
+        """The same table without the commonest "(n)" of its cells, and this n (0 if no cell has one).
+
+        A narrow cell breaks before its ±, and not behind it.
+        """
+        found = [re.search(r" \((\d+)\)$", cell) for cell in self.cells[list(self.flush_right)].to_numpy().ravel()]
+        counts = collections.Counter(int(match[1]) for match in found if match)
+        if not counts:
+            return self, 0
+        n = max(counts, key=lambda n: (counts[n], n))
+        shorter = {
+            name: self.cells[name].str.removesuffix(f" ({n})").str.replace("± ", "±\N{NO-BREAK SPACE}")
+            for name in self.flush_right
+        }
+        return replace(self, cells=self.cells.assign(**shorter)), n
 
     def by(self, header: str) -> list["Table"]:
         """One table for each text of a column, in order; the notes are below the last."""
@@ -291,10 +310,13 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
 _STATS = ("mean", "std", "n")
 
 
-def dataset_results(metrics: pd.DataFrame, dataset: str) -> Table:
+def dataset_results(metrics: pd.DataFrame, dataset: str, accuracies_first: bool = False) -> Table:
     """`results_table` of one dataset, with the metrics that have a value there."""
     chosen = metrics[metrics["dataset"] == dataset]
-    return results_table(chosen, metric_columns(with_values(chosen)), _mixes_protocols(metrics))
+    columns = metric_columns(with_values(chosen))
+    if accuracies_first:
+        columns.sort(key=lambda column: not column.metric.startswith("acc_"))  # stable
+    return results_table(chosen, columns, _mixes_protocols(metrics))
 
 
 def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
@@ -391,7 +413,7 @@ def audit_table(audits: pd.DataFrame) -> Table:
     together = audits.assign(mechanism=pd.Series(texts, audits.index, dtype=object)).groupby(_RUN, sort=False)
     runs = audits.drop_duplicates(_RUN).assign(mechanism=together["mechanism"].agg("; ".join).to_list())
     keys = ["dataset", "method", "target_epsilon", "delta", "accountant", "mechanism"]
-    spent = {f"epsilon_{name}_max": (f"epsilon_{name}", "max") for name in ("rdp", "prv", "pld")}
+    spent = {f"{column}_max": (column, "max") for column in SPENT.values()}
     attack = {name: (name, "first") for name in audits.columns if name.startswith("attack_") or name == "attack"}
     attack |= {"attacked_epsilon": ("attacked_epsilon", "max"), "attack_exceeded": ("attack_exceeded", "any")}
     all_of = {name: (name, "all") for name in ("passed", "recipe_checked")}
@@ -403,7 +425,7 @@ def audit_table(audits: pd.DataFrame) -> Table:
     cells = pd.DataFrame({
         "Dataset": data["dataset"], "Method": [name + marks.get(name, "") for name in data["method"]],
         "Target ε": data["target_epsilon"].map(_epsilon),
-        **{f"Spent, {name.upper()}": data[f"epsilon_{name}_max"].map(_spent) for name in ("rdp", "prv", "pld")},
+        **{f"Spent, {name.upper()}": data[f"{column}_max"].map(_spent) for name, column in SPENT.items()},
         "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
         "Attacked": list(map(_attacked, rows)), "Attack": list(map(attack_text, rows)),
         "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
@@ -460,21 +482,33 @@ def _spent(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.3f}"
 
 
-def method_table(study: Study) -> Table:
-    """Rows: the methods of a study; columns: how many settings were tried on which data, and the code."""
+def method_table(study: Study, described: Mapping[str, tuple[str, str]] | None = None) -> Table:
+    """Rows: the methods of a study; columns: what it is and releases, tuning, and the code.
+
+    Args:
+        described: by impl, what a method is and what it releases; without it these columns are left out.
+    """
     rows = [
-        (name, *((spec.tuning.settings, spec.tuning.data) if spec.tuning else (None, None)), spec.impl)
+        (
+            name, *(described or {}).get(spec.impl, (None, None)),
+            *((spec.tuning.settings, spec.tuning.data) if spec.tuning else (None, None)), spec.impl,
+        )
         for name, spec in study.methods.items()
-    ]
-    data = pd.DataFrame(rows, columns=["method", "tuning_settings", "tuning_data", "impl"], dtype=object)
+    ]  # fmt: skip
+    names = ["method", "what", "releases", "tuning_settings", "tuning_data", "impl"]
+    data = pd.DataFrame(rows, columns=names, dtype=object)
     cells = data.map(lambda value: "not stated" if value is None else str(value))
-    return Table(
-        data, cells.set_axis(["Method", "Settings tried", "Tried on", "Code"], axis=1), frozenset(["Settings tried"])
-    )
+    headers = ["Method", "What it is", "Releases", "Settings tried", "Tried on", "Code"]
+    table = Table(data, cells.set_axis(headers, axis=1), frozenset(["Settings tried"]))
+    if described is not None:
+        return table
+    return replace(table.without("What it is").without("Releases"), data=data.drop(columns=["what", "releases"]))
 
 
 def resource_table(benchmarks: pd.DataFrame) -> Table:
-    """Rows: rule and method, then the total; columns: jobs, seconds of wall time, peak memory (MB)."""
+    """Rows: rule and method, the costliest first, then the total; columns: jobs, seconds of wall time,
+    peak memory (MB).
+    """
     names = {
         "jobs": ("seconds", "size"), "mean_s": ("seconds", "mean"), "max_s": ("seconds", "max"),
         "sum_s": ("seconds", "sum"), "max_rss_mb": ("max_rss_mb", "max"),
@@ -483,7 +517,7 @@ def resource_table(benchmarks: pd.DataFrame) -> Table:
         frame.groupby(["rule", "method"]).agg(**names).reset_index()
         for frame in (benchmarks, benchmarks.assign(rule="total", method=""))
     )
-    data = pd.concat([each, total], ignore_index=True)
+    data = pd.concat([each.sort_values("sum_s", ascending=False, kind="stable"), total], ignore_index=True)
     cells = pd.DataFrame({
         "Rule": data["rule"], "Method": data["method"].replace("", MISSING), "Jobs": data["jobs"].astype(str),
         "Mean s": data["mean_s"].map(_fixed), "Max s": data["max_s"].map(_fixed), "Sum s": data["sum_s"].map(_fixed),

@@ -2,6 +2,8 @@
 
 import math
 import re
+from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from dpdm import artifacts
 from dpdm.config import parse_study
 from dpdm.errors import UserError
 from dpdm.report.collect import AUDITS, METRICS, collect, holes, read_benchmarks, read_csv, write_csv
+from dpdm.specs import Accountant
 
 ONE = {"version": "0.1.0", "commit": "abc", "code": "1111"}
 TWO = {"version": "0.1.0", "commit": "abd", "code": "2222"}
@@ -557,3 +560,11 @@ def test_two_attacks_on_one_cell_are_refused(results):
         write_attack(results / f"attacks/{seed}.json", study.runs()[seed])
     with pytest.raises(UserError, match=r"twice.*0\.json.*1\.json"):
         collect(study, [results])
+
+
+def test_every_accountant_has_its_column_next_to_the_target():
+    at = list(AUDITS).index("target_epsilon") + 1
+    spent = [f"epsilon_{name}" for name in get_args(Accountant)]
+    assert list(AUDITS)[at : at + len(spent)] == spent
+    kept = (Path(__file__).parents[2] / "results/digits/kept/audits.csv").read_text().splitlines()[0].split(",")
+    assert kept[: at + len(spent)] == list(AUDITS)[: at + len(spent)]

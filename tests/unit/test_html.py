@@ -379,7 +379,8 @@ def test_figures_stand_in_their_sections_with_words_for_who_cannot_see_them(full
     def images(start, end):
         return [a["alt"] for tag, a in Tags(part_of(full_page, start, end)).seen if tag == "img"]
 
-    assert [alt.split()[0] for alt in images("results", "methods")] == ["Means", "The", "Pairwise"]
+    assert [alt.split()[0] for alt in images("results", "methods")] == ["The", "Pairwise"]
+    assert full_page.count('alt="Means') == 1
     assert 'id="runs"' not in page
     assert 'href="#runs' not in page
 
@@ -403,7 +404,7 @@ def test_failed_audit_and_mixed_code_cannot_be_overlooked(pictures):
     page = render(study, metrics, audits, jobs, pictures)
     assert "1 of the runs failed: their numbers must not be used." in page
     assert "✗ FAILED" in page
-    assert ("private runs whose accounting passed", "1 of 2") in facts_of(page)
+    assert ("private runs within their target", "1 of 2") in facts_of(page)
     assert "They mix versions of the code." in page
 
 
@@ -412,10 +413,28 @@ def facts_of(page):
 
 
 def test_runs_without_noise_are_never_said_to_have_passed(page):
-    assert ("private runs whose accounting passed", "2 of 2") in facts_of(page)
+    assert ("private runs within their target", "2 of 2") in facts_of(page)
     endless = re.findall(r"<tr>(?:(?!</tr>).)*<td[^>]*>∞</td>(?:(?!</tr>).)*Gaussian(?:(?!</tr>).)*</tr>", page)
     assert len(endless) == 2
     assert all("no guarantee" in row and "passed" not in row for row in endless)
+
+
+def test_runs_without_noise_are_counted_apart(page):
+    assert ("runs without noise, which have no guarantee", "2") in facts_of(page)
+    study = make_study(epsilons=[1])
+    assert not any("without noise" in label for label, _ in facts_of(render(study, *make_frames(study))))
+
+
+def test_verdict_and_first_picture_precede_facts_and_results(page):
+    places = [page.index(text) for text in ('aria-label="Verdict"', "<img", '<dl class="facts">', 'id="results"')]
+    assert places == sorted(places)
+
+
+def test_methods_say_what_they_are_and_release():
+    study = make_study()
+    page = render(study, *make_frames(study), described={"a:B": ("a GAN", "its noised gradients")})
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", part_of(page, "methods", "privacy"))
+    assert cells[:3] == ["dpgan", "a GAN", "its noised gradients"]
 
 
 def attacked(audits, **changes):
@@ -506,3 +525,11 @@ def test_the_page_says_against_whom_repeatable_noise_is_private(kinds, said, tmp
     page = render(study, metrics, audits, benchmarks)
     assert ("do not know the seed" in page) == (said is not None)
     assert said is None or said in page
+
+
+def test_accuracies_are_the_first_numbers_and_n_is_said_once(page):
+    section = part_of(page, "results", "methods")
+    headers = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', section)
+    assert [header.split()[0] for header in headers] == ["ε", "Method", "CNN", "FD"]
+    assert "(1)" not in section
+    assert "n = 1 seed" in Tags(section).text

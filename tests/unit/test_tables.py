@@ -395,3 +395,20 @@ def test_resource_table_adds_up():
         ["train", "a", "2", "2.0", "3.0", "4.0", "100"],
         ["total", "–", "3", "3.3", "6.0", "10.0", "100"],  # noqa: RUF001
     ]
+
+
+def test_the_commonest_count_leaves_the_cells_and_others_stay():
+    cells = pd.DataFrame(
+        {"Method": ["a (3)", "b", "c"], "FD": ["1.0 ± 0.1 (3)", "2.0 (1)", tables.MISSING], "x": ["5 (3)"] * 3}
+    )
+    table, n = tables.Table(cells, cells, frozenset(["FD", "x"])).counted_once()
+    assert n == 3
+    assert table.cells["FD"].tolist() == ["1.0 ±\N{NO-BREAK SPACE}0.1", "2.0 (1)", tables.MISSING]
+    assert table.cells["Method"].tolist() == ["a (3)", "b", "c"]
+    assert tables.Table(cells, cells[["Method"]]).counted_once()[1] == 0
+
+
+def test_the_costliest_rule_is_first_and_the_total_last():
+    jobs = pd.DataFrame([("a", "d", "m", 1.0, 1.0), ("b", "d", "m", 9.0, 1.0)],
+                        columns=["rule", "dataset", "method", "seconds", "max_rss_mb"])  # fmt: skip
+    assert tables.resource_table(jobs).data["rule"].tolist() == ["b", "a", "total"]
