@@ -109,4 +109,6 @@ def words(recipe: Any) -> list[str]:
     """What a recipe chooses by name or by a flag: a network, a kind of parametrisation."""
     if isinstance(recipe, dict):
         return [word for _, value in sorted(recipe.items()) for word in words(value)]
+    if isinstance(recipe, list | tuple):
+        return [word for value in recipe for word in words(value)]
     return [str(recipe)] if isinstance(recipe, str | bool | None) else []
