@@ -106,6 +106,8 @@ SMALL = {
 def small(recipe: dict) -> dict:
     """The recipe with the sizes of SMALL wherever it has them; a network given by its name keeps its size."""
     inner = {key: small(value) if isinstance(value, dict) else value for key, value in recipe.items()}
+    if "max_component_norm" in recipe:
+        inner["components"] = 2  # with one, a mixture does not read all of its keys
     inner |= {key: [small(stage) for stage in recipe[key]] for key in ["init_from"] if key in recipe}
     fits = {key: value for key, value in SMALL.items() if isinstance(recipe.get(key), type(value))}
     return merge(inner, fits)
