@@ -17,7 +17,7 @@ from dpdm.report.verdicts import FINDING, verdicts
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "digits" / "kept"
-METHODS = ("real", "dp_gaussian", "pearl", "dpdm", "dpdm_gauss")  # and with a warm start
+METHODS = ("real", "dp_gaussian", "pearl", "dpdm", "dpdm_gauss")  # ceiling, floor, summary, DPDM, DPDM warm-started
 EPSILON = "10"
 
 

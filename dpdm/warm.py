@@ -250,21 +250,12 @@ class _LastDoor(_Door):
         super().__init__(private, "", released)
         self._reached, self._only = reached, only
 
-    def dpsgd(
-        self,
-        name: str,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        params: DpSgdParams,
-        rows_per_example: int = 1,
-        second_order: bool = False,
-        keep: Sequence[Stateful] = (),
-    ) -> Any:
+    def dpsgd(self, name: str, module: nn.Module, *args: Any, keep: Sequence[Stateful] = (), **kwargs: Any) -> Any:
         _take_over(self._reached, _networks(module, keep))
         self._reached = []
         if self._only:
             return ()
-        return self._private.dpsgd(name, module, optimizer, params, rows_per_example, second_order, keep)
+        return self._private.dpsgd(name, module, *args, keep=keep, **kwargs)
 
 
 def _networks(module: nn.Module, keep: Sequence[Stateful]) -> list[nn.Module]:
