@@ -1,4 +1,5 @@
-"""DP-MERF: a generator that matches one noised mean embedding (Harder, Adamczewski, Park, AISTATS 2021).
+"""DP-MERF: a generator that matches one noised mean embedding (Harder, Adamczewski, Park, AISTATS 2021,
+arXiv 2002.11603).
 
 The data are summarized once, by the sum of random Fourier features per class. The generator minimizes the squared
 distance between its class embeddings and the released ones: the squared MMD of the Gaussian kernel.

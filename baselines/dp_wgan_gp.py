@@ -1,4 +1,4 @@
-"""dpGAN, corrected: WGAN-GP by DP-SGD with clipping decay (Frigerio et al. 2019, IFIP SEC; arXiv 1901.02477).
+"""dpGAN, corrected: WGAN-GP by DP-SGD with clipping decay (Frigerio et al. 2019, IFIP SEC, arXiv 1901.02477).
 
 For every record (x, y) the critic f minimizes f(G(z, y), y) - f(x, y) + gp_weight (|grad f(x^, y)| - 1)^2, where x^ = u
 x + (1 - u) G(z, y), u uniform in [0, 1]; the gradient is with respect to an image in [-1, 1]. The generator G minimizes

@@ -1,4 +1,5 @@
-"""DP-CGAN, corrected: a conditional GAN with DP-SGD on the discriminator (Torkzadehmahani et al. 2019, CVPR-W).
+"""DP-CGAN, corrected: a conditional GAN with DP-SGD on the discriminator (Torkzadehmahani et al. 2019, CVPR-W,
+arXiv 2001.09700).
 
 g = (1/B) [sum of clipped gradients of records + noise] + (1/B) sum of clipped gradients of B fakes: plain SGD on the
 discriminator D, its rate falling linearly; Adam on the generator G; binary cross-entropy.

@@ -1,4 +1,5 @@
-"""DPGANr: a GAN whose discriminator is trained by DP-SGD, well tuned (Bie, Kamath, Zhang 2023, TMLR).
+"""DPGANr: a GAN whose discriminator is trained by DP-SGD, well tuned (Bie, Kamath, Zhang 2023, TMLR,
+arXiv 2302.02936).
 
 Noise slows the discriminator D down, and the generator G gets ahead of it. The remedy is n_D steps of D for each of G,
 fixed or adapted, and larger batches. D minimizes the binary cross-entropy over B records and as many fakes, each row

@@ -1,6 +1,7 @@
-"""A classifier trained by DP-SGD on the private images themselves: the rival that no generator is needed for.
+"""A classifier trained by DP-SGD on the private images themselves: the rival that no generator is needed for
+(Abadi et al. 2016, arXiv 1607.00133).
 
-Abadi et al. 2016. `logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, Table 2; how they were trained
+`logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, Table 2; how they were trained
 there could not be verified. `tanh_cnn` is the small CNN of Papernot et al. 2020 and Tramer and Boneh 2021. The last
 step is used: nothing is selected on real data.
 

@@ -1,4 +1,5 @@
-"""PEARL: a generator against a released characteristic function (Liew, Takahashi, Ueno, ICLR 2022).
+"""PEARL: a generator against a released characteristic function (Liew, Takahashi, Ueno, ICLR 2022, arXiv
+2106.04590).
 
 The empirical characteristic function of every class (cosine and sine parts at k random frequencies w_j) is released
 once. Then G minimizes, and a critic maximizes, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one number per

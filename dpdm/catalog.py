@@ -1,7 +1,8 @@
 """What there is to choose from: methods, data sets, samplers, metrics and studies, each described by its own file.
 
-Of a method the docstring of its file is shown: its first sentence, and the first sentence of its paragraphs `Released:`
-and `Cost:`. `Published as:` holds the method's name in results/published/privacy_status.csv.
+Of a method the docstring of its file is shown: its first sentence, the paper in the first brackets that name one on
+arXiv, and the first sentence of its paragraphs `Released:` and `Cost:`. `Published as:` holds the method's name in
+results/published/privacy_status.csv.
 """
 
 import ast
@@ -16,10 +17,11 @@ from dpdm.explain import models_of, nearest
 from dpdm.layout import BASELINES, PACKAGE, PRIVACY_STATUS, STUDIES
 
 NOT_PUBLISHED = "none quoted"
+NO_PAPER = "none"
 
 
 class MethodEntry(NamedTuple):
-    """One method; `impl` is what a study names it by, `published` the privacy status of its published numbers."""
+    """One method; `impl` is what a study names it by, `paper` its source, `published` its numbers' privacy status."""
 
     name: str
     what: str
@@ -27,6 +29,7 @@ class MethodEntry(NamedTuple):
     cost: str
     published: str
     impl: str
+    paper: str
 
 
 def methods() -> list[MethodEntry]:
@@ -36,18 +39,21 @@ def methods() -> list[MethodEntry]:
         for row in csv.DictReader(file):
             status.setdefault(row["method"], row["privacy_status"])
     found = []
-    for path in (PACKAGE / "diffusion/method.py", *sorted(BASELINES.glob("[!_]*.py"))):
+    own = {PACKAGE / "diffusion/method.py": "dpdm", PACKAGE / "diffusion/gauss.py": "dpdm_gauss"}
+    for path in (*own, *sorted(BASELINES.glob("[!_]*.py"))):
         tree = ast.parse(path.read_text())
         text = ast.get_docstring(tree) or ""
-        module = f"baselines.{path.stem}" if path.parent == BASELINES else "dpdm.diffusion.method"
+        module = f"dpdm.diffusion.{path.stem}" if path in own else f"baselines.{path.stem}"
+        paper = re.search(r"\(([^()]*arXiv\s[^()]*)\)", text)
         known = re.search(r"^Published as: (.+)\.$", text, re.M)
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and {"plan", "fit"} <= {getattr(part, "name", "") for part in node.body}:
                 found.append(MethodEntry(
-                    node.name.lower() if path.stem == "method" else path.stem,
+                    own.get(path, path.stem),
                     _sentence(text, r" \(|\.(?:\s|$)"),  # the bracket names authors
                     _said(text, "Released"), _said(text, "Cost"),
                     status.get(known[1], NOT_PUBLISHED) if known else NOT_PUBLISHED, f"{module}:{node.name}",
+                    " ".join(paper[1].split()) if paper else NO_PAPER,
                 ))  # fmt: skip
     return found
 

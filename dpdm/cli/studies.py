@@ -8,7 +8,7 @@ import click
 from dpdm.cli._verbs import MORE, PATH, STUDIES, study_argument, verbs
 
 HEADERS = {
-    "methods": ("method", "what it is", "what it releases", "cost", "published epsilon", "impl"),
+    "methods": ("method", "what it is", "what it releases", "cost", "published epsilon", "impl", "paper"),
     "datasets": ("source", "what it is", "keys"),
     "samplers": ("method", "sampler", "what it is", "keys"),
     "metrics": ("metric", "extractor", "better", "what it is"),

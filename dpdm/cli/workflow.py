@@ -248,9 +248,12 @@ def report(study: str, command: str | None) -> None:
     text = html.render_report(
         _material(opened, layout),
         gather.read_benchmarks(layout.benchmarks, opened),
-        {name: Path(layout.figure(name, item.kind)) for name, (item, _) in registry.figures(opened).items()},
+        {name: Path(layout.figure(name, ".svg")) for name in registry.figures(opened)},
         command or f"dpdm run {study}",
         published=read_published(PUBLISHED, PRIVACY_STATUS),
-        described={entry.impl: (entry.what, entry.releases) for entry in catalog.methods()},
+        described={
+            entry.impl: {"What it is": entry.what, "Paper": entry.paper, "Releases": entry.releases}
+            for entry in catalog.methods()
+        },
     )
     artifacts.write_text(layout.report, text)

@@ -1,4 +1,5 @@
-"""DPDM: a diffusion model trained by DP-SGD with noise multiplicity (Dockhorn, Cao, Vahdat, Kreis 2022, algorithm 1).
+"""DPDM: a diffusion model trained by DP-SGD with noise multiplicity (Dockhorn, Cao, Vahdat, Kreis 2022,
+arXiv 2210.09929, algorithm 1).
 
 Released: the noised mean gradient of every step. Sensitivity: max_grad_norm, since an image's K noise draws are
 averaged before its gradient is clipped. Everything after (Adam, EMA, sampling) is post-processing.

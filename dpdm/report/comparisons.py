@@ -100,7 +100,8 @@ def wins_figure(material: Material) -> Figure:
             panel.imshow(share, cmap="PuOr", vmin=-0.6, vmax=1.6, aspect="auto")
             for (i, j), cells in np.ndenumerate(wins.cells):
                 if cells:
-                    panel.text(j, i, f"{wins.won[i, j]:g}/{cells}", ha="center", va="center", fontsize=7)
+                    look = {"ha": "center", "va": "center", "fontsize": 7, "color": "#111111"}
+                    panel.text(j, i, f"{wins.won[i, j]:g}/{cells}", **look)
             panel.set_yticks(range(len(names)), names)
             panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
             panel.set_title(f"by {wins.title}")

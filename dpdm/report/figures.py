@@ -49,16 +49,21 @@ STYLE = {
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.6,
     "axes.edgecolor": "#666666",
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"], "#333333"),
     "legend.frameon": False,
     "svg.hashsalt": "dpdm",  # else the ids in the SVG are random
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
+# By color of a light page the one of a dark page, which an SVG takes where its reader prefers dark.
+DARK = {
+    "#000000": "#ffffff", "#333333": "#d5d6d8", "#555555": "#b5b8bd", "#666666": "#85888e", "#e3e3e3": "#33373d",
+    "#0072b2": "#4ba3d9",
+}  # fmt: skip
 ANCHOR_LINES = {"real": "--", "label_only": ":"}
 ANCHOR_COLOR = "#555555"
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
+WORTH = 50  # per cent: an accuracy axis begins here where more than three quarters of its points are above
 FAR = 20  # per cent below the lowest point, and further than half of what the points span: an anchor that is not drawn
 
 # Sample grids are laid out in points of 1/100 inch and saved at twice that, so that pixels stay whole.
@@ -70,16 +75,31 @@ GAP, LABEL_WIDTH, HEAD = 14, 96, 26
 
 
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
-    """Writes `stem` + one suffix per format, atomically and without dates; returns the paths."""
+    """Writes `stem` + one suffix per format, atomically and without dates; returns the paths.
+
+    An SVG has no ground of its own, and follows a dark page.
+    """
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     paths = []
     for suffix in formats:
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=undated[suffix])
+            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=undated[suffix], transparent=suffix == "svg")
         paths.append(Path(stem).with_name(f"{Path(stem).name}.{suffix}"))
-        artifacts.write_bytes(paths[-1], buffer.getvalue())
+        content = buffer.getvalue()
+        if suffix == "svg":
+            content = content.replace(b"</style>", f"{_dark_style()}</style>".encode(), 1)
+        artifacts.write_bytes(paths[-1], content)
     return paths
+
+
+def _dark_style() -> str:
+    rules = (
+        f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    )
+    return f"@media (prefers-color-scheme: dark) {{ {' '.join(rules)} }}"
 
 
 # --- metrics against epsilon ----------------------------------------------------------------------------------
@@ -108,9 +128,10 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
         title = "accuracy % ↑ of classifiers trained on the private images"
         panels_of.append((title, score_columns(chosen[direct]), chosen[direct]))
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
-    across, rows = min(max(len(panels_of), 1), 2), max(math.ceil(len(panels_of) / 2), 1)
+    across = min(max(len(panels_of), 1), 4 if len(panels_of) == 4 else 3)
+    rows = max(math.ceil(len(panels_of) / across), 1)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 0.7 + 2.55 * rows), layout="constrained")
+        figure = Figure(figsize=(max(3.3 * across, 5), 0.7 + 2.6 * rows), layout="constrained")
         panels = figure.subplots(rows, across, squeeze=False).ravel()
         for panel in panels[len(panels_of) :]:
             panel.set_axis_off()
@@ -127,7 +148,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
                 legend[anchor] = Line2D([], [], label=labels[anchor], **line)
         if legend:
             longest = max(len(handle.get_label()) for handle in legend.values())
-            abreast = 3 if longest <= 24 else 2 if longest <= 40 else 1  # what the width of the figure holds
+            abreast = max(int(figure.get_figwidth() * 12) // (longest + 8), 1)  # what the width of the figure holds
             handles = list(legend.values())
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast))
     return figure
@@ -182,6 +203,7 @@ def _draw_panel(
     """Draws the methods of `rows`, each by those of `columns` that it has, and adds them to the legend."""
     known, several = summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
     drawn: list[float] = []
+    low: list[tuple[int, float, str]] = []
     for method, sampler in series_of(rows):
         label = f"{method}, {sampler}" if method in several else method
         legend.setdefault(label, Line2D([], [], label=label, **looks[method, sampler]))
@@ -189,35 +211,38 @@ def _draw_panel(
             found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]
             if any(value.n for value in found):
                 drawn += draw_means(panel, range(len(epsilons)), found, looks[method, sampler])
-    column = columns[0]
+                color = looks[method, sampler]["color"]
+                low += [(x, s.mean, color) for x, s in enumerate(found) if s.mean < WORTH]
+    if not drawn:
+        return
+    column, least = columns[0], -math.inf
     anchors = {a: known[key].mean for a in ANCHORS if (key := (*column.key, a, "", "")) in known}
-    positive = [v for v in drawn if v > 0]
-    if column.sign < 0 and drawn and len(positive) == len(drawn):
-        reach = positive + [v for v in anchors.values() if v > min(positive) / LOG_RATIO]
+    limits: dict[str, float] = {}
+    if column.sign > 0:  # a floor far below would press all else together
+        worth = column.metric.startswith("acc_") and len(low) < len(drawn) / 4
+        limits = {"bottom": WORTH} if worth else {}
+        least = WORTH if worth else min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
+    elif min(drawn) > 0:
+        reach = drawn + [mean for mean in anchors.values() if mean > min(drawn) / LOG_RATIO]
         if max(reach) > LOG_RATIO * min(reach):
             panel.set_yscale("log", nonpositive="clip")
-            # real against itself is almost 0, which no logarithmic axis can show
-            _leave_out(panel, anchors, labels, [name for name, mean in anchors.items() if mean not in reach])
+            least = min(reach)  # real against itself is almost 0, which no logarithmic axis can show
             # a deviation as large as its mean would stretch the axis by decades
-            panel.set_ylim(min(reach) / 2, max(reach) * 2)
-    if column.sign > 0 and drawn:  # a floor far below would press all else together
-        span = max(drawn) - min(drawn)
-        _leave_out(
-            panel, anchors, labels, [name for name, mean in anchors.items() if min(drawn) - mean > max(span / 2, FAR)]
-        )
+            limits = {"bottom": least / 2, "top": max(reach) * 2}
+    right = len(epsilons) - 0.5
+    notes = [(x, f"{mean:.1f}", color) for x, mean, color in low if limits.get("bottom") == WORTH]
     for name, mean in anchors.items():
-        panel.axhline(mean, color=ANCHOR_COLOR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
-
-
-def _leave_out(panel: Axes, anchors: dict[str, float], labels: Mapping[str, str], names: Sequence[str]) -> None:
-    """Removes anchors that are below the axis, and writes their values over the panel."""
-    notes = []
-    for name in names:
-        value = anchors.pop(name)
-        value = 0 if abs(value) < 1e-6 else value  # as exact as a distance of equal sets is (see fidelity)
-        notes.append(f"{labels[name]}: {value:.2g}, below the axis")
-    if notes:
-        panel.set_title("; ".join(notes), loc="right", color=ANCHOR_COLOR, fontsize=7.5)
+        if mean < least:
+            mean = 0 if abs(mean) < 1e-6 else mean  # as exact as a distance of equal sets is (see fidelity)
+            notes.append((right, f"{labels[name]}: {mean:.2g}", ANCHOR_COLOR))
+        else:
+            panel.axhline(mean, color=ANCHOR_COLOR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
+    if limits:
+        panel.set_ylim(**limits)
+    for line, (x, text, color) in enumerate(notes):  # what is below the axis
+        offset = {"xytext": (-2 if x == right else 5, 3 + 9 * line), "textcoords": "offset points"}
+        look = {"color": color, "ha": "right" if x == right else "left", "fontsize": 7.5}
+        panel.annotate(f"↓ {text}", (x, 0), xycoords=("data", "axes fraction"), **offset, **look)
 
 
 # --- sample grids ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import html
 import importlib.metadata
 import math
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def render_report(
     environment: Mapping[str, str] | None = None,
     published: pd.DataFrame | None = None,
     runs: bool = True,
-    described: Mapping[str, tuple[str, str]] | None = None,
+    described: Mapping[str, Mapping[str, str]] = {},
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
 
@@ -47,7 +48,7 @@ def render_report(
         environment: versions by name; the running environment if left out.
         published: what `read_published` returned; if left out, so are its section and the paper's tables.
         runs: whether to list the runs, to which rows then link.
-        described: by impl, what a method is and what it releases.
+        described: by impl and header, more columns of the table of methods; what names arXiv leads there.
 
     Raises:
         UserError: a figure or ledger cannot be read, or a table of the paper cannot be made (see `paper_table`).
@@ -72,7 +73,7 @@ def render_report(
         facts.append((f"in {len(benchmarks)} jobs, summed", _duration(float(benchmarks["seconds"].sum())), True))
 
     figures = [
-        {"dataset": dataset, "caption": item.caption, "kind": item.kind[1:], "picture": _picture(pictures[name])}
+        {"dataset": dataset, "caption": item.caption, "picture": _picture(pictures[name])}
         for name, (item, dataset) in registry.figures(study).items()
         if name in pictures
     ]
@@ -104,9 +105,10 @@ def render_report(
         run_sections=runs_by_dataset(study, audits, material.layout) if runs else {},
         repeating=repeating(study, material.layout),
         paper=[] if published is None else _paper(material, published, runs),
-        methods=tables.to_html(tables.method_table(study, described)),
+        methods=_methods(tables.method_table(study, described)),
+        filters=_filters(study),
         published={} if published is None else _published(study, published),
-        audit=tables.to_html(tables.audit_table(audits)) if len(audits) else "",
+        audit=_to_html(tables.audit_table(audits), runs) if len(audits) else "",
         failed=failed,
         noise={kind: int((private["noise"] == kind).sum()) for kind in ("repeatable", "secret")},
         attacked=len(attacked),
@@ -136,6 +138,23 @@ def _to_html(table: tables.Table, linked: bool) -> str:
     """The table, with links to the runs behind it where the page shows them."""
     links = {place: f"#{run_anchor(*runs)}" for place, runs in table.runs.items()} if linked else {}
     return tables.to_html(table, links)
+
+
+def _methods(table: tables.Table) -> str:
+    papers = {place: re.search(r"arXiv (\d+\.\d+)", text) for place, text in table.cells.get("Paper", {}).items()}
+    return tables.to_html(table, {(i, "Paper"): f"https://arxiv.org/abs/{n[1]}" for i, n in papers.items() if n})
+
+
+def _filters(study: Study) -> list[tuple[str, str, dict[str, str]]]:
+    """Label, key, and the values (with their texts) that rows can be filtered by, where there are several."""
+    runs = study.runs()
+    epsilons = [epsilon_text(e) for e in sorted({run.epsilon for run in runs})]
+    found = [
+        ("Data set", "dataset", {run.dataset: run.dataset for run in runs}),
+        ("ε", "epsilon", {text: tables.epsilon_label(text) for text in epsilons}),
+        ("Method", "method", {run.method: run.method for run in runs}),
+    ]
+    return [one for one in found if len(one[2]) > 1]
 
 
 def _paper(material: registry.Material, published: pd.DataFrame, linked: bool) -> list[dict[str, Any]]:

@@ -40,7 +40,6 @@ class Item:
         per_dataset: of a figure: one for each data set, in the section of its results; else one for the study.
         shown: whether a study has material for it.
         files: what it reads of a study's data set apart from metrics.csv and audits.csv.
-        kind: of a figure: which of its files the page shows.
     """
 
     function: str
@@ -48,7 +47,6 @@ class Item:
     per_dataset: bool = False
     shown: Callable[[Study], bool] = lambda study: True
     files: Callable[[Study, Layout, str], list[str]] = lambda study, layout, dataset: []
-    kind: str = ".svg"
 
     def make(self, material: Material) -> Any:
         """The Figure or Table."""
@@ -68,7 +66,6 @@ FIGURES: dict[str, Item] = {
         "The first images of each class, one class per column, of the smallest seed. Nothing is picked by looks.",
         per_dataset=True,
         files=selection.sample_files,
-        kind=".png",
     ),
     "wins": Item(
         "dpdm.report.comparisons:wins_figure",

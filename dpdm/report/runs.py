@@ -38,7 +38,8 @@ def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[
 
     def add(c: RunSpec | Coordinates, epsilon: str, recipe: str, files: list[tuple[str, str]], verdict: str) -> None:
         groups = found.setdefault(c.dataset, {}).setdefault(c.method, {})
-        shown = {"id": run_anchor(c.dataset, c.method, epsilon), "epsilon": epsilon and epsilon_label(epsilon)}
+        label = epsilon and epsilon_label(epsilon)
+        shown = {"id": run_anchor(c.dataset, c.method, epsilon), "value": epsilon, "epsilon": label}
         group = groups.setdefault(epsilon, shown | {"recipe": recipe, "runs": []})
         group["runs"].append({"seed": c.seed, "verdict": verdict, "failed": "FAILED" in verdict, "files": files})
 

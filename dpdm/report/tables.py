@@ -17,6 +17,7 @@ from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
 from dpdm.report.collect import SPENT
 from dpdm.report.registry import Material
+from dpdm.specs import epsilon_text
 
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
@@ -431,7 +432,9 @@ def audit_table(audits: pd.DataFrame) -> Table:
         "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
-    return Table(data, cells, right, groups=group_numbers([(row["dataset"], row["method"]) for row in rows]))
+    groups = group_numbers([(row["dataset"], row["method"]) for row in rows])
+    runs = [(row["dataset"], row["method"], epsilon_text(row["target_epsilon"])) for row in rows]
+    return Table(data, cells, right, groups=groups, runs={(i, "Method"): run for i, run in enumerate(runs)})
 
 
 def audit(material: Material) -> Table:
@@ -482,27 +485,16 @@ def _spent(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.3f}"
 
 
-def method_table(study: Study, described: Mapping[str, tuple[str, str]] | None = None) -> Table:
-    """Rows: the methods of a study; columns: what it is and releases, tuning, and the code.
-
-    Args:
-        described: by impl, what a method is and what it releases; without it these columns are left out.
-    """
-    rows = [
-        (
-            name, *(described or {}).get(spec.impl, (None, None)),
-            *((spec.tuning.settings, spec.tuning.data) if spec.tuning else (None, None)), spec.impl,
-        )
-        for name, spec in study.methods.items()
-    ]  # fmt: skip
-    names = ["method", "what", "releases", "tuning_settings", "tuning_data", "impl"]
-    data = pd.DataFrame(rows, columns=names, dtype=object)
-    cells = data.map(lambda value: "not stated" if value is None else str(value))
-    headers = ["Method", "What it is", "Releases", "Settings tried", "Tried on", "Code"]
-    table = Table(data, cells.set_axis(headers, axis=1), frozenset(["Settings tried"]))
-    if described is not None:
-        return table
-    return replace(table.without("What it is").without("Releases"), data=data.drop(columns=["what", "releases"]))
+def method_table(study: Study, described: Mapping[str, Mapping[str, str]]) -> Table:
+    """Rows: the methods of a study; columns: those of `described` (by impl, header and text), tuning, and the code."""
+    rows = []
+    for name, spec in study.methods.items():
+        tuning = (str(spec.tuning.settings), spec.tuning.data) if spec.tuning else ("not stated",) * 2
+        tuned = dict(zip(("Settings tried", "Tried on"), tuning, strict=True))
+        rows.append({"Method": name} | dict(described.get(spec.impl, {})) | tuned | {"Code": spec.impl})
+    headers = ["Method", *next(iter(described.values()), ()), "Settings tried", "Tried on", "Code"]
+    cells = pd.DataFrame(rows, columns=headers, dtype=object).fillna("not stated")
+    return Table(cells, cells, frozenset(["Settings tried"]))
 
 
 def resource_table(benchmarks: pd.DataFrame) -> Table:
@@ -618,7 +610,7 @@ def page(title: str, table: Table) -> str:
 
 
 def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) -> str:
-    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers.
+    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers, `data-` what a row is of.
 
     Args:
         links: where the cell of a row and column (its header) leads.
@@ -636,7 +628,10 @@ def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) ->
                 text = f"<strong>{text}</strong>" if (i, j) in table.bold else text
                 text = f'<a href="{html.escape(links[i, name])}">{text}</a>' if (i, name) in links else text
                 texts.append(f"<td{kind}>{text}</td>")
-            lines.append(f"<tr>{''.join(texts)}</tr>")
+            dataset, method, epsilon = table.runs.get((i, "Method"), ("",) * 3)  # the method of an anchor is no choice
+            of = {"dataset": dataset, "method": epsilon and method, "epsilon": epsilon} if dataset else {}
+            shown = "".join(f' data-{key}="{html.escape(value)}"' for key, value in of.items())
+            lines.append(f"<tr{shown}>{''.join(texts)}</tr>")
         lines.append("</tbody>")
     notes = [f"<li>{html.escape(note)}</li>" for note in table.notes]
     return "\n".join([*lines, "</table>", *(['<ul class="notes">', *notes, "</ul>"] if notes else []), ""])

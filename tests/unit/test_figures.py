@@ -1,6 +1,7 @@
 """Figures: what is drawn where, which images are chosen, and equal bytes for equal inputs."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -66,8 +67,8 @@ def test_wide_distances_get_a_log_axis_and_a_note_for_real(real, note):
     figure = epsilon_curves(metrics, "digits")
     fd, cnn = figure.axes[:2]
     assert (fd.get_yscale(), cnn.get_yscale()) == ("log", "linear")
-    assert fd.get_title("right") == f"real (ceiling): {note}, below the axis"
-    assert cnn.get_title("right") == ""
+    assert below(fd) == [f"↓ real (ceiling): {note}"]
+    assert below(cnn) == []
 
 
 def test_a_floor_far_below_the_accuracies_is_told_and_not_drawn():
@@ -75,10 +76,37 @@ def test_a_floor_far_below_the_accuracies_is_told_and_not_drawn():
     accuracies = metrics["metric"] == "acc_cnn"
     metrics.loc[accuracies & (metrics["epsilon"] == "0.2"), "value"] += 25
     cnn = epsilon_curves(metrics, "digits").axes[1]
-    assert cnn.get_title("right") == "label_only (floor): 11, below the axis"
+    assert below(cnn) == ["↓ label_only (floor): 11"]
     assert {"--", ":"} & {line.get_linestyle() for line in cnn.lines} == {"--"}  # the ceiling is
     metrics.loc[accuracies & (metrics["epsilon"] == "0.2"), "value"] -= 25
-    assert epsilon_curves(metrics, "digits").axes[1].get_title("right") == ""
+    assert below(epsilon_curves(metrics, "digits").axes[1]) == []
+
+
+def test_accuracies_begin_at_half_where_most_are_above_and_the_rest_is_written():
+    metrics = make_metrics()
+    accuracies = metrics["metric"] == "acc_cnn"
+    assert epsilon_curves(metrics, "digits").axes[1].get_ylim()[0] < 50  # one point of four is below
+    more = pd.concat([metrics, *(metrics[metrics["method"] == "mean"].assign(method=m) for m in ("a", "b"))])
+    cnn = epsilon_curves(more.reset_index(drop=True), "digits").axes[1]
+    assert cnn.get_ylim()[0] == 50
+    assert below(cnn) == ["↓ 31.0", "↓ label_only (floor): 11"]
+    assert cnn.texts[0].get_color() == cnn.containers[0].lines[0].get_color()
+    metrics.loc[accuracies & (metrics["epsilon"] != ""), "value"] -= 40
+    assert epsilon_curves(metrics, "digits").axes[1].get_ylim()[0] < 0.5
+
+
+def below(panel):
+    return [text.get_text() for text in panel.texts]
+
+
+def test_an_svg_follows_a_dark_page_and_has_no_ground(tmp_path):
+    svg, png = save_figure(epsilon_curves(make_metrics(), "digits"), tmp_path / "x", ("svg", "png"))
+    style, _, drawn = svg.read_text().partition("</style>")
+    assert "prefers-color-scheme: dark" in style
+    assert "fill: #ffffff" not in drawn
+    used = set(re.findall(r"(?:fill|stroke): (#\w{6})", drawn))
+    assert used & set(figures.DARK) == {"#333333", "#555555", "#666666", "#e3e3e3", "#0072b2"}
+    assert png.exists()
 
 
 def test_a_method_keeps_its_color_and_marker_and_a_sampler_its_dashes():

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -120,12 +121,31 @@ def test_nothing_is_fetched(fixture, pictures_shown, request):
     for tag, attributes in tags:
         for name in ("src", "href", "srcset", "data", "action"):
             value = attributes.get(name) or "#"
-            assert value.startswith(("#", "data:")) or (tag == "a" and not urlsplit(value).netloc)
+            assert value.startswith(("#", "data:")) or tag == "a"
     assert "link" not in {tag for tag, _ in tags}
-    assert not re.search(r"url\(|@import|https?:", page)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttp", page)
     kinds = [a["src"].partition(";")[0] for tag, a in tags if tag == "img"]
     assert kinds[:2] == ["data:image/svg+xml", "data:image/png"]
     assert len(kinds) == pictures_shown
+
+
+def test_a_method_leads_to_its_paper_and_nothing_else_leaves_the_page(layout):
+    study = make_study()
+    described = {"a:B": {"Paper": "Some et al. 2022, arXiv 2210.09929, algorithm 1"}, "a:C": {"Paper": "none"}}
+    page = render(study, *make_frames(study), layout=layout, described=described)
+    outside = [a["href"] for tag, a in Tags(page).seen if tag == "a" and urlsplit(a["href"]).netloc]
+    assert outside == ["https://arxiv.org/abs/2210.09929"]
+
+
+def test_filters_are_offered_where_there_is_a_choice_and_rows_say_what_they_are(full_page):
+    choices = [a for tag, a in Tags(full_page).seen if tag in ("select", "option")]
+    assert [choice.get("name", choice.get("value")) for choice in choices] == [
+        "epsilon", "", "1", "inf", "method", "", "dpgan", "mean",
+    ]  # fmt: skip
+    rows = [(a["data-method"], a["data-epsilon"]) for tag, a in Tags(full_page).seen if tag == "tr" and a]
+    series = [(method, epsilon) for epsilon in ("1", "inf") for method in ("dpgan", "mean")]
+    by_method = [(method, epsilon) for method in ("dpgan", "mean") for epsilon in ("1", "inf")]
+    assert rows == [("", ""), *series, ("", ""), *by_method]  # results with their anchors, then audits
 
 
 def test_page_is_well_formed_with_unique_anchors(page):
@@ -237,8 +257,8 @@ def test_the_verb_reads_the_published_numbers_and_refuses_broken_ones(run_cli, t
     artifacts.write_text(layout.study, study_json(study))
     write_csv(layout.metrics, metrics)
     write_csv(layout.audits, audits)
-    for name, (item, _) in registry.figures(study).items():
-        artifacts.write_bytes(layout.figure(name, item.kind), pictures["digits_curves"].read_bytes())
+    for name in registry.figures(study):
+        artifacts.write_bytes(layout.figure(name, ".svg"), pictures["digits_curves"].read_bytes())
     assert run_cli("report", layout.root, "--command", COMMAND) == (0, "", "")
     page = Path(layout.report).read_text()
     assert COMMAND in page
@@ -360,7 +380,7 @@ def test_links_to_files_are_relative_and_lead_somewhere(full_page, layout):
 
 def test_runs_are_folded_per_method_and_recipes_are_escaped(full_page):
     section = part_of(full_page, "runs", "cost")
-    names = re.findall(r'<details class="runs"><summary>(\w+): (\d) runs?', section)
+    names = re.findall(r'<details class="runs"[^>]*><summary>(\w+): (\d) runs?', section)
     assert names == [("dpgan", "2"), ("mean", "2"), ("real", "1"), ("label_only", "1")]
     assert "&lt;b&gt;" in section
     assert "<b>" not in section
@@ -414,7 +434,7 @@ def facts_of(page):
 
 def test_runs_without_noise_are_never_said_to_have_passed(page):
     assert ("private runs within their target", "2 of 2") in facts_of(page)
-    endless = re.findall(r"<tr>(?:(?!</tr>).)*<td[^>]*>∞</td>(?:(?!</tr>).)*Gaussian(?:(?!</tr>).)*</tr>", page)
+    endless = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*<td[^>]*>∞</td>(?:(?!</tr>).)*Gaussian(?:(?!</tr>).)*</tr>", page)
     assert len(endless) == 2
     assert all("no guarantee" in row and "passed" not in row for row in endless)
 
@@ -432,7 +452,8 @@ def test_verdict_and_first_picture_precede_facts_and_results(page):
 
 def test_methods_say_what_they_are_and_release():
     study = make_study()
-    page = render(study, *make_frames(study), described={"a:B": ("a GAN", "its noised gradients")})
+    described = {"a:B": {"What it is": "a GAN", "Releases": "its noised gradients"}}
+    page = render(study, *make_frames(study), described=described)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", part_of(page, "methods", "privacy"))
     assert cells[:3] == ["dpgan", "a GAN", "its noised gradients"]
 
@@ -533,3 +554,42 @@ def test_accuracies_are_the_first_numbers_and_n_is_said_once(page):
     assert [header.split()[0] for header in headers] == ["ε", "Method", "CNN", "FD"]
     assert "(1)" not in section
     assert "n = 1 seed" in Tags(section).text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# What a reader does; the page as it is after that comes back.
+ACTIONS = """<script>
+function choose(name, value) {
+  form.querySelector(`[name=${name}]`).value = value;
+  form.dispatchEvent(new Event("input"));
+}
+function click(text) {
+  Array.from(document.querySelectorAll(".results th button")).find(one => one.textContent.startsWith(text)).click();
+}
+function shown() {
+  return Array.from(document.querySelectorAll(".results tbody tr")).filter(row => !row.hidden).map(
+    row => row.cells[0].textContent + " " + row.cells[1].textContent.split(" ")[0]).join(";");
+}
+var said = [shown()];
+click("CNN"); said.push(shown()); click("CNN"); said.push(shown()); click("CNN"); said.push(shown());
+click("FD"); said.push(shown()); click("FD"); said.push(shown());
+choose("method", "mean"); said.push(shown()); choose("epsilon", "1"); said.push(shown());
+document.title = said.join("|");
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs a browser")
+def test_a_browser_filters_and_sorts_within_each_epsilon(full_page, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(full_page.replace("</body>", ACTIONS))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}"]
+    command = [CHROMIUM, *options, "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    real, floor = "– real", "– label_only"  # noqa: RUF001
+    rows = ["1 dpgan", "1 mean", "∞ dpgan", "∞ mean"]
+    turned = [rows[1], rows[0], rows[3], rows[2]]  # the second of each has the higher accuracy, and distance
+    assert re.search("<title>(.*?)</title>", dom)[1].split("|") == [
+        ";".join([real, *some, floor])
+        for some in (rows, turned, rows, rows, rows, turned, ["1 mean", "∞ mean"], ["1 mean"])
+    ]  # fmt: skip

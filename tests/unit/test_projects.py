@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_method_says_what_it_is_releases_and_costs():
     entries = {entry.name: entry for entry in catalog.methods()}
     files = {path.stem for path in (ROOT / "baselines").glob("[!_]*.py")}
-    assert set(entries) == files | {"dpdm"}
+    assert set(entries) == files | {"dpdm", "dpdm_gauss"}
     for entry in entries.values():
         load_method(entry.impl)
         assert "not stated" not in entry, entry
@@ -34,6 +35,10 @@ def test_every_method_says_what_it_is_releases_and_costs():
     assert published["gs_wgan"] == "understated"
     assert published["dpdm"] == "sound"
     assert published["class_mean"] == catalog.NOT_PUBLISHED
+    assert "arXiv 2210.09929" in entries["dpdm"].paper
+    assert entries["class_mean"].paper == catalog.NO_PAPER
+    papers = [entry.paper for entry in entries.values() if entry.published != catalog.NOT_PUBLISHED]
+    assert all(re.search(r"\d{4}.*arXiv \d{4}\.\d{5}", paper) for paper in papers)
 
 
 def test_published_names_are_those_of_the_file():
