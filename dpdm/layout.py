@@ -27,6 +27,7 @@ STUDIES = ROOT / "config"
 # Numbers quoted from papers, and what is known of their privacy claims.
 PUBLISHED = str(ROOT / "results" / "published" / "published.csv")
 PRIVACY_STATUS = str(ROOT / "results" / "published" / "privacy_status.csv")
+MACHINES = str(ROOT / "results" / "machines.csv")  # how far scores move between processors: benchmarks/machines.py
 
 
 def _below(folder: str, file: str) -> str:

@@ -4,6 +4,7 @@ import ast
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import dpdm
 from dpdm.artifacts import sha256_of
@@ -30,7 +31,17 @@ def meaning(source: Path) -> bytes:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body[0] = ast.Pass()
-    return ast.dump(tree).encode()
+    return _text(tree).encode()
+
+
+def _text(node: Any) -> str:
+    """`ast.dump` in one form: every version of Python has other optional fields, empty where they are not used."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_text, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_text(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def _commit(folder: Path) -> str:

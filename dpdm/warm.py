@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 from torch import Tensor, nn
 
 from dpdm.config import merge
@@ -53,6 +53,20 @@ class Stage(Strict):
         return self
 
 
+@functools.cache
+def _with_stages(params: type[BaseModel]) -> type[BaseModel]:
+    """The Params of a method with the two keys of a warm start."""
+    return create_model(
+        "Params",
+        __base__=params,
+        init_from=(
+            Annotated[tuple[Stage, ...], Field(strict=False)],
+            Field((), description="stages of training on released or public images before DP-SGD"),
+        ),
+        init_only=(bool, Field(False, description="stop before DP-SGD: the same releases at the same noise")),
+    )
+
+
 class WarmStarted:
     """A method with DP-SGD, by the contract of dpdm.method, whose Params have two more keys.
 
@@ -63,15 +77,7 @@ class WarmStarted:
 
     def __init__(self, method: Any, load: Callable[[str], Any]):
         self.method, self._load = method, load
-        self.Params = create_model(
-            "Params",
-            __base__=method.Params,
-            init_from=(
-                Annotated[tuple[Stage, ...], Field(strict=False)],
-                Field((), description="stages of training on released or public images before DP-SGD"),
-            ),
-            init_only=(bool, Field(False, description="stop before DP-SGD: the same releases at the same noise")),
-        )
+        self.Params = _with_stages(method.Params)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)

@@ -104,3 +104,13 @@ def test_in_a_wheel_whose_environment_is_in_a_checkout(package):
 def test_without_git(package, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert provenance()["commit"] == "unknown"
+
+
+def test_fields_that_a_python_has_and_leaves_empty_do_not_count(tmp_path):
+    """Python 3.12 gave functions `type_params`, and 3.13 leaves empty fields out of `ast.dump`."""
+    source = tmp_path / "source.py"
+    source.write_text("def f(a, b=None):\n    return None\n")
+    assert module.meaning(source) == (
+        b"Module(body=[FunctionDef(name='f', args=arguments(args=[arg(arg='a'), arg(arg='b')], defaults=[Constant()]), "
+        b"body=[Return(value=Constant())])])"
+    )
