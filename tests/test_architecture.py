@@ -23,6 +23,7 @@ NUMERICAL = {
     "torch_fidelity",
 }
 WORKFLOW_MAY = (
+    "dpdm.cli.terminal",
     "dpdm.config",
     "dpdm.errors",
     "dpdm.layout",

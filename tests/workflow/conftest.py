@@ -58,12 +58,12 @@ class Folder:
         """Makes `study` the folder's study."""
         (self.path / "study.yaml").write_text(comment + yaml.safe_dump(study, sort_keys=False))
 
-    def command(self, *arguments: str, config: bool = True) -> list[str]:
-        """The snakemake command line."""
+    def command(self, *arguments: str, config: bool = True, short: bool = False) -> list[str]:
+        """The snakemake command line; without `short` every job is announced with its command, as `Outcome` needs."""
         study = ["--configfile", "study.yaml"] if config else []
         return [
             sys.executable, "-m", "snakemake", "--snakefile", str(self.checkout / "Snakefile"),
-            "--directory", str(self.path), "--cores", "2", *study, *arguments,
+            "--directory", str(self.path), "--cores", "2", *["-p"] * (not short), *study, *arguments,
         ]  # fmt: skip
 
     def environment(self) -> dict[str, str]:
@@ -74,10 +74,10 @@ class Folder:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
         }
 
-    def snakemake(self, *arguments: str, config: bool = True, cwd: Path | None = None) -> Outcome:
+    def snakemake(self, *arguments: str, cwd: Path | None = None, **options: bool) -> Outcome:
         """Runs snakemake to its end."""
         done = subprocess.run(
-            self.command(*arguments, config=config), cwd=cwd or self.path, env=self.environment(),
+            self.command(*arguments, **options), cwd=cwd or self.path, env=self.environment(),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
         )  # fmt: skip
         return Outcome(done.returncode, done.stdout)
@@ -140,7 +140,8 @@ class Finished:
     """The tiny study, run once to its end."""
 
     folder: Folder
-    outcome: Outcome
+    outcome: Outcome  # with all that Snakemake's log file has
+    shown: str  # on the terminal
     littered: set[str]  # files that the run left in the checkout
 
 
@@ -150,8 +151,12 @@ def finished(snapshot, tiny, tmp_path_factory) -> Finished:
     checkout, before = snapshot
     folder = Folder(tmp_path_factory.mktemp("finished"), checkout)
     folder.write(tiny)
-    outcome = folder.snakemake()
-    return Finished(folder, outcome, sources(checkout) - before)
+    outcome = folder.snakemake(short=True)
+    shown = outcome.text
+    if outcome.code == 0:
+        (log,) = folder.path.glob(".snakemake/log/*.log")
+        outcome = Outcome(0, log.read_text())
+    return Finished(folder, outcome, shown, sources(checkout) - before)
 
 
 @pytest.fixture

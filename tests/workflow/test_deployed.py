@@ -59,6 +59,8 @@ def test_a_module_makes_the_report_in_an_empty_folder(deployed):
     folder, run = deployed()
     done = run()
     assert done.returncode == 0, done.stdout
+    assert re.search(r"^ *\d+ of \d+  train digits/dpdm/10/0: ", done.stdout, re.M)
+    assert "Reason:" not in done.stdout
     page = (folder / "results/tiny/report.html").read_text()
     assert "snakemake --cores 2 report --configfile config/tiny.yaml" in page
     assert "dp_gaussian" in page

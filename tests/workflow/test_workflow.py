@@ -279,6 +279,42 @@ def test_every_job_is_announced_by_its_coordinates(finished, tiny):
     )
 
 
+def test_the_terminal_has_a_line_per_job_and_the_log_has_all(finished):
+    shown, kept = finished.shown, finished.outcome
+    total = sum(kept.counts.values())
+    lines = re.findall(r"^ *(\d+) of (\d+)  (\w+ ?\S*): [\d.]+ (?:s|min|h)", shown, re.M)
+    assert [(int(number), int(all_)) for number, all_, _ in lines] == [(n, total) for n in range(1, total + 1)]
+    assert {"prepare digits", "train digits/dpdm/10/0", "sample digits/dpdm/10/0/default"} <= {name for *_, name in lines}
+    assert not re.findall("Reason|python -m|Select jobs", shown)
+    assert len(shown) < 100 * total
+    assert kept.text.count("Shell command: ") >= total - 1  # the target `all` has none
+
+
+def test_a_dry_run_of_the_papers_study_fits_on_a_few_pages(folder, checkout):
+    study = str(checkout / "config" / "paper.yaml")
+    plan = folder.dry("--configfile", study, config=False, short=True)
+    assert len(plan.text.splitlines()) < 300
+    counts = dict.fromkeys(plan.counts, 0)
+    for number, rule in re.findall(r"^ +(\d+)  (\w+)", plan.text, re.M):
+        counts[rule] += int(number)
+    assert counts == plan.counts
+
+
+def test_a_failed_job_shows_the_end_of_its_log_and_no_command(folder, tiny):
+    folder.write(tiny)
+    (folder.path.parent / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'prepare' in sys.orig_argv:\n"
+        "    os.write(2, b'error: made to fail\\n')\n"
+        "    os._exit(3)\n"
+    )
+    outcome = replace(folder, python_path=(folder.path.parent,)).snakemake(short=True)
+    assert outcome.code == 1
+    for part in ("error: prepare digits failed", "results/data/digits/prepare.log", "error: made to fail", "status 3"):
+        assert part in outcome.text, part
+    assert "python -m" not in outcome.text
+
+
 def test_a_printed_command_repeats_its_run(finished, again):
     command = re.search(
         r"^Shell command: (.* dpdm sample .*/dp_gaussian/10/.*)$", finished.outcome.text, re.MULTILINE

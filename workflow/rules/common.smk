@@ -8,13 +8,16 @@ import subprocess
 import sys
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from dpdm import config as schema
 from dpdm import specs
+from dpdm.cli import terminal
 from dpdm.errors import UserError
 from dpdm.layout import ANCHOR, INSTALLED, PRIVACY_STATUS, PUBLISHED, ROOT, RUN, SET, TABLE_KINDS, Layout
 from dpdm.report import registry, selection
 
+terminal.show(workflow, logger)
 FILES = [schema.shown_file(path) for path in workflow.configfiles]
 try:
     for path in workflow.configfiles:
