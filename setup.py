@@ -7,6 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = ("Snakefile", "workflow", "profiles", "config", "baselines", "results/published")
+KEPT = ("README.md", "study.json")  # of a kept result: what `dpdm check` estimates hours from
 
 
 class BuildPy(build_py):
@@ -17,7 +18,7 @@ class BuildPy(build_py):
         super().run()
         if self.editable_mode:
             return
-        for name in SHIPPED:
+        for name in (*SHIPPED, *(str(path) for file in KEPT for path in Path().glob(f"results/*/kept/{file}"))):
             target = Path(self.build_lib, "dpdm", "_shipped", name)
             target.parent.mkdir(parents=True, exist_ok=True)
             if Path(name).is_dir():

@@ -26,20 +26,23 @@ HEADERS = {
 def run(study, targets, only, without, cores, dry_run) -> None:
     """Run a study, or a part of it, through Snakemake: train, sample, score, audit, report.
 
-    A part (`--only method=dpdm,pearl --only epsilon=1`) shares its files with the whole study, which does not make them
-    again. Words behind `--` are Snakemake's own: `dpdm run config/digits.yaml -- --keep-going tables`.
+    First prints hours and memory of all its jobs, as far as kept results measured such. A part (`--only
+    method=dpdm,pearl --only epsilon=1`) shares its files with the whole study, which does not make them again. Words
+    behind `--` are Snakemake's own: `dpdm run config/digits.yaml -- --keep-going tables`.
     """
+    from dpdm.cli.estimate import estimate
     from dpdm.config import study_files
     from dpdm.layout import SNAKEFILE
     from dpdm.study import open_study, selected
 
     opened, layout = open_study(study)
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
-    selected(opened, part)  # names the study does not have are refused before Snakemake starts
+    chosen = selected(opened, part)  # names the study does not have are refused before Snakemake starts
     files = [layout.study] if os.path.isdir(study) else study_files(study)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]
     command += ["--config", *(f"{key}={value}" for key, value in part.items())] if part else []
+    print(estimate(chosen), flush=True)
     os.execv(command[0], command)
 
 
@@ -48,8 +51,10 @@ def run(study, targets, only, without, cores, dry_run) -> None:
 def check(study: str) -> None:
     """Print what a study resolves to, and try its methods on random images.
 
-    Runs, jobs, and of every run the mechanisms, noise multipliers and epsilons: nothing is trained.
+    Runs, jobs, hours and memory as kept results measured them, and of every run the mechanisms, noise multipliers and
+    epsilons: nothing is trained.
     """
+    from dpdm.cli.estimate import estimate
     from dpdm.report.selection import check_entries
     from dpdm.study import open_study
 
@@ -59,6 +64,7 @@ def check(study: str) -> None:
     from dpdm.rehearsal import rehearse_study
 
     print(describe(opened))
+    print(f"\n{estimate(opened)}")
     for doubt in doubts(opened):
         print(f"warning: {doubt}", file=sys.stderr)
     count = opened.evaluation.synthetic_images

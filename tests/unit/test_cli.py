@@ -419,6 +419,13 @@ def started(monkeypatch) -> list[str]:
     return words
 
 
+def test_run_prints_an_estimate_first_and_passes_snakemakes_own_options_on(run_cli, work, started):
+    code, said, _ = run_cli("run", "study.yaml", "--", "--keep-going", "-p", "tables")
+    assert code == 0
+    assert said.startswith("estimate: ")
+    assert started[1:6] == ["-m", "snakemake", "--keep-going", "-p", "tables"]
+
+
 def test_run_becomes_snakemake_on_the_study(run_cli, work, started):
     arguments = ["study.yaml", "--only", "method=dpdm,class_mean", "--only", "epsilon=10", "--without", "seed=1"]
     assert run_cli("run", *arguments, "--cores", "2", "tables", "report")[0] == 0
@@ -696,6 +703,7 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
     code, stdout, stderr = run_cli("check", path)
     assert (code, stderr) == (0, "")
     assert stdout.startswith(f"study digits: {len(study.runs())} runs")
+    assert re.search(r"^estimate: .* MB .*results/digits/kept", stdout, re.M)
     for run in study.runs():
         head = f"^{run.method} on digits: target epsilon {epsilon_text(run.epsilon)}, expected "
         (found,) = re.finditer(

@@ -1,0 +1,169 @@
+"""What a study will cost, by the times and memory that kept results (results/*/kept) measured.
+
+A kept README.md has seconds and memory by rule and method, and study.json the recipes that took them. A job is measured
+if a kept one differs from it in nothing but its amount of work: steps x batch x K of a training, images of a set.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpdm.cli.terminal import duration
+from dpdm.config import Study
+from dpdm.layout import ROOT
+from dpdm.specs import RunSpec, spec_json
+from dpdm.study import open_study
+
+AMOUNTS = ("steps", "expected_batch_size", "noise_multiplicity")  # in a recipe or its `dp`
+NONE = "\u2013"  # of a table, where a rule has no method or a number is not known
+COLUMNS = ("Rule", "Method", "Sum s", "Peak memory MB")
+
+
+class Job(NamedTuple):
+    """A job of a study, and how it compares."""
+
+    rule: str
+    method: str  # "" where the rule knows none
+    kind: tuple[str, str, str]  # jobs of one kind take a time in proportion to their amount: rule, source, recipe
+    amount: float
+
+
+class Kept(NamedTuple):
+    """A kept result."""
+
+    name: str  # its folder
+    machine: str
+    table: dict[tuple[str, str], tuple[float, float]]  # (rule, method): seconds of all its jobs, peak memory in MB
+    study: Study | None  # None where only the page is kept
+
+
+def estimate(study: Study, results: Path = ROOT / "results") -> str:
+    """Hours and memory of a study's jobs, of which kept result, and what is not measured; in words.
+
+    Args:
+        study: the study, or a part of it; what is done already counts too.
+        results: the folder of the kept results.
+    """
+    kept = sorted(read_kept(results), key=lambda one: (one.name != f"results/{study.study}/kept", one.name))
+    planned = list(jobs(study))
+    rated = [(one, measured(one)) for one in kept]
+    one, rates = max(rated, key=lambda pair: sum(job.kind in pair[1] for job in planned), default=(None, {}))
+    known = [job for job in planned if job.kind in rates]
+    if one and known:
+        seconds, memory = (
+            sum(rates[job.kind][0] * job.amount for job in known),
+            max(rates[job.kind][1] for job in known),
+        )
+        return (
+            f"estimate: {len(known)} of {len(planned)} jobs take about {duration(seconds)} of one core on "
+            f"{one.machine}, the largest {memory:,.0f} MB (from {one.name}, in proportion to steps x batch x K and to "
+            f"images){_missing(job for job in planned if job.kind not in rates)}"
+        )
+    text = "estimate: none, as no kept result has jobs of these recipes on this data"
+    if kept and kept[0].name == f"results/{study.study}/kept" and ("total", "") in kept[0].table:
+        seconds, memory = kept[0].table["total", ""]
+        text += (
+            f"; {kept[0].name} took {duration(seconds)} on {kept[0].machine}, the largest job {memory:,.0f} MB, by "
+            "recipes that it does not keep"
+        )
+    return text
+
+
+def _missing(jobs: Iterator[Job]) -> str:
+    """The jobs that no kept result measured, by rule."""
+    methods: dict[str, Counter[str]] = {}
+    for job in jobs:
+        methods.setdefault(job.rule, Counter())[job.method] += 1
+    parts = [
+        f"{count.total()} {rule}" + (f" ({', '.join(filter(None, count))})" if any(count) else "")
+        for rule, count in methods.items()
+    ]
+    return f"\nnot measured: {', '.join(parts)}" if parts else ""
+
+
+def read_kept(results: Path) -> Iterator[Kept]:
+    """The kept results that have a table of times."""
+    for page in sorted(results.glob("*/kept/README.md")):
+        text = page.read_text()
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+        titles: list[str] = []
+        table = {}
+        for row in rows:
+            if row[:2] == list(COLUMNS[:2]):
+                titles = row
+            elif titles and len(row) == len(titles):
+                rule, method, seconds, memory = (row[titles.index(name)] for name in COLUMNS)
+                table[rule, method.strip(NONE)] = (_number(seconds), _number(memory))
+        if table:
+            machine = re.search(r"^on (?:an? )?(.+?)(?:\. |, (?:by|other) | \()", text, re.M)
+            study = open_study(page.parent)[0] if (page.parent / "study.json").is_file() else None
+            yield Kept(f"results/{page.parts[-3]}/kept", machine[1] if machine else "an unknown machine", table, study)
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", "")) if text.strip(NONE) else 0.0
+
+
+def measured(kept: Kept) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """Of each kind of job: seconds per unit of its amount, and peak memory in MB; nothing where no recipe is kept."""
+    if kept.study is None:
+        return {}
+    amounts: Counter[tuple[str, str]] = Counter()
+    kinds: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    for job in jobs(kept.study):
+        row = (job.rule, job.method)
+        if row in kept.table:
+            amounts[row] += job.amount
+            kinds.setdefault(job.kind, set()).add(row)
+    rates = {}
+    for kind, rows in kinds.items():
+        seconds, memory = (sum(kept.table[row][0] for row in rows), max(kept.table[row][1] for row in rows))
+        rates[kind] = seconds / sum(amounts[row] for row in rows), memory
+    return rates
+
+
+def jobs(study: Study) -> Iterator[Job]:
+    """The jobs whose time is measured; those of tables, figures and report are short, and have no benchmark."""
+    runs = study.runs()
+    judged = study.evaluation.model_dump(mode="json") | {"fid": None}
+    images = judged.pop("synthetic_images")
+    scoring = json.dumps(judged, sort_keys=True)
+
+    def job(rule: str, dataset: str, method: str = "", recipe: str = "", amount: float = 1.0) -> Job:
+        return Job(rule, method, (rule, study.datasets[dataset].source, recipe), amount)
+
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        yield job("prepare", dataset)
+        if set(study.evaluation.extractors) - set(study.evaluation.public_extractors):
+            yield job("extractor", dataset)
+        yield from (job("real_features", dataset) for _ in study.evaluation.extractors)
+    for dataset, method in dict.fromkeys((run.dataset, run.method) for run in runs):
+        yield job("audit", dataset, method)
+    for run in {run.place[:2]: run for run in study.attacked_runs() if study.attacks}.values():
+        yield job("attack", run.dataset, run.method, split(run)[0])
+    for run in runs:
+        recipe, amount = split(run)
+        yield job("train", run.dataset, run.method, recipe, amount)
+        if study.is_classifier(run.method):
+            yield job("score_classifier", run.dataset, run.method, run.impl)
+        for sampler in study.samplers_of(run):
+            drawn = json.dumps(study.sample(run, sampler).sampler_params, sort_keys=True)
+            yield job("sample", run.dataset, run.method, recipe + drawn, images)
+            yield job("score", run.dataset, run.method, scoring, images)
+            if study.evaluation.fid:
+                yield job("score_inception", run.dataset, run.method, "", images)
+    yield from (job("score_anchor", anchor.dataset, "", scoring, images) for anchor in study.anchor_coordinates())
+
+
+def split(run: RunSpec) -> tuple[str, float]:
+    """A recipe without its amount of work, as text, and that amount: the product of AMOUNTS."""
+    params: dict[str, Any] = json.loads(spec_json(run))["params"]
+    amount = 1.0
+    for part in (params, params.get("dp")):
+        for name in AMOUNTS:
+            if isinstance(part, dict) and isinstance(part.get(name), int | float):
+                amount *= part.pop(name)
+    return json.dumps([run.impl, params], sort_keys=True), amount
