@@ -173,7 +173,7 @@ def tail(path: str) -> list[str]:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - 8192))
-            lines = file.read().decode(errors="replace").splitlines()
+            lines = file.read().decode(errors="replace").strip("\n").splitlines()
     except OSError as error:
         return [f"({error.strerror})"]
     return lines[-TAIL:] or ["(empty)"]

@@ -106,7 +106,7 @@ def test_a_failed_job_shows_the_end_of_its_log_and_where_it_is(make, said, tmp_p
 
 def test_a_failed_job_whose_log_cannot_be_read_says_so(make, said, tmp_path):
     empty = tmp_path / "empty.log"
-    empty.touch()
+    empty.write_text("\n")
     send(make(), announced(0, "train", TRAIN), failed(0, [str(tmp_path / "none.log"), str(empty)]))
     assert "none.log:\n    (No such file or directory)" in said.getvalue()
     assert "empty.log:\n    (empty)" in said.getvalue()
