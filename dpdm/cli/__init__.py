@@ -3,6 +3,8 @@
 Nothing but Click loads before a verb runs, so that help and completion are quick.
 """
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,18 +13,39 @@ import click
 
 from dpdm.cli import runs, studies, workflow  # noqa: F401  (they define the verbs)
 from dpdm.cli._verbs import verbs
+from dpdm.cli.terminal import NO_SPACE
 from dpdm.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; a UserError, or a wrong call, becomes one message on stderr and exit status 2."""
+    """Runs one verb; a UserError, or a wrong call, becomes one message on stderr and exit status 2.
+
+    Where a full disk refuses the message too, exit status NO_SPACE says so on the terminal of the workflow.
+    """
+    try:
+        return _run(arguments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with contextlib.suppress(OSError):
+            print(f"error: {error}; free some space, and run the same command again", file=sys.stderr, flush=True)
+        for stream in (
+            sys.stdout,
+            sys.stderr,
+        ):  # else Python writes what is left once more, and exits by another status
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return NO_SPACE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     if arguments is None:  # a method of the user's own is imported from the current folder, as by `python -m dpdm`
         sys.path.append(os.getcwd())
     try:
         status = verbs.main(arguments, prog_name="dpdm", standalone_mode=False)
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except click.ClickException as error:
         error.show()

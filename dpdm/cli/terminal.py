@@ -8,6 +8,7 @@ import csv
 import logging
 import os
 import re
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 PROGRESS_EVERY = 60.0  # seconds
+LITTLE = 100_000  # bytes on a disk that is as good as full
+NO_SPACE = 74  # exit status of a job that met a full disk: EX_IOERR of sysexits.h
 TAIL = 10  # lines of a failed job's log
 STEPS = re.compile(r": (\d+)/(\d+), \d+ s$")  # what dpdm.progress.Log writes
 NUMBER = re.compile(r"inf|[\d.]+")
@@ -101,7 +104,8 @@ class Terminal(logging.Handler):
             else:
                 self.former.handle(record)
         elif ended := EXIT.match(record.getMessage()):
-            self._line(f"error: the command of a job {ended[1].strip()}", record)
+            full = " No space is left on a disk, or in a quota." if f"status {NO_SPACE}." in ended[1] else ""
+            self._line(f"error: the command of a job {ended[1].strip()}{full}", record)
         elif event not in HIDDEN and not (record.levelno == logging.INFO and record.getMessage().startswith(CHATTER)):
             self.former.handle(record)
 
@@ -149,6 +153,9 @@ class Terminal(logging.Handler):
         lines = [f"error: {what} failed", *(f"    {key}: {value}" for key, value in facts.items() if value)]
         for log in logs:
             lines += [f"  the end of {log}:", *(f"    {line}" for line in tail(log))]
+            folder = os.path.dirname(log) or "."
+            if os.path.isdir(folder) and shutil.disk_usage(folder).free < LITTLE:
+                lines.append(f"  the disk of {log} is full: free some space, and run the same command again")
         return "\n".join(lines)
 
     def _watch(self, record: logging.LogRecord) -> None:

@@ -1,12 +1,15 @@
 """The command line: verbs make their artifacts byte for byte alike, and mistakes end in one `error:` and status 2."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from refusals import holds, refused
 
 from dpdm import __version__, artifacts, data
 from dpdm.cli import verbs
+from dpdm.cli.terminal import NO_SPACE
 from dpdm.config import load_study, parse_study
 from dpdm.evaluation import efflite, inception
 from dpdm.layout import Layout
@@ -893,6 +897,20 @@ def test_help_loads_no_numerical_library_and_is_quick(run_python):
 def test_a_mistake_in_another_process(run_python, tmp_path):
     done = run_python("-m", "dpdm", "check", tmp_path / "none.yaml")
     refused((done.returncode, done.stdout, done.stderr), tmp_path / "none.yaml")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(("arguments", "stream"), [(["--help"], "stdout"), (["check", "none.yaml"], "stderr")])
+def test_a_log_on_a_full_disk_leaves_the_exit_status_to_say_so(arguments, stream):
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        done = subprocess.run(
+            [sys.executable, "-m", "dpdm", *arguments], text=True, timeout=120, check=False, **streams
+        )
+    assert done.returncode == NO_SPACE
+    if stream == "stdout":
+        assert os.strerror(errno.ENOSPC) in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_bytes_do_not_depend_on_the_process(run_python, train, tmp_path):

@@ -119,6 +119,23 @@ def test_the_exit_status_of_a_command_is_shown_without_the_command(make, said):
     assert "export" not in said.getvalue()
 
 
+def test_a_full_disk_names_itself_although_the_log_is_empty(make, said, tmp_path, monkeypatch):
+    log = tmp_path / "train.log"
+    log.touch()
+    monkeypatch.setattr(terminal.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    send(make(), announced(0, "train", TRAIN, log=[log]), failed(0, [str(log)]))
+    assert f"the disk of {log} is full" in said.getvalue()
+
+
+def test_the_exit_status_of_a_full_disk_is_put_into_words(make, said):
+    text = (
+        "RuleException:\nCalledProcessError in file \"f.smk\", line 9:\nCommand 'x' returned non-zero exit status {}.\n"
+    )
+    for status in (1, terminal.NO_SPACE):
+        send(make(), record(None, text.format(status), logging.ERROR))
+    assert ["space" in line for line in said.getvalue().splitlines()] == [False, True]
+
+
 def test_a_failed_group_shows_the_end_of_the_clusters_log(make, said, tmp_path):
     log = tmp_path / "77.log"
     log.write_text("slurmstepd: error: oom-kill\n")
