@@ -357,7 +357,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
         columns: METRICS or AUDITS.
 
     Raises:
-        UserError: the file is missing, has other columns, or holds a malformed number.
+        UserError: the file is missing, has other columns, holds a malformed number, or rows of several studies.
     """
     fix = "it is of another version: delete it and run snakemake again"
     reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(errors="replace")))
@@ -367,9 +367,15 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
         )
     kind = _Metric if "metric" in columns else _Event
     try:
-        return _frame([row.model_dump() for row in parse_params(list[kind], list(reader), str(path))], columns)
+        frame = _frame([row.model_dump() for row in parse_params(list[kind], list(reader), str(path))], columns)
     except UserError as error:
         raise UserError(f"{str(error).splitlines()[0]}; {fix}") from error
+    if len(studies := frame["study"].unique()) > 1:
+        raise UserError(
+            f"{path} holds the studies {', '.join(studies)}, whose rows would count as more seeds of one; keep a "
+            "file per study, and put their folders into one table by `dpdm compare FOLDER FOLDER`"
+        )
+    return frame
 
 
 # --- run times ------------------------------------------------------------------------------------------------

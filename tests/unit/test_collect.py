@@ -120,6 +120,14 @@ def test_csv_of_another_kind_is_refused(results, tmp_path):
         read_csv(tmp_path / "x.csv", METRICS)
 
 
+def test_two_studies_in_one_file_are_refused(results, tmp_path):
+    """Their rows have the same methods and seeds, and a table would count them as more seeds of one."""
+    for frame, columns in zip(collect(make_study(), [results]), (METRICS, AUDITS), strict=True):
+        write_csv(tmp_path / "x.csv", pd.concat([frame, frame.assign(study="other")]))
+        with refuses("x.csv", "tiny", "other", "dpdm compare"):
+            read_csv(tmp_path / "x.csv", columns)
+
+
 def test_holes_name_run_and_what_is_missing(results):
     (results / "runs/1/utility.json").unlink()
     (results / "anchors/0/fidelity.json").unlink()
