@@ -22,10 +22,10 @@ TAIL = 10  # lines of a failed job's log
 STEPS = re.compile(r": (\d+)/(\d+), \d+ s$")  # what dpdm.progress.Log writes
 NUMBER = re.compile(r"inf|[\d.]+")
 # Snakemake's messages about itself, which need no action.
-CHATTER = (
-    "Assuming unrestricted", "Building DAG", "Using shell", "Rules claiming", "Conda environments: ignored",
-    "Singularity containers: ignored", "Select jobs", "Group jobs: inactive",
-)  # fmt: skip
+CHATTER = re.compile(
+    "Assuming unrestricted|Building DAG|Using shell|Rules claiming|Conda environments: ignored|Select jobs|"
+    "Singularity containers: ignored|Group jobs: inactive|(Job|Submitted) .*(SLURM|external) jobid"
+)
 # Its message about a failed command, which repeats the command.
 EXIT = re.compile(r"RuleException:\nCalledProcessError in file .*Command '.*' (returned .*|died with .*)", re.DOTALL)
 HIDDEN = {"workflow_started", "resources_info", "job_started", "group_info", "shellcmd", "progress"}  # events
@@ -85,10 +85,18 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record, or keeps what later lines need of it."""
+        try:
+            self._show(record)
+        except BrokenPipeError:
+            raise
+        except Exception:  # a fault here must not end the run
+            self.handleError(record)
+
+    def _show(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", None) or "")
         if event == "job_info":
             self._announced(record)
-        elif event == "job_finished":
+        elif event == "job_finished" and record.job_id in self.jobs:
             self._line(self._finished(record), record)
         elif event == "job_error":
             job = self.jobs.get(record.jobid)
@@ -106,7 +114,7 @@ class Terminal(logging.Handler):
         elif ended := EXIT.match(record.getMessage()):
             full = " No space is left on a disk, or in a quota." if f"status {NO_SPACE}." in ended[1] else ""
             self._line(f"error: the command of a job {ended[1].strip()}{full}", record)
-        elif event not in HIDDEN and not (record.levelno == logging.INFO and record.getMessage().startswith(CHATTER)):
+        elif event not in HIDDEN and not (record.levelno == logging.INFO and CHATTER.match(record.getMessage())):
             self.former.handle(record)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ network file system (both nodes are this machine).
 """
 
 import csv
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -165,6 +166,14 @@ def test_the_job_of_a_dead_node_is_put_back_into_the_queue_by_slurm_and_followed
     assert job["JobState"] == "COMPLETED"
     assert job["NodeList"] != story.struck[BEREFT]["NodeList"]
     assert story.jobs_of(BEREFT) == 1  # not submitted a second time beside the requeued one
+
+
+def test_the_terminal_has_a_line_per_finished_job_and_the_end_of_a_cancelled_ones_log(story):
+    said = (story.cluster / "terminal.txt").read_text()
+    assert re.search(r"^ *\d+ of \d+  train digits/dpdm/10/0: ", said, re.MULTILINE)
+    assert "stopped by SIGTERM" in said
+    assert "Trying to restart job" in said
+    assert not re.search("Reason:|Shell command|SLURM jobid", said)
 
 
 def test_jobs_say_what_they_are_and_ask_for_what_their_rule_wants(story):

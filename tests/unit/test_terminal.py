@@ -147,6 +147,7 @@ def test_a_failed_group_shows_the_end_of_the_clusters_log(make, said, tmp_path):
 def test_warnings_errors_and_what_is_unknown_pass_and_commands_do_not(make, said):
     send(
         make(), record(None, "Select jobs to execute..."), record(None, "Building DAG of jobs..."),
+        record(None, "Job 3 has been submitted with SLURM jobid 77 (log: x.log)."),
         record("shellcmd", "Shell command: python"), record("resources_info", "Provided cores: 1"),
         record("workflow_started", "SNAKEMAKE"), record(None, "Building DAG in vain", logging.WARNING),
         record(None, "Trying to restart job 3."), record("error", "the study was refused", logging.ERROR),
@@ -155,6 +156,15 @@ def test_warnings_errors_and_what_is_unknown_pass_and_commands_do_not(make, said
     assert said.getvalue().splitlines() == [
         "Building DAG in vain", "Trying to restart job 3.", "the study was refused", "something",
     ]  # fmt: skip
+
+
+def test_a_fault_in_a_line_does_not_end_the_run(make, said, capsys):
+    handler = make()
+    handler.handle(record("run_info", "Job stats:", stats=None, at=0))
+    handler.handle(record("job_info"))  # without any of its facts
+    send(handler, record("job_finished", "Finished jobid: 9", job_id=9))
+    assert "AttributeError" in capsys.readouterr().err
+    assert "Finished jobid: 9" in said.getvalue()
 
 
 def test_a_dry_run_has_a_line_for_jobs_alike(make, said):
