@@ -89,10 +89,7 @@ def page(study: str, commands: list[str], machine: str) -> str:
             "Other commits, versions of torch and processors give other digits.",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. Noise can have a high precision.",
-            *(
-                f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset).without('Dataset')).strip()}"
-                for dataset in spec.datasets
-            ),
+            *(f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}" for dataset in spec.datasets),
             *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets),
             *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),
             f"## On what the recipes were tuned\n\n{to_markdown(method_table(spec)).strip()}",

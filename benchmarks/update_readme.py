@@ -27,7 +27,7 @@ def results_block() -> str:
     shown = (metrics["epsilon"].isin([EPSILON, ""])) & metrics["method"].isin(METHODS)
     distance = metrics["metric"].eq("fd") & metrics["extractor"].eq("efflite") & metrics["reference"].eq("train")
     shown &= distance | metrics["metric"].str.startswith("acc_")
-    table = dataset_results(metrics[shown], "digits").without("Dataset")
+    table = dataset_results(metrics[shown], "digits")
     return to_markdown(table).strip()
 
 

@@ -96,6 +96,7 @@ METRICS = _columns(_Metric, "study", "dataset", "method", "epsilon", "delta", "a
 AUDITS = _columns(_Event)
 BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
 
+RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
 _RULES = {  # that make a file of scores
     "fidelity.json": "score score_anchor",
@@ -132,11 +133,12 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
-    codes: dict[str, Path] = {}
-    weights: dict[str, Path] = {}
-    protocols: dict[Coordinates, dict[str, list[Path]]] = {}  # by cell: coordinates without the seed
-    method_codes: dict[str, str] = {}
+    seen: dict[str, dict[tuple[Any, str], list[Path]]] = {kind: {} for kind in _MIXED}  # files by owner and value
     scores, audits, attacks = _Once("score"), _Once("audit"), _Once("attack")
+
+    def note(kind: str, owner: Any, value: str, path: Path) -> None:
+        seen[kind].setdefault((owner, value), []).append(path)
+
     for path in _result_files(folders):
         if path.name in _SCORE_FILES:
             content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
@@ -151,54 +153,31 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", _RULES[path.name])
                 order = (places[c], _SCORE_FILES.index(path.name), position)
                 scores.add((c, row["metric"], row["extractor"], row["reference"]), path, {**row, "_order": order})
-            codes.setdefault(content["provenance"]["code"], path)
+            note("code", "", content["provenance"]["code"], path)
             if "inception" in content:
-                weights.setdefault(content["inception"]["weights_sha256"], path)
-            if protocol := content.get("protocol"):
-                cell = c.model_copy(update={"seed": 0})
-                protocols.setdefault(cell, {}).setdefault(protocol, []).append(path)
+                note("weights", "", content["inception"]["weights_sha256"], path)
+            if facts["protocol"]:
+                note("protocols", _place(c, seed=False), facts["protocol"], path)
             continue
         content = artifacts.read_json(path)
         for number, run in enumerate(content.get("runs", [])):
-            if (c := _trained(path, run, specs)) is None:
-                continue
-            shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
-            events = [{"steps": 1} | event for event in run["events"]] or [{}]
-            where = f"{path}: runs[{number}]"
-            audits.add(c, path, [_parsed(_Event, shared | event, where, "audit") for event in events])
-            codes.setdefault(run["provenance"]["code"], path)
-            code = run["provenance"].get("method_code", "")
-            if (one := method_codes.setdefault(c.method, code)) != code and not study.allow_mixed_code:
-                raise UserError(
-                    f"{path}: runs of {c.method} were made by different versions of its code ({one} and {code}); redo "
-                    "them with `snakemake --forcerun train`, or set `allow_mixed_code: true` in the study"
-                )
+            if c := _trained(path, run, specs):
+                shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
+                events = [{"steps": 1} | event for event in run["events"]] or [{}]
+                where = f"{path}: runs[{number}]"
+                audits.add(c, path, [_parsed(_Event, shared | event, where, "audit") for event in events])
+                note("code", "", run["provenance"]["code"], path)
+                note("method", c.method, run["provenance"].get("method_code", ""), path)
         for attacked in content.get("attacks", []) if study.attacks else []:
             if c := _trained(path, attacked, specs):
                 names = {"method": "attack", "epsilon": "attacked_epsilon"}
                 bound = {names.get(name, f"attack_{name}"): value for name, value in attacked["attack"].items()}
                 cell = _run_key(_coordinate_row(c))[:-1]
                 attacks.add(cell, path, {name: value for name, value in bound.items() if name in AUDITS})
-                codes.setdefault(attacked["provenance"]["code"], path)
-    if len(codes) > 1 and not study.allow_mixed_code:
-        (one, first), (two, second) = list(codes.items())[:2]
-        raise UserError(
-            f"{first} and {second} were made by different versions of the code ({one} and {two}); redo the old ones "
-            "with `snakemake --forcerun train score_anchor`, or set `allow_mixed_code: true` in the study"
-        )
-    if len(weights) > 1:
-        one, two = list(weights.values())[:2]
-        raise UserError(
-            f"{one} and {two} were made with different weights of Inception, whose distances are not comparable; "
-            "make them all again with `snakemake --forcerun reference`"
-        )
-    for cell, files in protocols.items():
-        if len(files) > 1:
-            others = [str(path) for name in files if name != study.evaluation.protocol for path in files[name]]
-            raise UserError(
-                f"the seeds of {_place(cell, seed=False)} were scored by the protocols {' and '.join(sorted(files))}, "
-                f"whose accuracies have no mean; delete {', '.join(others)} and run snakemake again"
-            )
+                note("code", "", attacked["provenance"]["code"], path)
+    for kind, found in seen.items():
+        if kind not in ("method", "code") or not study.allow_mixed_code:
+            _refuse_mixed(kind, found, study.evaluation.protocol)
 
     rows = sorted(scores.values(), key=lambda row: row["_order"])
     facts = {_run_key(found[0]): found[0] for found in audits.values()}
@@ -208,6 +187,30 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
         row |= {name: audit.get(name, "") for name in ("accountant", "public_data")}
     audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
+
+
+_MIXED = {  # what one owner must have one value of
+    "method": "{second}: runs of {owner} were made by different versions of its code ({one} and {two}); redo them with "
+    "`snakemake --forcerun train`, or set `allow_mixed_code: true` in the study",
+    "code": "{first} and {second} were made by different versions of the code ({one} and {two}); redo the old ones "
+    "with `snakemake --forcerun train score_anchor`, or set `allow_mixed_code: true` in the study",
+    "weights": "{first} and {second} were made with different weights of Inception, whose distances are not "
+    "comparable; make them all again with `snakemake --forcerun reference`",
+    "protocols": "the seeds of {owner} were scored by the protocols {one} and {two}, whose accuracies have no mean; "
+    "delete {others} and run snakemake again",
+}
+
+
+def _refuse_mixed(kind: str, found: Mapping[tuple[Any, str], Sequence[Path]], wanted: str) -> None:
+    owners: dict[Any, list[str]] = {}
+    for owner, value in found:
+        owners.setdefault(owner, []).append(value)
+    for owner, values in owners.items():
+        if len(values) > 1:
+            one, two = values[:2]
+            facts = {"first": found[owner, one][0], "second": found[owner, two][0]}
+            others = ", ".join(str(path) for value in values if value != wanted for path in found[owner, value])
+            raise UserError(_MIXED[kind].format(owner=owner, one=one, two=two, others=others, **facts))
 
 
 class _Once(dict):
@@ -397,9 +400,10 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
             wildcards = ast.literal_eval(record.get("wildcards") or "{}")  # Python's repr of a dict
             if _in_grid(wildcards, study):
                 names = {name: wildcards.get(name, "") for name in ("dataset", "method")}
-                numbers = {"seconds": _measured(record["s"]), "max_rss_mb": _measured(record["max_rss"])}
+                numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"]}
                 rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)
-    return _frame(rows, BENCHMARKS)
+    frame = pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan)
+    return frame.astype({name: _DTYPES[kind] for name, kind in BENCHMARKS.items()})
 
 
 def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:
@@ -414,7 +418,3 @@ def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:
         "sampler": method.samplers if method else (),
     }  # fmt: skip
     return all(wildcards[name] in values for name, values in known.items() if name in wildcards)
-
-
-def _measured(text: str) -> float:
-    return math.nan if text in ("NA", "-") else float(text)

@@ -12,10 +12,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from dpdm.config import ANCHORS, DIRECT
-from dpdm.report.figures import DASHES, LOG_RATIO, STYLE, draw_means, score_columns, series_look, series_of
+from dpdm.report.figures import DASHES, LOG_RATIO, STYLE, draw_means, series_look, series_of
 from dpdm.report.registry import Material
 from dpdm.report.selection import Sweep, sweeps
-from dpdm.report.tables import MetricColumn, Summary, epsilon_label, methods_of_several_samplers, summaries
+from dpdm.report.tables import (
+    MetricColumn,
+    Summary,
+    epsilon_label,
+    methods_of_several_samplers,
+    score_columns,
+    summaries,
+)
 from dpdm.specs import epsilon_text
 
 # --- pairwise wins --------------------------------------------------------------------------------------------
@@ -42,7 +49,7 @@ def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
     distances, accuracies = {}, {}
     for dataset, chosen in metrics.groupby("dataset", sort=False):
         columns = score_columns(chosen)
-        found = [c for c in columns if c.metric.startswith("acc_")]
+        found = [c for c in columns if c.is_accuracy]
         if columns and columns[0] not in found:
             distances[dataset] = columns[0]
         if found:

@@ -26,9 +26,8 @@ from dpdm.report.tables import (
     epsilon_label,
     method_labels,
     methods_of_several_samplers,
-    metric_columns,
+    score_columns,
     summaries,
-    with_values,
 )
 from dpdm.specs import epsilon_text
 
@@ -154,13 +153,6 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     return figure
 
 
-def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
-    """What is drawn: the image distance (FID if there is one, else FD), then the accuracies; not what has no value."""
-    columns = metric_columns(with_values(metrics))
-    distances = [c for name in ("fid", "fd") for c in columns if c.metric == name][:1]
-    return distances + [c for c in columns if c.metric.startswith("acc_")]
-
-
 def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
     """(method, sampler) of everything that was run, in the order of `metrics`."""
     runs = metrics[~metrics["method"].isin(ANCHORS)]
@@ -219,7 +211,7 @@ def _draw_panel(
     anchors = {a: known[key].mean for a in ANCHORS if (key := (*column.key, a, "", "")) in known}
     limits: dict[str, float] = {}
     if column.sign > 0:  # a floor far below would press all else together
-        worth = column.metric.startswith("acc_") and len(low) < len(drawn) / 4
+        worth = column.is_accuracy and len(low) < len(drawn) / 4
         limits = {"bottom": WORTH} if worth else {}
         least = WORTH if worth else min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
     elif min(drawn) > 0:

@@ -1,27 +1,27 @@
 """One self-contained report page: nothing is fetched, and no number in it is typed by hand."""
 
 import base64
-import html
 import importlib.metadata
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from dpdm import artifacts
 from dpdm.config import Study
+from dpdm.layout import TABLE_KINDS
 from dpdm.provenance import provenance
 from dpdm.report import registry, tables
-from dpdm.report.collect import holes
+from dpdm.report.collect import RUN, holes
 from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, privacy_table, published_table
-from dpdm.report.runs import repeating, run_anchor, runs_by_dataset
-from dpdm.report.verdicts import verdicts
+from dpdm.report.runs import repeating, runs_by_dataset
+from dpdm.report.selection import shown_sets
+from dpdm.report.verdicts import joined, verdicts
 from dpdm.specs import epsilon_text
 
 HOLES_IN_SENTENCE = 3  # more are folded away below it
@@ -35,7 +35,6 @@ def render_report(
     command: str,
     environment: Mapping[str, str] | None = None,
     published: pd.DataFrame | None = None,
-    runs: bool = True,
     described: Mapping[str, Mapping[str, str]] = {},
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
@@ -47,15 +46,14 @@ def render_report(
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
         published: what `read_published` returned; if left out, so are its section and the paper's tables.
-        runs: whether to list the runs, to which rows then link.
         described: by impl and header, more columns of the table of methods; what names arXiv leads there.
 
     Raises:
         UserError: a figure or ledger cannot be read, or a table of the paper cannot be made (see `paper_table`).
     """
-    study, metrics, audits = material.study, material.metrics, material.audits
+    study, metrics, audits, layout = material.study, material.metrics, material.audits, material.layout
     missing = holes(study, metrics, audits)
-    each = audits.drop_duplicates(["dataset", "method", "epsilon", "seed"])
+    each = audits.drop_duplicates(RUN)
     private = each[each["epsilon"] != epsilon_text(math.inf)]
     attacked = private[private["attack"] != ""].drop_duplicates(["dataset", "method", "epsilon"])
     failed, exceeded = int((~private["passed"]).sum()), int(attacked["attack_exceeded"].sum())
@@ -77,12 +75,9 @@ def render_report(
         for name, (item, dataset) in registry.figures(study).items()
         if name in pictures
     ]
-    others = {
-        item.caption: tables.to_html(item.make(material))
-        for name, item in registry.tables(study).items()
-        if name not in registry.PLACED
-    }
-    return template("report.html.j2").render(
+    datasets = dict.fromkeys(run.dataset for run in study.runs())
+    made_by = pd.concat([frame[["version", "commit", "code"]] for frame in (metrics, audits)]).drop_duplicates()
+    return tables.template("report.html.j2").render(
         study=study.study,
         facts=facts,
         summary=_summary(study, each),
@@ -96,48 +91,60 @@ def render_report(
         has_inf=math.inf in study.epsilons,
         classifiers=[method for method in study.methods if study.is_classifier(method)],
         anchors=study.anchors,
-        sections={
-            dataset: _results(tables.dataset_results(metrics, dataset, True).without("Dataset"), runs)
-            for dataset in dict.fromkeys(run.dataset for run in study.runs())
-        },
-        figures=figures,
-        tables=others,
-        run_sections=runs_by_dataset(study, audits, material.layout) if runs else {},
-        repeating=repeating(study, material.layout),
-        paper=[] if published is None else _paper(material, published, runs),
-        methods=_methods(tables.method_table(study, described)),
         filters=_filters(study),
+        sections={dataset: _results(metrics, dataset) for dataset in datasets},
+        nearest={dataset: _nearest(study, material, dataset) for dataset in datasets},
+        figures=figures,
+        tables={
+            name: (item.caption, tables.to_html(item.make(material)))
+            for name, item in registry.tables(study).items()
+            if name not in registry.PLACED
+        },
+        table_kinds=TABLE_KINDS,
+        run_sections=runs_by_dataset(study, audits, layout),
+        repeating=repeating(study, layout),
+        paper=[] if published is None else _paper(material, published),
+        methods=_methods(tables.method_table(study, described)),
         published={} if published is None else _published(study, published),
-        audit=_to_html(tables.audit_table(audits), runs) if len(audits) else "",
+        audit=_linked(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
         noise={kind: int((private["noise"] == kind).sum()) for kind in ("repeatable", "secret")},
         attacked=len(attacked),
         exceeded=exceeded,
         resources=tables.to_html(tables.resource_table(benchmarks)) if len(benchmarks) else "",
-        sources=_sources(metrics, audits),
+        sources=made_by.sort_values(list(made_by)).to_dict("records"),
         environment=environment_facts() if environment is None else environment,
         command=command,
     )
 
 
-def template(name: str) -> jinja2.Template:
-    """A page of this folder, to be filled in."""
-    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
-    pages.filters["text"] = lambda value: html.escape(value, quote=False)
-    return pages.from_string(artifacts.read_bytes(Path(__file__).with_name(name)).decode())
+def _results(metrics: pd.DataFrame, dataset: str) -> list[tuple[str, int]]:
+    """What methods are compared by, accuracies first, then the other metrics: each table, and its number of seeds.
+
+    A cell of another number of seeds states it.
+    """
+    chosen = metrics[metrics["dataset"] == dataset]
+    first = sorted(tables.score_columns(chosen), key=lambda column: not column.is_accuracy)  # stable
+    rest = [column for column in tables.metric_columns(tables.with_values(chosen)) if column not in first]
+    shown = [tables.dataset_results(metrics, dataset, columns) for columns in (first, *[rest] * bool(rest))]
+    return [(_linked(table), n) for table, n in map(tables.Table.counted_once, shown)]
 
 
-def _results(table: tables.Table, linked: bool) -> tuple[str, int]:
-    """The table, and the number of seeds behind every cell that does not state another."""
-    shorter, n = table.counted_once()
-    return _to_html(shorter, linked), n
+def _linked(table: tables.Table) -> str:
+    """The table, with links to the runs behind it."""
+    return tables.to_html(table, {place: f"#{tables.run_anchor(*runs)}" for place, runs in table.runs.items()})
 
 
-def _to_html(table: tables.Table, linked: bool) -> str:
-    """The table, with links to the runs behind it where the page shows them."""
-    links = {place: f"#{run_anchor(*runs)}" for place, runs in table.runs.items()} if linked else {}
-    return tables.to_html(table, links)
+def _nearest(study: Study, material: registry.Material, dataset: str) -> dict[str, str]:
+    """By method and sampler, at the largest epsilon, the picture of the synthetic images nearest to training images."""
+    sets = shown_sets(study, dataset)
+    largest = max((run.epsilon for run, _ in sets), default=0)
+    places = {
+        f"{run.method}, {sampler}": Path(material.layout.set(*run.place, sampler, "nearest.png"))
+        for run, sampler in sets
+        if run.epsilon == largest
+    }
+    return {name: _picture(path) for name, path in places.items() if path.exists()}
 
 
 def _methods(table: tables.Table) -> str:
@@ -157,14 +164,14 @@ def _filters(study: Study) -> list[tuple[str, str, dict[str, str]]]:
     return [one for one in found if len(one[2]) > 1]
 
 
-def _paper(material: registry.Material, published: pd.DataFrame, linked: bool) -> list[dict[str, Any]]:
+def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
     """The paper's tables that the study names, in the paper's order, without those of only other data sets."""
     study = material.study
     own = {spec.published_as()[0] for spec in study.datasets.values()}
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
     numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)
     shown = {n: paper_table(n, study, material.metrics, material.audits, published) for n in numbers}
-    return [{"number": n, "title": TITLES[n], "text": _to_html(table, linked)} for n, table in shown.items()]
+    return [{"number": n, "title": TITLES[n], "text": _linked(table)} for n, table in shown.items()]
 
 
 def environment_facts() -> dict[str, str]:
@@ -181,9 +188,12 @@ def environment_facts() -> dict[str, str]:
 
 def _summary(study: Study, runs: pd.DataFrame) -> str:
     def listed(epsilons: Iterable[float]) -> str:
-        return _and(tables.epsilon_label(epsilon_text(e)) for e in sorted(epsilons))
+        return joined(tables.epsilon_label(epsilon_text(e)) for e in sorted(epsilons))
 
-    grid = study.runs()
+    def count(items: Collection[Any], noun: str) -> str:
+        return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
+
+    grid, spec = study.runs(), study.evaluation
     methods, datasets = dict.fromkeys(r.method for r in grid), dict.fromkeys(r.dataset for r in grid)
     epsilons, seeds = {r.epsilon for r in grid}, dict.fromkeys(r.seed for r in grid)
     fewer = [f"{d} at {listed(s.epsilons)} only" for d, s in study.datasets.items() if s.epsilons and not study.part()]
@@ -192,32 +202,31 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
         for dataset in datasets
         for n, delta in runs.loc[runs["dataset"] == dataset, ["n", "delta"]].drop_duplicates().itertuples(index=False)
     ]
-    spec = study.evaluation
     return (
         (f"This page shows a part of the study ({study.part()}). " if study.part() else "")
-        + f"{_count(methods, 'method')} ({_and(methods)}) on {_count(datasets, 'dataset')} "
-        f"({_and(datasets)}) at ε = {listed(epsilons)}{f' ({_and(fewer)})' if fewer else ''}, each with "
-        f"{_count(seeds, 'seed')} ({_and(map(str, seeds))}): {_count(grid, 'training run')}. "
+        + f"{count(methods, 'method')} ({joined(methods)}) on {count(datasets, 'dataset')} "
+        f"({joined(datasets)}) at ε = {listed(epsilons)}{f' ({joined(fewer)})' if fewer else ''}, each with "
+        f"{count(seeds, 'seed')} ({joined(map(str, seeds))}): {count(grid, 'training run')}. "
         "Each generator was judged on "
-        f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({_and(spec.classifiers)}) under "
+        f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({joined(spec.classifiers)}) under "
         f"the protocol “{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
-        + (f", {_and(deltas)}." if deltas else ".")
+        + (f", {joined(deltas)}." if deltas else ".")
     )
 
 
-def _published(study: Study, published: pd.DataFrame) -> dict[str, Any] | list:
+def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
     """What was published on the study's datasets."""
-    names = {dataset: spec.published_as()[0] for dataset, spec in study.datasets.items()}
-    shown = published[published["dataset"].isin(names.values())]
-    known = [name for name in dict.fromkeys(names.values()) if name in set(shown["dataset"])]
-    return known and {
+    here: dict[str, list[str]] = {}
+    for dataset, spec in study.datasets.items():
+        here.setdefault(spec.published_as()[0], []).append(dataset)
+    shown = published[published["dataset"].isin(list(here))]
+    if shown.empty:
+        return {}
+    return {
         "sections": [
-            {
-                "dataset": name,
-                "here": [dataset for dataset in names if names[dataset] == name],
-                "table": tables.to_html(published_table(published, name)),
-            }
-            for name in known
+            {"dataset": name, "here": here[name], "table": tables.to_html(published_table(published, name))}
+            for name in here
+            if name in set(shown["dataset"])
         ],
         "meanings": {s: meaning for s, meaning in PRIVACY_STATUS.items() if s in set(shown["privacy_status"])},
         "privacy": tables.to_html(privacy_table(shown)),
@@ -225,31 +234,10 @@ def _published(study: Study, published: pd.DataFrame) -> dict[str, Any] | list:
     }
 
 
-def _sources(metrics: pd.DataFrame, audits: pd.DataFrame) -> list[dict[str, Any]]:
-    """Which code made the results: usually one line."""
-    columns = ["version", "commit", "code"]
-    made = pd.concat([metrics[columns], audits[columns]]).drop_duplicates()
-    return sorted(made.to_dict("records"), key=lambda row: tuple(row.values()))
-
-
 def _picture(path: Path) -> str:
     content = base64.b64encode(artifacts.read_bytes(path)).decode()
     return f"data:{_MIME[Path(path).suffix]};base64,{content}"
 
 
-def _count(items: Iterable[Any], noun: str) -> str:
-    number = len(list(items))
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _and(items: Iterable[str]) -> str:
-    *head, last = items
-    return f"{', '.join(head)} and {last}" if head else last
-
-
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

@@ -1,7 +1,7 @@
 """The DPDM paper's tables again: each of its numbers, ours, and what keeps the two from being comparable."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,11 +81,6 @@ class _Row:
     delta: str = ""
     lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by metric, of published.csv
     runs: list[_Runs] = field(default_factory=list)
-    ours: dict[str, _Ours] = field(default_factory=dict)  # by metric
-
-    @property
-    def status(self) -> str:
-        return ", ".join(dict.fromkeys(line["status"] for line in self.lines.values()))
 
 
 def paper_table(
@@ -106,56 +101,43 @@ def paper_table(
     Raises:
         UserError: no such table; two runs for one cell; two data sets for one row.
     """
-    chosen = paper_rows(published, number)
+    chosen = published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
     if number not in TITLES or chosen.empty:
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
-    theirs, own = places(chosen), set(datasets_by_published_name(study))
-    named = table_runs(study, f"table_{number}", theirs)
-    left_out = theirs - own if theirs & own else set()
-    chosen = chosen[[place not in left_out for place in zip(chosen["dataset"], chosen["resolution"], strict=True)]]
+    places = list(zip(chosen["dataset"], chosen["resolution"], strict=True))
+    own = set(datasets_by_published_name(study))
+    named = table_runs(study, f"table_{number}", set(places))
+    if shared := own & set(places):
+        chosen = chosen[[place in shared for place in places]]
     keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
     metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
     columns: dict[str, MetricColumn] = {}
     for column in metric_columns(metrics):
         columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
-    rows = _rows(number, study, chosen, named)
-    known = summaries(metrics, *_Runs._fields)
-    for row in rows:
-        row.ours = {name: _ours(number, row, columns.get(name), study, known, metrics, audits) for name in shown}
-    sides: dict[str, set[int]] = {}
-    for dataset, side in theirs:
-        sides.setdefault(dataset, set()).add(side)
+    rows, known = _rows(number, study, chosen, named), summaries(metrics, *_Runs._fields)
+    ours = [
+        {name: _ours(number, row, columns.get(name), study, known, metrics, audits) for name in shown} for row in rows
+    ]
+    sides = pd.DataFrame(places, columns=["dataset", "side"]).groupby("dataset")["side"].unique().to_dict()
     headers = [header for name in shown for header in _headers(name)]
+    cells = [_cells(row, mine, study, sides.get(row.dataset, ())) for row, mine in zip(rows, ours, strict=True)]
     return Table(
-        pd.DataFrame([_data(row) for row in rows]).astype({"resolution": "Int64"}),
-        pd.DataFrame(
-            [_cells(row, study, sides) for row in rows],
-            columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"],
-        ),
+        pd.DataFrame([_data(row, mine) for row, mine in zip(rows, ours, strict=True)]).astype({"resolution": "Int64"}),
+        pd.DataFrame(cells, columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]),
         frozenset(["ε", *headers]),
-        groups=group_numbers([(row.dataset, row.resolution, row.epsilon) for row in rows]),
-        notes=tuple(_notes(number, study, metrics, chosen, shown, rows)),
+        groups=group_numbers((row.dataset, row.resolution, row.epsilon) for row in rows),
+        notes=tuple(_notes(number, study, metrics, chosen, [one for mine in ours for one in mine.values()])),
         runs={
-            (i, _headers(name)[0]): (row.runs[0].dataset, ours.method, row.epsilon)
-            for i, row in enumerate(rows)
-            for name, ours in row.ours.items()
-            if ours.found.n
+            (i, _headers(name)[0]): (rows[i].runs[0].dataset, one.method, rows[i].epsilon)
+            for i, mine in enumerate(ours)
+            for name, one in mine.items()
+            if one.found.n
         },
         not_in_tex=(*(_headers(name)[2] for name in shown), "Status"),
     )
-
-
-def paper_rows(published: pd.DataFrame, number: int) -> pd.DataFrame:
-    """The numbers of one table of the paper."""
-    return published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
-
-
-def places(chosen: pd.DataFrame) -> set[tuple[str, int]]:
-    """The data sets, and the sides of their images, that published numbers are on."""
-    return set(zip(chosen["dataset"], chosen["resolution"], strict=True))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
@@ -167,23 +149,20 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
     Args:
         named: what the table shows, see `table_runs`.
     """
-    entries = study.tables.get(f"table_{number}", ())
     own = datasets_by_published_name(study)
+    mapped: dict[tuple[str, str, str, str], list[_Runs]] = {}  # by data set, epsilon, published method and variant
+    for entry in study.tables.get(f"table_{number}", ()):
+        for dataset in study.datasets_of(entry.method):
+            for epsilon in map(epsilon_text, study.epsilons_of(dataset, entry.method)):
+                runs = _Runs(dataset, epsilon, entry.method, sampler_of(study, entry) or "")
+                mapped.setdefault((dataset, epsilon, entry.published, entry.variant), []).append(runs)
     keys = ["dataset", "resolution", "epsilon", "method", "variant", "delta"]
-    found: dict[tuple[Any, ...], _Row] = {}
-    for line in chosen.to_dict("records"):
-        row = found.setdefault(tuple(line[key] for key in keys), _Row(**{key: line[key] for key in keys}))
-        row.lines[line["metric"]] = line
-    rows = list(found.values())
-    for row in rows:
-        dataset = own.get((row.dataset, row.resolution))
-        if dataset is None or row.epsilon not in map(epsilon_text, study.epsilons_of(dataset)):
-            continue
-        for entry in entries:
-            mapped = (entry.published, entry.variant) == (row.method, row.variant)
-            served = dataset in study.datasets_of(entry.method)
-            if mapped and served and row.epsilon in map(epsilon_text, study.epsilons_of(dataset, entry.method)):
-                row.runs.append(_Runs(dataset, row.epsilon, entry.method, sampler_of(study, entry) or ""))
+    rows = []
+    for key, lines in chosen.groupby(keys, sort=False):
+        row = _Row(*key, lines={line["metric"]: line for line in lines.to_dict("records")})
+        dataset = own.get((row.dataset, row.resolution), "")
+        row.runs = mapped.get((dataset, row.epsilon, row.method, row.variant), [])
+        rows.append(row)
     used = {runs for row in rows for runs in row.runs}
     names = {dataset: place for place, dataset in own.items()}
     for dataset, method, sampler in named:
@@ -211,16 +190,15 @@ def _ours(
     found: list[_Ours] = []
     no_value = False
     for runs in row.runs if column else ():
-        summary = known.get((*column.key, *runs), Summary())
         mine = _of(metrics[metrics["metric"] == column.metric], runs)
-        no_value |= not summary.n and len(mine) > 0
-        if summary.n:
-            departures = _departures(row, mine, _of(audits, runs, sampler=False)["n"], study.methods[runs.method].scale)
+        if summary := known.get((*column.key, *runs)):
+            sizes = _of(audits, runs[:-1])["n"]
+            facts = [*_departures(row, mine, sizes, study.methods[runs.method].scale), *_unverified(study, runs)]
             same = not _other_protocols(mine)
             if column.metric == "fid":
                 same = set(mine["num_synthetic"]) == {_SYNTHETIC_IMAGES}
-            facts = (*departures, *_unverified(study, runs))
-            found.append(_Ours(summary, runs.method, facts, same_protocol=same))
+            found.append(_Ours(summary, runs.method, tuple(facts), same_protocol=same))
+        no_value |= summary is None and len(mine) > 0
     if len(found) > 1:
         raise UserError(
             f"tables.table_{number}: {found[0].method} and {found[1].method} both have {column.metric} for the "
@@ -229,9 +207,13 @@ def _ours(
     return found[0] if found else _Ours(no_value=no_value)
 
 
-def _data(row: _Row) -> dict[str, Any]:
+def _status(row: _Row) -> str:
+    return ", ".join(dict.fromkeys(line["status"] for line in row.lines.values()))
+
+
+def _data(row: _Row, mine: Mapping[str, _Ours]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
-    for metric, ours in row.ours.items():
+    for metric, ours in mine.items():
         line = row.lines.get(metric, {"value": math.nan, "status": ""})
         numbers |= {
             f"{metric}_mean": ours.found.mean, f"{metric}_std": ours.found.std, f"{metric}_n": ours.found.n,
@@ -239,85 +221,75 @@ def _data(row: _Row) -> dict[str, Any]:
             f"{metric}_difference": ours.found.mean - line["value"] if ours.same_protocol else math.nan,
             f"{metric}_status": line["status"] if ours.found.n else NO_VALUE if ours.no_value else NOT_RUN,
         }  # fmt: skip
-    departures = dict.fromkeys(fact for ours in row.ours.values() for fact in ours.departures)
     return {
         "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
-        "variant": row.variant, "published_delta": row.delta, "published_status": row.status,
+        "variant": row.variant, "published_delta": row.delta, "published_status": _status(row),
         "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
         "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
-        **numbers, "departures": "; ".join(departures),
+        **numbers, "departures": "; ".join(dict.fromkeys(fact for ours in mine.values() for fact in ours.departures)),
     }  # fmt: skip
 
 
-def _cells(row: _Row, study: Study, sides: Mapping[str, set[int]]) -> dict[str, str]:
-    names = [
-        f"{runs.method}, {runs.sampler}" if len(study.methods[runs.method].samplers) > 1 else runs.method
-        for runs in row.runs
-    ]
+def _cells(row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Sequence[int]) -> dict[str, str]:
+    """The row as text; `sides`: of the images that the paper has of a data set of this name."""
+    dataset = row.dataset
+    if row.resolution is None and len(sides):
+        dataset += " (own)"  # another one by a name of the paper's
+    elif row.resolution is not None and len(sides) > 1:
+        dataset += f" {row.resolution}x{row.resolution}"
+    several = {runs.method for runs in row.runs if len(study.methods[runs.method].samplers) > 1}
+    names = [f"{runs.method}, {runs.sampler}" if runs.method in several else runs.method for runs in row.runs]
     # a classifier has one accuracy and no other number; it shares a published row with others
-    one = not row.method and study.is_classifier(row.runs[0].method) and any(o.found.n for o in row.ours.values())
+    one = not row.method and study.is_classifier(row.runs[0].method) and any(ours.found.n for ours in mine.values())
     numbers: dict[str, str] = {}
-    for metric, ours in row.ours.items():
-        texts = _texts(ours, row.lines.get(metric), metric)
-        numbers |= dict(
-            zip(_headers(metric), (MISSING, *texts[1:]) if one and not ours.found.n else texts, strict=True)
-        )
+    for metric, ours in mine.items():
+        shown, theirs, difference = MISSING if one or ours.no_value else NOT_RUN, MISSING, MISSING
+        if ours.found.n:
+            shown = cell_text(ours.found, None if metric == "fid" else 1) + f" {MARK}" * bool(ours.departures)
+        if line := row.lines.get(metric):
+            theirs = line["quoted"]
+            if ours.same_protocol:
+                decimals = len(theirs.partition(".")[2])
+                difference = f"{rounded(ours.found.mean - line['value'], decimals):+.{decimals}f}"
+        numbers |= zip(_headers(metric), (shown, theirs, difference), strict=True)
     return {
-        "Dataset": _dataset_label(row, sides),
-        "ε": epsilon_label(row.epsilon), "Method": row.method or MISSING, "Variant": row.variant or MISSING,
-        "Ours": "; ".join(names) or MISSING, **numbers, "Status": row.status or MISSING,
+        "Dataset": dataset, "ε": epsilon_label(row.epsilon), "Method": row.method or MISSING,
+        "Variant": row.variant or MISSING, "Ours": "; ".join(names) or MISSING, **numbers,
+        "Status": _status(row) or MISSING,
     }  # fmt: skip
-
-
-def _dataset_label(row: _Row, sides: Mapping[str, set[int]]) -> str:
-    """The name, with the size where the paper has several; "own" where another data set has a name of the paper's."""
-    known = sides.get(row.dataset, set())
-    if row.resolution is None:
-        return f"{row.dataset} (own)" if known else row.dataset
-    return f"{row.dataset} {row.resolution}x{row.resolution}" if len(known) > 1 else row.dataset
 
 
 def _headers(metric: str) -> tuple[str, str, str]:
-    arrow = "↓" if metric == "fid" else "↑"
-    return f"{_METRICS[metric]} {arrow}", f"{_METRICS[metric]}, paper", f"{_METRICS[metric]}, difference"
-
-
-def _texts(ours: _Ours, line: Mapping[str, Any] | None, metric: str) -> tuple[str, str, str]:
-    shown = MISSING if ours.no_value else NOT_RUN
-    if ours.found.n:
-        shown = cell_text(ours.found, None if metric == "fid" else 1) + (f" {MARK}" if ours.departures else "")
-    if line is None:
-        return shown, MISSING, MISSING
-    decimals = len(line["quoted"].partition(".")[2])
-    difference = rounded(ours.found.mean - line["value"], decimals)
-    return shown, line["quoted"], f"{difference:+.{decimals}f}" if ours.same_protocol else MISSING
+    title = _METRICS[metric]
+    return f"{title} {'↓' if metric == 'fid' else '↑'}", f"{title}, paper", f"{title}, difference"
 
 
 # --- what differs ---------------------------------------------------------------------------------------------
 
 
-def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | None) -> list[str]:
-    """In what runs differ from the paper's, in words; empty where nothing is known to.
+def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | None) -> Iterator[str]:
+    """In what runs differ from the paper's, in words; nothing where nothing is known to.
 
     Args:
         mine: their rows of one metric.
         sizes: their numbers of training images, from the audits.
     """
-    deltas = [delta for delta in mine["delta"].unique() if not math.isnan(delta)]
     published = math.nan if "/" in row.delta else float(row.delta or "nan")
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
-    return [
-        *([] if scale == PAPER_SCALE else [scale or "scale not stated"]),
-        *(f"protocol {name}" for name in _other_protocols(mine)),
-        *(f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}" for n in mine["num_synthetic"].unique()
-          if n not in (0, _SYNTHETIC_IMAGES)),
-        *(f"uses public data: {name}" for name in mine["public_data"].unique() if name),
-        *(f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT)),
-        *["not audited"] * int(mine["delta"].isna().any()),
-        *(f"delta {delta:.2g} instead of {row.delta}" for delta in deltas
-          if row.delta and not math.isclose(delta, published, rel_tol=1e-6)),
-        *(f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected and n != expected),
-    ]  # fmt: skip
+    if scale != PAPER_SCALE:
+        yield scale or "scale not stated"
+    yield from (f"protocol {name}" for name in _other_protocols(mine))
+    for n in mine["num_synthetic"].unique():
+        if n not in (0, _SYNTHETIC_IMAGES):
+            yield f"{n:,} synthetic images instead of {_SYNTHETIC_IMAGES:,}"
+    yield from (f"uses public data: {name}" for name in mine["public_data"].unique() if name)
+    yield from (f"accountant {name}" for name in mine["accountant"].unique() if name not in ("", _ACCOUNTANT))
+    if mine["delta"].isna().any():
+        yield "not audited"
+    for delta in mine["delta"].dropna().unique():
+        if row.delta and not math.isclose(delta, published, rel_tol=1e-6):
+            yield f"delta {delta:.2g} instead of {row.delta}"
+    yield from (f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected not in (None, n))
 
 
 def _other_protocols(frame: pd.DataFrame) -> list[str]:
@@ -325,31 +297,25 @@ def _other_protocols(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame["protocol"].unique() if name not in ("", DIRECT, PAPER)]
 
 
-def _unverified(study: Study, runs: _Runs) -> list[str]:
+def _unverified(study: Study, runs: _Runs) -> Iterator[str]:
     """What of their recipe could not be verified to be the paper's, in the study's words."""
-    return [
-        f"not verified: {part.what}"
-        for part in study.methods[runs.method].unverified
-        if part.when.matches(runs.dataset, float(runs.epsilon)) and runs.sampler in (part.samplers or (runs.sampler,))
-    ]
+    for part in study.methods[runs.method].unverified:
+        if part.when.matches(runs.dataset, float(runs.epsilon)) and runs.sampler in (part.samplers or (runs.sampler,)):
+            yield f"not verified: {part.what}"
 
 
-def _of(frame: pd.DataFrame, runs: _Runs, sampler: bool = True) -> pd.DataFrame:
-    names = _Runs._fields if sampler else _Runs._fields[:-1]
-    return frame[np.logical_and.reduce([frame[name] == getattr(runs, name) for name in names])]
+def _of(frame: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
+    """The rows of these runs; without their last part, of all samplers."""
+    named = zip(_Runs._fields, runs, strict=False)
+    return frame[np.logical_and.reduce([frame[name] == value for name, value in named])]
 
 
 # --- notes ----------------------------------------------------------------------------------------------------
 
 
 def _notes(
-    number: int,
-    study: Study,
-    metrics: pd.DataFrame,
-    chosen: pd.DataFrame,
-    shown: Sequence[str],
-    rows: Sequence[_Row],
-) -> Iterable[str]:
+    number: int, study: Study, metrics: pd.DataFrame, chosen: pd.DataFrame, ours: Sequence[_Ours]
+) -> Iterator[str]:
     yield (
         f"{', '.join(dict.fromkeys(chosen['source']))}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
         "deviation over n seeds (n). Difference, only under the same protocol: ours minus the paper's one seed."
@@ -361,23 +327,24 @@ def _notes(
             "results/published/published.csv."
         )
     by_method: dict[str, dict[str, None]] = {}
-    for ours in (ours for row in rows for ours in row.ours.values() if ours.departures):
-        by_method.setdefault(ours.method, {}).update(dict.fromkeys(ours.departures))
+    for one in ours:
+        if one.departures:
+            by_method.setdefault(one.method, {}).update(dict.fromkeys(one.departures))
     for method, departures in by_method.items():
         yield f"{MARK} {method}: {'; '.join(departures)}."
     if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
         yield f"What protocol {', '.join(protocols)} reaches on the real images is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])
-    if "fid" in measured and "fid" in shown:
+    if "fid" in set(chosen["metric"]) and "fid" in measured:
         train = "train" in set(metrics.loc[metrics["metric"] == "fid", "reference"])
         side = "training images, as the configurations of the paper's code have it" if train else "test images"
         yield (
             f"FID: ours is against the {side}; which side the paper reports, and how many images it drew, could not be "
             "verified."
         )
-    elif "fid" in shown and "fd" in measured:
+    elif "fid" in set(chosen["metric"]) and "fd" in measured:
         yield "FID is not run: fd is a distance by other features than Inception's."
-    doubtful = chosen.loc[~chosen["privacy_status"].isin(["sound", "unknown"]), ["method", "privacy_status"]]
-    if not doubtful.empty:
-        named = (f"{method} ({status})" for method, status in doubtful.drop_duplicates().to_numpy().tolist())
+    doubtful = chosen[~chosen["privacy_status"].isin(["sound", "unknown"])]
+    named = dict.fromkeys(f"{row.method} ({row.privacy_status})" for row in doubtful.itertuples())
+    if named:
         yield f"The published ε of these cannot be taken as it is: {', '.join(named)}."

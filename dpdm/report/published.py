@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.params import Count
 from dpdm.report.selection import check_entries
-from dpdm.report.tables import MISSING, Table, epsilon_label
+from dpdm.report.tables import MISSING, Table, epsilon_label, group_numbers
 from dpdm.specs import epsilon_text
 
 # What is known about the epsilon that a paper states; the report prints these meanings.
@@ -91,8 +91,8 @@ class _Status(_Line):
     public_data: Literal["yes", "no"]  # whether it uses public images, or a network trained on some
 
 
-def _read(path: str | Path, kind: type[_Line]) -> list[tuple[str, dict[str, Any]]]:
-    """(file and line number, row) of each line after the header, every field checked; `quoted` is a value's text."""
+def _read(path: str | Path, kind: type[_Line]) -> pd.DataFrame:
+    """The lines after the header, every field checked; and `place`, the file and line, and `quoted`, a value's text."""
     columns = list(kind.model_fields)
     try:
         reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(), newline=""), strict=True)
@@ -101,13 +101,19 @@ def _read(path: str | Path, kind: type[_Line]) -> list[tuple[str, dict[str, Any]
             raise UserError(f"{path}: the columns must be {', '.join(columns)}; found {found}")
         rows = []
         for row in reader:
-            where = f"{path}, line {reader.line_num}"
+            place = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise UserError(f"{where}: a line must have {len(columns)} fields; put quotes around text with a comma")
-            rows.append((where, parse_params(kind, row, where).model_dump() | {"quoted": row.get("value")}))
-        return rows
+                raise UserError(f"{place}: a line must have {len(columns)} fields; put quotes around text with a comma")
+            rows.append(parse_params(kind, row, place).model_dump() | {"place": place, "quoted": row.get("value")})
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a csv file in UTF-8 ({error})") from error
+    return pd.DataFrame(rows, columns=[*columns, "place", "quoted"])
+
+
+def _refuse(wrong: pd.DataFrame, text: str, **facts: str) -> None:
+    """Raises a UserError that names the first line of `wrong`, if there is one; `text` has its columns in braces."""
+    for row in wrong.head(1).to_dict("records"):
+        raise UserError(f"{row['place']}: {text.format(**row, **facts)}")
 
 
 def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
@@ -123,37 +129,22 @@ def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: a file is missing, has other columns, or breaks a rule of its kind; the message names the line.
     """
-    numbers = _read(path, _Number)
-    seen: dict[tuple[Any, ...], str] = {}
-    for where, row in numbers:
-        if row["metric"].startswith("acc") and row["value"] > 100:
-            raise UserError(f"{where}: an accuracy of {row['quoted']} is above 100; write per cent")
-        key = tuple(row[name] for name in _Number.model_fields if name not in ("value", "status"))
-        if key in seen:
-            raise UserError(f"{where}: the same number is in {seen[key]}; delete one")
-        seen[key] = where
-    used = {(row["method"], row["protocol"]) for _, row in numbers}
-    known: dict[tuple[str, str], dict[str, str]] = {}
-    for where, row in _read(status_path, _Status):
-        key = (row["method"], row["protocol"])
-        if key in known:
-            raise UserError(f"{where}: {key[0]} of {key[1]} is in this file twice; delete one")
-        if key not in used:
-            raise UserError(
-                f"{where}: {path} holds no number of {key[0]} of {key[1]}; write both names as they are there, or "
-                "delete the line"
-            )
-        known[key] = {name: row[name] for name in ("privacy_status", "privacy_note", "public_data")}
-    for where, row in numbers:
-        key = (row["method"], row["protocol"])
-        if key not in known:
-            raise UserError(
-                f"{where}: {status_path} lacks {key[0]} of {key[1]}; add a line with its privacy status "
-                f"({', '.join(PRIVACY_STATUS)})"
-            )
-        row |= known[key]
-    columns = [*_Number.model_fields, "quoted", "privacy_status", "privacy_note", "public_data"]
-    return pd.DataFrame([row for _, row in numbers], columns=columns)
+    numbers, known = _read(path, _Number), _read(status_path, _Status).drop(columns="quoted")
+    key, columns = ["method", "protocol"], list(_Number.model_fields)
+    accuracies = numbers["metric"].str.startswith("acc")
+    _refuse(numbers[accuracies & (numbers["value"] > 100)], "an accuracy of {quoted} is above 100; write per cent")
+    for frame, names in ((numbers, columns[:-2]), (known, key)):
+        frame["first"] = frame.groupby(names)["place"].transform("first")
+        again = frame[frame["place"] != frame["first"]]
+        _refuse(again, "{method} of {protocol} has the same in {first}; delete one")
+    text = "{numbers} holds no number of {method} of {protocol}; write both names as they are there, or delete the line"
+    used = known.merge(numbers[key].drop_duplicates(), on=key)
+    _refuse(known[~known["place"].isin(used["place"])], text, numbers=str(path))
+    joined = numbers.merge(known.drop(columns=["place", "first"]), on=key, how="left")
+    text = "{statuses} lacks {method} of {protocol}; add a line with its privacy status ({choices})"
+    facts = {"statuses": str(status_path), "choices": ", ".join(PRIVACY_STATUS)}
+    _refuse(joined[joined["privacy_status"].isna()], text, **facts)
+    return joined[[*columns, "quoted", "privacy_status", "privacy_note", "public_data"]]
 
 
 def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
@@ -183,19 +174,17 @@ def check_tables(study: Study, path: str | Path) -> None:
     check_entries(study)
     if study.tables:
         datasets_by_published_name(study)
-    rows = [row for _, row in _read(path, _Number) if row["protocol"] == PAPER]
+    rows = _read(path, _Number)
     for table, entries in study.tables.items():
-        known: dict[str, list[str]] = {}
-        for row in rows:
-            if f"table_{row['table']}" == table:
-                known.setdefault(row["method"], []).append(row["variant"])
+        own = rows[(rows["protocol"] == PAPER) & ("table_" + rows["table"] == table)]
+        known = own.groupby("method", sort=False)["variant"].unique()
         for number, entry in enumerate(entries):
             place, variants = f"tables.{table}[{number}]", known.get(entry.published)
             if variants is None:
-                hint = nearest(entry.published, known)
+                hint = nearest(entry.published, list(known.index))
                 raise UserError(f"{place}.published: {table} has no row {entry.published!r}; {hint}")
             if entry.variant not in variants:
-                named = [variant for variant in dict.fromkeys(variants) if variant]
+                named = list(filter(None, variants))
                 hint = nearest(entry.variant, named) if named else "leave the key out"
                 raise UserError(
                     f"{place}.variant: {entry.published} has no variant {entry.variant!r} in {table}; {hint}"
@@ -215,28 +204,25 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
         dataset: a name in its column `dataset`.
     """
     keys = ["epsilon", "method", "protocol", "variant", "resolution", "delta", "source", "status", "privacy_status"]
-    found: dict[tuple[Any, ...], dict[str, tuple[float, str]]] = {}
-    for row in published[published["dataset"] == dataset].to_dict("records"):
-        if row["metric"] == _VARIANT_IS_PROTOCOL:
-            row["variant"] = ""
-        found.setdefault(tuple(row[key] for key in keys), {})[row["metric"]] = (row["value"], row["quoted"])
-    rows = sorted(found.items(), key=lambda item: float(item[0][0]))  # stable: the order of the file within an epsilon
-
-    metrics = [name for name in (*_COLUMNS, *_OTHER) if any(name in values for _, values in rows)]
+    chosen = published[published["dataset"] == dataset]
+    chosen = chosen.assign(variant=chosen["variant"].mask(chosen["metric"] == _VARIANT_IS_PROTOCOL, ""))
+    groups = list(chosen.groupby(keys, sort=False))
+    groups.sort(key=lambda item: float(item[0][0]))  # stable: the order of the file within an epsilon
+    metrics = [name for name in (*_COLUMNS, *_OTHER) if name in set(chosen["metric"])]
     titles = {name: f"{title} {'↓' if name == 'fid' else '↑'}" for name, title in _COLUMNS.items() if name in metrics}
     others = [name for name in _OTHER if name in metrics]
     data, cells = [], []
-    for key, values in rows:
-        row = dict(zip(keys, key, strict=True))
-        data.append({"dataset": dataset, **row, **{name: values.get(name, (math.nan, ""))[0] for name in metrics}})
-        text = {title: values[name][1] if name in values else MISSING for name, title in titles.items()}
-        stated = [f"{values[name][1]} ({_OTHER[name]})" for name in others if name in values]
+    for key, lines in groups:
+        row, lines = dict(zip(keys, key, strict=True)), lines.set_index("metric")
+        values, quoted = lines["value"].to_dict(), lines["quoted"].to_dict()
+        data.append({"dataset": dataset, **row, **{name: values.get(name, math.nan) for name in metrics}})
         cells.append(
             {
                 "ε": epsilon_label(row["epsilon"]), "Method": row["method"],
                 "Protocol": row["protocol"].partition(" (")[0],  # in full in `privacy_table`
-                "Variant": row["variant"] or MISSING, "Size": str(row["resolution"]), **text,
-                _OTHER_TITLE: ", ".join(stated) or MISSING,
+                "Variant": row["variant"] or MISSING, "Size": str(row["resolution"]),
+                **{title: quoted.get(name, MISSING) for name, title in titles.items()},
+                _OTHER_TITLE: ", ".join(f"{quoted[n]} ({_OTHER[n]})" for n in others if n in quoted) or MISSING,
                 # without a finite epsilon there is no claim to judge
                 "Privacy status": MISSING if row["epsilon"] == "inf" else row["privacy_status"],
                 "δ": row["delta"] or MISSING, "Status": row["status"], "Source": row["source"],
@@ -248,7 +234,7 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
         pd.DataFrame(data, columns=["dataset", *keys, *metrics]),
         pd.DataFrame(cells, columns=headers),
         frozenset(["ε", *titles.values(), _OTHER_TITLE]),
-        groups=tuple(pd.factorize(pd.Series([row["epsilon"] for row in data], dtype=str))[0].tolist()),
+        groups=group_numbers(row["epsilon"] for row in data),
     )
 
 
@@ -272,7 +258,7 @@ def best_table(published: pd.DataFrame) -> Table:
         "Privacy status": best["privacy_status"], "Source": best["source"],
     })  # fmt: skip
     keys = ["dataset", "epsilon", "protocol", "method", "metric", "value", "privacy_status", "source"]
-    groups = tuple(pd.factorize(best["dataset"] + best["epsilon"])[0].tolist())
+    groups = group_numbers(best["dataset"] + best["epsilon"])
     return Table(best[keys], cells, frozenset(["ε", "Best accuracy %"]), groups=groups)
 
 

@@ -15,16 +15,11 @@ from dpdm.config import Study
 from dpdm.layout import Layout
 from dpdm.report.collect import SPENT
 from dpdm.report.selection import score_files
-from dpdm.report.tables import accounting_verdict, epsilon_label
+from dpdm.report.tables import accounting_verdict, epsilon_label, run_anchor
 from dpdm.specs import Coordinates, RunSpec, epsilon_text
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SHOWN = {".json": 1, ".log": 2, ".jsonl": 3, ".png": 4}  # files of a run that the page links to, in this order
-
-
-def run_anchor(dataset: str, method: str, epsilon: str) -> str:
-    """The id, within the page, of the runs behind a row of results."""
-    return "-".join(["runs", dataset, method, *([epsilon] if epsilon else [])])
 
 
 def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -1,21 +1,23 @@
 """Tables: one pivot of the tidy rows, written as csv (numbers) and as md, tex and html (the same cells as text)."""
 
 import collections
+import functools
 import html
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import pandas as pd
 from scipy.special import stdtrit
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
-from dpdm.report.collect import SPENT
+from dpdm.report.collect import RUN, SPENT
 from dpdm.report.registry import Material
 from dpdm.specs import epsilon_text
 
@@ -60,7 +62,7 @@ class Table:
         data: plain columns; what the csv holds.
         cells: text; its column names are the printed headers.
         flush_right: headers of columns that hold numbers.
-        bold: (row, column) positions in `cells` of the best private values.
+        bold: (row, header) of the best private values.
         groups: one number per row; a rule is drawn where it changes.
         notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
         runs: by row and header, dataset, method and epsilon text of the runs behind that cell.
@@ -70,7 +72,7 @@ class Table:
     data: pd.DataFrame
     cells: pd.DataFrame
     flush_right: frozenset[str] = frozenset()
-    bold: frozenset[tuple[int, int]] = frozenset()
+    bold: frozenset[tuple[int, str]] = frozenset()
     groups: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     runs: Mapping[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
@@ -78,51 +80,23 @@ class Table:
 
     def without(self, header: str) -> "Table":
         """The same table printed without one column, as where a heading names the dataset already."""
-        at = self.cells.columns.get_loc(header)
-        bold = frozenset((i, j - (j > at)) for i, j in self.bold if j != at)
-        return replace(self, cells=self.cells.drop(columns=header), bold=bold)
+        return replace(self, cells=self.cells.drop(columns=header))
 
     def counted_once(self) -> tuple["Table", int]:
         """The same table without the commonest "(n)" of its cells, and this n (0 if no cell has one).
 
         A narrow cell breaks before its ±, and not behind it.
         """
-        found = [re.search(r" \((\d+)\)$", cell) for cell in self.cells[list(self.flush_right)].to_numpy().ravel()]
-        counts = collections.Counter(int(match[1]) for match in found if match)
-        if not counts:
-            return self, 0
-        n = max(counts, key=lambda n: (counts[n], n))
-        shorter = {
-            name: self.cells[name].str.removesuffix(f" ({n})").str.replace("± ", "±\N{NO-BREAK SPACE}")
-            for name in self.flush_right
-        }
-        return replace(self, cells=self.cells.assign(**shorter)), n
+        numbers = self.cells[[name for name in self.cells if name in self.flush_right]]
+        counts = collections.Counter(re.findall(r" \((\d+)\)$", "\n".join(numbers.to_numpy().ravel()), re.M))
+        n = max(counts, key=lambda n: (counts[n], int(n)), default="0")
+        shorter = numbers.apply(lambda texts: texts.str.removesuffix(f" ({n})").str.replace("± ", "±\xa0"))
+        return replace(self, cells=self.cells.assign(**shorter)), int(n)
 
-    def by(self, header: str) -> list["Table"]:
-        """One table for each text of a column, in order; the notes are below the last."""
-        parts = []
-        for _, rows in self.cells.groupby(header, sort=False).indices.items():
-            new = {int(i): k for k, i in enumerate(rows)}
-            parts.append(
-                replace(
-                    self, data=self.data.iloc[rows], cells=self.cells.iloc[rows], notes=(),
-                    bold=frozenset((new[i], j) for i, j in self.bold if i in new),
-                    groups=tuple(self.groups[i] for i in rows) if self.groups else (),
-                    runs={(new[i], name): runs for (i, name), runs in self.runs.items() if i in new},
-                )
-            )  # fmt: skip
-        return [*parts[:-1], replace(parts[-1], notes=self.notes)] if parts else [self]
-
-    def bodies(self) -> Iterator[list[tuple[int, list[str]]]]:
-        """Groups of (row number, cells)."""
-        body: list[tuple[int, list[str]]] = []
-        for i, row in enumerate(self.cells.to_numpy().tolist()):
-            if body and self.groups and self.groups[i] != self.groups[i - 1]:
-                yield body
-                body = []
-            body.append((i, row))
-        if body:
-            yield body
+    def bodies(self) -> list[list[tuple[int, dict[str, str]]]]:
+        """Groups of (row number, text by header)."""
+        rows = enumerate(self.cells.to_dict("records"))
+        return [list(body) for _, body in itertools.groupby(rows, key=lambda row: self.groups and self.groups[row[0]])]
 
 
 # --- metrics --------------------------------------------------------------------------------------------------
@@ -153,6 +127,11 @@ class MetricColumn(NamedTuple):
         """The title with the arrow that says which way is better."""
         return f"{self.title} {'↑' if self.sign > 0 else '↓'}"
 
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is one of a classifier."""
+        return self.metric.startswith("acc_")
+
 
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """The metrics present, in reading order; of several reference sets the training set is shown.
@@ -160,31 +139,36 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     Only FID has a column for each, the training set's first: papers report either.
     """
     rows = metrics[["metric", "extractor", "reference", "direction"]].drop_duplicates()
-    measured = dict.fromkeys(zip(rows["metric"], rows["extractor"], strict=True))  # in this order
+    measured = list(dict.fromkeys(zip(rows["metric"], rows["extractor"], strict=True)))  # in this order
     rows = rows.sort_values("reference", key=lambda column: column != "train", kind="stable")
     shown = rows[(rows["metric"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
-    kinds = {metric: "acc" if metric.startswith("acc_") else metric for metric in shown["metric"]}
-    distances = shown[~shown["metric"].map(lambda name: name == "fid" or kinds[name] == "acc").astype(bool)]
+    distances = shown[~shown["metric"].str.fullmatch("fid|acc_.*").astype(bool)]
     several = distances.loc[distances["extractor"] != "", "extractor"].nunique() > 1
     columns = []
     for metric, extractor, reference, direction in shown.itertuples(index=False):
-        title, decimals = _TITLES.get(kinds[metric], (metric, None))
+        title, decimals = _TITLES.get("acc" if metric.startswith("acc_") else metric, (metric, None))
         by = _NAMES.get(extractor, extractor)
-        if kinds[metric] == "acc":
+        if metric.startswith("acc_"):
             classifier = metric.removeprefix("acc_")
             title = f"{_NAMES.get(classifier, classifier)} {title}" + (f" ({by})" if by else "")
         else:  # the reader needs the extractor only where two are compared; FID is Inception's by its name
             title = " ".join(filter(None, [title, by if several and metric != "fid" else "", f"({reference})"]))
-        columns.append(
-            MetricColumn(metric, extractor, reference, title, {"lower": -1, "higher": 1}[direction], decimals)
-        )
-    order, places = [*_TITLES], [*measured]
+        sign = {"lower": -1, "higher": 1}[direction]
+        columns.append(MetricColumn(metric, extractor, reference, title, sign, decimals))
+    order = {kind: place for place, kind in enumerate(_TITLES)}
 
     def place(column: MetricColumn) -> tuple[int, int]:
-        kind = kinds[column.metric]
-        return order.index(kind) if kind in order else len(order), places.index(column[:2])
+        kind = "acc" if column.is_accuracy else column.metric
+        return order.get(kind, len(order)), measured.index(column[:2])
 
     return sorted(columns, key=place)  # stable
+
+
+def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
+    """What methods are compared by: the image distance (FID, else FD), then the accuracies; not what has no value."""
+    columns = metric_columns(with_values(metrics))
+    distances = [c for name in ("fid", "fd") for c in columns if c.metric == name][:1]
+    return distances + [c for c in columns if c.is_accuracy]
 
 
 def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -197,8 +181,7 @@ def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summar
 
     NaN values do not count. A group without any value is left out: take `Summary()` for it.
     """
-    names = ["metric", "extractor", "reference", *keys]
-    groups = metrics.dropna(subset=["value"]).groupby(names, sort=False)
+    groups = metrics.dropna(subset=["value"]).groupby(["metric", "extractor", "reference", *keys], sort=False)
     found = groups.agg(mean=("value", "mean"), std=("value", "std"), seeds=("seed", list), values=("value", list))
     return {
         key: Summary(mean, std, len(values), dict(zip(seeds, values, strict=True)))
@@ -217,9 +200,8 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
     Both under one protocol; a classifier trained on the private images has none, and is held against any.
     """
     scores = metrics[metrics["metric"].str.startswith("acc_")].dropna(subset="value")
-    means = scores.groupby(["dataset", "metric", "protocol", "method", "epsilon", "sampler"], sort=False)[
-        "value"
-    ].mean()
+    keys = ["dataset", "metric", "protocol", "method", "epsilon", "sampler"]
+    means = scores.groupby(keys, sort=False)["value"].mean()
     real = {key[:3]: mean for key, mean in means.items() if key[3] == "real"}
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for (dataset, metric, protocol, method, epsilon, _), mean in means.items():
@@ -231,21 +213,18 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
 
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
     """Each method as people read it: anchors, classifiers and methods with public data say what they are."""
-    classifiers = set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
+    classifiers = dict.fromkeys(metrics.loc[metrics["protocol"] == DIRECT, "method"], " (classifier)")
     anchors = ANCHOR_LABELS | ({"real": NO_CEILING} if above_ceiling(metrics) else {})
     public = public_marks(metrics)
     return {
-        method: (f"{method} (classifier)" if method in classifiers else anchors.get(method, method))
-        + public.get(method, "")
+        method: anchors.get(method, method) + classifiers.get(method, "") + public.get(method, "")
         for method in dict.fromkeys(metrics["method"])
     }
 
 
 def public_marks(frame: pd.DataFrame) -> dict[str, str]:
     """What follows the name of each method that learnt from public data; `frame`: metrics or audits."""
-    used: dict[str, dict[str, None]] = {}
-    for method, name in frame.loc[frame["public_data"] != "", ["method", "public_data"]].itertuples(index=False):
-        used.setdefault(method, {})[name] = None
+    used = frame[frame["public_data"] != ""].groupby("method")["public_data"].unique()
     return {method: f" (uses public data: {'; '.join(names)})" for method, names in used.items()}
 
 
@@ -256,6 +235,10 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
 
 
 # --- results --------------------------------------------------------------------------------------------------
+
+_STATS = ("mean", "std", "n")
+NEVER_BOLD = ("precision", "nearest_ratio")  # noise has a high one; a check, and no score
+FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
 
 def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
@@ -272,73 +255,61 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         mixed: whether to print the protocols; if left out, where there are several.
     """
     columns = metric_columns(metrics) if columns is None else columns
-    mixed = _mixes_protocols(metrics) if mixed is None else mixed
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
     known, direct = summaries(metrics, *keys), set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
-    protocols: dict[tuple[str, ...], dict[str, None]] = {}
-    for *key, protocol in metrics[[*keys, "protocol"]].drop_duplicates().itertuples(index=False, name=None):
-        protocols.setdefault(tuple(key), {}).update({protocol: None} if protocol else {})
+    protocols = metrics.groupby(keys, sort=False)["protocol"].agg(lambda names: "; ".join(filter(None, names.unique())))
     data: list[dict[str, Any]] = []
     cells: list[dict[str, str]] = []
-    summary_rows: list[list[Summary]] = []
+    found: list[dict[MetricColumn, Summary]] = []
     for row in _result_rows(metrics, keys):
         place = tuple(row.values())
-        protocol = "; ".join(protocols[place])
-        found = [known.get((*c.key, *place), Summary()) for c in columns]
-        summary_rows.append(found)
-        numbers = {f"{c.name}_{s}": getattr(v, s) for c, v in zip(columns, found, strict=True) for s in _STATS}
-        data.append({**row, "protocol": protocol, **numbers})
+        found.append({c: known.get((*c.key, *place), Summary()) for c in columns})
+        numbers = {f"{c.name}_{stat}": getattr(s, stat) for c, s in found[-1].items() for stat in _STATS}
+        data.append(row | {"protocol": protocols[place]} | numbers)
         shown = row | {"epsilon": epsilon_label(row["epsilon"]), "method": labels[row["method"]]}
         if several and row["method"] not in several:
             shown["sampler"] = ""
-        texts = {c.header: cell_text(v, c.decimals) for c, v in zip(columns, found, strict=True)}
-        cells.append({_HEADERS[key]: shown[key] for key in keys} | {"Protocol": protocol} | texts)
-    sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in ANCHORS else "") for r in data]
-    sections = [(*s, r["method"]) if "source" in keys else s for s, r in zip(sections, data, strict=True)]
+        texts = {c.header: cell_text(s, c.decimals) for c, s in found[-1].items()}
+        cells.append({_HEADERS[key]: shown[key] for key in keys} | {"Protocol": protocols[place]} | texts)
+    apart = set(metrics["method"]) if "source" in keys else set(ANCHORS)  # with a section for themselves
+    sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in apart else "") for r in data]
     headers = [c.header for c in columns]
+    printed = [*["Protocol"] * (_mixes_protocols(metrics) if mixed is None else mixed), *headers]
     return Table(
         pd.DataFrame(data, columns=[*keys, "protocol", *(f"{c.name}_{s}" for c in columns for s in _STATS)]),
-        pd.DataFrame(cells, columns=[*(_HEADERS[key] for key in keys), *["Protocol"] * mixed, *headers]),
+        pd.DataFrame(cells, columns=[*(_HEADERS[key] for key in keys), *printed]),
         frozenset([*headers, "ε"]),
-        frozenset() if "source" in keys else _best(data, summary_rows, columns, direct, len(keys) + mixed),
+        frozenset() if "source" in keys else _best(data, found, direct),
         group_numbers(sections),
         runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(data)},
         not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall", "nearest_ratio")),
     )
 
 
-_STATS = ("mean", "std", "n")
+def results(material: Material) -> Table:
+    """`results_table` of a whole study."""
+    return results_table(material.metrics)
 
 
-def dataset_results(metrics: pd.DataFrame, dataset: str, accuracies_first: bool = False) -> Table:
-    """`results_table` of one dataset, with the metrics that have a value there."""
+def dataset_results(metrics: pd.DataFrame, dataset: str, columns: list[MetricColumn] | None = None) -> Table:
+    """`results_table` of one dataset, without this name, with these metrics, or all that have a value there."""
     chosen = metrics[metrics["dataset"] == dataset]
-    columns = metric_columns(with_values(chosen))
-    if accuracies_first:
-        columns.sort(key=lambda column: not column.metric.startswith("acc_"))  # stable
-    return results_table(chosen, columns, _mixes_protocols(metrics))
+    columns = metric_columns(with_values(chosen)) if columns is None else columns
+    return results_table(chosen, columns, _mixes_protocols(metrics)).without("Dataset")
 
 
 def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
-    order = {name: list(dict.fromkeys(metrics[name])) for name in ("dataset", "method", *keys[-1:])}
-
-    def place(row: dict[str, str]) -> tuple[Any, ...]:
-        return (
-            order["dataset"].index(row["dataset"]), {"real": 0, "label_only": 2}.get(row["method"], 1),
-            float(row["epsilon"] or 0), order["method"].index(row["method"]), row.get("sampler", ""),
-            order["source"].index(row["source"]) if "source" in row else 0,
-        )  # fmt: skip
-
-    return sorted(metrics[keys].drop_duplicates().to_dict("records"), key=place)
+    """The rows' coordinates in the order of printing: by name, the samplers; all else as in `metrics`."""
+    rows = metrics[keys].drop_duplicates(ignore_index=True)
+    places = pd.DataFrame({key: rows[key] if key == "sampler" else pd.factorize(rows[key])[0] for key in keys})
+    places["epsilon"] = rows["epsilon"].replace("", "0").astype(float)
+    places.insert(1, "anchor", rows["method"].map({"real": 0, "label_only": 2}).fillna(1))
+    return rows.loc[places.sort_values(list(places), kind="stable").index].to_dict("records")
 
 
 def _mixes_protocols(metrics: pd.DataFrame) -> bool:
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
-
-
-NEVER_BOLD = ("precision", "nearest_ratio")  # noise has a high one; a check, and no score
-FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
 
 def distinguished(best: Summary, other: Summary, sign: int) -> bool:
@@ -351,27 +322,23 @@ def distinguished(best: Summary, other: Summary, sign: int) -> bool:
 
 
 def _best(
-    data: Sequence[Mapping[str, Any]],
-    found: Sequence[Sequence[Summary]],
-    columns: Sequence[MetricColumn],
-    classifiers: set[str],
-    offset: int,
-) -> frozenset[tuple[int, int]]:
+    data: Sequence[Mapping[str, Any]], found: Sequence[Mapping[MetricColumn, Summary]], classifiers: set[str]
+) -> frozenset[tuple[int, str]]:
     """By data set, finite epsilon and metric the best generator, and all that it cannot be distinguished from.
 
     Only those with FEW seeds or more, where two methods have them. Never of NEVER_BOLD.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str, MetricColumn], dict[int, Summary]] = {}
     for i, row in enumerate(data):
         if row["epsilon"] not in ("", "inf") and row["method"] not in classifiers:
-            groups.setdefault((row["dataset"], row["epsilon"]), []).append(i)
+            for column, summary in found[i].items():
+                if summary.n >= FEW and column.metric not in NEVER_BOLD:
+                    groups.setdefault((row["dataset"], row["epsilon"], column), {})[i] = summary
     bold = set()
-    for rows in groups.values():
-        for j, column in enumerate(columns):
-            rivals = {i: found[i][j] for i in rows if found[i][j].n >= FEW and column.metric not in NEVER_BOLD}
-            if len({data[i]["method"] for i in rivals}) > 1:
-                best = max(rivals.values(), key=lambda summary: column.sign * summary.mean)
-                bold |= {(i, offset + j) for i, s in rivals.items() if not distinguished(best, s, column.sign)}
+    for (*_, column), rivals in groups.items():
+        if len({data[i]["method"] for i in rivals}) > 1:
+            best = max(rivals.values(), key=lambda summary: column.sign * summary.mean)
+            bold |= {(i, column.header) for i, s in rivals.items() if not distinguished(best, s, column.sign)}
     return frozenset(bold)
 
 
@@ -393,14 +360,7 @@ def rounded(value: float, decimals: int) -> float:
     return round(value, decimals) + 0.0
 
 
-def results(material: Material) -> Table:
-    """`results_table` of a whole study."""
-    return results_table(material.metrics)
-
-
 # --- audits, methods, cost ------------------------------------------------------------------------------------
-
-_RUN = ["dataset", "method", "epsilon", "seed"]
 
 
 def audit_table(audits: pd.DataFrame) -> Table:
@@ -410,31 +370,32 @@ def audit_table(audits: pd.DataFrame) -> Table:
     Seeds share one row when their budget, delta and mechanism agree; its accounting passes only if that of all its
     runs does. Without noise there is none.
     """
-    texts = [_mechanism(event) for event in audits.to_dict("records")]
-    together = audits.assign(mechanism=pd.Series(texts, audits.index, dtype=object)).groupby(_RUN, sort=False)
-    runs = audits.drop_duplicates(_RUN).assign(mechanism=together["mechanism"].agg("; ".join).to_list())
+    mechanisms = list(map(_mechanism, audits.to_dict("records")))
+    events = audits.assign(mechanism=pd.Series(mechanisms, audits.index, dtype=object))
+    together = events.groupby(RUN, sort=False)["mechanism"].agg("; ".join)
+    runs = audits.drop_duplicates(RUN).assign(mechanism=together.to_list())
     keys = ["dataset", "method", "target_epsilon", "delta", "accountant", "mechanism"]
-    spent = {f"{column}_max": (column, "max") for column in SPENT.values()}
-    attack = {name: (name, "first") for name in audits.columns if name.startswith("attack_") or name == "attack"}
-    attack |= {"attacked_epsilon": ("attacked_epsilon", "max"), "attack_exceeded": ("attack_exceeded", "any")}
-    all_of = {name: (name, "all") for name in ("passed", "recipe_checked")}
-    names = [*keys[:-1], *spent, "attacked_epsilon", "attack", "attack_certified", "attack_confidence", "attack_runs",
-             "attack_canaries", "attack_exceeded", "mechanism", "runs", *all_of]  # fmt: skip
-    grouped = runs.groupby(keys, sort=False, dropna=False)
-    data = grouped.agg(**spent, **attack, runs=("seed", "size"), **all_of).reset_index()[names]
+    how = {f"{column}_max": (column, "max") for column in SPENT.values()}
+    how |= {"attacked_epsilon": ("attacked_epsilon", "max")}
+    how |= {name: (name, "first") for name in ("attack", *(n for n in audits if n.startswith("attack_")))}
+    how |= {"attack_exceeded": ("attack_exceeded", "any"), "runs": ("seed", "size")}
+    how |= {name: (name, "all") for name in ("passed", "recipe_checked")}
+    names = [*keys[:-1], *list(how)[:-3], "mechanism", *list(how)[-3:]]
+    data = runs.groupby(keys, sort=False, dropna=False).agg(**how).reset_index()[names]
     rows, marks = data.to_dict("records"), public_marks(audits)
     cells = pd.DataFrame({
         "Dataset": data["dataset"], "Method": [name + marks.get(name, "") for name in data["method"]],
-        "Target ε": data["target_epsilon"].map(_epsilon),
-        **{f"Spent, {name.upper()}": data[f"{column}_max"].map(_spent) for name, column in SPENT.items()},
+        "Target ε": data["target_epsilon"].map("{:g}".format).replace("inf", "∞"),
+        **{f"Spent, {n.upper()}": data[f"{c}_max"].map("{:.3f}".format).replace("inf", "∞") for n, c in SPENT.items()},
         "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
-        "Attacked": list(map(_attacked, rows)), "Attack": list(map(attack_text, rows)),
-        "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
+        "Attacked": list(map(_attacked, rows)),
+        "Attack": list(map(_attack, rows)), "δ": data["delta"].map("{:.2g}".format),
+        "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
-    groups = group_numbers([(row["dataset"], row["method"]) for row in rows])
-    runs = [(row["dataset"], row["method"], epsilon_text(row["target_epsilon"])) for row in rows]
-    return Table(data, cells, right, groups=groups, runs={(i, "Method"): run for i, run in enumerate(runs)})
+    places = [(row["dataset"], row["method"], epsilon_text(row["target_epsilon"])) for row in rows]
+    groups = group_numbers(place[:2] for place in places)
+    return Table(data, cells, right, groups=groups, runs={(i, "Method"): place for i, place in enumerate(places)})
 
 
 def audit(material: Material) -> Table:
@@ -449,22 +410,18 @@ def accounting_verdict(passed: bool, target_epsilon: float, recipe_checked: bool
     return ("✓ passed" if passed else "✗ FAILED") + ("" if recipe_checked else ", recipe unchecked")
 
 
-def attack_text(row: Mapping[str, Any]) -> str:
-    """How an attack went about it, from the columns of AUDITS; a dash where there was none."""
+def _attacked(row: Mapping[str, Any]) -> str:
+    return f"≥ {row['attacked_epsilon']:.2f}" + " ✗ ABOVE TARGET" * row["attack_exceeded"] if row["attack"] else MISSING
+
+
+def _attack(row: Mapping[str, Any]) -> str:
     if not row["attack"]:
         return MISSING
-    runs = f"{row['attack_runs']:,} run{'' if row['attack_runs'] == 1 else 's'}"
     without = f" (≥ {row['attack_certified']:.2f} without that)" if row["attack"] == "gaussian" else ""
     return (
         f"{_ATTACKS.get(row['attack'], row['attack'])}{without}, {row['attack_confidence']:.0%} confidence, "
-        f"{row['attack_canaries']:,} canaries in {runs}"
+        f"{row['attack_canaries']:,} canaries in {row['attack_runs']:,} run{'s' * (row['attack_runs'] != 1)}"
     )
-
-
-def _attacked(row: Mapping[str, Any]) -> str:
-    if not row["attack"]:
-        return MISSING
-    return f"≥ {row['attacked_epsilon']:.2f}" + (" ✗ ABOVE TARGET" if row["attack_exceeded"] else "")
 
 
 def _mechanism(event: Mapping[str, Any]) -> str:
@@ -477,20 +434,11 @@ def _mechanism(event: Mapping[str, Any]) -> str:
     return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"  # noqa: RUF001
 
 
-def _epsilon(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:g}"
-
-
-def _spent(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.3f}"
-
-
-def method_table(study: Study, described: Mapping[str, Mapping[str, str]]) -> Table:
+def method_table(study: Study, described: Mapping[str, Mapping[str, str]] = {}) -> Table:
     """Rows: the methods of a study; columns: those of `described` (by impl, header and text), tuning, and the code."""
     rows = []
     for name, spec in study.methods.items():
-        tuning = (str(spec.tuning.settings), spec.tuning.data) if spec.tuning else ("not stated",) * 2
-        tuned = dict(zip(("Settings tried", "Tried on"), tuning, strict=True))
+        tuned = {"Settings tried": str(spec.tuning.settings), "Tried on": spec.tuning.data} if spec.tuning else {}
         rows.append({"Method": name} | dict(described.get(spec.impl, {})) | tuned | {"Code": spec.impl})
     headers = ["Method", *next(iter(described.values()), ()), "Settings tried", "Tried on", "Code"]
     cells = pd.DataFrame(rows, columns=headers, dtype=object).fillna("not stated")
@@ -510,19 +458,16 @@ def resource_table(benchmarks: pd.DataFrame) -> Table:
         for frame in (benchmarks, benchmarks.assign(rule="total", method=""))
     )
     data = pd.concat([each.sort_values("sum_s", ascending=False, kind="stable"), total], ignore_index=True)
+    seconds = {f"{name} s": data[f"{name.lower()}_s"].map("{:,.1f}".format) for name in ("Mean", "Max", "Sum")}
+    memory = data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING)
     cells = pd.DataFrame({
         "Rule": data["rule"], "Method": data["method"].replace("", MISSING), "Jobs": data["jobs"].astype(str),
-        "Mean s": data["mean_s"].map(_fixed), "Max s": data["max_s"].map(_fixed), "Sum s": data["sum_s"].map(_fixed),
-        "Peak memory MB": data["max_rss_mb"].map(lambda value: _fixed(value, 0)),
+        **seconds, "Peak memory MB": memory,
     })  # fmt: skip
-    return Table(data, cells, frozenset(cells.columns[2:]), groups=group_numbers(list(data["rule"] == "total")))
+    return Table(data, cells, frozenset(cells.columns[2:]), groups=group_numbers(data["rule"] == "total"))
 
 
-def _fixed(value: float, decimals: int = 1) -> str:
-    return MISSING if math.isnan(value) else f"{value:,.{decimals}f}"
-
-
-def group_numbers(keys: Sequence[Any]) -> tuple[int, ...]:
+def group_numbers(keys: Iterable[Any]) -> tuple[int, ...]:
     """0, 0, 1, ...: a new number where the key differs from the one before."""
     return tuple(k for k, (_, same) in enumerate(itertools.groupby(keys)) for _ in same)
 
@@ -537,7 +482,7 @@ def write_table(table: Table, stem: str | Path) -> None:
         "csv": table.data.to_csv(index=False, lineterminator="\n") + "".join(f"# {note}\n" for note in table.notes),
         "md": to_markdown(table),
         "tex": to_tex(table),
-        "html": page(stem.name, table),
+        "html": page(stem.name, table, "../report.html"),
     }
     for suffix, text in texts.items():
         artifacts.write_text(stem.with_name(f"{stem.name}.{suffix}"), text)
@@ -546,11 +491,11 @@ def write_table(table: Table, stem: str | Path) -> None:
 def to_markdown(table: Table) -> str:
     """The cells as a Markdown pipe table; names keep their underscores, a pipe is escaped."""
     rows = [
-        [f"**{cell}**" if (i, j) in table.bold else cell.replace("|", "\\|") for j, cell in enumerate(row)]
+        [f"**{text}**" if (i, name) in table.bold else text.replace("|", "\\|") for name, text in row.items()]
         for body in table.bodies()
         for i, row in body
     ]
-    align = ["right" if name in table.flush_right else "left" for name in table.cells.columns]
+    align = ["right" if name in table.flush_right else "left" for name in table.cells]
     frame = pd.DataFrame(rows, columns=table.cells.columns)
     text = frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
     return "\n".join([text, *([""] if table.notes else []), *(f"- {note}" for note in table.notes), ""])
@@ -574,23 +519,24 @@ def to_tex(table: Table) -> str:
 
     The paper's tables fit a landscape page of A4.
     """
-    for header in table.not_in_tex:
-        table = table.without(header)
+    table = functools.reduce(Table.without, table.not_in_tex, table)
     spec = "".join("r" if name in table.flush_right else "l" for name in table.cells)
-    heads = " & ".join(map(_tex_header, table.cells))
+    head = [r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
+            rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule",
+            " & ".join(map(_tex_header, table.cells)) + r" \\"]  # fmt: skip
+    by_dataset = itertools.groupby(table.bodies(), key=lambda body: body[0][1].get("Dataset"))
     texts = []
-    for part in table.by("Dataset") if "Dataset" in table.cells else [table]:
-        lines = [r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
-                 rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", rf"{heads} \\"]  # fmt: skip
-        for body in part.bodies():
+    for bodies in [list(bodies) for _, bodies in by_dataset] or [[]]:
+        lines = [*head]
+        for body in bodies:
             lines.append(r"\midrule")
             for i, row in body:
-                cells = (escape_tex(cell) for cell in row)
-                cells = (rf"\textbf{{{cell}}}" if (i, j) in part.bold else cell for j, cell in enumerate(cells))
+                marks = (r"\textbf{%s}" if (i, name) in table.bold else "%s" for name in row)
+                cells = (mark % escape_tex(text) for mark, text in zip(marks, row.values(), strict=True))
                 lines.append(" & ".join(cells) + r" \\")
-        notes = [rf"\par\noindent {escape_tex(note)}" for note in part.notes]
-        texts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\par\endgroup", ""]))
-    return "\n\\bigskip\n\n".join(texts)
+        texts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    texts[-1] += "".join(f"\n\\par\\noindent {escape_tex(note)}" for note in table.notes)
+    return "\n\\bigskip\n\n".join(text + "\n\\par\\endgroup\n" for text in texts)
 
 
 def _tex_header(name: str) -> str:
@@ -602,36 +548,32 @@ def _tex_header(name: str) -> str:
     return rf"\shortstack{{{escape_tex(name[:at])}\\{escape_tex(name[at + 1 :])}}}"
 
 
-def page(title: str, table: Table) -> str:
-    """A page that shows a table."""
-    style = "body { font: 1rem sans-serif } td, th { padding: .2rem .6rem; text-align: left } .n { text-align: right }"
-    title = html.escape(title)
-    return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n{to_html(table)}'
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, to be filled in."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    pages = jinja2.Environment(loader=loader, autoescape=True, **options)
+    # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
+    pages.filters["text"] = lambda value: html.escape(value, quote=False)
+    return pages.get_template(name)
 
 
-def to_html(table: Table, links: Mapping[tuple[int, str], str] | None = None) -> str:
+def run_anchor(dataset: str, method: str, epsilon: str) -> str:
+    """The id, within the report, of the runs behind a row of results."""
+    return "-".join(filter(None, ["runs", dataset, method, epsilon]))
+
+
+def page(title: str, table: Table, report: str = "") -> str:
+    """A page that shows a table as the report does, with links into the report that lies at this relative place."""
+    links = {place: f"{report}#{run_anchor(*run)}" for place, run in table.runs.items()} if report else {}
+    return template("table.html.j2").render(title=title, report=report, table=to_html(table, links))
+
+
+def to_html(table: Table, links: Mapping[tuple[int, str], str] = {}) -> str:
     """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers, `data-` what a row is of.
 
     Args:
         links: where the cell of a row and column (its header) leads.
     """
-    links = links or {}
-    kinds = {name: ' class="n"' if name in table.flush_right else "" for name in table.cells}
-    lines = ["<table>", "<thead><tr>", *(f'<th scope="col"{k}>{html.escape(n)}</th>' for n, k in kinds.items())]
-    lines.append("</tr></thead>")
-    for body in table.bodies():
-        lines.append("<tbody>")
-        for i, row in body:
-            texts = []
-            for j, (name, kind) in enumerate(kinds.items()):
-                text = html.escape(row[j])
-                text = f"<strong>{text}</strong>" if (i, j) in table.bold else text
-                text = f'<a href="{html.escape(links[i, name])}">{text}</a>' if (i, name) in links else text
-                texts.append(f"<td{kind}>{text}</td>")
-            dataset, method, epsilon = table.runs.get((i, "Method"), ("",) * 3)  # the method of an anchor is no choice
-            of = {"dataset": dataset, "method": epsilon and method, "epsilon": epsilon} if dataset else {}
-            shown = "".join(f' data-{key}="{html.escape(value)}"' for key, value in of.items())
-            lines.append(f"<tr{shown}>{''.join(texts)}</tr>")
-        lines.append("</tbody>")
-    notes = [f"<li>{html.escape(note)}</li>" for note in table.notes]
-    return "\n".join([*lines, "</table>", *(['<ul class="notes">', *notes, "</ul>"] if notes else []), ""])
+    return template("cells.html.j2").render(table=table, links=links)

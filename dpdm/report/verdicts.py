@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from dpdm.config import DIRECT, Study
-from dpdm.report.collect import holes
+from dpdm.report.collect import RUN, holes
 from dpdm.report.published import best_table
 from dpdm.report.registry import Material
 from dpdm.report.tables import (
@@ -17,8 +17,8 @@ from dpdm.report.tables import (
     above_ceiling,
     distinguished,
     epsilon_label,
-    metric_columns,
     public_marks,
+    score_columns,
     summaries,
     with_values,
 )
@@ -59,7 +59,7 @@ _Known = Mapping[tuple[str, ...], Summary]
 
 def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterator[Verdict]:
     study, audits = material.study, material.audits
-    private = audits[audits["epsilon"] != "inf"].drop_duplicates(["dataset", "method", "epsilon", "seed"])
+    private = audits[audits["epsilon"] != "inf"].drop_duplicates(RUN)
     if failed := int((~private["passed"].astype(bool)).sum()):
         yield Verdict(WRONG, f"Accounting failed for {failed} of {len(private)} private runs: do not use them.")
     for dataset, method, epsilon in _rows(private[private["attack_exceeded"].astype(bool)]):
@@ -75,7 +75,7 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
         )
     if len(metrics) and "fid" not in set(metrics["metric"]):
         yield Verdict(CAUTION, "No Inception FID was measured: no distance here compares with a published FID.")
-    accuracies = [column for column in metric_columns(metrics) if column.metric.startswith("acc_")]
+    accuracies = [column for column in score_columns(metrics) if column.is_accuracy]
     for dataset in dict.fromkeys(metrics["dataset"]):
         real = {c.metric: s for c in accuracies if (s := known.get((*c.key, dataset, "real", "", "")))}
         rows = metrics[(metrics["dataset"] == dataset) & (metrics["method"] == "real")]
@@ -104,7 +104,7 @@ def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator
     subjects = [name for name, spec in study.methods.items() if spec.impl == SUBJECT] or list(study.methods)[:1]
     for dataset in study.datasets:
         chosen = generators[generators["dataset"] == dataset]
-        columns = _judged(metrics[metrics["dataset"] == dataset])
+        columns = score_columns(metrics[metrics["dataset"] == dataset])
         for epsilon in sorted(set(chosen["epsilon"]), key=float):
             here = chosen[chosen["epsilon"] == epsilon]
             marks = public_marks(here)
@@ -123,7 +123,7 @@ def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator
                         said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
                 for relation, rivals in said.items():
                     name = _name(subject, series) + marks.get(subject[0], "")
-                    yield f"{dataset}, ε = {epsilon}: {name} {relation.format(_and(rivals))}."
+                    yield f"{dataset}, ε = {epsilon}: {name} {relation.format(joined(rivals))}."
 
 
 def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
@@ -192,32 +192,24 @@ def _against_published(study: Study, metrics: pd.DataFrame, published: pd.DataFr
                 mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
                 ours += [f"{mine.max():.1f} % ({mine.idxmax()[3]}, protocol {row['protocol']})"] if len(mine) else []
             yield (
-                f"{dataset}, ε = {epsilon}: the best published without public data is {_and(theirs)}; ours, under the "
-                f"same protocol, is {_and(ours) if ours else 'not measured'}."
+                f"{dataset}, ε = {epsilon}: the best published without public data is {joined(theirs)}; ours, under "
+                f"the same protocol, is {joined(ours) if ours else 'not measured'}."
             )
 
 
-def _judged(metrics: pd.DataFrame) -> list[MetricColumn]:
-    """The image distance (FID, else FD) to the training images, and all accuracies."""
-    columns = metric_columns(metrics)
-    distances = [c for name in ("fid", "fd") for c in columns if c.metric == name][:1]
-    return distances + [c for c in columns if c.metric.startswith("acc_")]
-
-
 def _measures(columns: Sequence[MetricColumn]) -> str:
-    accuracies = [_short(c.metric) for c in columns if c.metric.startswith("acc_")]
-    return _and([*(c.metric.upper() for c in columns if not c.metric.startswith("acc_")), *accuracies])
+    return joined(_short(c.metric) if c.is_accuracy else c.metric.upper() for c in columns)
 
 
 def _short(metric: str) -> str:
-    name = metric.removeprefix("acc_")
-    return {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}.get(name, name)
+    return {"acc_logreg": "LogReg", "acc_mlp": "MLP", "acc_cnn": "CNN"}.get(metric, metric.removeprefix("acc_"))
 
 
 def _name(one: tuple[str, str], series: Iterable[tuple[str, str]]) -> str:
     return f"{one[0]} ({one[1]})" if sum(method == one[0] for method, _ in series) > 1 else one[0]
 
 
-def _and(items: Iterable[str]) -> str:
+def joined(items: Iterable[str]) -> str:
+    """ "a, b and c"."""
     *head, last = items
     return f"{', '.join(head)} and {last}" if head else last

@@ -75,6 +75,8 @@ rule figures:
 rule report:
     input:
         rules.figures.input,
+        rules.tables.output,  # the page links to them
+        [PATHS.table(table, ".html") for table in STUDY.tables],
         metrics=rules.collect.output.metrics,
         audits=rules.collect.output.audits,
         published=PUBLISHED,
