@@ -70,7 +70,6 @@ UNITS, DPI = 100, 200
 ROWS_PER_BLOCK = 3
 MAX_CLASSES = 10
 CELL = 30  # an image is enlarged by the whole number that brings it nearest to this size
-GAP, LABEL_WIDTH, HEAD = 14, 96, 26
 
 
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
@@ -276,42 +275,31 @@ def sample_grid(dataset: str, real: str | Path, sets: Sequence[SampleSet]) -> Fi
         UserError: a file is missing or corrupt, or its images are neither gray nor RGB.
     """
     shown = {(s.method, s.epsilon): s.path for s in sets}
-    methods = list(dict.fromkeys(s.method for s in sets))
-    epsilons = sorted({s.epsilon for s in sets})
-    label_width = max(LABEL_WIDTH, 16 + 9 * max(map(len, methods), default=0))  # bold letters are that wide at most
+    methods, epsilons = dict.fromkeys(s.method for s in sets), sorted({s.epsilon for s in sets})
     labels = artifacts.read_npz(real, ("images", "labels"))["labels"]
     classes = [int(c) for c in np.unique(labels)[:MAX_CLASSES]]
     top = _block(real, classes)
-    height, width = top.shape[:2]
+    height, width = (side / UNITS for side in top.shape[:2])
     heading = f"{dataset}: first training images" + " of each class" * (len(classes) > 1)
-    total_width = label_width + max(max(len(epsilons), 1) * (width + GAP), 8 * len(heading))
-    total_height = HEAD + (height + GAP) + (HEAD if methods else 0) + len(methods) * (height + GAP)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(total_width / UNITS, total_height / UNITS), dpi=UNITS)
-
-        def write(x: float, y: float, text: str, **style: str) -> None:
-            figure.text(x / total_width, 1 - y / total_height, text, va="center", **style)
-
-        def place(x: float, y: float, block: np.ndarray) -> None:
-            box = (x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height)
-            axes = figure.add_axes(box)
-            axes.imshow(block, interpolation="nearest", aspect="auto")
-            axes.set_axis_off()
-
-        write(label_width, HEAD / 2, heading)
-        write(label_width - 8, HEAD + height / 2, "real", ha="right", weight="bold")
-        place(label_width, HEAD, top)
-        y = HEAD + height + GAP
-        for k, epsilon in enumerate(epsilons):
-            text = f"ε = {epsilon_label(epsilon_text(epsilon))}"
-            write(label_width + k * (width + GAP) + width / 2, y + HEAD / 2, text, ha="center")
-        y += HEAD
-        for method in methods:
-            write(label_width - 8, y + height / 2, method, ha="right", weight="bold")
-            for k, epsilon in enumerate(epsilons):
-                if (method, epsilon) in shown:
-                    place(label_width + k * (width + GAP), y, _block(shown[method, epsilon], classes, top.shape))
-            y += height + GAP
+    across = max(len(epsilons), 1)
+    names = 0.3 + 0.09 * max(map(len, ["real", *methods]))  # bold letters are that wide at most
+    size = max(names + across * (width + 0.15), 0.09 * len(heading)), 0.7 + (len(methods) + 1) * (height + 0.15)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=size, dpi=UNITS, layout="constrained")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
+        panels = figure.subplots(len(methods) + 1, across, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+        for method, row in zip(["", *methods], panels, strict=True):
+            row[0].set_ylabel(method or "real", rotation=0, ha="right", va="center", weight="bold")
+            for k, panel in enumerate(row):
+                panel.spines[:].set_visible(False)
+                if not method and k == 0:
+                    panel.imshow(top, interpolation="nearest")
+                elif method and (method, epsilons[k]) in shown:
+                    panel.imshow(_block(shown[method, epsilons[k]], classes, top.shape), interpolation="nearest")
+                else:
+                    panel.patch.set_visible(False)
+        for panel, epsilon in zip(panels[1] if methods else (), epsilons, strict=False):
+            panel.set_title(f"ε = {epsilon_label(epsilon_text(epsilon))}", loc="center")
     return figure
 
 
