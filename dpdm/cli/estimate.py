@@ -4,6 +4,7 @@ A kept README.md has seconds and memory by rule and method, and study.json the r
 if a kept one differs from it in nothing but its amount of work: steps x batch x K of a training, images of a set.
 """
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dpdm.cli.terminal import duration
 from dpdm.config import Study
+from dpdm.errors import UserError
 from dpdm.layout import ROOT
 from dpdm.specs import RunSpec, spec_json
 from dpdm.study import open_study
@@ -37,7 +39,7 @@ class Kept(NamedTuple):
     name: str  # its folder
     machine: str
     table: dict[tuple[str, str], tuple[float, float]]  # (rule, method): seconds of all its jobs, peak memory in MB
-    study: Study | None  # None where only the page is kept
+    study: Study | None  # None where its recipes are not kept, or of another version
 
 
 def estimate(study: Study, results: Path = ROOT / "results") -> str:
@@ -99,7 +101,9 @@ def read_kept(results: Path) -> Iterator[Kept]:
                 table[rule, method.strip(NONE)] = (_number(seconds), _number(memory))
         if table:
             machine = re.search(r"^on (?:an? )?(.+?)(?:\. |, (?:by|other) | \()", text, re.M)
-            study = open_study(page.parent)[0] if (page.parent / "study.json").is_file() else None
+            study = None
+            with contextlib.suppress(UserError):  # none is kept, or of another version
+                study = open_study(page.parent)[0]
             yield Kept(f"results/{page.parts[-3]}/kept", machine[1] if machine else "an unknown machine", table, study)
 
 

@@ -20,7 +20,7 @@ LITTLE = 100_000  # bytes on a disk that is as good as full
 NO_SPACE = 74  # exit status of a job that met a full disk: EX_IOERR of sysexits.h
 TAIL = 10  # lines of a failed job's log
 STEPS = re.compile(r": (\d+)/(\d+), \d+ s$")  # what dpdm.progress.Log writes
-NUMBER = re.compile(r"inf|[\d.]+")
+NUMBER = re.compile(r"inf|\d+(\.\d+)?")
 # Snakemake's messages about itself, which need no action.
 CHATTER = re.compile(
     "Assuming unrestricted|Building DAG|Using shell|Rules claiming|Conda environments: ignored|Select jobs|"
@@ -169,7 +169,7 @@ class Terminal(logging.Handler):
     def _watch(self, record: logging.LogRecord) -> None:
         while not self._over.wait(PROGRESS_EVERY):
             text = self.progress()
-            if text != self._said:
+            if text not in ("", self._said):
                 self._said = text
                 self._line(text, record)
 

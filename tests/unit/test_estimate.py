@@ -155,6 +155,11 @@ def test_without_a_kept_recipe_no_estimate_but_what_the_kept_study_took(tmp_path
     assert "none" in estimate(study(), tmp_path / "nothing")
 
 
+def test_a_kept_study_of_another_version_does_not_stop_a_run(tmp_path, study):
+    (keep(tmp_path, study()) / "study.json").write_text('{"version": -1}')
+    assert "none" in estimate(study(), tmp_path)
+
+
 def test_another_study_of_the_same_recipes_is_estimated_too(tmp_path, study):
     keep(tmp_path, study())
     assert "results/tiny/kept" in estimate(study(lambda value: value.update(study="other")), tmp_path)

@@ -193,6 +193,11 @@ def test_jobs_that_are_no_full_grid_are_not_shown_as_one(make):
     assert [line.split()[-1] for line in terminal.listed(jobs)] == ["digits/dpdm/1/0", "digits/dpdm/10/1"]
 
 
+def test_names_that_look_like_numbers_are_sorted_as_text_where_they_are_none():
+    assert terminal.braces(["10", "2", "inf", "0.2"]) == "{0.2,2,10,inf}"
+    assert terminal.braces(["b", "1.2.3", "."]) == "{.,1.2.3,b}"
+
+
 def test_the_progress_of_running_jobs_is_read_from_their_logs(make, tmp_path, capsys):
     list(Log("train dpdm").track(range(5), 10))  # as the job itself writes it, before its end
     going, silent = tmp_path / "going.log", tmp_path / "silent.log"
@@ -208,14 +213,14 @@ def test_the_progress_of_running_jobs_is_read_from_their_logs(make, tmp_path, ca
 def test_progress_is_a_line_only_when_it_changed(make, said, tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "PROGRESS_EVERY", 0.0)
     handler = make()
-    texts = iter(["running: a 10%", "running: a 10%", "running: a 20%"])
+    texts = iter(["", "running: a 10%", "running: a 10%", "running: a 20%", ""])
 
     def progress() -> str:
         try:
             return next(texts)
         except StopIteration:
             handler.close()
-            return "running: a 20%"
+            return ""
 
     monkeypatch.setattr(handler, "progress", progress)
     handler._watch(record(None))

@@ -187,7 +187,9 @@ def test_a_wheel_makes_the_report_in_an_empty_folder(installed):
     part = ["--only", "method=dp_gaussian", "--only", "epsilon=10", "--cores", "2"]
     assert "baselines.pearl:PEARL" in installed("list", "methods")
     assert "tiny" in installed("list", "studies")
-    installed("run", "tiny", *part)
+    said = installed("run", "tiny", *part)
+    assert re.search("^estimate: .* MB .*results/digits/kept", said, re.M)
+    assert re.search(r"^ *\d+ of \d+  train digits/dp_gaussian/10/0: ", said, re.M)
     results = installed.folder / "results" / "tiny"
     page = (results / "report.html").read_text()
     assert "dpdm run tiny report" in page

@@ -660,7 +660,7 @@ def different(one, two, names: list[str]) -> list[str]:
 def refused(folder, *sentences: str, **options) -> None:
     """Snakemake refuses the study: the sentences, nothing like a crash, nothing made."""
     before = folder.made()
-    outcome = folder.snakemake(**options)
+    outcome = folder.snakemake(short=True, **options)
     assert outcome.code != 0
     for sentence in sentences:
         assert sentence in outcome.text
