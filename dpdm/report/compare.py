@@ -63,12 +63,9 @@ def _read(folders: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
 def _labelled(read: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
     """The metrics with the columns `folder` and `source`; a source that two folders have names its folder."""
     frames = [frame.assign(folder=folder, source=_source(frame)) for folder, frame in read.items()]
-    owners: dict[str, set[str]] = {}
+    sources = [source for frame in frames for source in frame["source"].unique()]
     for frame in frames:
-        for source in frame["source"].unique():
-            owners.setdefault(source, set()).update(frame["folder"])
-    for frame in frames:
-        twice = frame["source"].map(lambda source: len(owners[source]) > 1).astype(bool)
+        twice = frame["source"].map(sources.count) > 1
         frame.loc[twice, "source"] += ", " + frame["folder"]
     return frames
 

@@ -164,24 +164,13 @@ def _points(sweep: Sweep, dataset: str) -> dict[tuple[float, str], dict[tuple[st
     return dict(sorted(points.items(), key=lambda item: item[0][0]))  # stable
 
 
-def _tick_labels(places: np.ndarray, ticks: Sequence[float]) -> list[str]:
-    """One per tick; "" where it would run into the one before, which in a panel takes a sixth of the axis."""
-    labels, last = [], -math.inf
-    for place, tick in zip(places, ticks, strict=True):
-        fits = place - last > np.ptp(places) / 6
-        labels.append(f"{tick:g}" if fits else "")
-        last = place if fits else last
-    return labels
-
-
 def _scale(panel: Any, sweep: Sweep, ticks: Sequence[float], drawn: Sequence[float], column: MetricColumn) -> None:
     panel.set_xlabel(sweep.key.replace("_", " "))
-    logarithmic = ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]
-    if logarithmic:
+    if ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
     if len(ticks) <= 8:
-        panel.set_xticks(ticks, _tick_labels(np.log(ticks) if logarithmic else np.array(ticks), ticks))
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 3 else 0)
     if column.sign < 0 and drawn and min(drawn) > 0 and max(drawn) > LOG_RATIO * min(drawn):
         panel.set_yscale("log", nonpositive="clip")
         panel.set_ylim(min(drawn) / 2, max(drawn) * 2)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dpdm.config import Study
 from dpdm.layout import Layout
-from dpdm.report.collect import SPENT
+from dpdm.report.collect import RUN, SPENT
 from dpdm.report.selection import score_files
 from dpdm.report.tables import accounting_verdict, epsilon_label, run_anchor
 from dpdm.specs import Coordinates, RunSpec, epsilon_text
@@ -28,27 +28,26 @@ def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[
     A group has `id`, `epsilon`, `recipe` (JSON without the seed) and `runs`: seed, verdict, whether it failed,
     and links to the files that are there, none of a run that is missing.
     """
-    judged = {(r["dataset"], r["method"], r["epsilon"], r["seed"]): r for r in audits.to_dict("records")}
-    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    judged = {tuple(row[key] for key in RUN): row for row in audits.to_dict("records")}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
-    def add(c: RunSpec | Coordinates, epsilon: str, recipe: str, files: list[tuple[str, str]], verdict: str) -> None:
-        groups = found.setdefault(c.dataset, {}).setdefault(c.method, {})
-        label = epsilon and epsilon_label(epsilon)
-        shown = {"id": run_anchor(c.dataset, c.method, epsilon), "value": epsilon, "epsilon": label}
-        group = groups.setdefault(epsilon, shown | {"recipe": recipe, "runs": []})
-        group["runs"].append({"seed": c.seed, "verdict": verdict, "failed": "FAILED" in verdict, "files": files})
+    def add(c: RunSpec | Coordinates, epsilon: str, recipe: str, folder: str, verdict: str) -> None:
+        groups = found.setdefault(c.dataset, {}).setdefault(c.method, [])
+        if not groups or groups[-1]["value"] != epsilon:
+            shown = {"id": run_anchor(c.dataset, c.method, epsilon), "value": epsilon, "recipe": recipe}
+            groups.append(shown | {"epsilon": epsilon and epsilon_label(epsilon), "runs": []})
+        files = _links(Path(folder), layout) if not recipe or Path(folder, "ledger.json").exists() else []
+        run = {"seed": c.seed, "verdict": verdict, "failed": "FAILED" in verdict, "files": files}
+        groups[-1]["runs"].append(run)
 
     for run in study.runs():
         recipe = json.dumps(run.model_dump(mode="json", exclude={"seed"}), indent=2, ensure_ascii=False)
-        verdict = _verdict(run, judged.get((run.dataset, run.method, epsilon_text(run.epsilon), run.seed)))
-        folder = Path(layout.run(*run.place))
-        files = _links(folder, layout) if (folder / "ledger.json").exists() else []
-        add(run, epsilon_text(run.epsilon), recipe, files, verdict)
+        epsilon = epsilon_text(run.epsilon)
+        verdict = _verdict(run, judged.get((run.dataset, run.method, epsilon, run.seed)))
+        add(run, epsilon, recipe, layout.run(*run.place), verdict)
     for c in study.anchor_coordinates():
-        add(c, "", "", _links(Path(layout.anchor(c.dataset, c.method, str(c.seed))), layout), "")
-    return {
-        dataset: {name: list(groups.values()) for name, groups in methods.items()} for dataset, methods in found.items()
-    }
+        add(c, "", "", layout.anchor(c.dataset, c.method, str(c.seed)), "")
+    return found
 
 
 def _verdict(run: RunSpec, audit: Mapping[str, Any] | None) -> str:

@@ -146,47 +146,42 @@ def sample_files(study: Study, layout: Layout, dataset: str) -> list[str]:
 
 def sweeps(study: Study) -> list[Sweep]:
     """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
-    impls: dict[str, list[str]] = {}
-    chosen = {run.method: study.methods[run.method] for run in study.runs()}
-    for method, spec in chosen.items():
-        impls.setdefault(spec.impl, []).append(method)
-    found = [_sweep(study, methods, of_samplers=False) for methods in impls.values()]
+    runs = study.runs()
+    first = [run for run in runs if run.seed == runs[0].seed]
+    impls: dict[str, list[RunSpec]] = {}
+    methods: dict[str, list[RunSpec]] = {}
+    for run in first:
+        impls.setdefault(run.impl, []).append(run)
+        methods.setdefault(run.method, []).append(run)
+    found = [_sweep(study, some, of_samplers=False) for some in impls.values()]
     of_samplers: dict[str, Sweep] = {}
-    for method, spec in chosen.items():  # at every start of Snakemake, so nothing is compared with itself
-        if len(spec.samplers) > 1 and (sweep := _sweep(study, [method], of_samplers=True)):
+    for method, some in methods.items():  # at every start of Snakemake, so nothing is compared with itself
+        if len(study.methods[method].samplers) > 1 and (sweep := _sweep(study, some, of_samplers=True)):
             of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
     return [sweep for sweep in found if sweep] + list(of_samplers.values())
 
 
-def _sweep(study: Study, methods: list[str], of_samplers: bool) -> Sweep | None:
-    """The one key that differs between these methods, or this one's samplers; None if it is not numeric."""
+def _sweep(study: Study, runs: list[RunSpec], of_samplers: bool) -> Sweep | None:
+    """The one key that differs between these runs' methods, or their samplers; None if it is not numeric."""
+    recipes: dict[tuple[str, float], dict[tuple[str, str, str], dict[str, Any]]] = {}
+    for run in runs:
+        drawn = {name: study.sample(run, name).sampler_params for name in study.methods[run.method].samplers}
+        whole = _flat({"params": run.params, "samplers": drawn})
+        for name in drawn or ("",):
+            who = run.method if of_samplers else name, run.method, name
+            recipes.setdefault((run.dataset, run.epsilon), {})[who] = _flat(drawn[name]) if of_samplers else whole
     keys, values = set(), {}
-    for dataset in study.datasets:
-        for epsilon in study.epsilons_of(dataset):
-            runs = [
-                study.run(dataset, method, epsilon, study.seeds[0])
-                for method in methods
-                if dataset in study.datasets_of(method) and epsilon in study.epsilons_of(dataset, method)
-            ]
-            recipes = {}
-            for run in runs:
-                drawn = {name: study.sample(run, name).sampler_params for name in study.methods[run.method].samplers}
-                whole = _flat({"params": run.params, "samplers": drawn})
-                for name in drawn or ("",):
-                    recipes[run.method, name] = _flat(drawn[name]) if of_samplers else whole
-            for key in {key for recipe in recipes.values() for key in recipe}:
-                # repr, for 1 == True and 1 == 1.0
-                if len({repr(recipe.get(key)) for recipe in recipes.values()}) > 1:
-                    keys.add(key)
-                    for (method, name), recipe in recipes.items():
-                        line = method if of_samplers else name
-                        values[dataset, epsilon, line, method, name] = recipe.get(key)
+    for place, some in recipes.items():
+        for key in {key for recipe in some.values() for key in recipe}:
+            if len({repr(recipe.get(key)) for recipe in some.values()}) > 1:  # repr, for 1 == True and 1 == 1.0
+                keys.add(key)
+                values |= {(*place, *who): recipe.get(key) for who, recipe in some.items()}
     if len(keys) != 1 or not all(type(value) in (int, float) for value in values.values()):
         return None
     key = keys.pop()
-    if of_samplers:
-        return Sweep(key, values)
-    return Sweep(key.removeprefix("params."), values) if key.startswith("params.") else None
+    if not of_samplers and not key.startswith("params."):
+        return None
+    return Sweep(key if of_samplers else key.removeprefix("params."), values)
 
 
 def has_rivals(study: Study) -> bool:

@@ -62,7 +62,8 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
     private = audits[audits["epsilon"] != "inf"].drop_duplicates(RUN)
     if failed := int((~private["passed"].astype(bool)).sum()):
         yield Verdict(WRONG, f"Accounting failed for {failed} of {len(private)} private runs: do not use them.")
-    for dataset, method, epsilon in _rows(private[private["attack_exceeded"].astype(bool)]):
+    exceeded = private.loc[private["attack_exceeded"].astype(bool), ["dataset", "method", "epsilon"]]
+    for dataset, method, epsilon in exceeded.drop_duplicates().itertuples(index=False):
         yield Verdict(WRONG, f"An attack on {method} on {dataset} proves more than the target ε = {epsilon}.")
     if missing := holes(study, material.metrics, audits):
         yield Verdict(CAUTION, f"{len(missing)} results are missing; their cells rest on fewer seeds or are empty.")
@@ -94,36 +95,25 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
         yield Verdict(CAUTION, text)
 
 
-def _rows(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(frame[["dataset", "method", "epsilon"]].drop_duplicates().itertuples(index=False, name=None))
-
-
 def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
     """The study's DPDM (its first method, if it has none) against every other generator."""
     generators = metrics[~metrics["epsilon"].isin(["", "inf"]) & (metrics["protocol"] != DIRECT)]
     subjects = [name for name, spec in study.methods.items() if spec.impl == SUBJECT] or list(study.methods)[:1]
-    for dataset in study.datasets:
-        chosen = generators[generators["dataset"] == dataset]
-        columns = score_columns(metrics[metrics["dataset"] == dataset])
-        for epsilon in sorted(set(chosen["epsilon"]), key=float):
-            here = chosen[chosen["epsilon"] == epsilon]
-            marks = public_marks(here)
-            series = list(dict.fromkeys(zip(here["method"], here["sampler"], strict=True)))
-
-            def cell(column: MetricColumn, one: tuple[str, str], where: tuple[str, str]) -> Summary:
-                return known.get((*column.key, where[0], *one, where[1]), Summary())
-
-            for subject in (one for one in series if one[0] in subjects):
-                said: dict[str, list[str]] = {}
-                done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
-                for rival in (one for one in series if one[0] not in done):
-                    where = dataset, epsilon
-                    relation = _relation({c: (cell(c, subject, where), cell(c, rival, where)) for c in columns})
-                    if relation:
-                        said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
-                for relation, rivals in said.items():
-                    name = _name(subject, series) + marks.get(subject[0], "")
-                    yield f"{dataset}, ε = {epsilon}: {name} {relation.format(joined(rivals))}."
+    cells = dict(list(generators.groupby(["dataset", "epsilon"])))
+    for dataset, epsilon in sorted(cells, key=lambda cell: (list(study.datasets).index(cell[0]), float(cell[1]))):
+        here = cells[dataset, epsilon]
+        columns, marks = score_columns(metrics[metrics["dataset"] == dataset]), public_marks(here)
+        series = list(dict.fromkeys(zip(here["method"], here["sampler"], strict=True)))
+        found = {one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in columns} for one in series}
+        for subject in (one for one in series if one[0] in subjects):
+            said: dict[str, list[str]] = {}
+            done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
+            for rival in (one for one in series if one[0] not in done):
+                if relation := _relation({c: (found[subject][c], found[rival][c]) for c in columns}):
+                    said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
+            for relation, rivals in said.items():
+                name = _name(subject, series) + marks.get(subject[0], "")
+                yield f"{dataset}, ε = {epsilon}: {name} {relation.format(joined(rivals))}."
 
 
 def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
@@ -131,18 +121,16 @@ def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
     outcomes: dict[str, list[MetricColumn]] = {}
     shared = 0
     for column, (ours, theirs) in cells.items():
-        seeds = ours.values.keys() & theirs.values.keys()
-        if not seeds:
+        if not (seeds := ours.values.keys() & theirs.values.keys()):
             continue
         shared = max(shared, len(seeds))
         gaps = [column.sign * (ours.values[seed] - theirs.values[seed]) for seed in seeds]
-        few = len(seeds) < FEW
-        if all(gap > 0 for gap in gaps) if few else distinguished(ours, theirs, column.sign):
-            outcomes.setdefault("better", []).append(column)
-        elif all(gap < 0 for gap in gaps) if few else distinguished(theirs, ours, column.sign):
-            outcomes.setdefault("worse", []).append(column)
-        else:
-            outcomes.setdefault("even", []).append(column)
+        few, outcome = len(seeds) < FEW, "even"
+        if min(gaps) > 0 if few else distinguished(ours, theirs, column.sign):
+            outcome = "better"
+        elif max(gaps) < 0 if few else distinguished(theirs, ours, column.sign):
+            outcome = "worse"
+        outcomes.setdefault(outcome, []).append(column)
     if not outcomes:
         return ""
     count = f"{shared} seed{'s' * (shared != 1)}"

@@ -168,12 +168,13 @@ def test_scores_stand_at_the_value_of_the_parameter_whatever_the_methods_are_cal
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ε = 1", "ε = ∞"]
 
 
-def test_labels_of_values_that_are_near_to_each_other_do_not_overlap():
+def test_every_value_has_its_label_and_many_are_turned():
     methods = {f"m{i}": {"impl": "a:B", "params": {"k": k}} for i, k in enumerate((0, 0.25, 0.5, 1, 2))}
     metrics = pd.DataFrame([row for name in methods for row in rows(name, [50.0, 60.0], CNN)])
     (panel,) = drawn(metrics, make_study(methods=methods)).axes
     assert panel.get_xticks().tolist() == [0, 0.25, 0.5, 1, 2]
-    assert [t.get_text() for t in panel.get_xticklabels()] == ["0", "", "0.5", "1", "2"]
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["0", "0.25", "0.5", "1", "2"]
+    assert {t.get_rotation() for t in panel.get_xticklabels()} == {45}
 
 
 def test_overrides_decide_the_value_of_each_dataset_and_a_hole_is_left_open():
