@@ -20,8 +20,9 @@ from dpdm import artifacts
 from dpdm.config import Study, parse_study
 from dpdm.layout import Layout
 from dpdm.provenance import provenance
-from dpdm.report.selection import comparisons
+from dpdm.report import registry
 from dpdm.specs import Coordinates
+from dpdm.study import study_json
 
 ROOT = Path(__file__).parents[1]
 PATHS = Layout("results", "scale")
@@ -44,18 +45,18 @@ def make_study(args: argparse.Namespace) -> Study:
     return parse_study(value, "scale")
 
 
-def make_results(study: Study, steps: int) -> None:
+def make_results(args: argparse.Namespace) -> None:
     """Every file that the verbs below read, in the working folder."""
     from dpdm.privacy.ledger import Event, Ledger
 
-    rng, made_by = np.random.default_rng(0), provenance()
-    artifacts.write_text(PATHS.study, study.model_dump_json())
+    study, rng, made_by = make_study(args), np.random.default_rng(0), provenance()
+    artifacts.write_text(PATHS.study, study_json(study))
     images = {"images": np.zeros((100, 1, 8, 8), np.uint8), "labels": np.arange(100) % 10}
     for dataset in study.datasets:
         artifacts.write_npz(PATHS.data(dataset, "train.npz"), images)
     for c in study.anchor_coordinates():
         write_scores(Path(PATHS.anchor(c.dataset, c.method, str(c.seed))), c, made_by, rng)
-    event = Event("poisson_subsampled_gaussian", "net", 2.0, 1.0, 0.01, steps)
+    event = Event("poisson_subsampled_gaussian", "net", 2.0, 1.0, 0.01, args.steps)
     audits: dict[tuple[str, str], list[dict]] = {}
     for run in study.runs():
         folder, c = Path(PATHS.run(*run.place)), run.coordinates()
@@ -118,7 +119,7 @@ def main() -> None:
         os.chdir(folder)
         start = time.monotonic()
         # In a separate process: a child's peak memory counts what its parent held when it was started.
-        maker = multiprocessing.get_context("spawn").Process(target=make_results, args=(study, args.steps))
+        maker = multiprocessing.get_context("spawn").Process(target=make_results, args=(args,))
         maker.start()
         maker.join()
         if maker.exitcode:
@@ -128,14 +129,15 @@ def main() -> None:
         def verb(name: str, *more: str) -> float:
             return measure(name, [sys.executable, "-m", "dpdm", name, PATHS.root, *more], env=environment)
 
-        total = verb("collect") + verb("tables")
-        each = verb("figures", next(iter(study.datasets)))
-        for other in list(study.datasets)[1:]:  # the report shows the pictures of all of them
-            for name, kind in (("curves", ".svg"), ("samples", ".png")):
-                path = Path(PATHS.figure(f"{next(iter(study.datasets))}_{name}", kind))
-                artifacts.write_bytes(PATHS.figure(f"{other}_{name}", kind), path.read_bytes())
-        total += sum(verb("comparison", kind) for kind in comparisons(study)) + verb("report")
-        print(f"all but the figures of the other datasets: {total + each:.1f} s")
+        first, *others = study.datasets
+        drawn = [name for name, (_, dataset) in registry.figures(study).items() if dataset in (first, "")]
+        total = verb("collect") + verb("tables") + verb("figures", *drawn)
+        for name in ("curves", "samples"):  # the report shows the pictures of all data sets
+            picture = artifacts.read_bytes(PATHS.figure(f"{first}_{name}", ".svg"))
+            for other in others:
+                artifacts.write_bytes(PATHS.figure(f"{other}_{name}", ".svg"), picture)
+        total += verb("report")
+        print(f"all but the figures of the other datasets: {total:.1f} s")
         print(f"report.html: {Path(PATHS.report).stat().st_size / 2**20:.1f} MiB")
         os.chdir(ROOT)
 
