@@ -133,12 +133,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
-    seen: dict[str, dict[tuple[Any, str], list[Path]]] = {kind: {} for kind in _MIXED}  # files by owner and value
+    seen: list[tuple[str, str, str, Path]] = []  # kind, owner, value, file: what must not be mixed
     scores, audits, attacks = _Once("score"), _Once("audit"), _Once("attack")
-
-    def note(kind: str, owner: Any, value: str, path: Path) -> None:
-        seen[kind].setdefault((owner, value), []).append(path)
-
     for path in _result_files(folders):
         if path.name in _SCORE_FILES:
             content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
@@ -153,11 +149,11 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", _RULES[path.name])
                 order = (places[c], _SCORE_FILES.index(path.name), position)
                 scores.add((c, row["metric"], row["extractor"], row["reference"]), path, {**row, "_order": order})
-            note("code", "", content["provenance"]["code"], path)
+            seen.append(("code", "", content["provenance"]["code"], path))
             if "inception" in content:
-                note("weights", "", content["inception"]["weights_sha256"], path)
+                seen.append(("weights", "", content["inception"]["weights_sha256"], path))
             if facts["protocol"]:
-                note("protocols", _place(c, seed=False), facts["protocol"], path)
+                seen.append(("protocols", _place(c, seed=False), facts["protocol"], path))
             continue
         content = artifacts.read_json(path)
         for number, run in enumerate(content.get("runs", [])):
@@ -166,19 +162,16 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 events = [{"steps": 1} | event for event in run["events"]] or [{}]
                 where = f"{path}: runs[{number}]"
                 audits.add(c, path, [_parsed(_Event, shared | event, where, "audit") for event in events])
-                note("code", "", run["provenance"]["code"], path)
-                note("method", c.method, run["provenance"].get("method_code", ""), path)
+                seen.append(("code", "", run["provenance"]["code"], path))
+                seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
         for attacked in content.get("attacks", []) if study.attacks else []:
             if c := _trained(path, attacked, specs):
                 names = {"method": "attack", "epsilon": "attacked_epsilon"}
                 bound = {names.get(name, f"attack_{name}"): value for name, value in attacked["attack"].items()}
                 cell = _run_key(_coordinate_row(c))[:-1]
                 attacks.add(cell, path, {name: value for name, value in bound.items() if name in AUDITS})
-                note("code", "", attacked["provenance"]["code"], path)
-    for kind, found in seen.items():
-        if kind not in ("method", "code") or not study.allow_mixed_code:
-            _refuse_mixed(kind, found, study.evaluation.protocol)
-
+                seen.append(("code", "", attacked["provenance"]["code"], path))
+    _refuse_mixed(seen, study)
     rows = sorted(scores.values(), key=lambda row: row["_order"])
     facts = {_run_key(found[0]): found[0] for found in audits.values()}
     for row in rows:
@@ -201,16 +194,17 @@ _MIXED = {  # what one owner must have one value of
 }
 
 
-def _refuse_mixed(kind: str, found: Mapping[tuple[Any, str], Sequence[Path]], wanted: str) -> None:
-    owners: dict[Any, list[str]] = {}
-    for owner, value in found:
-        owners.setdefault(owner, []).append(value)
-    for owner, values in owners.items():
-        if len(values) > 1:
-            one, two = values[:2]
-            facts = {"first": found[owner, one][0], "second": found[owner, two][0]}
-            others = ", ".join(str(path) for value in values if value != wanted for path in found[owner, value])
-            raise UserError(_MIXED[kind].format(owner=owner, one=one, two=two, others=others, **facts))
+def _refuse_mixed(seen: Sequence[tuple[str, str, str, Path]], study: Study) -> None:
+    """Raises where one owner has several values, unless the study allows them."""
+    frame = pd.DataFrame(seen, columns=["kind", "owner", "value", "path"])
+    for kind in [kind for kind in _MIXED if kind not in ("method", "code") or not study.allow_mixed_code]:
+        for owner, files in frame[frame["kind"] == kind].groupby("owner", sort=False):
+            first = files.drop_duplicates("value")
+            if len(first) > 1:
+                others = files.loc[files["value"] != study.evaluation.protocol, "path"]
+                facts = {"one": first["value"].iloc[0], "two": first["value"].iloc[1], "owner": owner}
+                facts |= {"first": first["path"].iloc[0], "second": first["path"].iloc[1]}
+                raise UserError(_MIXED[kind].format(**facts, others=", ".join(map(str, others))))
 
 
 class _Once(dict):
