@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("Snakefile", "workflow", "profiles", "config", "baselines", "results/published")
+SHIPPED = ("Snakefile", "workflow", "profiles", "config", "baselines", "results/published", "results/machines.csv")
 KEPT = ("README.md", "study.json")  # of a kept result: what `dpdm check` estimates hours from
 
 

@@ -11,6 +11,7 @@ Git tracks that folder, and no job uses it.
 """
 
 import argparse
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -22,7 +23,8 @@ from _page import where
 from dpdm.config import load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
-from dpdm.report.collect import AUDITS, METRICS, read_benchmarks, read_csv
+from dpdm.report import machines
+from dpdm.report.collect import AUDITS, METRICS, clock_seconds, read_benchmarks, read_csv
 from dpdm.report.tables import dataset_results, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
 
@@ -86,7 +88,7 @@ def page(study: str, commands: list[str], machine: str) -> str:
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {machine}. {cost(jobs)} Models and images are kept of the first\nseed; `report.html` is not.\n"
-            "Other commits, versions of torch and processors give other digits.",
+            f"Other commits and versions of torch give other digits. {machines.note()}",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. Noise can have a high precision.",
             *(f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}" for dataset in spec.datasets),
@@ -106,7 +108,11 @@ def cost(jobs: pd.DataFrame) -> str:
     unknown = jobs["seconds"].isna().sum()
     missing = f", without {unknown} jobs of unknown time" if unknown else ""
     total = f"{jobs['seconds'].sum() / 3600:.1f} hours{each}{missing}"
-    return f"Preparation, trainings, sampling, scoring and audits together took {total}, each job on one core."
+    clock = clock_seconds(jobs) / 3600
+    by_clock = f", {clock:.1f} hours by the clock" if math.isfinite(clock) else ""
+    return (
+        f"Preparation, trainings, sampling, scoring and audits together took {total}, each job on one core{by_clock}."
+    )
 
 
 def main() -> None:

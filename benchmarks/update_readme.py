@@ -10,6 +10,7 @@ from _page import write_block
 
 from dpdm.config import load_study
 from dpdm.layout import Layout
+from dpdm.report import machines
 from dpdm.report.collect import AUDITS, METRICS, read_csv
 from dpdm.report.registry import Material
 from dpdm.report.tables import dataset_results, to_markdown
@@ -28,7 +29,7 @@ def results_block() -> str:
     distance = metrics["metric"].eq("fd") & metrics["extractor"].eq("efflite") & metrics["reference"].eq("train")
     shown &= distance | metrics["metric"].str.startswith("acc_")
     table = dataset_results(metrics[shown], "digits")
-    return to_markdown(table).strip()
+    return f"{to_markdown(table).strip()}\n\n{textwrap.fill(machines.note(), 120, break_long_words=False)}"
 
 
 def verdict_block() -> str:

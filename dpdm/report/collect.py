@@ -94,7 +94,9 @@ def _columns(row: type[BaseModel], *order: str) -> dict[str, type]:
 # Columns and their types.
 METRICS = _columns(_Metric, "study", "dataset", "method", "epsilon", "delta", "accountant")
 AUDITS = _columns(_Event)
-BENCHMARKS: dict[str, type] = {"rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float}
+BENCHMARKS: dict[str, type] = {
+    "rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float, "ended": float
+}  # fmt: skip
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
@@ -385,19 +387,36 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
     is used. Jobs of what the study no longer has are skipped.
 
     Returns:
-        Columns BENCHMARKS: seconds of wall time, peak resident memory in MB (NaN where Snakemake could not measure it);
-        dataset and method are "" where the rule has none.
+        Columns BENCHMARKS: seconds of wall time, peak resident memory in MB (NaN where Snakemake could not measure it),
+        when the file was written (seconds since 1970); dataset and method are "" where the rule has none.
     """
     rows = []
     for path in sorted(Path(folder).rglob("*.tsv")):
+        ended = path.stat().st_mtime
         for record in csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode()), delimiter="\t"):
             wildcards = ast.literal_eval(record.get("wildcards") or "{}")  # Python's repr of a dict
             if _in_grid(wildcards, study):
                 names = {name: wildcards.get(name, "") for name in ("dataset", "method")}
-                numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"]}
+                numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"], "ended": ended}
                 rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)
     frame = pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan)
     return frame.astype({name: _DTYPES[kind] for name, kind in BENCHMARKS.items()})
+
+
+def clock_seconds(benchmarks: pd.DataFrame) -> float:
+    """Seconds by the clock in which at least one job ran: a study's time from start to end without its pauses.
+
+    Each job ended when its file was written. In a copied folder all files are of one moment: NaN, as all jobs follow
+    another, so that their ends are further apart than the longest job is long.
+    """
+    jobs = benchmarks.dropna(subset=["seconds"])
+    if not jobs["ended"].max() - jobs["ended"].min() >= jobs["seconds"].max():
+        return math.nan
+    total, until = 0.0, -math.inf
+    for start, end in sorted(zip(jobs["ended"] - jobs["seconds"], jobs["ended"], strict=True)):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:

@@ -15,8 +15,8 @@ from dpdm import artifacts
 from dpdm.config import Study
 from dpdm.layout import TABLE_KINDS
 from dpdm.provenance import provenance
-from dpdm.report import registry, tables
-from dpdm.report.collect import RUN, holes
+from dpdm.report import machines, registry, tables
+from dpdm.report.collect import RUN, clock_seconds, holes
 from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, privacy_table, published_table
 from dpdm.report.runs import repeating, runs_by_dataset
@@ -69,6 +69,8 @@ def render_report(
         facts.append(("claims that no attack refuted", f"{len(attacked) - exceeded} of {len(attacked)}", not exceeded))
     if len(benchmarks):
         facts.append((f"in {len(benchmarks)} jobs, summed", _duration(float(benchmarks["seconds"].sum())), True))
+        if math.isfinite(clock := clock_seconds(benchmarks)):
+            facts.append(("by the clock", _duration(clock), True))
 
     figures = [
         {"dataset": dataset, "caption": item.caption, "picture": _picture(pictures[name])}
@@ -83,6 +85,7 @@ def render_report(
         summary=_summary(study, each),
         verdicts=verdicts(material, published),
         few=tables.FEW,
+        machines=machines.note(),
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,
         holes_in_sentence=HOLES_IN_SENTENCE,

@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
+from dpdm.report import machines
 from dpdm.report.collect import RUN, SPENT
 from dpdm.report.registry import Material
 from dpdm.specs import epsilon_text
@@ -312,13 +313,16 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
-def distinguished(best: Summary, other: Summary, sign: int) -> bool:
-    """Whether `best` is better: a paired t-interval (95 %) over the seeds that both have, at least FEW, is above 0."""
-    gaps = [sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
+def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
+    """Whether `best` is better on any machine: a paired t-interval (95 %) over the seeds that both have, at least FEW,
+    is above 0, and the mean gap is above what machines change.
+    """
+    gaps = [column.sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
     if len(gaps) < FEW:
         return False
     mean, std = pd.Series(gaps).mean(), pd.Series(gaps).std()
-    return mean > stdtrit(len(gaps) - 1, 0.975) * std / math.sqrt(len(gaps))
+    least = stdtrit(len(gaps) - 1, 0.975) * std / math.sqrt(len(gaps))
+    return mean > max(least, machines.spread(column.metric, column.extractor, best.mean))
 
 
 def _best(
@@ -338,7 +342,7 @@ def _best(
     for (*_, column), rivals in groups.items():
         if len({data[i]["method"] for i in rivals}) > 1:
             best = max(rivals.values(), key=lambda summary: column.sign * summary.mean)
-            bold |= {(i, column.header) for i, s in rivals.items() if not distinguished(best, s, column.sign)}
+            bold |= {(i, column.header) for i, s in rivals.items() if not distinguished(best, s, column)}
     return frozenset(bold)
 
 

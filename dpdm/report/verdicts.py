@@ -126,9 +126,9 @@ def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
         shared = max(shared, len(seeds))
         gaps = [column.sign * (ours.values[seed] - theirs.values[seed]) for seed in seeds]
         few, outcome = len(seeds) < FEW, "even"
-        if min(gaps) > 0 if few else distinguished(ours, theirs, column.sign):
+        if min(gaps) > 0 if few else distinguished(ours, theirs, column):
             outcome = "better"
-        elif max(gaps) < 0 if few else distinguished(theirs, ours, column.sign):
+        elif max(gaps) < 0 if few else distinguished(theirs, ours, column):
             outcome = "worse"
         outcomes.setdefault(outcome, []).append(column)
     if not outcomes:

@@ -13,7 +13,7 @@ from refusals import refuses
 from dpdm import artifacts
 from dpdm.config import parse_study
 from dpdm.errors import UserError
-from dpdm.report.collect import AUDITS, METRICS, collect, holes, read_benchmarks, read_csv, write_csv
+from dpdm.report.collect import AUDITS, METRICS, clock_seconds, collect, holes, read_benchmarks, read_csv, write_csv
 from dpdm.specs import Accountant
 
 ONE = {"version": "0.1.0", "commit": "abc", "code": "1111"}
@@ -439,8 +439,23 @@ def test_benchmarks_of_snakemake_plain_and_extended(tmp_path):
         "method": ["dpgan", ""],
         "seconds": [12.5, 0.1],
         "max_rss_mb": pytest.approx([400.25, math.nan], nan_ok=True),
+        "ended": [path.stat().st_mtime for path in sorted(tmp_path.rglob("*.tsv"))],
     }
     assert len(read_benchmarks(tmp_path / "absent", make_study())) == 0
+
+
+@pytest.mark.parametrize(
+    ("jobs", "seconds"),
+    [
+        ([(2, 102), (50, 152), (40, 150)], 52),  # two at once
+        ([(2, 102), (50, 152), (10, 1000)], 62),  # a pause
+        ([(2, 102), (50, 152), (math.nan, 1000)], 52),  # a job that Snakemake could not measure
+        ([(2, 500), (50, 500.1), (40, 500.2)], math.nan),  # a copy
+        ([(2, 102)], math.nan), ([], math.nan),
+    ],
+)  # fmt: skip
+def test_seconds_by_the_clock(jobs, seconds):
+    assert clock_seconds(pd.DataFrame(jobs, columns=["seconds", "ended"])) == pytest.approx(seconds, nan_ok=True)
 
 
 def test_benchmarks_of_what_has_left_the_study_are_passed_over(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from measured import measured
 
 from dpdm import artifacts
-from dpdm.report import tables
+from dpdm.report import machines, tables
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
 
 
@@ -112,7 +112,7 @@ def test_bold_are_the_best_and_all_that_it_cannot_be_distinguished_from():
     rows = [
         *rows_of("best", "1", [90.0, 80.0, 70.0]),
         *rows_of("near", "1", [89.0, 80.5, 69.0]),  # its gaps have both signs
-        *rows_of("behind", "1", [89.0, 79.1, 69.1]),  # its mean is as near, but behind in every seed, by as much
+        *rows_of("behind", "1", [80.0, 70.1, 60.1]),  # behind in every seed, by as much
         *rows_of("far", "1", [50.0, 40.0, 30.0]),
         *rows_of("few", "1", [99.0, 99.0]),
         *rows_of("best", "inf", [99.0] * 3), *rows_of("far", "inf", [98.0] * 3), *rows_of("best", "10", [99.0] * 3),
@@ -120,6 +120,24 @@ def test_bold_are_the_best_and_all_that_it_cannot_be_distinguished_from():
     table = tables.results_table(pd.DataFrame(rows))
     assert bold_of(table) == {(name, "1", "CNN accuracy % ↑") for name in ("best", "near")}
     assert bold_of(table.without("Dataset")) == bold_of(table)
+
+
+def test_within_what_machines_change_nobody_is_behind(monkeypatch):
+    """In every seed 0.9 points, or 9 % of a distance, behind: none where another processor moves it by more."""
+
+    def bold(points, part):
+        spreads = [("acc_cnn", "", points, part), ("fd", "small_cnn", 1.0, part), ("kid", "efflite", 1.0, 0.9)]
+        frame = pd.DataFrame(spreads, columns=["metric", "extractor", "difference", "relative"])
+        monkeypatch.setattr(machines, "spreads", lambda: frame)
+        rows = [
+            *rows_of("best", "1", [90.0, 80.0, 70.0]), *rows_of("behind", "1", [89.1, 79.1, 69.1]),
+            *rows_of("best", "1", [20.0, 20.1, 20.2], "fd"), *rows_of("behind", "1", [21.8, 21.9, 22.0], "fd"),
+        ]  # fmt: skip
+        return {(method, header.split()[0]) for method, _, header in bold_of(tables.results_table(pd.DataFrame(rows)))}
+
+    assert bold(0.8, 0.08) == {("best", "CNN"), ("best", "FD")}
+    assert bold(1.0, 0.08) == {("best", "CNN"), ("behind", "CNN"), ("best", "FD")}
+    assert bold(0.8, 0.1) == {("best", "CNN"), ("best", "FD"), ("behind", "FD")}
 
 
 def test_precision_is_never_bold():
@@ -382,8 +400,8 @@ def test_audit_table_has_the_attacked_bound_and_how_it_was_found(audits, exceede
 
 
 def test_resource_table_adds_up():
-    rows = [("train", "digits", "a", 1.0, 100.0), ("train", "digits", "a", 3.0, math.nan)]
-    rows.append(("fit", "", "", 6.0, math.nan))
+    rows = [("train", "digits", "a", 1.0, 100.0, 0), ("train", "digits", "a", 3.0, math.nan, 0)]
+    rows.append(("fit", "", "", 6.0, math.nan, 0))
     table = tables.resource_table(pd.DataFrame(rows, columns=list(BENCHMARKS)))
     assert table.cells.to_numpy().tolist() == [
         ["fit", "–", "1", "6.0", "6.0", "6.0", "–"],  # noqa: RUF001

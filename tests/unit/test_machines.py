@@ -1,0 +1,36 @@
+"""How far scores move between machines: what is read from the measurement, and what is said of it."""
+
+import pandas as pd
+import pytest
+
+from dpdm.report import machines
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    spreads = [("acc_cnn", "", 2.04, 0.02), ("acc_mlp", "", 1.0, 0.01), ("fd", "efflite", 3.0, 0.03)]
+    frame = pd.DataFrame(spreads, columns=["metric", "extractor", "difference", "relative"]).assign(study="digits")
+    monkeypatch.setattr(machines, "spreads", lambda: frame)
+
+
+def test_accuracies_move_by_points_and_distances_in_proportion():
+    assert machines.spread("acc_mlp", "", 90.0) == 1.0
+    assert machines.spread("fd", "efflite", 200.0) == pytest.approx(6.0)
+
+
+def test_what_was_not_measured_moves_as_the_worst_of_its_kind():
+    assert machines.spread("acc_resnet", "", 90.0) == 2.04
+    assert machines.spread("fid", "inception", 200.0) == pytest.approx(6.0)
+
+
+def test_the_note_names_the_study_and_the_largest_moves():
+    assert all(part in machines.note() for part in ("digits", "2.0 points", "3 %"))
+
+
+def test_the_measurement_in_the_repository_has_what_is_read(monkeypatch):
+    monkeypatch.undo()
+    machines.spreads.cache_clear()
+    found = machines.spreads()
+    assert {"fd", "acc_cnn", "acc_mlp", "acc_logreg"} <= set(found["metric"])
+    assert found["difference"].gt(0).any()
+    assert found["commit"].str.fullmatch("[0-9a-f]{40}").all()
