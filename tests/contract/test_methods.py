@@ -108,6 +108,8 @@ def small(recipe: dict) -> dict:
     inner = {key: small(value) if isinstance(value, dict) else value for key, value in recipe.items()}
     if "max_component_norm" in recipe:
         inner["components"] = 2  # with one, a mixture does not read all of its keys
+    if "squared_length_scale" in recipe:  # a kernel method's own steps are hundreds
+        inner |= {"steps": SMALL["steps"], "generated_batch_size": SMALL["generated_batch_size"]}
     inner |= {key: [small(stage) for stage in recipe[key]] for key in ["init_from"] if key in recipe}
     fits = {key: value for key, value in SMALL.items() if isinstance(recipe.get(key), type(value))}
     return merge(inner, fits)
