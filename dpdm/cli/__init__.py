@@ -29,10 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         with contextlib.suppress(OSError):
             print(f"error: {error}; free some space, and run the same command again", file=sys.stderr, flush=True)
-        for stream in (
-            sys.stdout,
-            sys.stderr,
-        ):  # else Python writes what is left once more, and exits by another status
+        # Else Python writes what is left once more, and exits by another status.
+        for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return NO_SPACE
 

@@ -75,7 +75,7 @@ CELL = 30  # an image is enlarged by the whole number that brings it nearest to 
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
     """Writes `stem` + one suffix per format, atomically and without dates; returns the paths.
 
-    An SVG has no ground of its own, and follows a dark page.
+    An SVG has a transparent background, and takes DARK colors where its reader prefers a dark page.
     """
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     paths = []
