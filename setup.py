@@ -1,12 +1,13 @@
 """Builds the wheel (pyproject.toml says the rest): also the files that dpdm/layout.py looks for in the package."""
 
 import shutil
+import tomllib
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("Snakefile", "workflow", "profiles", "config", "baselines", "results/published", "results/machines.csv")
+SHIPPED = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["dpdm"]["shipped"]
 KEPT = ("README.md", "study.json")  # of a kept result: what `dpdm check` estimates hours from
 
 

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dpdm.evaluation.fidelity import import_torch_fidelity
 from dpdm.sources.digits import Digits
 
 ROOT = Path(__file__).parents[1]
-CODE = ("Snakefile", "workflow", "profiles", "config", "dpdm", "baselines", "results/published")
+CODE = ("dpdm", *tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["dpdm"]["shipped"])
 THREAD_VARIABLES = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")]
 
 TINY_STUDY = {
