@@ -1,12 +1,11 @@
-"""What the two kernel methods share: random Fourier features, their private release, and the generator.
+"""What the kernel methods share: a private release of mean features, random Fourier features, and the generator.
 
-phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), pixels of x in [0, 1], approximates the Gaussian
-kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the public stream
-"frequencies"; s2 is a public constant, never a function of the data.
+Released once: the sum over records of phi(x) e_y^T and the class counts. Both have sensitivity 1 under adding or
+removing one record, as phi has norm exactly 1. Training a generator towards a released sum is post-processing.
 
-Released once: the sum over records of phi(x) e_y^T (2 k numbers per class) and the class counts. Both have sensitivity
-1 under adding or removing one record, as phi has norm exactly 1. Training a generator towards a released sum is
-post-processing.
+phi of dp_merf and pearl: phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), pixels of x in [0, 1],
+approximates the Gaussian kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the
+public stream "frequencies"; s2 is a public constant, never a function of the data.
 
 Unequal classes. Sums are divided by the released counts, which gives the mean embedding m_y of each class, and the
 distance of a class to its m_y is weighted by the class's released share. So a rare class cannot drown the others in its
@@ -14,6 +13,7 @@ noise. On balanced data this is the published objective up to a constant factor,
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -32,13 +32,12 @@ from dpdm.rng import Streams
 EMBEDDINGS, COUNTS = "class_embeddings", "class_counts"
 
 
-class KernelParams(Strict):
-    """Public constants of both methods, which give the defaults."""
+Features = Callable[[Tensor], Tensor]  # phi: pixels in [0, 1] [n, C, H, W] -> [n, d] of norm 1
 
-    num_frequencies: Count = Field(description="k, rows of W; 2 k numbers are released per class")
-    squared_length_scale: Positive = Field(
-        description="s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size"
-    )
+
+class GeneratorParams(Strict):
+    """Public constants of all methods, which give the defaults."""
+
     count_share: Share = Field(0.05, description="part of the budget for the counts; the embeddings get the rest")
     latent_dim: Count = Field(5, description="dimension of the generator's noise z")
     hidden_units: Count = Field(200, description="units of the generator's first layer")
@@ -47,6 +46,15 @@ class KernelParams(Strict):
     lr: Positive = Field(1e-2, description="rate of Adam, of the generator")
     lr_decay: Annotated[Finite, Field(gt=0, le=1)] = Field(0.9, description="factor on lr every lr_decay_steps")
     lr_decay_steps: Count = Field(description="generator steps between two falls of lr")
+
+
+class KernelParams(GeneratorParams):
+    """Those of methods with random Fourier features."""
+
+    num_frequencies: Count = Field(description="k, rows of W; 2 k numbers are released per class")
+    squared_length_scale: Positive = Field(
+        description="s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size"
+    )
 
 
 class Generator(nn.Module):
@@ -89,7 +97,7 @@ class Model(GeneratorModel):
         return from_unit(self.network(latents, labels))
 
 
-def plan_releases(params: KernelParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
+def plan_releases(params: GeneratorParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
     """The two Gaussian releases.
 
     Raises:
@@ -114,23 +122,27 @@ def draw_frequencies(params: KernelParams, meta: ImageMeta, rng: Streams) -> Ten
     return torch.randn(shape, generator=rng.torch("frequencies")) / math.sqrt(params.squared_length_scale)
 
 
-def features(pixels: Tensor, frequencies: Tensor) -> Tensor:
-    """phi: pixels in [0, 1] [n, C, H, W] and W [k, pixels] -> [n, 2 k] of norm 1, all cosines before all sines."""
-    angles = pixels.flatten(1) @ frequencies.T
-    return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(len(frequencies))
+def fourier(frequencies: Tensor) -> Features:
+    """phi of W [k, pixels]: [n, 2 k], all cosines before all sines."""
+
+    def phi(pixels: Tensor) -> Tensor:
+        angles = pixels.flatten(1) @ frequencies.T
+        return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(len(frequencies))
+
+    return phi
 
 
-def release_embeddings(private: PrivateData, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """The noised mean of phi in each class [classes, 2 k], and each class's noised share of the records [classes].
+def release_embeddings(private: PrivateData, phi: Features) -> tuple[Tensor, Tensor]:
+    """The noised mean of phi in each class [classes, d], and each class's noised share of the records [classes].
 
     Args:
-        frequencies: W, on the device of `private`.
+        phi: on the device of `private`.
     """
     classes = private.meta.num_classes
 
     def embedding(images: Tensor, labels: Tensor) -> Tensor:
-        phi = features(to_unit(images), frequencies)
-        return F.one_hot(labels, classes).to(phi.dtype)[:, :, None] * phi[:, None, :]
+        found = phi(to_unit(images))
+        return F.one_hot(labels, classes).to(found.dtype)[:, :, None] * found[:, None, :]
 
     counts = private.release_sum(COUNTS, lambda _, labels: F.one_hot(labels, classes).float(), 1.0).clamp(min=1)
     sums = private.release_sum(EMBEDDINGS, embedding, 1.0)
@@ -142,14 +154,14 @@ class Generated:
     """The generator in training: one balanced batch of fresh images per step, as class embeddings.
 
     Args:
-        frequencies: W, on `device`.
+        phi: on `device`.
         rng: "init" draws the weights, ("latent", step) the noise.
 
     Attributes:
         keep: all that training changes, for checkpoints.
     """
 
-    def __init__(self, params: KernelParams, meta: ImageMeta, frequencies: Tensor, rng: Streams, device: torch.device):
+    def __init__(self, params: GeneratorParams, meta: ImageMeta, phi: Features, rng: Streams, device: torch.device):
         self._arguments = {
             "shape": list(meta.shape), "num_classes": meta.num_classes,
             "latent_dim": params.latent_dim, "hidden_units": params.hidden_units,
@@ -163,12 +175,12 @@ class Generated:
         self._averaging = (one_hot / one_hot.sum(0)).T
         self._shape = (params.generated_batch_size, params.latent_dim)
         self.keep = [self.generator, self.optimizer, self._decay]
-        self._frequencies, self._rng, self._device = frequencies, rng, device
+        self._phi, self._rng, self._device = phi, rng, device
 
     def embeddings(self, step: int) -> Tensor:
-        """The mean of phi over this step's images of each class: [classes, 2 k]."""
+        """The mean of phi over this step's images of each class: [classes, d]."""
         z = torch.randn(self._shape, generator=self._rng.torch("latent", step)).to(self._device)
-        return self._averaging @ features(self.generator(z, self._labels), self._frequencies)
+        return self._averaging @ self._phi(self.generator(z, self._labels))
 
     def model(self) -> Model:
         """The trained generator."""

@@ -47,8 +47,9 @@ class DPMERF:
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:
         """Releases the class embeddings, then trains the generator towards them."""
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)
-        released, shares = _kernel.release_embeddings(private, frequencies)
-        generated = _kernel.Generated(params, private.meta, frequencies, rng, private.device)
+        phi = _kernel.fourier(frequencies)
+        released, shares = _kernel.release_embeddings(private, phi)
+        generated = _kernel.Generated(params, private.meta, phi, rng, private.device)
         for step in log.track(private.public_steps("generator", params.steps, generated.keep), params.steps):
             generated.descend(_kernel.gaps(released, generated.embeddings(step), shares).sum())
         return generated.model()

@@ -56,8 +56,9 @@ class PEARL:
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:
         """Releases the characteristic functions, then plays generator against critic on them."""
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)
-        released, shares = _kernel.release_embeddings(private, frequencies)
-        generated = _kernel.Generated(params, private.meta, frequencies, rng, private.device)
+        phi = _kernel.fourier(frequencies)
+        released, shares = _kernel.release_embeddings(private, phi)
+        generated = _kernel.Generated(params, private.meta, phi, rng, private.device)
         theta = nn.Parameter(torch.full_like(frequencies[0], params.squared_length_scale))
         critic = torch.optim.Adam([theta], lr=params.critic_lr, maximize=True)
         keep = [*generated.keep, critic, nn.ParameterList([theta])]

@@ -35,7 +35,7 @@ SCHEMA = {"dpdm.errors", "dpdm.params", "dpdm.explain", "dpdm.specs", "dpdm.conf
 FOUNDATIONS = SCHEMA | {"dpdm.artifacts", "dpdm.rng", "dpdm.data"}
 METHOD_MAY = {
     f"dpdm.{name}"
-    for name in ("method", "mixture", "networks", "params", "privacy", "data", "rng", "progress", "errors")
+    for name in ("efflite", "method", "mixture", "networks", "params", "privacy", "data", "rng", "progress", "errors")
 }
 
 # The modules of this project that each part may import; the longest prefix decides. A part may import itself.
@@ -71,7 +71,8 @@ MAY_IMPORT = {
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
     "dpdm.diffusion": METHOD_MAY,
-    "dpdm.evaluation": FOUNDATIONS | {"dpdm.progress"},
+    "dpdm.efflite": {"dpdm.artifacts", "dpdm.errors"},
+    "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.progress"},
     "dpdm.evaluation.registry": {"dpdm.errors"},  # names only, by which a study is checked
     "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS

@@ -93,7 +93,7 @@ SMALL = {
     "images": 20,
     "d_steps_per_g_step": 1,
     "lr": 1.0e-2,  # three steps must move something
-    "generated_batch_size": 10,
+    "generated_batch_size": 20,
     "warm_up_steps": 2,
     "critic_steps": 2,
     "sinkhorn_iterations": 5,

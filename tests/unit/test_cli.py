@@ -17,11 +17,11 @@ import pytest
 import yaml
 from refusals import holds, refused
 
-from dpdm import __version__, artifacts, data
+from dpdm import __version__, artifacts, data, efflite
 from dpdm.cli import verbs
 from dpdm.cli.terminal import NO_SPACE
 from dpdm.config import load_study, parse_study
-from dpdm.evaluation import efflite, inception
+from dpdm.evaluation import inception
 from dpdm.layout import Layout
 from dpdm.method import load_method, prepare_run
 from dpdm.privacy import Ledger, calibrate, epsilon_spent

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from refusals import refuses
 
-from dpdm import artifacts
+from dpdm import artifacts, efflite
 from dpdm.data import ImageSet
-from dpdm.evaluation import efflite, fidelity
+from dpdm.evaluation import efflite as extractor
+from dpdm.evaluation import fidelity
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec(efflite.PACKAGE), reason="the extra efflite is missing")
 PICTURES = {"china.jpg": "palace", "flower.jpg": "daisy"}  # of scikit-learn; the picture's first class, of 1,000
@@ -20,6 +21,11 @@ CLASSES = {"palace": 698, "daisy": 985}  # ImageNet's numbers
 @pytest.fixture(scope="module")
 def network():
     return efflite.load()
+
+
+@pytest.fixture(scope="module")
+def judge(network):
+    return extractor.Extractor(network)
 
 
 def images(n=6, shape=(1, 8, 8), seed=0):
@@ -41,39 +47,39 @@ def test_it_knows_what_a_picture_shows(network, name):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 40), (3, 5, 9)])
-def test_features_have_one_size_and_do_not_depend_on_their_company(network, shape, monkeypatch):
-    found = network.features(images(shape=shape))
+def test_features_have_one_size_and_do_not_depend_on_their_company(judge, shape, monkeypatch):
+    found = judge.features(images(shape=shape))
     assert (found.shape, found.dtype) == ((6, 320), torch.float32)
-    monkeypatch.setattr(efflite, "_BATCH_SIZE", 4)
-    torch.testing.assert_close(network.features(images(shape=shape)), found, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(extractor, "_BATCH_SIZE", 4)
+    torch.testing.assert_close(judge.features(images(shape=shape)), found, rtol=1e-4, atol=1e-4)
 
 
-def test_gray_is_three_equal_channels(network):
+def test_gray_is_three_equal_channels(judge):
     gray = images()
     rgb = ImageSet(gray.images.repeat(3, axis=1), gray.labels, 1)
-    torch.testing.assert_close(network.features(gray), network.features(rgb), rtol=0, atol=0)
+    torch.testing.assert_close(judge.features(gray), judge.features(rgb), rtol=0, atol=0)
 
 
-def test_small_images_are_enlarged_by_a_whole_number(network):
+def test_small_images_are_enlarged_by_a_whole_number(judge):
     """8 pixels become 32: an image that somebody enlarged by 4 in the same way has the same features."""
     small = images()
     large = torch.nn.functional.interpolate(torch.from_numpy(small.images).float(), scale_factor=4, mode="bilinear")
-    expected = network.blocks(large.expand(-1, 3, -1, -1)).mean((2, 3))
-    torch.testing.assert_close(network.features(small), expected, rtol=1e-5, atol=1e-5)
+    *_, expected = (block.mean((2, 3)) for block in judge.network.blocks(large))
+    torch.testing.assert_close(judge.features(small), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_its_rows_are_named_fd_and_never_fid(network, tmp_path):
+def test_its_rows_are_named_fd_and_never_fid(judge, tmp_path):
     sides = {"train": images(12), "test": images(9, seed=1)}
-    artifacts.write_npz(tmp_path / "efflite.npz", fidelity.reference(sides, network))
-    rows, facts = fidelity.measure(images(8, seed=2), tmp_path / "efflite.npz", network, 0, ["train"])
+    artifacts.write_npz(tmp_path / "efflite.npz", fidelity.reference(sides, judge))
+    rows, facts = fidelity.measure(images(8, seed=2), tmp_path / "efflite.npz", judge, 0, ["train"])
     found = [(row["metric"], row["extractor"], row["reference"]) for row in rows]
     assert found == [(name, "efflite", "train") for name in ("fd", "kid", "precision", "recall")]
     assert (facts["weights_sha256"], facts["n"]) == (efflite.WEIGHTS_SHA256, {"train": 12, "test": 9})
 
 
-def test_channels_that_it_cannot_read_are_refused(network):
+def test_channels_that_it_cannot_read_are_refused(judge):
     with refuses("noise.npz", 2, "efflite"):
-        network.features(images(shape=(2, 8, 8)))
+        judge.features(images(shape=(2, 8, 8)))
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):

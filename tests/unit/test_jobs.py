@@ -5,11 +5,11 @@ import importlib.util
 import numpy as np
 import pytest
 
-from dpdm import artifacts, jobs
+from dpdm import artifacts, efflite, jobs
 from dpdm.config import parse_study
 from dpdm.data import ImageSet, write_images
 from dpdm.errors import UserError
-from dpdm.evaluation import classifiers, efflite, extractor
+from dpdm.evaluation import classifiers, extractor
 from dpdm.evaluation._network import Recipe
 from dpdm.layout import Layout
 from dpdm.specs import Coordinates

@@ -1,17 +1,22 @@
-"""dp_merf and pearl: the release's sensitivity, the kernel it stands for, the objectives, and a toy they must learn."""
+"""The kernel methods: the release's sensitivity, the kernel it stands for, the objectives, a toy they must learn."""
 
+import importlib.util
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from refusals import refuses
+from torch.nn import functional as F
 
 from baselines import _kernel
+from baselines.dp_mepf import DPMEPF, perceptual, squared_distances
 from baselines.dp_merf import DPMERF
 from baselines.dp_merf import Params as MerfParams
 from baselines.pearl import PEARL, frequency_weights, objective
 from baselines.pearl import Params as PearlParams
+from dpdm import efflite
 from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
@@ -70,7 +75,7 @@ def class_means(model: _kernel.Model, classes: int) -> np.ndarray:
 def test_features_have_norm_one():
     pixels = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     frequencies = _kernel.draw_frequencies(params(), ImageMeta(20, (1, 4, 4), 3), Streams(0))
-    phi = _kernel.features(pixels, frequencies)
+    phi = _kernel.fourier(frequencies)(pixels)
     assert phi.shape == (20, 100)
     torch.testing.assert_close(phi.norm(dim=1), torch.ones(20))
 
@@ -79,7 +84,7 @@ def test_inner_products_of_features_are_the_gaussian_kernel():
     pixels = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     wanted = torch.exp(-torch.cdist(pixels.flatten(1), pixels.flatten(1)).square() / (2 * 3.0))
     chosen = params(num_frequencies=50_000, squared_length_scale=3.0)
-    phi = _kernel.features(pixels, _kernel.draw_frequencies(chosen, ImageMeta(6, (1, 4, 4), 3), Streams(0)))
+    phi = _kernel.fourier(_kernel.draw_frequencies(chosen, ImageMeta(6, (1, 4, 4), 3), Streams(0)))(pixels)
     torch.testing.assert_close(phi @ phi.T, wanted, atol=0.02, rtol=0)  # Monte Carlo: std below 1 / sqrt(50,000)
     assert wanted.min() < 0.8  # else a constant would pass
 
@@ -104,7 +109,7 @@ def sums_behind(images: ImageSet, frequencies: torch.Tensor) -> dict[str, torch.
         return caught[name]
 
     private.release_sum = unclipped
-    _kernel.release_embeddings(private, frequencies)
+    _kernel.release_embeddings(private, _kernel.fourier(frequencies))
     return caught
 
 
@@ -124,8 +129,8 @@ def test_one_record_moves_each_sum_by_at_most_one_without_any_clipping(seed):
 def test_released_embeddings_are_the_class_means_of_the_features():
     images = random_images(40)
     frequencies = _kernel.draw_frequencies(params(), images.meta, Streams(0))
-    means, shares = _kernel.release_embeddings(door(images), frequencies)
-    phi = _kernel.features(torch.from_numpy(images.images) / 255.0, frequencies)
+    means, shares = _kernel.release_embeddings(door(images), _kernel.fourier(frequencies))
+    phi = _kernel.fourier(frequencies)(torch.from_numpy(images.images) / 255.0)
     for c in range(3):
         torch.testing.assert_close(means[c], phi[images.labels == c].mean(0), atol=1e-5, rtol=0)
     np.testing.assert_allclose(shares, np.bincount(images.labels) / 40, rtol=1e-6)
@@ -140,8 +145,8 @@ def test_the_target_does_not_depend_on_how_unequal_the_classes_are():
         3,
     )
     frequencies = _kernel.draw_frequencies(params(), images.meta, Streams(0))
-    means, shares = _kernel.release_embeddings(door(images), frequencies)
-    unequal, unequal_shares = _kernel.release_embeddings(door(tripled), frequencies)
+    means, shares = _kernel.release_embeddings(door(images), _kernel.fourier(frequencies))
+    unequal, unequal_shares = _kernel.release_embeddings(door(tripled), _kernel.fourier(frequencies))
     torch.testing.assert_close(unequal, means)
     odds, unequal_odds = shares / shares[1], unequal_shares / unequal_shares[1]
     torch.testing.assert_close(unequal_odds, odds * torch.tensor([3.0, 1.0, 1.0]))
@@ -152,12 +157,96 @@ def test_a_class_without_records_adds_no_more_noise_than_another():
     images = random_images(400, classes=2)
     images = ImageSet(images.images, images.labels, 3)
     frequencies = _kernel.draw_frequencies(params(), images.meta, Streams(0))
-    exact, _ = _kernel.release_embeddings(door(images), frequencies)
-    noised, shares = _kernel.release_embeddings(door(images, epsilon=1.0), frequencies)
+    exact, _ = _kernel.release_embeddings(door(images), _kernel.fourier(frequencies))
+    noised, shares = _kernel.release_embeddings(door(images, epsilon=1.0), _kernel.fourier(frequencies))
     error = (noised - exact).norm(dim=1)
     assert error[2] > 5 * error[:2].max()
     # The gradient of the objective with respect to a class's own embedding holds the error times the weight.
     assert (error * shares)[2] < 1.5 * (error * shares)[:2].max()
+
+
+# --- features of a public network -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def public_network():
+    if not importlib.util.find_spec(efflite.PACKAGE):
+        pytest.skip("the extra efflite is missing")
+    return efflite.load()
+
+
+@pytest.mark.parametrize("squares", [False, True])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 36)])
+def test_perceptual_features_have_norm_one_whatever_the_image(public_network, shape, squares):
+    pixels = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    pixels[0], pixels[1] = 0, 1
+    phi = perceptual(pixels, public_network, squares)
+    torch.testing.assert_close(phi.norm(dim=1), torch.ones(4))
+    halves = phi.chunk(2, dim=1) if squares else (phi,)
+    assert all(half.norm(dim=1).tolist() == pytest.approx([1 / math.sqrt(len(halves))] * 4) for half in halves)
+
+
+def test_perceptual_features_are_those_of_four_blocks_and_their_squares(public_network):
+    pixels = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    blocks = list(public_network.blocks(255 * pixels))
+    parts = [blocks[number][1].flatten() for number in (2, 4, 10, 15)]
+    first = torch.cat([part / part.norm() for part in parts])
+    wanted = torch.cat([first / first.norm(), first**2 / (first**2).norm()]) / math.sqrt(2)
+    torch.testing.assert_close(perceptual(pixels, public_network, True)[1], wanted)
+
+
+def test_a_record_has_the_same_features_in_any_company(public_network):
+    """Vectorized as the door shows them, and in a batch."""
+    pixels = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    one_by_one = torch.func.vmap(lambda image: perceptual(image[None], public_network, True)[0])(pixels)
+    torch.testing.assert_close(one_by_one, perceptual(pixels, public_network, True))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_squared_distance_has_no_bias_of_few_images(count):
+    """Its mean over all draws of `count` of five features equals what their whole mean gives, up to a constant."""
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(5, 4, generator=generator, dtype=torch.float64))
+
+    def difference(released: torch.Tensor) -> float:
+        draws = [features[list(draw)].mean(0, keepdim=True) for draw in itertools.product(range(5), repeat=count)]
+        found = torch.cat([squared_distances(means, released[None], torch.tensor([count])) for means in draws]).mean()
+        return float(found - (features.mean(0) - released).square().sum() + released.square().sum())
+
+    constants = [difference(torch.randn(4, generator=generator, dtype=torch.float64)) for _ in range(3)]
+    assert constants == pytest.approx([1 / (count - 1)] * 3)
+
+
+@pytest.mark.slow
+def test_public_features_lead_each_class_to_its_own_images(public_network, digits_train):
+    chosen = np.isin(digits_train.labels, [0, 1])
+    images = ImageSet(digits_train.images[chosen], digits_train.labels[chosen], 2)
+    model, ledger = fit_mepf(images, steps=100, generated_batch_size=20)
+    wanted = np.stack([images.images[images.labels == c].mean(0) for c in (0, 1)]) / 255.0
+    found = class_means(model, 2)
+    own, other = (np.abs(found - means).mean((1, 2, 3)) for means in (wanted, wanted[::-1]))
+    assert (own < 0.7 * other).all()
+    assert ledger.public_data == ("imagenet",)
+
+
+def test_what_public_features_cannot_serve_is_refused(public_network, monkeypatch):
+    method, meta = DPMEPF(), ImageMeta(100, (1, 28, 28), 10)
+    with refuses("generated_batch_size", 19, 20):
+        method.plan(method.Params(generated_batch_size=19), meta)
+    with refuses(2, "gray"):
+        method.plan(method.Params(), ImageMeta(100, (2, 28, 28), 10))
+    monkeypatch.setattr(efflite, "PACKAGE", "no_such_package")
+    with refuses("dp_mepf", "pip install"):
+        method.plan(method.Params(), meta)
+
+
+def fit_mepf(images: ImageSet, **changes):
+    spec = RunSpec(
+        study="s", dataset="d", method="m", impl="baselines.dp_mepf:DPMEPF",
+        params={"lr_decay_steps": 100} | changes, epsilon=math.inf, delta="1/(2n)",
+        allow_large_delta=False, accountant="rdp", seed=0,
+    )  # fmt: skip
+    return train(spec, images, Log("test"))
 
 
 # --- objectives -----------------------------------------------------------------------------------------------
@@ -178,8 +267,8 @@ def two_sides():
     """Frequencies, the naive gap at each, and ours, for a random data set and a random generated batch."""
     images = random_images(30)
     frequencies = _kernel.draw_frequencies(params(), images.meta, Streams(0))
-    released, shares = _kernel.release_embeddings(door(images), frequencies)
-    generated = _kernel.Generated(params(), images.meta, frequencies, Streams(0), torch.device("cpu"))
+    released, shares = _kernel.release_embeddings(door(images), _kernel.fourier(frequencies))
+    generated = _kernel.Generated(params(), images.meta, _kernel.fourier(frequencies), Streams(0), torch.device("cpu"))
     seen = {}
     generated.generator.register_forward_hook(lambda module, inputs, output: seen.update(y=inputs[1], g=output))
     ours = _kernel.gaps(released, generated.embeddings(0), shares).detach()
@@ -269,7 +358,7 @@ def test_learning_rate_falls_as_declared():
     meta = ImageMeta(10, (1, 4, 4), 3)
     chosen = params(lr=0.1, lr_decay=0.5, lr_decay_steps=2)
     frequencies = _kernel.draw_frequencies(chosen, meta, Streams(0))
-    generated = _kernel.Generated(chosen, meta, frequencies, Streams(0), torch.device("cpu"))
+    generated = _kernel.Generated(chosen, meta, _kernel.fourier(frequencies), Streams(0), torch.device("cpu"))
     rates = []
     for step in range(5):
         rates.append(generated.optimizer.param_groups[0]["lr"])
