@@ -9,6 +9,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,20 +41,36 @@ N = 64
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     """One run per study and method of a kind, at its first epsilon, and the params of its first sampler.
 
-    An entry whose words (see `words`) all occur in earlier entries of its code is left out.
+    An entry whose words (see `words`) all occur in entries before it, of the same code, is left out. The default study
+    comes first, then what has many words, and last what stops before DP-SGD.
     """
-    out, known = {}, set()
+    found = []
     for path in STUDIES:
         study = load_study(path)
         for method in (name for name, spec in study.methods.items() if spec.kind == kind):
             dataset = study.datasets_of(method)[0]
             run = next(run for run in study.runs() if (run.dataset, run.method) == (dataset, method))
-            samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers]
-            chosen = [word for recipe in (run.params, *samplers[:1]) for word in words(recipe)]
-            new = {(run.impl, word) for word in ["", *chosen]} - known
-            if new:
-                known |= new
-                out[f"{path.stem}-{method}"] = run, *samplers[:1]
+            samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers][:1]
+            chosen = {word for recipe in (run.params, *samplers) for word in words(recipe)}
+            place = path != STUDIES[0], run.params.get("init_only", False), -len(chosen)
+            found.append((place, f"{path.stem}-{method}", chosen, (run, *samplers)))
+    out, known = {}, set()
+    for _, name, chosen, case in sorted(found, key=lambda entry: entry[0]):
+        new = {(case[0].impl, word) for word in ["", *chosen]} - known
+        if new:
+            known |= new
+            out[name] = case
+    return out
+
+
+def trainings(found: dict[str, tuple]) -> dict[str, tuple]:
+    """The cases that are trained as no earlier one is: the others differ from earlier ones by their sampler."""
+    out, known = {}, set()
+    for name, (run, *_) in found.items():
+        new = {(run.impl, word) for word in ["", *words(run.params)]} - known
+        if new:
+            known |= new
+            out[name] = found[name]
     return out
 
 
@@ -128,7 +145,7 @@ def images() -> ImageSet:
     return ImageSet(digits.images[:N], digits.labels[:N], 10)
 
 
-@pytest.fixture(params=names(GENERATORS | CLASSIFIERS))
+@pytest.fixture(params=names(trainings(GENERATORS | CLASSIFIERS)))
 def run(request):
     return small_run((GENERATORS | CLASSIFIERS)[request.param][0])
 
@@ -153,6 +170,35 @@ def fitted(images):
         key = repr(run)
         if key not in cache:
             cache[key] = train(run, images, Log("test"))
+        return cache[key]
+
+    return fit
+
+
+class Again(NamedTuple):
+    """A second training of a case, from other global random states than the first."""
+
+    model: bytes
+    ledger: str
+    curve: list[dict]
+    moved: bool  # whether a global random state is another afterwards
+
+
+@pytest.fixture(scope="module")
+def again(images):
+    """Fits each case once more, for all tests that compare two trainings."""
+    cache = {}
+
+    def fit(run: RunSpec) -> Again:
+        key = repr(run)
+        if key not in cache:
+            torch.manual_seed(1234)
+            np.random.seed(1234)
+            before = torch.get_rng_state(), np.random.get_state()[1].copy()
+            log = Log("test")
+            model, ledger = train(run, images, log)
+            kept = torch.equal(torch.get_rng_state(), before[0]) and np.array_equal(np.random.get_state()[1], before[1])
+            cache[key] = Again(saved(model), ledger.to_json(), log.rows, not kept)
         return cache[key]
 
     return fit
@@ -242,22 +288,16 @@ def test_sampling_in_batches_changes_nothing(case, fitted):
     assert np.abs(whole - parts).max() <= 1  # float summation order may move a pixel by one grey level
 
 
-def test_same_seed_same_bytes_other_seed_other_model(run, images, fitted):
+def test_same_seed_same_bytes_other_seed_other_model(run, fitted, again):
     model, ledger = fitted(run)
-    again, ledger_again = train(run, images, Log("test"))
-    assert saved(again) == saved(model)
-    assert ledger_again.to_json() == ledger.to_json()
+    assert again(run).model == saved(model)
+    assert again(run).ledger == ledger.to_json()
     assert saved(fitted(run.model_copy(update={"seed": 1}))[0]) != saved(model)
 
 
-def test_global_random_state_is_neither_used_nor_moved(run, images, fitted):
-    torch.manual_seed(1234)
-    np.random.seed(1234)
-    expected = torch.get_rng_state(), np.random.get_state()[1].copy()
-    model, _ = train(run, images, Log("test"))
-    assert torch.equal(torch.get_rng_state(), expected[0])
-    assert np.array_equal(np.random.get_state()[1], expected[1])
-    assert saved(model) == saved(fitted(run)[0])
+def test_global_random_state_is_neither_used_nor_moved(run, fitted, again):
+    assert not again(run).moved
+    assert again(run).model == saved(fitted(run)[0])
 
 
 def test_a_private_loss_draws_anew_for_every_chunk(run, images, fitted, monkeypatch):
@@ -319,9 +359,11 @@ def test_data_reach_the_model_only_through_mechanisms(run, images, monkeypatch):
     other = ImageSet(255 - images.images[::-1], (images.labels[::-1] + 3) % 10, 10)
     # Other data draw other noise: here they must draw the same.
     monkeypatch.setattr(ImageSet, "digest", lambda self: "the same")
-    assert outcome(run, images) != outcome(run, other)
+    loud = outcome(run, images)
     silence(monkeypatch)
-    assert outcome(run, images) == outcome(run, other)
+    silent = outcome(run, images)
+    assert silent != loud
+    assert outcome(run, other) == silent
 
 
 def outcome(run, images) -> tuple[bytes, list]:
@@ -385,11 +427,9 @@ def test_every_declared_parameter_is_read(case, images, monkeypatch):
     assert not unread([params, sampler_params], act, monkeypatch)
 
 
-def test_the_training_curve_holds_only_released_quantities(run, images):
-    log = Log("test")
-    train(run, images, log)
+def test_the_training_curve_holds_only_released_quantities(run, again):
     allowed = {"step", "released_grad_norm", "d_steps_per_g_step"}  # the last: of released weights and fakes alone
-    assert all(set(row) <= allowed for row in log.rows)
+    assert all(set(row) <= allowed for row in again(run).curve)
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------

@@ -228,14 +228,14 @@ def command(folder, steps: int) -> list[str]:
     ]  # fmt: skip
 
 
-def signalled(images, folder, number: int, steps: int = 150) -> subprocess.CompletedProcess:
+def signalled(images, folder, number: int, steps: int = 80) -> subprocess.CompletedProcess:
     """Starts training, sends a signal at a random moment after the first checkpoint, waits for the end."""
     write_images(folder / "train.npz", images)
     process = subprocess.Popen(command(folder, steps), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
+    time.sleep(random.Random(os.getpid()).uniform(0, 0.2))
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, stderr=err)
@@ -245,7 +245,7 @@ def signalled(images, folder, number: int, steps: int = 150) -> subprocess.Compl
 def whole(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     write_images(folder / "train.npz", images)
-    subprocess.run(command(folder, 150), check=True, capture_output=True)
+    subprocess.run(command(folder, 80), check=True, capture_output=True)
     return folder
 
 
@@ -256,7 +256,7 @@ def test_a_signalled_process_leaves_nothing_half_done_and_continues(images, whol
     assert not any((tmp_path / name).exists() for name in OUTPUTS)
     if number != signal.SIGKILL:
         assert "from which the same command continues" in done.stderr
-    again = subprocess.run(command(tmp_path, 150), capture_output=True, text=True)
+    again = subprocess.run(command(tmp_path, 80), capture_output=True, text=True)
     assert again.returncode == 0
     assert "resumed at step" in again.stderr
     for name in ("model.pt", "ledger.json"):
