@@ -49,7 +49,8 @@ class _Metric(_Row):
     version: str
     commit: str
     code: str
-    public_data: str = ""  # that the method learnt from, by its audit; the column is not in a csv where it is empty
+    public_data: str = ""  # that the method learnt from, by its audit
+    spread: _Number = math.nan  # of `value`, where it is a mean over several extractors: their standard deviation
 
 
 class _Run(_Row):
@@ -97,6 +98,8 @@ AUDITS = _columns(_Event)
 BENCHMARKS: dict[str, type] = {
     "rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float, "ended": float
 }  # fmt: skip
+
+OPTIONAL = ("public_data", "spread")  # columns that a csv lacks where all their cells are empty
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
@@ -345,7 +348,8 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pd
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     """Writes a frame without its index; floats keep every digit, NaN is an empty field."""
-    shown = frame if frame["public_data"].any() else frame.drop(columns="public_data")
+    empty = [name for name in OPTIONAL if name in frame and frame[name].replace("", math.nan).isna().all()]
+    shown = frame.drop(columns=empty)
     artifacts.write_text(path, shown.to_csv(index=False, lineterminator="\n"))
 
 
@@ -360,10 +364,9 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
     """
     fix = "it is of another version: delete it and run snakemake again"
     reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(errors="replace")))
-    if list(reader.fieldnames or []) not in (list(columns), [name for name in columns if name != "public_data"]):
-        raise UserError(
-            f"{path} is not a table of this kind: its columns are {', '.join(reader.fieldnames or [])}; {fix}"
-        )
+    found = list(reader.fieldnames or [])
+    if found != [name for name in columns if name in found or name not in OPTIONAL]:
+        raise UserError(f"{path} is not a table of this kind: its columns are {', '.join(found)}; {fix}")
     kind = _Metric if "metric" in columns else _Event
     try:
         frame = _frame([row.model_dump() for row in parse_params(list[kind], list(reader), str(path))], columns)

@@ -86,6 +86,7 @@ def render_report(
         verdicts=verdicts(material, published),
         few=tables.FEW,
         machines=machines.note(),
+        spread=_spread(metrics),
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,
         holes_in_sentence=HOLES_IN_SENTENCE,
@@ -153,6 +154,12 @@ def _nearest(study: Study, material: registry.Material, dataset: str) -> dict[st
 def _methods(table: tables.Table) -> str:
     papers = {place: re.search(r"arXiv (\d+\.\d+)", text) for place, text in table.cells.get("Paper", {}).items()}
     return tables.to_html(table, {(i, "Paper"): f"https://arxiv.org/abs/{n[1]}" for i, n in papers.items() if n})
+
+
+def _spread(metrics: pd.DataFrame) -> str | None:
+    """The largest standard deviation of an FD over the extractors it is the mean of, in percent of it; None without."""
+    parts = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").dropna()
+    return f"{100 * parts.max():.0f}" if len(parts) else None
 
 
 def _filters(study: Study) -> list[tuple[str, str, dict[str, str]]]:

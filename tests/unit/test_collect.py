@@ -109,6 +109,20 @@ def test_csv_gives_back_every_bit(results, tmp_path):
     assert set(back["epsilon"]) == {"1", "inf", ""}
 
 
+def test_the_spread_over_extractors_is_kept_where_there_is_one(results, tmp_path):
+    metrics, _ = collect(make_study(), [results])
+    write_csv(tmp_path / "without.csv", metrics)
+    assert "spread" not in (tmp_path / "without.csv").read_text()
+    path = results / "runs/0/fidelity.json"
+    content = artifacts.read_json(path)
+    content["metrics"][0]["spread"] = 0.25
+    artifacts.write_json(path, content)
+    metrics, _ = collect(make_study(), [results])
+    assert (metrics["spread"][0], metrics["spread"].count()) == (0.25, 1)
+    write_csv(tmp_path / "with.csv", metrics)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "with.csv", METRICS), metrics, check_exact=True)
+
+
 def test_csv_of_another_kind_is_refused(results, tmp_path):
     metrics, _ = collect(make_study(), [results])
     write_csv(tmp_path / "x.csv", metrics)

@@ -370,6 +370,16 @@ def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
     assert ("the KID, precision and recall that name the small CNN use" in text) == (len(metrics) == 2)
 
 
+def test_the_spread_over_the_extractors_is_said_where_it_was_measured():
+    study = make_study()
+    metrics, audits, jobs = make_frames(study)
+    metrics["spread"] = math.nan
+    assert "standard deviation is up to" not in render(study, metrics, audits, jobs)
+    fd = metrics.index[metrics["metric"] == "fd"]
+    metrics.loc[fd[:2], "spread"] = metrics.loc[fd[:2], "value"] * [0.03, 0.17]
+    assert "standard deviation is up to 17 % of it" in render(study, metrics, audits, jobs)
+
+
 def test_links_to_files_are_relative_and_lead_somewhere(full_page, layout):
     links = [a["href"] for tag, a in Tags(full_page).seen if tag == "a" and not a["href"].startswith("#")]
     tables = [f"tables/{name}{kind}" for name in ("results", "audit") for kind in TABLE_KINDS]
