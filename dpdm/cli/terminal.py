@@ -80,7 +80,7 @@ class Terminal(logging.Handler):
         self.planned: Counter[str] = Counter()  # jobs by rule, and their total
         self.seconds: dict[str, list[float]] = {}  # of the finished jobs, by rule
         self.begun: float | None = None  # the first job's start
-        self._said = ""
+        self._said = self._last = ""
         self._over = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -115,7 +115,9 @@ class Terminal(logging.Handler):
             full = " No space is left on a disk, or in a quota." if f"status {NO_SPACE}." in ended[1] else ""
             self._line(f"error: the command of a job {ended[1].strip()}{full}", record)
         elif event not in HIDDEN and not (record.levelno == logging.INFO and CHATTER.match(record.getMessage())):
-            self.former.handle(record)
+            if event or record.getMessage() != self._last:  # that it is asked to stop, Snakemake says at every second
+                self.former.handle(record)
+            self._last = record.getMessage()
 
     def close(self) -> None:
         """Ends the lines of progress."""

@@ -158,6 +158,12 @@ def test_warnings_errors_and_what_is_unknown_pass_and_commands_do_not(make, said
     ]  # fmt: skip
 
 
+def test_a_message_that_is_repeated_is_shown_once(make, said):
+    stop = record(None, "Will exit after finishing currently running jobs (scheduler).")
+    send(make(), stop, stop, plan(train=1), announced(7, "train", TRAIN), stop, finished(7, at=1), stop)
+    assert said.getvalue().count("Will exit") == 1
+
+
 def test_a_fault_in_a_line_does_not_end_the_run(make, said, capsys):
     handler = make()
     handler.handle(record("run_info", "Job stats:", stats=None, at=0))
