@@ -6,6 +6,8 @@ snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_resul
 
 STUDY is a study file, such as config/laptop.yaml, or several with commas between them, each laid over those before it.
 
+Of a study that ran in part (`dpdm run STUDY --only ...`), give the same --only here. The page says what part it is.
+
 To be run on the machine that ran the study, which the page names, or with --command and --machine to say what ran it.
 Git tracks that folder, and no job uses it.
 """
@@ -20,13 +22,14 @@ from pathlib import Path
 import pandas as pd
 from _page import where
 
-from dpdm.config import load_study
+from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
 from dpdm.report import machines
 from dpdm.report.collect import AUDITS, METRICS, clock_seconds, read_benchmarks, read_csv
 from dpdm.report.tables import dataset_results, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
+from dpdm.study import selected
 
 ROOT = Path(__file__).parents[1]
 KEPT = (
@@ -42,11 +45,10 @@ KEPT = (
 IMAGES = 1000
 
 
-def keep(study: str, commands: list[str], machine: str) -> None:
+def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
     """Makes results/NAME/kept anew."""
-    spec = load_study(study)
     folder = ROOT / "results" / spec.study
-    text = page(study, commands, machine)
+    text = page(study, spec, commands, machine)
     shutil.rmtree(folder / "kept", ignore_errors=True)
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
         copy = folder / "kept" / path.relative_to(folder)
@@ -70,9 +72,8 @@ def keep_model(folder: Path, kept: Path, run: RunSpec) -> None:
         write_images(copy / file.relative_to(made), some)
 
 
-def page(study: str, commands: list[str], machine: str) -> str:
+def page(study: str, spec: Study, commands: list[str], machine: str) -> str:
     """The page for results/NAME, from the files that the run left there."""
-    spec = load_study(study)
     folder = ROOT / "results" / spec.study
     files = [Path(file).resolve().relative_to(ROOT) for file in study.split(",")]
     targets = sorted(spec.tables)
@@ -85,13 +86,17 @@ def page(study: str, commands: list[str], machine: str) -> str:
     return "\n\n".join(
         [
             f"# Results of {' with '.join(f'[{file}](../../../{file})' for file in files)}",
+            *([f"A part of the study: {part}."] if (part := spec.part()) else []),
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {machine}. {cost(jobs)} Models and images are kept of the first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machines.note()}",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. Noise can have a high precision.",
-            *(f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}" for dataset in spec.datasets),
+            *(
+                f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}"
+                for dataset in dict.fromkeys(run.dataset for run in spec.runs())
+            ),
             *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets),
             *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),
             f"## On what the recipes were tuned\n\n{to_markdown(method_table(spec)).strip()}",
@@ -119,12 +124,18 @@ def main() -> None:
     """One folder per study named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="+", metavar="STUDY")
+    parser.add_argument("--only", action="append", metavar="KEY=A,B", help="the part that was run")
     parser.add_argument("--command", action="append", help="how it was run (default: snakemake --cores 2)")
     parser.add_argument("--machine", help="on what it was run (default: this machine)")
     args = parser.parse_args()
     for study in args.study:
-        commands = args.command or [f"snakemake --cores 2 --configfile {study.replace(',', ' ')}"]
-        keep(study, commands, args.machine or where(2))
+        whole = load_study(study)
+        if args.only:
+            default = f"dpdm run {study} --cores 2 {' '.join(f'--only {part}' for part in args.only)}"
+            spec = selected(whole, {"only": " ".join(args.only)})
+        else:
+            default, spec = f"snakemake --cores 2 --configfile {study.replace(',', ' ')}", whole
+        keep(study, spec, args.command or [default], args.machine or where(2))
 
 
 if __name__ == "__main__":
