@@ -960,8 +960,8 @@ MUTANTS = [
         "a kernel method divides by counts from a closure",
         "baselines/_kernel.py",
         {
-            "        phi = features(to_unit(images), frequencies)\n": (
-                "        seen[int(labels)] += 1\n        phi = features(to_unit(images), frequencies)\n"
+            "        found = phi(to_unit(images))\n": (
+                "        seen[int(labels)] += 1\n        found = phi(to_unit(images))\n"
             ),
             "    sums = private.release_sum(EMBEDDINGS, embedding, 1.0)\n": (
                 "    seen = [0] * classes\n    sums = private.release_sum(EMBEDDINGS, embedding, 1.0)\n"
