@@ -141,8 +141,8 @@ class WarmStarted:
         return [replace(m, noise_ratio=m.noise_ratio * (whole / stage.share) ** 0.5) for m in plan]
 
     def _trained_by(self, params: Any, stage: Stage) -> Any:
-        """The method's params in a stage."""
-        own = params.model_dump(mode="json", exclude_unset=True, exclude={"init_from", "init_only"})
+        """The method's params in a stage, where all of a network is trained unless `stage.training` says otherwise."""
+        own = params.model_dump(mode="json", exclude_unset=True, exclude={"init_from", "init_only", "train_only"})
         return parse_params(self.method.Params, merge(own, stage.training), "training")
 
     def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Any:

@@ -22,7 +22,7 @@ from dpdm.data import ImageMeta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation
 from dpdm.diffusion.loss import row_losses
-from dpdm.diffusion.network import NetworkParams, UNet
+from dpdm.diffusion.network import NetworkParams, Part, UNet
 from dpdm.errors import UserError
 from dpdm.networks import NetworkModel, update_ema
 from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
@@ -59,6 +59,11 @@ class Params(ModelParams):
         "constant", description="`linear`: the rate falls to 0 over the steps; not in the paper"
     )
     ema_decay: Fraction = Field(0.999, description="of the weights that are kept, per step")
+    train_only: Annotated[tuple[Part, ...], Field(strict=False)] = Field(
+        (),
+        description="parts of the network that DP-SGD trains: norms, biases, embeddings, last_level; default: all. "
+        "Stages of a warm start train all, unless their `training` has this key. Not in the paper",
+    )
 
 
 class _Sampler(Strict):
@@ -207,12 +212,19 @@ class DPDM:
 def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, classes: int, log: Log) -> UNet:
     """Trains the denoiser's network by DP-SGD; returns the EMA of its weights at the last step.
 
+    With `train_only` the mechanism is the same on fewer coordinates: only their gradient is clipped and noised, and all
+    others stay what they were without a look at a record. Noise of one multiplier is smaller in fewer coordinates.
+
     Args:
         classes: number of classes, which is also the null label; 0 for an unconditional network.
     """
     network = denoiser.network
     averaged = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
+    if params.train_only:
+        trained = network.requires_grad_(False).parts(params.train_only)
+        for p in trained:
+            p.requires_grad_(True)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=params.lr)
     dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
 
     def losses(images: Tensor, labels: Tensor) -> Tensor:

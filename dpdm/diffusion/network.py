@@ -1,7 +1,8 @@
 """The U-Net of the paper ("DDPM++" of Song et al. 2021, small): no layer mixes examples."""
 
 import math
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from dpdm.errors import UserError
 from dpdm.params import Count, Strict
+
+Part = Literal["norms", "biases", "embeddings", "last_level"]
 
 
 class NetworkParams(Strict):
@@ -182,6 +185,25 @@ class UNet(nn.Module):
             self.up.append(nn.ModuleList(stage))
         self.norm = _norm(channels)
         self.head = _conv(channels, image_channels, 3, scale=0)
+
+    def parts(self, names: Collection[Part]) -> list[nn.Parameter]:
+        """The parameters of some parts, in the order of `parameters`.
+
+        norms: of the group norms. biases: of all layers. embeddings: of labels and noise levels, in the blocks too.
+        last_level: the last blocks, at the size of the stem, with the norm and the head after them.
+        """
+        chosen: set[int] = set()
+        for name, module in self.named_modules():
+            places = {
+                "norms": isinstance(module, nn.GroupNorm),
+                "embeddings": name.startswith(("classes", "embed")) or name.endswith(".embed"),
+                "last_level": name.startswith((f"up.{len(self.up) - 1}", "norm", "head")),
+            }
+            if any(places[part] for part in names if part in places):
+                chosen |= {id(p) for p in module.parameters()}
+        if "biases" in names:
+            chosen |= {id(p) for name, p in self.named_parameters() if name.endswith("bias")}
+        return [p for p in self.parameters() if id(p) in chosen]
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
         """Images [n, C, H, W], noise conditioning [n], labels [n] -> [n, C, H, W]."""

@@ -67,6 +67,29 @@ def batch(n: int, shape=(1, 8, 8)):
     )
 
 
+PARTS = {  # of `small_net`: what a part holds, and what it does not
+    "norms": ("down.0.0.norm_in.weight", "middle.1.norm.bias", "norm.weight"),
+    "biases": ("stem.bias", "embed.0.bias", "norm.bias", "up.1.0.conv_in.bias"),
+    "embeddings": ("classes.weight", "embed.2.weight", "down.0.0.embed.weight", "up.1.0.embed.bias"),
+    "last_level": ("up.1.0.conv_in.weight", "up.1.2.norm_in.bias", "norm.weight", "head.weight", "head.bias"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_network_has_its_parameters_and_no_other(part):
+    net = small_net()
+    names = {id(p): name for name, p in net.named_parameters()}
+    found = [names[id(p)] for p in net.parts([part])]
+    assert set(PARTS[part]) <= set(found)
+    assert found == [name for name in names.values() if name in found]  # in the order of the network
+    if part == "biases":
+        assert all(name.endswith("bias") for name in found)
+    others = {"conv_in.weight", "stem.weight", "query.weight", "skip.weight"}
+    assert not [name for name in found if any(map(name.endswith, others)) and not name.startswith("up.1")]
+    assert net.parts([]) == []
+    assert len(net.parts(["norms", "biases"])) < len(net.parts(["norms"])) + len(net.parts(["biases"]))  # none twice
+
+
 @torch.no_grad()
 def test_no_layer_mixes_examples():
     net, (x, sigma, y) = small_net(), batch(6)
@@ -452,6 +475,26 @@ def test_training_follows_the_schedule(digits64):
     finally:
         hook.remove()
     assert rates == pytest.approx([0.01, 0.005])
+
+
+def test_parts_that_are_not_trained_stay_as_they_were(digits64):
+    """Bit by bit, in the model that is kept; and those that are trained move."""
+    network = {"channels": 8, "channel_mult": [1], "blocks_per_level": 1, "attention_resolutions": []}
+    dp = {"expected_batch_size": 16, "steps": 2, "max_grad_norm": 1.0}
+    params = {"network": network, "noise_multiplicity": 2, "dp": dp, "train_only": ["norms", "last_level"]}
+    spec = RunSpec(
+        study="s", dataset="d", method="m", impl="dpdm.diffusion.method:DPDM", params=params, epsilon=10.0,
+        delta="1/(2n)", allow_large_delta=False, accountant="rdp", seed=0,
+    )  # fmt: skip
+    model, ledger = train(spec, digits64, Log("test"))
+    with Streams(0, "method").torch_default("init"):
+        first = UNet((1, 8, 8), 10, parse_params(NetworkParams, network, "network"))
+    trained = {id(p) for p in first.parts(params["train_only"])}
+    moved = dict(zip(first.named_parameters(), model.network.parameters(), strict=True))
+    assert {id(p) for (_, p), now in moved.items() if not torch.equal(p, now)} == trained
+    assert [event.steps for event in ledger.events] == [2]
+    with refuses("train_only", "head"):
+        parse_params(Params, params | {"train_only": ["head"]}, "methods.x.params")
 
 
 def test_accounting_does_not_depend_on_the_noise_multiplicity():

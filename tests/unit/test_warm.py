@@ -266,3 +266,22 @@ def test_a_cold_start_is_what_it_was(images):
     assert [e.noise_multiplier for e in ledger.events] == [e.noise_multiplier for e in again.events]
     assert public_data(load_method(DPDM), prepare_run(spec(), META)[1]) == ()
     assert np.isfinite(distance(weights(one), weights(other)))
+
+
+def test_a_stage_trains_all_of_a_network_and_dpsgd_its_part(images, monkeypatch):
+    seen = []
+    dpsgd_of = PrivateData.dpsgd
+
+    def dpsgd(self, name, module, *args, **kwargs):
+        seen.append({n: p.detach().clone() for n, p in module.network.named_parameters()})
+        return dpsgd_of(self, name, module, *args, **kwargs)
+
+    monkeypatch.setattr(PrivateData, "dpsgd", dpsgd)
+    cold, _ = train(spec(train_only=["norms"]), images, Log("test"))
+    model, _ = train(spec(train_only=["norms"], init_from=[MEANS]), images, Log("test"))
+    first, started = seen
+    assert all(not torch.equal(first[name], started[name]) for name in ("stem.weight", "norm.weight"))
+    done = weights(model)
+    assert torch.equal(done["stem.weight"], started["stem.weight"])
+    assert not torch.equal(done["norm.weight"], started["norm.weight"])
+    assert torch.equal(weights(cold)["stem.weight"], first["stem.weight"])
