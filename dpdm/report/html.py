@@ -5,6 +5,7 @@ import importlib.metadata
 import math
 import platform
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dpdm.provenance import provenance
 from dpdm.report import machines, registry, tables
 from dpdm.report.collect import RUN, clock_seconds, holes
 from dpdm.report.paper import TITLES, paper_table
-from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, privacy_table, published_table
+from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, epsilons_run, privacy_table, published_table
 from dpdm.report.runs import repeating, runs_by_dataset
 from dpdm.report.selection import shown_sets
 from dpdm.report.verdicts import joined, verdicts
@@ -177,7 +178,7 @@ def _filters(study: Study) -> list[tuple[str, str, dict[str, str]]]:
 def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
     """The paper's tables that the study names, in the paper's order, without those of only other data sets."""
     study = material.study
-    own = {spec.published_as()[0] for spec in study.datasets.values()}
+    own = {study.datasets[name].published_as()[0] for name in epsilons_run(study)}
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
     numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)
     shown = {n: paper_table(n, study, material.metrics, material.audits, published) for n in numbers}
@@ -206,6 +207,8 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
     grid, spec = study.runs(), study.evaluation
     methods, datasets = dict.fromkeys(r.method for r in grid), dict.fromkeys(r.dataset for r in grid)
     epsilons, seeds = {r.epsilon for r in grid}, dict.fromkeys(r.seed for r in grid)
+    least = min(Counter(r.place[:3] for r in grid).values())
+    each = f"{f'{least} to ' * (least < len(seeds))}{count(seeds, 'seed')} ({joined(map(str, seeds))})"
     fewer = [f"{d} at {listed(s.epsilons)} only" for d, s in study.datasets.items() if s.epsilons and not study.part()]
     deltas = [
         f"δ = {delta:.2g} on {dataset} (n = {n:,})"
@@ -216,7 +219,7 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
         (f"This page shows a part of the study ({study.part()}). " if study.part() else "")
         + f"{count(methods, 'method')} ({joined(methods)}) on {count(datasets, 'dataset')} "
         f"({joined(datasets)}) at ε = {listed(epsilons)}{f' ({joined(fewer)})' if fewer else ''}, each with "
-        f"{count(seeds, 'seed')} ({joined(map(str, seeds))}): {count(grid, 'training run')}. "
+        f"{each}: {count(grid, 'training run')}. "
         "Each generator was judged on "
         f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({joined(spec.classifiers)}) under "
         f"the protocol “{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
@@ -227,8 +230,8 @@ def _summary(study: Study, runs: pd.DataFrame) -> str:
 def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
     """What was published on the study's datasets."""
     here: dict[str, list[str]] = {}
-    for dataset, spec in study.datasets.items():
-        here.setdefault(spec.published_as()[0], []).append(dataset)
+    for dataset in epsilons_run(study):
+        here.setdefault(study.datasets[dataset].published_as()[0], []).append(dataset)
     shown = published[published["dataset"].isin(list(here))]
     if shown.empty:
         return {}

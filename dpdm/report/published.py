@@ -147,15 +147,23 @@ def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
     return joined[[*columns, "quoted", "privacy_status", "privacy_note", "public_data"]]
 
 
+def epsilons_run(study: Study) -> dict[str, set[float]]:
+    """The epsilons of the runs on each data set: in a part of a study fewer, on fewer data sets, than it has."""
+    found: dict[str, set[float]] = {}
+    for run in study.runs():
+        found.setdefault(run.dataset, set()).add(run.epsilon)
+    return found
+
+
 def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
-    """The study's data sets by their published names and sizes; those that nobody published under are left out.
+    """The data sets with runs by their published names and sizes; those that nobody published under are left out.
 
     Raises:
         UserError: two data sets are the same one.
     """
     found: dict[tuple[str, int | None], str] = {}
-    for name, spec in study.datasets.items():
-        key = spec.published_as()
+    for name in epsilons_run(study):
+        key = study.datasets[name].published_as()
         if key[1] is not None and found.setdefault(key, name) != name:
             raise UserError(
                 f"datasets.{found[key]} and datasets.{name} are both {key[0]} of side {key[1]}, so one row of the "

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dpdm.config import DIRECT, Study
 from dpdm.report.collect import RUN, holes
-from dpdm.report.published import best_table
+from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
 from dpdm.report.tables import (
     FEW,
@@ -169,10 +169,10 @@ def _against_published(study: Study, metrics: pd.DataFrame, published: pd.DataFr
     """The best published accuracies without public data, by data set and epsilon, and ours under these protocols."""
     best = pd.DataFrame(columns=["dataset", "epsilon"]) if published is None else best_table(published).data
     means = _accuracies(metrics[metrics["public_data"] == ""])
-    for dataset, spec in study.datasets.items():
-        rows = best[best["dataset"] == spec.published_as()[0]]
+    for dataset, epsilons in epsilons_run(study).items():
+        rows = best[best["dataset"] == study.datasets[dataset].published_as()[0]]
         for epsilon, found in rows.groupby("epsilon", sort=False):
-            if float(epsilon) not in study.epsilons_of(dataset):
+            if float(epsilon) not in epsilons:
                 continue
             theirs, ours = [], []
             for row in found.to_dict("records"):

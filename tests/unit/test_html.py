@@ -282,6 +282,19 @@ def test_a_page_of_a_part_says_so(pictures):
     assert "part of the study" not in whole
 
 
+def test_a_page_of_a_part_says_nothing_of_what_was_not_run():
+    mnist = {"mnist": {"source": "mnist", "delta": 1e-5}, "fashion_mnist": {"source": "fashion_mnist", "delta": 1e-5}}
+    part = {"only": "dataset=mnist epsilon=1", "without": "method=mean seed=0,1"}
+    study = make_study(datasets=mnist, epsilons=[1, 10], seeds=[0, 1, 2], **part)
+    metrics, audits, jobs = make_frames(study)
+    frames = (frame.assign(dataset="mnist") for frame in (metrics, audits))
+    text = render(study, *frames, jobs, published=read_published(*PUBLISHED))
+    assert "best published without public data" in text
+    assert "mnist, ε = 1: the best published" in text
+    assert not re.search(r"mnist, ε = 10: the best|fashion_mnist(?! epsilon)", text)
+    assert "each with 1 to 3 seeds (0, 1 and 2): 4 training runs" in text
+
+
 def test_without_the_file_there_is_no_section(page):
     assert 'id="published"' not in page
     assert 'href="#published"' not in page
