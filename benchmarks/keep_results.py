@@ -1,12 +1,12 @@
 """Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, and a page on how they were made.
 
-The model and 1,000 images of the first seed are kept too: `dpdm sample results/STUDY/kept RUN` draws more.
+The model and 1,000 images of each first seed are kept too: `dpdm sample results/STUDY/kept RUN` draws more.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
 
 STUDY is a study file, such as config/laptop.yaml, or several with commas between them, each laid over those before it.
 
-Of a study that ran in part (`dpdm run STUDY --only ...`), give the same --only here. The page says what part it is.
+Of a study that ran in part (`dpdm run STUDY --only ...`), the page says which part.
 
 To be run on the machine that ran the study, which the page names, or with --command and --machine to say what ran it.
 Git tracks that folder, and no job uses it.
@@ -29,7 +29,7 @@ from dpdm.report import machines
 from dpdm.report.collect import AUDITS, METRICS, clock_seconds, read_benchmarks, read_csv
 from dpdm.report.tables import dataset_results, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
-from dpdm.study import selected
+from dpdm.study import open_study
 
 ROOT = Path(__file__).parents[1]
 KEPT = (
@@ -54,9 +54,8 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
         copy = folder / "kept" / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    for run in spec.runs():
-        if run.seed == spec.seeds[0]:
-            keep_model(folder, folder / "kept", run)
+    for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
+        keep_model(folder, folder / "kept", run)
     (folder / "kept" / "README.md").write_text(text + "\n")
 
 
@@ -124,17 +123,15 @@ def main() -> None:
     """One folder per study named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="+", metavar="STUDY")
-    parser.add_argument("--only", action="append", metavar="KEY=A,B", help="the part that was run")
     parser.add_argument("--command", action="append", help="how it was run (default: snakemake --cores 2)")
     parser.add_argument("--machine", help="on what it was run (default: this machine)")
     args = parser.parse_args()
     for study in args.study:
-        whole = load_study(study)
-        if args.only:
-            default = f"dpdm run {study} --cores 2 {' '.join(f'--only {part}' for part in args.only)}"
-            spec = selected(whole, {"only": " ".join(args.only)})
-        else:
-            default, spec = f"snakemake --cores 2 --configfile {study.replace(',', ' ')}", whole
+        spec, _ = open_study(ROOT / "results" / load_study(study).study)  # as it ran last, which may be a part
+        default = f"snakemake --cores 2 --configfile {study.replace(',', ' ')}"
+        if spec.part():
+            parts = [f"{key}='{part}'" for key in ("only", "without") if (part := getattr(spec, key)) is not None]
+            default += f" --config {' '.join(parts)}"
         keep(study, spec, args.command or [default], args.machine or where(2))
 
 
