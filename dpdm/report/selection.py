@@ -134,8 +134,10 @@ def table_files(
 def shown_sets(study: Study, dataset: str) -> list[tuple[RunSpec, str]]:
     """The synthetic sets on a data set's sample page: run and sampler of the first seed of every method and epsilon."""
     runs = [run for run in study.runs() if run.dataset == dataset]
-    first = min((run.seed for run in runs), default=0)
-    return [(run, sampler) for run in runs if run.seed == first for sampler in study.samplers_of(run)]
+    first: dict[tuple[str, ...], int] = {}
+    for run in runs:
+        first[run.place[:3]] = min(first.get(run.place[:3], run.seed), run.seed)
+    return [(run, name) for run in runs if run.seed == first[run.place[:3]] for name in study.samplers_of(run)]
 
 
 def sample_files(study: Study, layout: Layout, dataset: str) -> list[str]:

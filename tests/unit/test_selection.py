@@ -228,3 +228,5 @@ def test_a_sample_page_shows_the_first_seed_that_has_runs(tiny_study_dict):
         (0, "default"), (0, "fast"), (0, "fine")
     }  # fmt: skip
     assert {run.seed for run, _ in shown_sets(selected(study, {"only": "seed=1"}), "digits")} == {1}
+    of_each = shown_sets(selected(study, {"without": "method=dpdm seed=0"}), "digits")
+    assert {(run.method, run.seed) for run, _ in of_each} == {("class_mean", 0), ("dpdm", 1)}
