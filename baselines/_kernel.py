@@ -159,6 +159,7 @@ class Generated:
 
     Attributes:
         keep: all that training changes, for checkpoints.
+        counts: images of each class in a step, [classes].
     """
 
     def __init__(self, params: GeneratorParams, meta: ImageMeta, phi: Features, rng: Streams, device: torch.device):
@@ -172,7 +173,8 @@ class Generated:
         self._decay = torch.optim.lr_scheduler.StepLR(self.optimizer, params.lr_decay_steps, params.lr_decay)
         self._labels = torch.from_numpy(balanced_labels(params.generated_batch_size, meta.num_classes)).to(device)
         one_hot = F.one_hot(self._labels, meta.num_classes).float()
-        self._averaging = (one_hot / one_hot.sum(0)).T
+        self.counts = one_hot.sum(0)
+        self._averaging = (one_hot / self.counts).T
         self._shape = (params.generated_batch_size, params.latent_dim)
         self.keep = [self.generator, self.optimizer, self._decay]
         self._phi, self._rng, self._device = phi, rng, device
