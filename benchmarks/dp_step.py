@@ -9,7 +9,6 @@ allocated on a GPU; resident on a CPU, measured in a separate process per row.
 """
 
 import argparse
-import contextlib
 import resource
 import statistics
 import subprocess
@@ -24,61 +23,60 @@ from _page import where, write_block
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
-from dpdm.diffusion.denoiser import Denoiser, Edm
+from dpdm.diffusion.denoiser import Denoiser, Edm, Precision
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.privacy.per_example import PerExampleGradients
 
 
-def build(device: torch.device) -> Denoiser:
+def build(device: torch.device, precision: Precision) -> Denoiser:
     """The paper's MNIST network behind EDM preconditioning."""
-    return Denoiser(UNet((1, 28, 28), 10, NetworkParams()), Edm()).to(device)
+    return Denoiser(UNet((1, 28, 28), 10, NetworkParams()), Edm(), precision).to(device)
 
 
-def losses(module, images, labels, k, autocast):
+def losses(module, images, labels, k):
     """One DPDM loss per row."""
-    with autocast:
-        return row_losses(
-            module, getattr(module, "_module", module), images, labels, noise_multiplicity=k, label_dropout=0.1,
-            null_label=10, generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
+    return row_losses(
+        module, getattr(module, "_module", module), images, labels, noise_multiplicity=k, label_dropout=0.1,
+        null_label=10, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
 
 
-def plain_step(images, labels, k, device):
+def plain_step(images, labels, k, device, precision):
     """Forward, backward, Adam."""
-    net = build(device)
+    net = build(device, precision)
     optimizer = torch.optim.Adam(net.parameters())
 
     def step():
         optimizer.zero_grad()
-        losses(net, images, labels, k, contextlib.nullcontext()).mean().backward()
+        losses(net, images, labels, k).mean().backward()
         optimizer.step()
 
     return step
 
 
-def ours(net, images, labels, k, autocast):
+def ours(net, images, labels, k):
     """Our per-example gradients: one per example."""
     gradients = PerExampleGradients(net, k)
-    return lambda: gradients.backward(lambda x, y: losses(gradients.module, x, y, k, autocast), images, labels)
+    return lambda: gradients.backward(lambda x, y: losses(gradients.module, x, y, k), images, labels)
 
 
-def hooks(net, images, labels, k, autocast):
+def hooks(net, images, labels, k):
     """Opacus' per-example gradients: one per row, then summed over an example's rows."""
     module = GradSampleModule(net, batch_first=True, loss_reduction="sum")
 
     def backward():
-        (losses(module, images, labels, k, autocast).sum() / k).backward()
+        (losses(module, images, labels, k).sum() / k).backward()
         for p in net.parameters():
             p.grad_sample = p.grad_sample.view(k, len(images), *p.shape).sum(0)
 
     return backward
 
 
-def private_step(images, labels, k, device, engine, autocast):
+def private_step(images, labels, k, device, precision, engine):
     """Per-example gradients, clipping, noise, Adam."""
-    net = build(device)
-    backward = engine(net, images, labels, k, autocast)
+    net = build(device, precision)
+    backward = engine(net, images, labels, k)
     optimizer = DPOptimizer(
         torch.optim.Adam(net.parameters()), noise_multiplier=1.0, max_grad_norm=1.0,
         expected_batch_size=len(images), loss_reduction="sum",
@@ -101,12 +99,12 @@ def steps(args, device: torch.device) -> dict[str, Callable[[], None]]:
     b, k = args.batch, args.multiplicity
     images = torch.rand(b, 1, 28, 28, device=device) * 2 - 1
     labels = torch.randint(0, 10, (b,), device=device)
-    off, bf16 = contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16)
     return {
-        "plain fp32": lambda: plain_step(images, labels, k, device),
-        "ours fp32": lambda: private_step(images, labels, k, device, ours, off),
-        "ours bf16": lambda: private_step(images, labels, k, device, ours, bf16),
-        "Opacus hooks fp32": lambda: private_step(images, labels, k, device, hooks, off),
+        "plain fp32": lambda: plain_step(images, labels, k, device, "float32"),
+        "plain bf16": lambda: plain_step(images, labels, k, device, "bf16"),
+        "ours fp32": lambda: private_step(images, labels, k, device, "float32", ours),
+        "ours bf16": lambda: private_step(images, labels, k, device, "bf16", ours),
+        "Opacus hooks fp32": lambda: private_step(images, labels, k, device, "float32", hooks),
     }
 
 
@@ -165,13 +163,13 @@ def main() -> None:
         f"(torch {torch.__version__}; `python benchmarks/dp_step.py --batch {args.batch} --multiplicity "
         f"{args.multiplicity} --rounds {args.rounds} --threads {args.threads}`):",
         "",
-        "| step | seconds | x plain | x ours fp32 | peak memory, MiB |",
+        "| step | seconds | x plain of its precision | x ours fp32 | peak memory, MiB |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, values in seconds.items():
         ratios = [
             statistics.median(v / r for v, r in zip(values, seconds[base], strict=True))
-            for base in ("plain fp32", "ours fp32")
+            for base in (f"plain {name.split()[-1]}", "ours fp32")
         ]
         lines.append(
             f"| {name} | {statistics.median(values):.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {memory[name]:.0f} |"

@@ -113,21 +113,30 @@ class Ve(_Parametrisation):
 
 
 Parametrisation = Annotated[Edm | VPrediction | Vp | Ve, Field(discriminator="kind")]
+Precision = Literal["float32", "bf16"]
 
 
 class Denoiser(nn.Module):
     """D(x; sigma) of a raw network.
 
     Forward: noisy images [n, C, H, W], noise levels sigma [n] > 0, labels [n] -> denoised images.
+
+    Args:
+        precision: bf16: the layers of the network compute in bfloat16 (torch.autocast); all around them is float32.
     """
 
-    def __init__(self, network: nn.Module, parametrisation: Parametrisation):
+    def __init__(self, network: nn.Module, parametrisation: Parametrisation, precision: Precision = "float32"):
         super().__init__()
-        self.network, self.parametrisation = network, parametrisation
+        self.network, self.parametrisation, self.precision = network, parametrisation, precision
+
+    def output(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
+        """What the network says, [n, C, H, W] in the dtype of `x`."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network(x, c_noise, labels).to(x.dtype)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.parametrisation.scalings(sigma)
-        output = self.network(_expand(c_in) * x, c_noise, labels)
+        output = self.output(_expand(c_in) * x, c_noise, labels)
         return _expand(c_skip) * x + _expand(c_out) * output
 
     def weight(self, sigma: Tensor, labels: Tensor) -> Tensor:

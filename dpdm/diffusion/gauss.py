@@ -137,7 +137,7 @@ class GaussDenoiser(Denoiser):
         prior = self.network.prior
         best = prior.denoise(x.flatten(1), sigma, labels).view_as(x)
         c_in = (sigma.square() + prior.power[labels]).rsqrt()
-        output = self.network(c_in[:, None, None, None] * x, sigma.log() / 4, labels)
+        output = self.output(c_in[:, None, None, None] * x, sigma.log() / 4, labels)
         return best + prior.variance(sigma, labels).sqrt()[:, None, None, None] * output
 
     def weight(self, sigma: Tensor, labels: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class DPDMGauss(method.DPDM):
         prior = Prior.of(release(private, params.prior, rng))
         with rng.torch_default("init"):
             network = GaussUNet(meta.shape, meta.num_classes, params.network, prior).to(private.device)
-        denoiser = GaussDenoiser(network, params.parametrisation)
+        denoiser = GaussDenoiser(network, params.parametrisation, params.precision)
         averaged = method.train_denoiser(private, params, denoiser, meta.num_classes, log)
         kept = params.model_dump(mode="json", include=set(method.ModelParams.model_fields))
         facts = {"shape": list(meta.shape), "num_classes": meta.num_classes, "params": kept}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dpdm.data import ImageMeta
 from dpdm.diffusion import samplers
-from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation
+from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation, Precision
 from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, Part, UNet
 from dpdm.errors import UserError
@@ -63,6 +63,11 @@ class Params(ModelParams):
         (),
         description="parts of the network that DP-SGD trains: norms, biases, embeddings, last_level; default: all. "
         "Stages of a warm start train all, unless their `training` has this key. Not in the paper",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="of the layers in training. bf16 is faster on processors with avx512_bf16 or AMX, much slower on "
+        "others; norms, clipping, sums, noise and Adam stay in float32. Not in the paper",
     )
 
 
@@ -204,7 +209,9 @@ class DPDM:
         classes = meta.num_classes if params.conditional else 0
         with rng.torch_default("init"):
             network = UNet(meta.shape, classes, params.network).to(private.device)
-        averaged = train_denoiser(private, params, Denoiser(network, params.parametrisation), classes, log)
+        averaged = train_denoiser(
+            private, params, Denoiser(network, params.parametrisation, params.precision), classes, log
+        )
         kept = params.model_dump(mode="json", include=set(ModelParams.model_fields))
         return Model(averaged, shape=list(meta.shape), num_classes=classes, params=kept)
 
@@ -214,6 +221,10 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
 
     With `train_only` the mechanism is the same on fewer coordinates: only their gradient is clipped and noised, and all
     others stay what they were without a look at a record. Noise of one multiplier is smaller in fewer coordinates.
+
+    With `precision: bf16` the layers compute outputs and per-example gradients in bfloat16. Such a gradient is less
+    exact, and still that of one record. It becomes float32 before its norm is taken; norms, clipping, sums, noise,
+    weights and Adam are those of float32. So one record moves the sum by max_grad_norm at most, as in float32.
 
     Args:
         classes: number of classes, which is also the null label; 0 for an unconditional network.

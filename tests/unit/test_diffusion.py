@@ -20,6 +20,8 @@ from dpdm.diffusion.network import NetworkParams, UNet
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import train
+from dpdm.privacy.dpsgd import add_clipped
+from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.progress import Log
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec
@@ -495,6 +497,59 @@ def test_parts_that_are_not_trained_stay_as_they_were(digits64):
     assert [event.steps for event in ledger.events] == [2]
     with refuses("train_only", "head"):
         parse_params(Params, params | {"train_only": ["head"]}, "methods.x.params")
+
+
+def test_bf16_gradients_are_near_those_of_float32_and_are_clipped_as_such():
+    x, labels = torch.rand(6, 1, 8, 8, generator=Streams(0).torch("x")) * 2 - 1, torch.arange(6)
+    with Streams(0).torch_default("init"):
+        network = UNet((1, 8, 8), 10, NetworkParams(channels=8, channel_mult=(1,), attention_resolutions=(8,)))
+        nn.init.xavier_uniform_(network.head.weight)  # at first 0, and then nothing before it moves
+    sums = {}
+    for precision in ("float32", "bf16"):
+        denoiser = Denoiser(network, Edm(), precision)
+        gradients = PerExampleGradients(denoiser, 2)
+        with Streams(0).torch_default("loss"):
+            gradients.backward(lambda x, y: row_losses(denoiser, denoiser, x, y, 2, 0.1, 10), x, labels)  # noqa: B023
+        found = [p.grad_sample for p in network.parameters()]
+        assert {g.dtype for g in found} == {torch.float32}
+        sums[precision] = torch.zeros(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
+        add_clipped(sums[precision], found, 0.1)
+        gradients.close()
+    assert 0 < (sums["float32"] - sums["bf16"]).norm() < 0.1 * sums["float32"].norm()
+    assert sums["bf16"].norm() <= 6 * 0.1
+
+
+@pytest.mark.parametrize("impl", ["dpdm.diffusion.method:DPDM", "dpdm.diffusion.gauss:DPDMGauss"])
+def test_a_bf16_run_computes_its_layers_in_bfloat16_and_keeps_float32(digits64, impl):
+    network = {"channels": 8, "channel_mult": [1], "blocks_per_level": 1, "attention_resolutions": []}
+    dp = {"expected_batch_size": 16, "steps": 1, "max_grad_norm": 1.0}
+    params = {"network": network, "noise_multiplicity": 2, "dp": dp, "precision": "bf16"}
+    if impl.endswith("Gauss"):
+        params["prior"] = {"max_image_norm": 3.0, "max_centered_norm": 2.0, "max_component_norm": 2.0, "components": 2}
+    spec = RunSpec(
+        study="s", dataset="d", method="m", impl=impl, params=params, epsilon=10.0, delta="1/(2n)",
+        allow_large_delta=False, accountant="rdp", seed=0,
+    )  # fmt: skip
+    seen: set[torch.dtype] = set()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda layer, _, out: seen.add(out.dtype) if isinstance(layer, nn.Conv2d) else None
+    )
+    try:
+        model, ledger = train(spec, digits64, Log("test"))
+    finally:
+        hook.remove()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+    assert ledger.events[-1].sensitivity == 1.0
+
+
+def test_the_preconditioning_of_a_bf16_denoiser_is_exact():
+    """At a low noise level bfloat16 would blur an image by more than the noise."""
+    x, sigma, labels = torch.rand(4, 1, 8, 8) * 2 - 1, torch.full((4,), 1e-3), torch.zeros(4, dtype=torch.long)
+    network = UNet((1, 8, 8), 10, NetworkParams(channels=8, channel_mult=(1,), attention_resolutions=()))
+    out = Denoiser(network, Edm(), "bf16")(x, sigma, labels)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, x, rtol=0, atol=1e-3)
 
 
 def test_accounting_does_not_depend_on_the_noise_multiplicity():

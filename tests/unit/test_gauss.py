@@ -212,3 +212,10 @@ def test_releases_that_take_the_whole_budget_are_refused():
     alone = (Mechanism.gaussian("a", 0.5), Mechanism.gaussian("b", 0.5))
     assert settled(alone, Budget(1.0, 1e-5), "rdp") == alone
     assert settled([Mechanism.gaussian("a", 0.5), steps], Budget(math.inf, 1e-5), "rdp")[0].noise_multiplier == 0
+
+
+def test_bf16_leaves_the_prior_exact():
+    denoiser = GaussDenoiser(network(Prior.of(mixture(2))), Edm(), "bf16")
+    x, sigma, labels = torch.rand(3, 1, 4, 4), torch.full((3,), 0.01), torch.arange(3) % CLASSES
+    exact = GaussDenoiser(denoiser.network, Edm())(x, sigma, labels)
+    torch.testing.assert_close(denoiser(x, sigma, labels), exact, rtol=0, atol=0)
