@@ -204,11 +204,24 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
             facts[name] |= {"trained": extractor.load_extractor(network.path)[1]}
     copies, facts["memorization"], picture = memorization.measure(compared, train, test)
     accuracies = classifiers.measure(synthetic, test, evaluation.classifiers, seed, evaluation.protocol)
+    accuracies += _of_teacher(study, layout, coordinates, test)
     folder, utility = Path(folder), {"protocol": evaluation.protocol, "metrics": accuracies}
     memorization.write_picture(folder / "nearest.png", picture)
     scores = _judged(compared, coordinates) | facts | {"metrics": [*distances, *copies]}
     artifacts.write_json(folder / "fidelity.json", scores)
     artifacts.write_json(folder / "utility.json", _judged(synthetic, coordinates) | utility)
+
+
+def _of_teacher(study: Study, layout: Layout, c: Coordinates, test: data.ImageSet) -> list[dict[str, Any]]:
+    """The accuracy on test images of the teacher that chose a run's images, where it has one (dpdm.teacher)."""
+    from dpdm.evaluation import classifiers
+
+    if c.epsilon is None or not study.run(c.dataset, c.method, c.epsilon, c.seed).params.get("teacher"):
+        return []
+    run = study.run(c.dataset, c.method, c.epsilon, c.seed)
+    model = restored(load_method(run.impl, "generator"), layout.run(*run.place, "model.pt"), run.impl)
+    (row,) = classifiers.measure_trained(model.teacher.predict, model.teacher.family, test)
+    return [row | {"metric": "teacher_acc"}]
 
 
 def score_inception(

@@ -27,6 +27,7 @@ from dpdm.progress import Log
 from dpdm.provenance import meaning, provenance
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec, spec_json
+from dpdm.teacher import Taught
 from dpdm.warm import WarmStarted
 
 
@@ -127,8 +128,10 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         missing += lacking + (_missing(method, ("Model.family",)) if kind == "classifier" else [])
     if missing:
         raise UserError(f"impl {impl}: lacks {', '.join(missing)}; see docs/adding_a_method.md")
-    load_generator = functools.partial(load_method, kind="generator")
-    return WarmStarted(method, load_generator) if WarmStarted.fits(method) else method
+    if WarmStarted.fits(method):
+        method = WarmStarted(method, functools.partial(load_method, kind="generator"))
+    generates = not _missing(method, MEMBERS_OF_KIND["generator"])
+    return Taught(method, functools.partial(load_method, kind="classifier")) if generates else method
 
 
 def _missing(method: Any, members: tuple[str, ...]) -> list[str]:
@@ -157,7 +160,7 @@ def prepare_run(
         budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
         plan = settled(method.plan(params, meta), budget, spec.accountant)
         if getattr(params, "init_only", False):  # the noise of the releases is that of the whole plan
-            plan = tuple(mechanism for mechanism in plan if mechanism.mechanism == "gaussian")
+            plan = tuple(m for m in plan if m.mechanism == "gaussian" or m.share is not None)
         return method, params, plan, budget
     except UserError as error:
         raise UserError(f"{where} on {spec.dataset}: {error}") from error
@@ -190,9 +193,10 @@ def train(
         UserError: see `prepare_run`; or training failed in a way the user can fix.
     """
     method, params, plan, budget = prepare_run(spec, images.meta)
-    if isinstance(method, WarmStarted):
+    if hasattr(method, "check_private"):
         method.check_private(params, images)
-    impls = [stage.impl for stage in getattr(params, "init_from", ()) if stage.impl]
+    parts = (*getattr(params, "init_from", ()), getattr(params, "teacher", None))
+    impls = [part.impl for part in parts if part and part.impl]
     ledger = Ledger(
         n=images.meta.n,
         delta=budget.delta,

@@ -32,6 +32,7 @@ class Streams:
     def __init__(self, seed: int, scope: str = ""):
         self.seed = seed
         self.scope = scope
+        self._image: Callable[[int], int] = lambda i: i  # the image that number i of a draw is
 
     def _sequence(self, name: str, index: tuple[int, ...]) -> np.random.SeedSequence:
         # A spawn key, since plain entropy ignores trailing zeros: ("x") and ("x", 0) would be one stream.
@@ -65,6 +66,12 @@ class Streams:
         """A seed in [0, 2^31) for a library that takes an integer (scikit-learn, torch-fidelity)."""
         return int(self._sequence(name, index).generate_state(1)[0] >> np.uint32(1))
 
+    def of_images(self, scope: str, images: np.ndarray) -> "Streams":
+        """New streams within this scope, of which number i per image is that of image `images[i]`."""
+        streams = Streams(self.seed, f"{self.scope}/{scope}")
+        streams._image = lambda i: int(images[i])
+        return streams
+
     def normal_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
         """One draw of `noise_per_image`."""
         return self.noise_per_image(name, start, count, shape)()
@@ -75,7 +82,7 @@ class Streams:
         Image i has its own stream `start + i`, so that a sample does not depend on the batch it was drawn in
         (as in EDM's generate.py).
         """
-        streams = [self.numpy(name, start + i) for i in range(count)]
+        streams = [self.numpy(name, self._image(start + i)) for i in range(count)]
 
         def draw() -> np.ndarray:
             out = np.empty((count, *shape), np.float32)

@@ -142,7 +142,8 @@ class WarmStarted:
 
     def _trained_by(self, params: Any, stage: Stage) -> Any:
         """The method's params in a stage, where all of a network is trained unless `stage.training` says otherwise."""
-        own = params.model_dump(mode="json", exclude_unset=True, exclude={"init_from", "init_only", "train_only"})
+        keys = set(self.method.Params.model_fields) - {"train_only"}
+        own = params.model_dump(mode="json", exclude_unset=True, include=keys)
         return parse_params(self.method.Params, merge(own, stage.training), "training")
 
     def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Any:
@@ -155,14 +156,14 @@ class WarmStarted:
             streams = Streams(rng.seed, f"init_{i}")
             aside = copy.copy(log)  # train.jsonl is of DP-SGD
             aside.rows, aside.title = [], f"{log.title}, warm start {i + 1} of {len(params.init_from)}".lstrip(", ")
-            draw = self._images(_Door(private, f"init_{i}."), stage, streams, aside)
+            draw = self._images(Door(private, f"init_{i}."), stage, streams, aside)
             door = _OpenDoor(private, f"init_{i}.training.", released, reached, draw, streams)
             # With the streams of the last fit, so that the method's own releases are those that it will ask for again.
             self.method.fit(door, self._trained_by(params, stage), rng, aside)
             reached = door.reached
         return self.method.fit(_LastDoor(private, released, reached, params.init_only), params, rng, log)
 
-    def _images(self, door: "_Door", stage: Stage, rng: Streams, log: Log) -> Callable[[], ImageSet]:
+    def _images(self, door: "Door", stage: Stage, rng: Streams, log: Log) -> Callable[[], ImageSet]:
         """Asks for the releases of a stage now, and draws its images when they are first needed."""
         if stage.public is not None:
             return functools.cache(lambda: SOURCES[stage.public]().load()["train"])
@@ -179,7 +180,7 @@ class WarmStarted:
         return draw
 
 
-class _Door:
+class Door:
     """The door as one part of a plan sees it: a name asked for is PREFIX + name of the plan.
 
     Args:
@@ -203,13 +204,16 @@ class _Door:
     def public_steps(self, name: str, *args: Any) -> Iterator[int]:
         return self._private.public_steps(self._prefix + name, *args)
 
+    def dpsgd(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._private.dpsgd(self._prefix + name, *args, **kwargs)
+
     def _once(self, name: str, release: Callable[..., Tensor], *args: Any) -> Tensor:
         if name not in self._released:
             self._released[name] = release(self._prefix + name, *args)
         return self._released[name].clone()
 
 
-class _OpenDoor(_Door):
+class _OpenDoor(Door):
     """The door in a stage: `dpsgd` trains on the images of the stage, the method's own releases are the real ones.
 
     Attributes:
@@ -249,7 +253,7 @@ class _OpenDoor(_Door):
         return super().public_steps(self._stage + name, *args)
 
 
-class _LastDoor(_Door):
+class _LastDoor(Door):
     """The door after the stages: DP-SGD goes on from the networks that they `reached`, or with `only` not at all."""
 
     def __init__(self, private: PrivateData, released: dict[str, Tensor], reached: list[nn.Module], only: bool):

@@ -53,6 +53,7 @@ class Mechanism:
     with another.
     `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; the common scale is
     what `calibrate` finds. For Gaussian releases, giving a share s of the budget mu^2 means ratio 1/sqrt(s).
+    `share`, if given, is the part of the budget of a mechanism of many steps: see `settled`.
     `noise_multiplier`, if given, is fixed and no part of the calibration: see `settled`.
 
     Raises:
@@ -65,6 +66,7 @@ class Mechanism:
     steps: int = 1
     noise_ratio: float = 1.0
     sensitivity: float = 1.0
+    share: float | None = None
     noise_multiplier: float | None = None
 
     def __post_init__(self):
@@ -185,9 +187,10 @@ def budget_shares(events: Sequence[Event], delta: float) -> dict[str, dict[str, 
     release that costs as much as the event alone; exact for Gaussian releases.
 
     Returns:
-        Nothing without a one-shot release next to another mechanism, or where no epsilon is spent, or an infinite one.
+        Nothing for one event, for the parts of one training, or where no epsilon is spent, or an infinite one.
     """
-    several = len(events) > 1 and any(event.mechanism == "gaussian" for event in events)
+    owners = {event.name.rpartition(".")[0] for event in events}  # a generator, its teacher, the stages of its start
+    several = len(owners) > 1 or (len(events) > 1 and any(event.mechanism == "gaussian" for event in events))
     if not several or not 0 < epsilon_spent(events, delta, "rdp") < math.inf:
         return {}
     return _shares(tuple(events), delta)
@@ -215,29 +218,45 @@ def _shares(events: tuple[Event, ...], delta: float) -> dict[str, dict[str, floa
 
 
 def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> tuple[Mechanism, ...]:
-    """The plan with the noise of its one-shot releases fixed, where it also has a mechanism of many steps.
+    """The plan with the noise of all fixed that has a share of the budget, where something is left to be calibrated.
 
-    A release with share s of the budget (`Mechanism.gaussian`) then has 1/sqrt(s) times the noise multiplier of one
-    release that spends the whole budget, whatever the steps of the other mechanism are. `calibrate` finds their noise
-    for what is left. A plan of releases alone is returned as it is.
+    Of a plan with a mechanism of many steps, a one-shot release with share s (`Mechanism.gaussian`) has 1/sqrt(s) times
+    the noise multiplier of one release that spends the whole budget, whatever the steps of the other mechanism are.
+    Steps that have a `share` cost as much as such a release does at the budget's delta. `calibrate` finds the
+    noise of the others for what is left. A plan of releases alone is returned as it is.
 
     Raises:
-        UserError: see `calibrate`; or the releases leave nothing to the steps.
+        UserError: see `calibrate`; or nothing is left to the others.
     """
+    shared = [mechanism for mechanism in plan if mechanism.share is not None]
     releases = [mechanism for mechanism in plan if mechanism.mechanism == "gaussian"]
-    if not releases or len(releases) == len(plan):
+    if len(releases) + len(shared) == len(plan):
+        releases = []  # they take what is left
+    if not releases and not shared:
         return tuple(plan)
-    spent = sum(release.noise_ratio**-2 for release in releases)
-    if spent >= 1:
+    fixed = [*releases, *shared]
+    spent = sum(release.noise_ratio**-2 for release in releases) + sum(mechanism.share for mechanism in shared)
+    if spent >= 1 or len(fixed) == len(plan):
         raise UserError(
-            f"the releases {', '.join(release.name for release in releases)} take {spent:.3g} of the budget and leave "
-            "nothing to the private steps; give them smaller shares"
+            f"{', '.join(mechanism.name for mechanism in fixed)} take {spent:.3g} of the budget and leave nothing to "
+            "the others; give them smaller shares"
         )
     whole = calibrate([Mechanism.gaussian("whole")], budget, accountant)
     return tuple(
-        replace(mechanism, noise_multiplier=whole * mechanism.noise_ratio) if mechanism in releases else mechanism
+        replace(mechanism, noise_multiplier=_noise_of_share(mechanism, whole, budget, accountant))
+        if mechanism in fixed
+        else mechanism
         for mechanism in plan
     )
+
+
+def _noise_of_share(mechanism: Mechanism, whole: float, budget: Budget, accountant: Accountant) -> float:
+    """The noise multiplier that its share of the budget gives; `whole` is that of a release of the whole budget."""
+    if mechanism.share is None or not whole:
+        return whole * mechanism.noise_ratio
+    part = Mechanism.gaussian("part", mechanism.share).event(whole)
+    cost = Budget(epsilon_spent([part], budget.delta, accountant), budget.delta)
+    return calibrate([mechanism], cost, accountant) * mechanism.noise_ratio
 
 
 def calibrate(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> float:

@@ -26,11 +26,12 @@ MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
 NO_CEILING = "real (training images)"  # where a generator has a better accuracy
 
-# Title and decimals (None: about three digits) of metrics and, last, of all accuracies, in reading order; any other
+# Title and decimals (None: about three digits) of metrics and, by "acc", of all accuracies, in reading order; any other
 # metric has its own name and follows.
 _TITLES: dict[str, tuple[str, int | None]] = {
     "fid": ("FID", None), "fd": ("FD", None), "kid": ("KID", None), "precision": ("Precision", 3),
     "recall": ("Recall", 3), "nearest_ratio": ("Nearest ÷ held-out", 2), "acc": ("accuracy %", 1),
+    "teacher_acc": ("Accuracy of the DP teacher %", 1),
 }  # fmt: skip
 _NAMES = {
     "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0",

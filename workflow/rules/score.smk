@@ -74,6 +74,7 @@ rule score:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         references=references,
+        teacher=lambda w: PATHS.run(*run_of(w).place, "model.pt") if run_of(w).params.get("teacher") else [],
     output:
         fidelity=PATHS.set(*SET, "fidelity.json"),
         nearest=PATHS.set(*SET, "nearest.png"),
@@ -103,6 +104,7 @@ use rule score as score_anchor with:
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         references=references,
+        teacher=[],
     output:
         fidelity=PATHS.anchor(*ANCHOR, "fidelity.json"),
         nearest=PATHS.anchor(*ANCHOR, "nearest.png"),
