@@ -64,9 +64,10 @@ MAY_IMPORT = {
     "dpdm.provenance": {"dpdm", "dpdm.artifacts"},
     "dpdm.privacy": FOUNDATIONS | {"dpdm.checkpoint", "dpdm.processes", "dpdm.progress"},
     "dpdm.warm": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.sources"},
+    "dpdm.teacher": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.warm"},
     "dpdm.method": FOUNDATIONS
     | {"dpdm.checkpoint", "dpdm.layout", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
-    | {"dpdm.warm"},
+    | {"dpdm.teacher", "dpdm.warm"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
