@@ -4,8 +4,8 @@
 
 Runs that part of the study once per setting, each in a folder of a temporary directory. Prints the means over seeds of
 the first setting with the largest difference to the others, and writes the largest of them by method and metric to
-results/machines.csv: the report makes nothing bold within it. ATEN_CPU_CAPABILITY chooses torch's kernels, as another
-processor would; more threads add up in another order.
+results/machines.csv, next to those of other studies: the report makes nothing bold within it. ATEN_CPU_CAPABILITY
+chooses torch's kernels, as another processor would; more threads add up in another order.
 """
 
 import argparse
@@ -58,6 +58,8 @@ def main() -> None:
     cells = table.groupby(["method", "metric", "extractor"], sort=False)
     spread = cells[["difference", "relative"]].max().reset_index()
     spread["study"], spread["only"], spread["commit"] = Path(args.study).stem, args.only, provenance()["commit"]
+    known = pd.read_csv(MACHINES, keep_default_na=False)
+    spread = pd.concat([known[known["study"] != Path(args.study).stem], spread])
     spread.to_csv(MACHINES, index=False, float_format="%.4g", lineterminator="\n")
     print(f"wrote {MACHINES}")
 
