@@ -79,6 +79,11 @@ class Taught:
             raise UserError("\n".join(f"teacher: {line}" for line in str(error).splitlines())) from error
         return (*plan, replace(own[0], name=PREFIX + own[0].name, share=params.teacher.share))
 
+    def departures(self, params: Any, meta: ImageMeta) -> tuple[str, ...]:
+        """The teacher, then what the generator says."""
+        own = getattr(self.method, "departures", lambda *_: ())(params, meta)
+        return (*["with a DP teacher"] * (params.teacher is not None), *own)
+
     def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Any:
         """Trains the generator, then the teacher."""
         model = self.method.fit(private, params, rng, log)

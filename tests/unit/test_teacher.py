@@ -9,7 +9,7 @@ import torch
 from refusals import refuses
 
 from dpdm.data import ImageMeta
-from dpdm.method import load_method, prepare_run, train
+from dpdm.method import departures, load_method, prepare_run, train
 from dpdm.networks import BatchSize
 from dpdm.plan import check_recipe
 from dpdm.privacy import DpSgd, Mechanism, budget_shares, calibrate, epsilon_spent
@@ -99,6 +99,14 @@ def test_a_classifier_has_no_teacher():
     run = spec().model_copy(update={"impl": "baselines.dpsgd_classifier:DPSGDClassifier"})
     with refuses("teacher"):
         prepare_run(run.model_copy(update={"params": TEACHER["params"] | {"teacher": TEACHER}}), META)
+
+
+def test_a_row_says_that_it_has_a_teacher():
+    for params, words in (({}, ()), ({"teacher": TEACHER}, ("with a DP teacher",))):
+        method, parsed, *_ = prepare_run(spec(**params), META)
+        assert departures(method, parsed, META) == words
+    method, parsed, *_ = prepare_run(spec(DPDM, init_from=[START], teacher=TEACHER), META)
+    assert departures(method, parsed, META)[:3] == ("with a DP teacher", "warm start", "K = 2")
 
 
 # --- a run ----------------------------------------------------------------------------------------------------
