@@ -42,8 +42,9 @@ N = 64
 def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     """One run per study and method of a kind, at its first epsilon, and the params of its first sampler.
 
-    An entry whose words (see `words`) all occur in entries before it, of the same code, is left out. The default study
-    comes first, then what has many words, and last what stops before DP-SGD.
+    An entry whose words (see `words`) all occur in entries before it, of the same code, is left out. So is every taught
+    generator (dpdm.teacher) but one. The default study comes first, then what has many words, and last what stops before
+    DP-SGD.
     """
     found = []
     for path in STUDIES:
@@ -51,6 +52,8 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
         for method in (name for name, spec in study.methods.items() if spec.kind == kind):
             dataset = study.datasets_of(method)[0]
             run = next(run for run in study.runs() if (run.dataset, run.method) == (dataset, method))
+            if run.params.get("teacher") and any(case[0].params.get("teacher") for *_, case in found):
+                continue  # a teacher is the same code with every generator
             samplers = [study.sample(run, name).sampler_params for name in study.methods[method].samplers][:1]
             chosen = {word for recipe in (run.params, *samplers) for word in words(recipe)}
             place = path != STUDIES[0], run.params.get("init_only", False), -len(chosen)
