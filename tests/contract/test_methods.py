@@ -43,7 +43,7 @@ def cases(kind: str) -> dict[str, tuple[RunSpec, dict]]:
     """One run per study and method of a kind, at its first epsilon, and the params of its first sampler.
 
     An entry whose words (see `words`) all occur in entries before it, of the same code, is left out. So is every taught
-    generator (dpdm.teacher) but one. The default study comes first, then what has many words, and last what stops before
+    generator (dpdm.teacher) but one. The default study comes first, then what has many words, last what stops before
     DP-SGD.
     """
     found = []
