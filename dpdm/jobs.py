@@ -4,7 +4,6 @@ The command line and the workflow call these with a study and its layout; paths 
 raises UserError that names the file if one that it reads is missing, damaged or another's.
 """
 
-import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -53,7 +52,7 @@ def train_extractor(layout: Layout, dataset: str) -> None:
     artifacts.write_tensors(layout.data(dataset, "extractor.pt"), extractor.train_extractor(*real))
 
 
-def make_reference(study: Study, layout: Layout, dataset: str, extractor: str = "inception") -> None:
+def make_reference(study: Study, layout: Layout, dataset: str, extractor: str) -> None:
     """Computes an extractor's statistics of a data set's real images, once for all scores."""
     from dpdm.evaluation.fidelity import reference
 
@@ -68,16 +67,24 @@ def make_label_only(study: Study, layout: Layout, dataset: str) -> None:
     data.write_images(layout.label_only(dataset), data.label_only(meta, study.evaluation.synthetic_images))
 
 
+def make(study: Study, layout: Layout, dataset: str, file: str) -> None:
+    """Makes a file of a data set: one of DATA_FILES with the others, extractor.pt, label_only.npz or EXTRACTOR.npz."""
+    if file in DATA_FILES:
+        prepare(study, layout, dataset)
+    elif file == "extractor.pt":
+        train_extractor(layout, dataset)
+    elif file == "label_only.npz":
+        make_label_only(study, layout, dataset)
+    else:
+        make_reference(study, layout, dataset, file.removesuffix(".npz"))
+
+
 def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> None:
-    """Makes those of a data set's files that are not there yet: `files` of DATA_FILES, extractor.pt, EXTRACTOR.npz."""
-    makers = {"extractor.pt": lambda: train_extractor(layout, dataset)} | {
-        f"{name}.npz": functools.partial(make_reference, study, layout, dataset, name)
-        for name in ("inception", *registry.EXTRACTORS, *registry.PUBLIC_EXTRACTORS)
-    }
+    """Makes those of a data set's files that are not there yet: DATA_FILES, and `files` of what `make` knows."""
     for file in (*DATA_FILES, *files):
         if not Path(layout.data(dataset, file)).exists():
             print(f"making {layout.data(dataset, file)}, which is not there yet", file=sys.stderr)
-            makers.get(file, lambda: prepare(study, layout, dataset))()
+            make(study, layout, dataset, file)
 
 
 def load_extractor(study: Study, layout: Layout, dataset: str, extractor: str) -> Any:

@@ -123,9 +123,14 @@ def run_cli(capsys, monkeypatch):
     return run
 
 
-@pytest.fixture(scope="session")
-def parse_cli():
-    """`parse_cli("python -m dpdm VERB ...") -> (verb, parameters)`: what the command line makes of it; runs nothing."""
+@pytest.fixture
+def parse_cli(monkeypatch):
+    """`parse_cli("python -m dpdm VERB ...") -> (verb, parameters)`: what the command line makes of it; runs nothing.
+
+    STUDY and DATASET stay as they are written.
+    """
+    monkeypatch.setattr("dpdm.study.open_study", lambda named: (named, None))
+    monkeypatch.setattr("dpdm.study.find_dataset", lambda _, name: name)
 
     def parse(command: str) -> tuple[str, dict[str, Any]]:
         words = shlex.split(command)

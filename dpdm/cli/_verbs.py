@@ -61,14 +61,34 @@ def verbs() -> None:
 
 
 def study_argument(required: bool = True):
-    """STUDY."""
+    """STUDY, which the verb gets as `study` and `layout`; as it was written it is the context's `obj`."""
+
+    def opened(ctx: click.Context, _: click.Parameter, named: str | None):
+        from dpdm.study import open_study
+
+        ctx.obj = named
+        study, ctx.params["layout"] = open_study(named) if named else (None, None)
+        return study
+
     text = "A study file (YAML; several: with commas), a shipped study, or the results folder of a study."
-    return click.argument("study", type=PATH, required=required, help=text)
+    return click.argument("study", required=required, callback=opened, help=text)
 
 
 def dataset_argument():
-    """DATASET."""
-    return click.argument("dataset", help="A data set of the study.")
+    """DATASET, which the study has."""
+
+    def found(ctx: click.Context, _: click.Parameter, name: str) -> str:
+        from dpdm.study import find_dataset
+
+        return find_dataset(ctx.params["study"], name)
+
+    return click.argument("dataset", callback=found, help="A data set of the study.")
+
+
+def set_option():
+    """--set KEY=VALUE, as `changes`."""
+    text = "Change a parameter: --set dp.steps=20."
+    return click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help=text)
 
 
 def out_option(text: str):

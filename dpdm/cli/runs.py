@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dpdm.cli._verbs import PATH, RUNS, out_option, study_argument, verbs
+from dpdm.cli._verbs import PATH, RUNS, out_option, set_option, study_argument, verbs
 from dpdm.errors import UserError
 
 what_argument = click.argument(
@@ -21,7 +21,7 @@ what_argument = click.argument(
 @verbs.command("train", section=RUNS)
 @study_argument(required=False)
 @click.argument("run", required=False, help="DATASET/METHOD/EPSILON/SEED.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a parameter: --set dp.steps=20.")
+@set_option()
 @click.option("--spec", type=PATH, metavar="FILE", help="Train this recipe: `dpdm spec` printed it, or a ledger.json.")
 @click.option("--data", type=PATH, metavar="NPZ", help="Training images of --spec, if not found by its place.")
 @out_option("Folder for the results. Default: where the study has the run; of a changed run results/by_hand/NAME.")
@@ -36,13 +36,13 @@ what_argument = click.argument(
     help="Time between checkpoints; 0 is after every step.",
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="GPUs to train on together.")
-def train(study, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
+def train(study, layout, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
     """Train one run of a study, or a changed one; print its epsilon, noise and files.
 
     A run of the study lies where the workflow has it, and counts as done there. With --set or --noise it is another
     run, and lies outside the study's results. A training that was stopped goes on from its checkpoint in its folder.
     """
-    spec, images_file, folder, prepare = _what_to_train(study, run, changes, spec, data, out, noise)
+    spec, images_file, folder, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
     if keep_key and spec.noise != "secret":
         raise UserError("--keep-key needs secret noise: `noise: secret` in the study, or --noise secret")
     joined = "WORLD_SIZE" in os.environ
@@ -62,30 +62,28 @@ def train(study, run, changes, spec, data, out, noise, keep_key, checkpoint_inte
         print(done)
 
 
-def _what_to_train(study, run, changes, spec_file, data, out, noise) -> tuple[Any, str, str, Any]:
+def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> tuple[Any, str, str, Any]:
     """The recipe, its training images, the folder for its results, and what makes the images where they are missing."""
     from dpdm import study as named
 
     if bool(spec_file) == bool(study) or bool(study) != bool(run):
         raise UserError("train needs either STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
-    opened = None
     if spec_file:
         spec = named.read_recipe(spec_file)
         layout = named.layout_of_run(spec_file, spec) or named.Layout("results", spec.study)
     else:
-        opened, layout = named.open_study(study)
-        spec = named.find_run(opened, run)
+        spec = named.find_run(study, run)
     spec = _changed(spec, changes)
     spec = spec.model_copy(update={"noise": noise}) if noise else spec
     images = data or layout.data(spec.dataset, "train.npz")
-    in_study = opened and not (changes or noise)
+    in_study = study and not (changes or noise)
     folder = out or (layout.run(*spec.place) if in_study else layout.by_hand(named.by_hand_name(spec)))
 
     def prepare() -> None:
         from dpdm import jobs
 
-        if not data and (opened is not None or os.path.exists(layout.study)):
-            jobs.make_missing(opened or named.open_study(layout.root)[0], layout, spec.dataset)
+        if not data and (study or os.path.exists(layout.study)):
+            jobs.make_missing(study or named.open_study(layout.root)[0], layout, spec.dataset)
         elif not os.path.exists(images):
             raise UserError(f"there are no training images {images}; name them by --data train.npz")
 
@@ -110,22 +108,22 @@ def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
 @click.argument("run", help="DATASET/METHOD/EPSILON/SEED[/SAMPLER]; without a sampler all of the method.")
 @click.option("--model", type=PATH, metavar="FILE", help="The model, if not the study's own.")
 @out_option("Folder that gets SAMPLER/synthetic.npz. Default: the run's.")
-def sample(study: str, run: str, model: str | None, out: str | None) -> None:
+@click.pass_obj
+def sample(named: str, study, layout, run: str, model: str | None, out: str | None) -> None:
     """Draw the synthetic images of a run from its model."""
-    from dpdm.study import find_sets, open_study
+    from dpdm.study import find_sets
 
-    opened, layout = open_study(study)
-    spec, samplers = find_sets(opened, run)
+    spec, samplers = find_sets(study, run)
     if not samplers:
-        raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {study} {run}` judges it")
+        raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {named} {run}` judges it")
     from dpdm import jobs
 
     if not os.path.exists(layout.run(*spec.place, "ledger.json")):
-        jobs.make_missing(opened, layout, spec.dataset)
+        jobs.make_missing(study, layout, spec.dataset)
     for sampler in samplers:
         file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
-        jobs.sample(opened, layout, spec, sampler, model or layout.run(*spec.place, "model.pt"), file)
-        print(f"drew {opened.evaluation.synthetic_images:,} images: {file}")
+        jobs.sample(study, layout, spec, sampler, model or layout.run(*spec.place, "model.pt"), file)
+        print(f"drew {study.evaluation.synthetic_images:,} images: {file}")
 
 
 @verbs.command("score", section=RUNS)
@@ -135,31 +133,31 @@ def sample(study: str, run: str, model: str | None, out: str | None) -> None:
 @click.option("--synthetic", type=PATH, metavar="NPZ", help="The images to score, if not the study's own.")
 @click.option("--model", type=PATH, metavar="FILE", help="The model of a classifier method, if not the study's own.")
 @out_option("Folder for the scores. Default: that of the synthetic set, classifier or anchor.")
-def score(study, coordinates, inception, synthetic, model, out) -> None:
+@click.pass_obj
+def score(named, study, layout, coordinates, inception, synthetic, model, out) -> None:
     """Score synthetic images: distances to real ones, and classifiers trained on them.
 
     Of a classifier method, whose coordinates have no sampler, the accuracy of its model on the test images.
     """
-    from dpdm.study import find_anchor, find_sets, open_study
+    from dpdm.study import find_anchor, find_sets
 
-    opened, layout = open_study(study)
-    if anchor := find_anchor(opened, coordinates):
+    if anchor := find_anchor(study, coordinates):
         place = (anchor.dataset, anchor.method, str(anchor.seed))
         sets = [(anchor, layout.anchor_images(*place[:2]), layout.anchor(*place))]
     else:
-        run, samplers = find_sets(opened, coordinates)
+        run, samplers = find_sets(study, coordinates)
         places = {name: layout.set(*run.place, name) for name in samplers}
         sets = [(run.coordinates(name), f"{folder}/synthetic.npz", folder) for name, folder in places.items()]
     if len(sets) > 1 and (synthetic or out):
         raise UserError(f"{coordinates} means {len(sets)} sets; name one by its sampler to give --synthetic or --out")
     for _, images, _ in sets:
         if not (synthetic or anchor or os.path.exists(images)):
-            raise UserError(f"there are no synthetic images {images}; `dpdm sample {study} {coordinates}` makes them")
+            raise UserError(f"there are no synthetic images {images}; `dpdm sample {named} {coordinates}` makes them")
     from dpdm import jobs
 
     dataset = (anchor or run).dataset
-    own = ("extractor.pt", *(f"{name}.npz" for name in opened.evaluation.extractors))
-    jobs.make_missing(opened, layout, dataset, *(("inception.npz",) if inception else own) * bool(sets))
+    own = ("extractor.pt", *(f"{name}.npz" for name in study.evaluation.extractors))
+    jobs.make_missing(study, layout, dataset, *(("inception.npz",) if inception else own) * bool(sets))
     if not sets:
         folder = out or layout.run(*run.place)
         jobs.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)
@@ -167,8 +165,8 @@ def score(study, coordinates, inception, synthetic, model, out) -> None:
     for place, images, folder in sets:
         folder = out or folder
         if anchor and anchor.method != "real" and not os.path.exists(images):
-            jobs.make_label_only(opened, layout, dataset)
-        (jobs.score_inception if inception else jobs.score)(opened, layout, place, synthetic or images, folder)
+            jobs.make_label_only(study, layout, dataset)
+        (jobs.score_inception if inception else jobs.score)(study, layout, place, synthetic or images, folder)
         print(f"scored: {folder}/{'inception.json' if inception else 'fidelity.json, utility.json'}")
 
 
@@ -287,12 +285,11 @@ def _black_box(what: tuple[str, ...], canaries: int) -> list[dict[str, Any]]:
 @verbs.command("spec", section=RUNS)
 @study_argument()
 @click.argument("run", help="DATASET/METHOD/EPSILON/SEED.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a parameter: --set dp.steps=20.")
-def spec(study: str, run: str, changes: tuple[str, ...]) -> None:
+@set_option()
+def spec(study, layout, run: str, changes: tuple[str, ...]) -> None:
     """Print the resolved recipe of a run as JSON; `dpdm train --spec FILE` takes it back."""
     import json
 
-    from dpdm.study import find_run, open_study
+    from dpdm.study import find_run
 
-    found = find_run(open_study(study)[0], run)
-    print(json.dumps(_changed(found, changes).model_dump(mode="json"), indent=2))
+    print(json.dumps(_changed(find_run(study, run), changes).model_dump(mode="json"), indent=2))

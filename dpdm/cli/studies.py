@@ -6,6 +6,7 @@ import sys
 import click
 
 from dpdm.cli._verbs import MORE, PATH, STUDIES, study_argument, verbs
+from dpdm.cli.workflow import collected
 
 HEADERS = {
     "methods": ("method", "what it is", "what it releases", "cost", "published epsilon", "impl", "paper"),
@@ -23,7 +24,8 @@ HEADERS = {
 @click.option("--without", multiple=True, metavar="KEY=A,B", help="Leave out what matches all of these.")
 @click.option("--cores", default="all", show_default=True, metavar="N", help="Cores that Snakemake may use.")
 @click.option("--dry-run", "-n", is_flag=True, help="Show the jobs, run none.")
-def run(study, targets, only, without, cores, dry_run) -> None:
+@click.pass_obj
+def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     """Run a study, or a part of it, through Snakemake: train, sample, score, audit, report.
 
     First prints hours and memory of all its jobs, as far as kept results measured such. A part (`--only
@@ -33,12 +35,11 @@ def run(study, targets, only, without, cores, dry_run) -> None:
     from dpdm.cli.estimate import estimate
     from dpdm.config import study_files
     from dpdm.layout import SNAKEFILE
-    from dpdm.study import open_study, selected
+    from dpdm.study import selected
 
-    opened, layout = open_study(study)
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
-    chosen = selected(opened, part)  # names the study does not have are refused before Snakemake starts
-    files = [layout.study] if os.path.isdir(study) else study_files(study)
+    chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
+    files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]
     command += ["--config", *(f"{key}={value}" for key, value in part.items())] if part else []
@@ -48,7 +49,7 @@ def run(study, targets, only, without, cores, dry_run) -> None:
 
 @verbs.command("check", section=STUDIES)
 @study_argument()
-def check(study: str) -> None:
+def check(study, layout) -> None:
     """Print what a study resolves to, and try its methods on random images.
 
     Runs, jobs, hours and memory as kept results measured them, and of every run the mechanisms, noise multipliers and
@@ -56,22 +57,20 @@ def check(study: str) -> None:
     """
     from dpdm.cli.estimate import estimate
     from dpdm.report.selection import check_entries
-    from dpdm.study import open_study
 
-    opened, _ = open_study(study)  # before the imports below, which take seconds
-    check_entries(opened)
+    check_entries(study)  # before the imports below, which take seconds
     from dpdm.plan import describe, doubts
     from dpdm.rehearsal import rehearse_study
 
-    print(describe(opened))
-    print(f"\n{estimate(opened)}")
-    for doubt in doubts(opened):
+    print(describe(study))
+    print(f"\n{estimate(study)}")
+    for doubt in doubts(study):
         print(f"warning: {doubt}", file=sys.stderr)
-    count = opened.evaluation.synthetic_images
-    for name, dataset in opened.datasets.items():
+    count = study.evaluation.synthetic_images
+    for name, dataset in study.datasets.items():
         if (classes := dataset.meta().num_classes) > count:
             print(f"warning: {count} synthetic images for the {classes} classes of {name}", file=sys.stderr)
-    print(f"\nbegun on random images, where no record moved another's gradient: {', '.join(rehearse_study(opened))}")
+    print(f"\nbegun on random images, where no record moved another's gradient: {', '.join(rehearse_study(study))}")
 
 
 @verbs.command("list", section=STUDIES)
@@ -130,16 +129,11 @@ def schema() -> None:
 
 @verbs.command("verdict", section=STUDIES)
 @study_argument()
-def verdict(study: str) -> None:
+def verdict(study, layout) -> None:
     """Print the sentences that a study's numbers support, and what is wrong with the study."""
     from dpdm.layout import PRIVACY_STATUS, PUBLISHED
-    from dpdm.report.collect import AUDITS, METRICS, read_csv
     from dpdm.report.published import read_published
-    from dpdm.report.registry import Material
     from dpdm.report.verdicts import verdicts
-    from dpdm.study import open_study
 
-    opened, layout = open_study(study)
-    material = Material(opened, layout, read_csv(layout.metrics, METRICS), read_csv(layout.audits, AUDITS))
-    for level, text in verdicts(material, read_published(PUBLISHED, PRIVACY_STATUS)):
+    for level, text in verdicts(collected(study, layout), read_published(PUBLISHED, PRIVACY_STATUS)):
         print(f"{level}: {text}")

@@ -11,6 +11,9 @@ from dpdm.cli._verbs import dataset_argument, study_argument, verbs
 from dpdm.errors import UserError
 from dpdm.evaluation.registry import EXTRACTORS, PUBLIC_EXTRACTORS
 
+NETWORKS = ("inception", *EXTRACTORS, *PUBLIC_EXTRACTORS)
+FILES = ("dataset.json", "extractor.pt", *(f"{name}.npz" for name in NETWORKS), "label_only.npz")  # of a data set
+
 
 @verbs.command("validate")
 @click.argument("file", type=click.File("r"), help="The study as JSON; - for standard input.")
@@ -71,75 +74,29 @@ def _refuse_other_code(study, layout) -> None:
             )
 
 
-def _dataset(study: str, dataset: str):
-    from dpdm.study import find_dataset, open_study
+@verbs.command("data")
+@study_argument()
+@dataset_argument()
+@click.argument("file", type=click.Choice(FILES), help="Which file.")
+def data(study, layout, dataset: str, file: str) -> None:
+    """Make a file of a data set, after those that it needs and that are not there.
 
-    opened, layout = open_study(study)
-    find_dataset(opened, dataset)
-    return opened, layout
-
-
-def _prepared(study: str, dataset: str):
-    """`dpdm.jobs`, the study and its layout, once the data set is there."""
-    opened, layout = _dataset(study, dataset)
+    dataset.json: load the data set, verify it, and write its splits too. extractor.pt: train the feature extractor of
+    the image distance on real images. EXTRACTOR.npz: an extractor's statistics of the real images. label_only.npz: the
+    label-only floor, uniform noise images with balanced labels.
+    """
     from dpdm import jobs
 
-    jobs.make_missing(opened, layout, dataset)
-    return jobs, opened, layout
-
-
-@verbs.command("prepare")
-@study_argument()
-@dataset_argument()
-def prepare(study: str, dataset: str) -> None:
-    """Load a data set, verify it, and write its splits."""
-    opened, layout = _dataset(study, dataset)
-    from dpdm import jobs
-
-    jobs.prepare(opened, layout, dataset)
-
-
-@verbs.command("extractor")
-@study_argument()
-@dataset_argument()
-def extractor(study: str, dataset: str) -> None:
-    """Train the feature extractor of a data set's image distance, on real images."""
-    jobs, _, layout = _prepared(study, dataset)
-    jobs.train_extractor(layout, dataset)
-
-
-@verbs.command("reference")
-@study_argument()
-@dataset_argument()
-@click.option(
-    "--extractor",
-    type=click.Choice(["inception", *EXTRACTORS, *PUBLIC_EXTRACTORS]),
-    default="inception",
-    help="Which one it is.",
-)
-def reference(study: str, dataset: str, extractor: str) -> None:
-    """Compute an extractor's statistics of a data set's real images; Inception's if none is named."""
-    jobs, opened, layout = _prepared(study, dataset)
-    jobs.make_reference(opened, layout, dataset, extractor)
-
-
-@verbs.command("label-only")
-@study_argument()
-@dataset_argument()
-def label_only(study: str, dataset: str) -> None:
-    """Write the label-only floor: uniform noise images with balanced labels."""
-    jobs, opened, layout = _prepared(study, dataset)
-    jobs.make_label_only(opened, layout, dataset)
+    if file != "dataset.json":
+        jobs.make_missing(study, layout, dataset)
+    jobs.make(study, layout, dataset, file)
 
 
 @verbs.command("collect")
 @study_argument()
-def collect(study: str) -> None:
+def collect(study, layout) -> None:
     """Gather the scores and audits of a study into metrics.csv and audits.csv."""
-    from dpdm.study import open_study
-
-    opened, layout = open_study(study)
-    _collect(opened, layout, layout.metrics, layout.audits)
+    _collect(study, layout, layout.metrics, layout.audits)
 
 
 def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
@@ -156,27 +113,25 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
 @verbs.command("tables")
 @study_argument()
 @click.option("--partial", is_flag=True, help="All tables of what is finished by now, into STUDY/partial.")
-def tables(study: str, partial: bool) -> None:
+def tables(study, layout, partial: bool) -> None:
     """Write the tables of results and audits as csv, md, tex and html."""
     from dpdm.report import registry
     from dpdm.report.tables import write_table
-    from dpdm.study import open_study
 
-    opened, layout = open_study(study)
     if partial:
-        scores = _collect(opened, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
-        material = registry.Material(opened, layout, *scores)
-        for table in opened.tables:
-            _paper_table(opened, layout, int(table.removeprefix("table_")), f"{layout.partial}/{table}")
+        scores = _collect(study, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
+        material = registry.Material(study, layout, *scores)
+        for table in study.tables:
+            _paper_table(study, layout, int(table.removeprefix("table_")), f"{layout.partial}/{table}")
     else:
-        material = _material(opened, layout)
-    stems = {name: f"{layout.partial}/{name}" if partial else layout.table(name) for name in registry.tables(opened)}
+        material = collected(study, layout)
+    stems = {name: f"{layout.partial}/{name}" if partial else layout.table(name) for name in registry.tables(study)}
     for name, stem in stems.items():
         write_table(registry.TABLES[name].make(material), stem)
     print(f"tables: {', '.join(f'{stem}.html' for stem in stems.values())}")
 
 
-def _material(study, layout):
+def collected(study, layout):
     """What the figures and tables of a finished study are made from."""
     from dpdm.report.collect import AUDITS, METRICS, read_csv
     from dpdm.report.registry import Material
@@ -187,12 +142,9 @@ def _material(study, layout):
 @verbs.command("paper-table")
 @study_argument()
 @click.argument("number", type=click.IntRange(1, 6), help="Its number in the paper (arXiv v1), 1 to 6.")
-def paper_table(study: str, number: int) -> None:
+def paper_table(study, layout, number: int) -> None:
     """Write one of the paper's tables with its numbers and ours."""
-    from dpdm.study import open_study
-
-    opened, layout = open_study(study)
-    _paper_table(opened, layout, number, layout.table(f"table_{number}"))
+    _paper_table(study, layout, number, layout.table(f"table_{number}"))
 
 
 def _paper_table(study, layout, number: int, out: str) -> None:
@@ -213,20 +165,18 @@ def _paper_table(study, layout, number: int, out: str) -> None:
 @verbs.command("figures")
 @study_argument()
 @click.argument("names", nargs=-1, metavar="[NAME]...", help="Which, as DATASET_curves or wins; default: all.")
-def figures(study: str, names: tuple[str, ...]) -> None:
+def figures(study, layout, names: tuple[str, ...]) -> None:
     """Draw figures of a study whose scores are collected."""
     from dpdm.explain import nearest
     from dpdm.report import registry
-    from dpdm.study import open_study
 
-    opened, layout = open_study(study)
-    known = registry.figures(opened)
+    known = registry.figures(study)
     for name in names:
         if name not in known:
             raise UserError(f"{layout.root} has no figure {name!r}; {nearest(name, known)}")
     from dpdm.report.figures import save_figure
 
-    material = _material(opened, layout)
+    material = collected(study, layout)
     for name in names or known:
         item, dataset = known[name]
         save_figure(item.make(replace(material, dataset=dataset)), layout.figure(name))
@@ -235,21 +185,20 @@ def figures(study: str, names: tuple[str, ...]) -> None:
 @verbs.command("report")
 @study_argument()
 @click.option("--command", metavar="TEXT", help="What made the results, to print on the page.")
-def report(study: str, command: str | None) -> None:
+@click.pass_obj
+def report(named: str, study, layout, command: str | None) -> None:
     """Write the self-contained report.html."""
     from dpdm import artifacts, catalog
     from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report import collect as gather
     from dpdm.report import html, registry
     from dpdm.report.published import read_published
-    from dpdm.study import open_study
 
-    opened, layout = open_study(study)
     text = html.render_report(
-        _material(opened, layout),
-        gather.read_benchmarks(layout.benchmarks, opened),
-        {name: Path(layout.figure(name, ".svg")) for name in registry.figures(opened)},
-        command or f"dpdm run {study}",
+        collected(study, layout),
+        gather.read_benchmarks(layout.benchmarks, study),
+        {name: Path(layout.figure(name, ".svg")) for name in registry.figures(study)},
+        command or f"dpdm run {named}",
         published=read_published(PUBLISHED, PRIVACY_STATUS),
         described={
             entry.impl: {"What it is": entry.what, "Paper": entry.paper, "Releases": entry.releases}

@@ -36,8 +36,7 @@ SECTIONS = {
     "One run by hand": ["train", "sample", "score", "audit", "attack", "spec"],
     "Your own methods": ["new", "compare", "schema"],
     "For the workflow": [
-        "validate", "prepare", "extractor", "reference", "label-only", "collect", "tables", "paper-table", "figures",
-        "report",
+        "validate", "data", "collect", "tables", "paper-table", "figures", "report",
     ],
 }  # fmt: skip
 
@@ -388,9 +387,8 @@ def test_every_verb_names_the_nearest_run(run_cli, work, verb):
     )
 
 
-@pytest.mark.parametrize("verb", ["prepare", "extractor", "reference", "label-only"])
-def test_every_verb_names_the_nearest_data_set(run_cli, work, verb):
-    refused(run_cli(verb, "study.yaml", "digit"), "'digit'", "digits")
+def test_the_nearest_data_set_is_named(run_cli, work):
+    refused(run_cli("data", "study.yaml", "digit", "extractor.pt"), "'digit'", "digits")
 
 
 def test_a_figure_that_is_none_names_the_nearest(run_cli, work):
@@ -699,7 +697,7 @@ def test_audit_names_what_is_no_json(run_cli, tmp_path):
     refused(run_cli("audit", tmp_path / "ledger.json"), tmp_path / "ledger.json")
 
 
-# --- check, validate, prepare, label-only, schema -------------------------------------------------------------
+# --- check, validate, data, schema -------------------------------------------------------------
 
 
 def test_check_lists_the_runs_of_the_default_study(run_cli):
@@ -768,18 +766,18 @@ def test_validate_writes_the_resolved_study_only_where_it_changed(validate, work
     assert open_study(work.root)[0].part() == "only seed=1"
 
 
-def test_prepare_and_label_only(run_cli, study_file, tmp_path, monkeypatch):
+def test_the_files_of_a_data_set(run_cli, study_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     layout = Layout("results", "tiny")
-    assert run_cli("prepare", study_file(), "digits")[0] == 0
+    assert run_cli("data", study_file(), "digits", "dataset.json")[0] == 0
     facts = artifacts.read_json(layout.data("digits", "dataset.json"))
     for split in ("train", "test"):
         assert data.read_images(layout.data("digits", f"{split}.npz")).digest() == facts["sha256"][split]
-    assert run_cli("label-only", study_file(), "digits")[0] == 0
+    assert run_cli("data", study_file(), "digits", "label_only.npz")[0] == 0
     assert data.read_images(layout.label_only("digits")).meta == data.ImageMeta(20, (1, 8, 8), 10)
 
 
-def test_prepare_names_missing_files(run_cli, tmp_path, study_file, tiny_study_dict, monkeypatch):
+def test_data_names_missing_files(run_cli, tmp_path, study_file, tiny_study_dict, monkeypatch):
     def urlopen(*_, **__):
         raise OSError
 
@@ -787,7 +785,7 @@ def test_prepare_names_missing_files(run_cli, tmp_path, study_file, tiny_study_d
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     source = {"source": "mnist", "data_dir": str(tmp_path / "mnist"), "delta": 1e-5}
     tiny_study_dict["datasets"]["digits"] = source
-    refused(run_cli("prepare", study_file(tiny_study_dict), "digits"), tmp_path / "mnist")
+    refused(run_cli("data", study_file(tiny_study_dict), "digits", "dataset.json"), tmp_path / "mnist")
     assert not Path("results").exists()
 
 
@@ -810,7 +808,7 @@ def test_schema_is_json(run_cli):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["check"], ["check", "a", "--threads", "two"], ["audit"], ["spec", "x"]]
+    "arguments", [["nonsense"], ["check"], ["check", "a", "--threads", "two"], ["audit"], ["spec", "digits"]]
 )
 def test_a_wrong_call_prints_the_usage(run_cli, arguments):
     code, _, stderr = run_cli(*arguments)

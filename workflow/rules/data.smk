@@ -19,7 +19,7 @@ rule prepare:
     message:
         "prepare {wildcards.dataset}"
     shell:
-        f"python -m dpdm prepare {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"
+        f"python -m dpdm data {PATHS.root} {{wildcards.dataset}} dataset.json > {{log}} 2>&1"
 
 
 # The feature extractor of the image distance. It is trained on real images, and only evaluation uses it.
@@ -41,7 +41,7 @@ rule extractor:
     message:
         "feature extractor for {wildcards.dataset}"
     shell:
-        f"python -m dpdm extractor {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
+        f"python -m dpdm data {PATHS.root} {{wildcards.dataset}} extractor.pt --threads {{threads}} > {{log}} 2>&1"
 
 
 # What scores need of the real images, once per data set and extractor.
@@ -64,5 +64,4 @@ rule real_features:
     message:
         "{wildcards.extractor} statistics of {wildcards.dataset}"
     shell:
-        f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --extractor {{wildcards.extractor}}"
-        " --threads {threads} > {log} 2>&1"
+        f"python -m dpdm data {PATHS.root} {{wildcards.dataset}} {{wildcards.extractor}}.npz --threads {{threads}} > {{log}} 2>&1"

@@ -42,4 +42,4 @@ rule label_only:
     message:
         "label-only floor for {wildcards.dataset}"
     shell:
-        f"python -m dpdm label-only {PATHS.root} {{wildcards.dataset}} > {{log}} 2>&1"
+        f"python -m dpdm data {PATHS.root} {{wildcards.dataset}} label_only.npz > {{log}} 2>&1"

@@ -20,7 +20,7 @@ rule reference:
     message:
         "Inception statistics of {wildcards.dataset}"
     shell:
-        f"python -m dpdm reference {PATHS.root} {{wildcards.dataset}} --threads {{threads}} > {{log}} 2>&1"
+        f"python -m dpdm data {PATHS.root} {{wildcards.dataset}} inception.npz --threads {{threads}} > {{log}} 2>&1"
 
 
 # Runs if the study asks for `evaluation.fid`. It is not part of `score`, which would hold the GPU while classifiers
