@@ -10,15 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
@@ -54,6 +46,7 @@ AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json ag
 VERSION = 2  # of study.json: a change of the schema that an older study.json does not survive counts it up
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
+Epsilons = Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce]
 
 
 class DatasetKeys(Strict):
@@ -65,7 +58,7 @@ class DatasetKeys(Strict):
     allow_large_delta: bool = Field(
         False, description="accept delta >= 1/n, which permits publishing a record outright"
     )
-    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce] | None = Field(
+    epsilons: Epsilons | None = Field(
         None, description="the study's epsilons that this data set is run at, e.g. `[10]`; default: all"
     )
 
@@ -191,7 +184,7 @@ class MethodSpec(Strict):
     datasets: Names | None = Field(
         None, description="the data sets that it serves, e.g. `[mnist, fashion_mnist]`; default: all"
     )
-    epsilons: Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce] | None = Field(
+    epsilons: Epsilons | None = Field(
         None,
         exclude_if=lambda epsilons: epsilons is None,  # a study without it keeps its study.json
         description="the study's epsilons that it is run at, e.g. `[1, 10]`; default: all",
@@ -214,15 +207,6 @@ class MethodSpec(Strict):
         description="what of the recipe could not be verified to be the paper's, and for which runs: the paper's "
         "tables mark their numbers and quote the words; a change trains nothing again",
     )
-
-    @field_validator("samplers")
-    @classmethod
-    def _samplers(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if value and info.data.get("kind") == "classifier":
-            raise ValueError("a classifier draws no images; leave samplers out, or set kind: generator")
-        if not value and info.data.get("kind") == "generator":
-            raise ValueError("a generator needs a sampler; leave samplers out for one called default")
-        return value
 
 
 class Study(Strict):
@@ -290,13 +274,10 @@ class Study(Strict):
     def _consistent(self) -> "Study":
         if self.study in RESERVED_STUDIES:
             raise ValueError(f"study: the name {self.study!r} is taken by a folder of all studies; choose another")
-        limited = {
-            f"{key}.{name}": spec for key in ("datasets", "methods") for name, spec in getattr(self, key).items()
-        }
-        for place, spec in limited.items():
+        for key, name, spec in [(k, *item) for k in ("datasets", "methods") for item in getattr(self, k).items()]:
             if unknown := [e for e in spec.epsilons or () if e not in self.epsilons]:
                 raise ValueError(
-                    f"{place}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
+                    f"{key}.{name}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
                     f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
                 )
         if idle := set(self.epsilons).difference(*map(self.epsilons_of, self.datasets)):
@@ -304,13 +285,18 @@ class Study(Strict):
         if taken := set(ANCHORS) & set(self.methods):
             raise ValueError(f"methods.{taken.pop()}: this name belongs to an anchor row; choose another")
         for method, spec in self.methods.items():
+            at = f"methods.{method}"
+            if spec.samplers and spec.kind == "classifier":
+                raise ValueError(f"{at}.samplers: a classifier draws no images; leave them out, or set kind: generator")
+            if not spec.samplers and spec.kind == "generator":
+                raise ValueError(f"{at}.samplers: a generator needs a sampler; leave them out for one called default")
             for number, dataset in enumerate(spec.datasets or ()):
                 if dataset not in self.datasets:
-                    place = f"methods.{method}.datasets[{number}]"
-                    raise ValueError(f"{place}: no dataset {dataset!r}; {nearest(dataset, self.datasets)}")
+                    hint = nearest(dataset, self.datasets)
+                    raise ValueError(f"{at}.datasets[{number}]: no dataset {dataset!r}; {hint}")
             for key in ("overrides", "unverified"):
                 for number, part in enumerate(getattr(spec, key)):
-                    self._check_part(f"methods.{method}.{key}[{number}]", method, part)
+                    self._check_part(f"{at}.{key}[{number}]", method, part)
         samplers = dict.fromkeys(name for spec in self.methods.values() for name in spec.samplers)
         known = {"dataset": self.datasets, "method": self.methods, "epsilon": [*map(epsilon_text, self.epsilons)],
                  "seed": [*map(str, self.seeds)], "sampler": samplers}  # fmt: skip
@@ -338,7 +324,7 @@ class Study(Strict):
 
     def datasets_of(self, method: str) -> tuple[str, ...]:
         """The datasets that a method serves."""
-        return tuple(self.datasets) if (chosen := self.methods[method].datasets) is None else chosen
+        return self.methods[method].datasets or tuple(self.datasets)
 
     def epsilons_of(self, dataset: str, method: str | None = None) -> tuple[float, ...]:
         """The epsilons that a dataset is run at, or a method on it, in the study's order."""
@@ -437,10 +423,7 @@ class Study(Strict):
 
 
 def load_study(files: str | Path) -> Study:
-    """Reads and checks a study; of several, with commas between them, each is laid over those before it.
-
-    Args:
-        files: see `study_files`.
+    """Reads and checks a study; of several files (see `study_files`), each is laid over those before it.
 
     Raises:
         UserError: a file cannot be read, is not YAML, or the study breaks the schema.
@@ -475,10 +458,9 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
             f"{origin} holds no study; name one with --configfile, e.g. config/digits.yaml (--workflow-profile "
             "replaces profiles/default, which names one; --profile adds to it)"
         )
-    value = without_nulls(value) if overlaid else value
-    if (version := value.get("version", VERSION)) != VERSION:  # a study.json has one
+    value = without_nulls(value) if overlaid else dict(value)
+    if (version := value.pop("version", VERSION)) != VERSION:  # a study.json has one
         raise UserError(f"{origin} has version {version}, and this dpdm reads version {VERSION}; {AGAIN}")
-    value = {key: part for key, part in value.items() if key != "version"}
     if isinstance(methods := value.get("methods"), dict):
         where = f"{origin}: methods"
         value["methods"] = {name: _with_recipe(spec, f"{where}.{name}.recipe") for name, spec in methods.items()}

@@ -187,7 +187,7 @@ def test_a_missing_key(tiny_study_dict, key):
         ("methods.real", {"impl": "a:B"}, []),
         ("methods.label_only", {"impl": "a:B"}, []),
         ("methods.dpdm.impl", "no_colon", ["'no_colon'"]),
-        ("methods.dpdm.samplers", {}, ["leave samplers out"]),
+        ("methods.dpdm.samplers", {}, ["leave them out"]),
         ("methods.dpdm.kind", "gan", ["'gan'", "'generator'", "'classifier'"]),
         ("study", "data", ["'data'"]),
         ("study", "published", ["'published'"]),
@@ -277,7 +277,7 @@ def test_a_method_is_a_generator_unless_it_says_otherwise(with_classifier):
 
 def test_a_classifier_with_samplers_is_refused(with_classifier):
     with_classifier["methods"]["net"]["samplers"] = {"default": {}}
-    refused(with_classifier, "methods.net.samplers", "leave samplers out", "kind: generator")
+    refused(with_classifier, "methods.net.samplers", "leave them out", "kind: generator")
     del with_classifier["methods"]["net"]["samplers"]
     with_classifier["methods"]["net"]["overrides"] = [{"when": {}, "samplers": {"default": {}}}]
     refused(with_classifier, "methods.net.overrides[0].samplers", "'default'", "classifier")
