@@ -1,7 +1,7 @@
 """A classifier trained by DP-SGD on the private images themselves: the rival that no generator is needed for
 (Abadi et al. 2016, arXiv 1607.00133).
 
-`logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, Table 2; how they were trained
+`logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, Table 2 (dpdm/networks.py); how they were trained
 there could not be verified. `tanh_cnn` is the small CNN of Papernot et al. 2020 and Tramer and Boneh 2021. The last
 step is used: nothing is selected on real data.
 
@@ -10,6 +10,7 @@ Cost: DP-SGD.
 Published as: DP-SGD classifier.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from dpdm.data import ImageMeta, to_network, to_unit
 from dpdm.errors import UserError
-from dpdm.networks import NetworkModel
+from dpdm.networks import NetworkModel, logreg, mlp, paper_cnn
 from dpdm.params import Finite, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
@@ -29,9 +30,6 @@ from dpdm.rng import Streams
 
 MECHANISM = "classifier"
 CHUNK = 1000  # images per forward pass of `predict`: memory only
-LARGE_SIDE = 18  # from this side on the CNNs are the published ones; smaller images get smaller strides or padding
-
-Shape = Sequence[int]  # (C, H, W)
 
 
 class ModelParams(Strict):
@@ -121,36 +119,10 @@ class Dropout(nn.Module):
         return x * kept.to(x.device) * 2
 
 
-def logreg(shape: Shape, num_classes: int) -> nn.Module:
-    """Multinomial logistic regression; 7,850 parameters at 28x28."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), num_classes))
-
-
-def mlp(shape: Shape, num_classes: int) -> nn.Module:
-    """One hidden layer of 100 ReLU; 79,510 parameters at 28x28."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(int(np.prod(shape)), 100), nn.ReLU(), nn.Linear(100, num_classes),
-    )  # fmt: skip
-
-
-def cnn(shape: Shape, num_classes: int) -> nn.Module:
-    """The paper's CNN with its dropout; 241,546 parameters at 28x28. Sides below 18 get padded convolutions."""
-    channels, *sides = shape
-    padding = 0 if min(sides) >= LARGE_SIDE else 1
-    height, width = (((side - 2 + 2 * padding) // 2 - 2 + 2 * padding) // 2 - 2 + 2 * padding for side in sides)
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), Dropout(),
-        nn.Conv2d(32, 64, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), Dropout(),
-        nn.Conv2d(64, 128, 3, padding=padding), nn.ReLU(), nn.Flatten(),
-        nn.Linear(128 * height * width, 128), nn.ReLU(), Dropout(),
-        nn.Linear(128, num_classes),
-    )  # fmt: skip
-
-
-def tanh_cnn(shape: Shape, num_classes: int) -> nn.Module:
+def tanh_cnn(shape: Sequence[int], num_classes: int) -> nn.Module:
     """The tanh CNN; 26,010 parameters at 28x28. Sides below 18 get 3x3 kernels, the first of stride 1: 9,258 at 8x8."""
     channels, *sides = shape
-    if min(sides) >= LARGE_SIDE:
+    if min(sides) >= 18:
         first, second = {"kernel_size": 8, "stride": 2, "padding": 2}, {"kernel_size": 4, "stride": 2}
         height, width = (((side - 4) // 2 - 4) // 2 for side in sides)
     else:
@@ -164,10 +136,10 @@ def tanh_cnn(shape: Shape, num_classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "logreg": logreg,
     "mlp": mlp,
-    "cnn": cnn,
+    "cnn": functools.partial(paper_cnn, dropout=Dropout),
     "tanh_cnn": tanh_cnn,
 }
 FAMILIES = {"logreg": "logreg", "mlp": "mlp", "cnn": "cnn", "tanh_cnn": "cnn"}

@@ -61,12 +61,6 @@ def make_reference(study: Study, layout: Layout, dataset: str, extractor: str) -
     artifacts.write_npz(layout.data(dataset, f"{extractor}.npz"), arrays)
 
 
-def make_label_only(study: Study, layout: Layout, dataset: str) -> None:
-    """Writes the label-only floor: uniform noise images with balanced labels."""
-    meta = data.read_meta(layout.data(dataset, "dataset.json"))
-    data.write_images(layout.label_only(dataset), data.label_only(meta, study.evaluation.synthetic_images))
-
-
 def make(study: Study, layout: Layout, dataset: str, file: str) -> None:
     """Makes a file of a data set: one of DATA_FILES with the others, extractor.pt, label_only.npz or EXTRACTOR.npz."""
     if file in DATA_FILES:
@@ -74,7 +68,8 @@ def make(study: Study, layout: Layout, dataset: str, file: str) -> None:
     elif file == "extractor.pt":
         train_extractor(layout, dataset)
     elif file == "label_only.npz":
-        make_label_only(study, layout, dataset)
+        meta = data.read_meta(layout.data(dataset, "dataset.json"))
+        data.write_images(layout.label_only(dataset), data.label_only(meta, study.evaluation.synthetic_images))
     else:
         make_reference(study, layout, dataset, file.removesuffix(".npz"))
 

@@ -1,6 +1,10 @@
-"""What methods that train a network share: the model that holds it, a generator's draws, the average of weights."""
+"""What methods that train a network share: the model that holds it, a generator's draws, the average of weights.
 
-from collections.abc import Callable
+And the paper's classifiers, which judge synthetic images and which DP-SGD trains on private ones.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -9,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dpdm.data import to_uint8
+from dpdm.errors import UserError
 from dpdm.params import Count, Strict
 from dpdm.rng import Streams
 
@@ -87,3 +92,42 @@ def update_ema(averaged: nn.Module, network: nn.Module, decay: float, n: int) ->
     """Exponential moving average with warm-up: decay min(decay, (1 + n) / (10 + n)) at update n = 1, 2, ..."""
     for target, source in zip(averaged.parameters(), network.parameters(), strict=True):
         target.lerp_(source, 1 - min(decay, (1 + n) / (10 + n)))
+
+
+# --- the classifiers of the paper: at 28x28 they have 7,850, 79,510 and 241,546 parameters ----------------------
+
+
+def logreg(shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Logistic regression: images of `shape` (C, H, W) -> logits."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
+
+
+def mlp(shape: Sequence[int], num_classes: int) -> nn.Module:
+    """One hidden layer of 100 ReLU: images of `shape` (C, H, W) -> logits."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 100), nn.ReLU(), nn.Linear(100, num_classes))
+
+
+def paper_cnn(shape: Sequence[int], num_classes: int, dropout: Callable[[], nn.Module] = nn.Dropout) -> nn.Module:
+    """The CNN of the paper's downstream task: images of `shape` (C, H, W) -> logits.
+
+    Images too small for its unpadded convolutions (a side below 18) get padded ones; at 8x8 the linear layer then
+    reads 512 numbers instead of 1152.
+
+    Args:
+        dropout: makes a layer that zeroes half of its inputs.
+
+    Raises:
+        UserError: a side below 4.
+    """
+    channels, *sides = shape
+    if min(sides) < 4:
+        raise UserError(f"the cnn needs sides of 4 pixels, got {tuple(sides)}; leave it out")
+    padding = 0 if min(sides) >= 18 else 1
+    height, width = (((side - 2 + 2 * padding) // 2 - 2 + 2 * padding) // 2 - 2 + 2 * padding for side in sides)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), dropout(),
+        nn.Conv2d(32, 64, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), dropout(),
+        nn.Conv2d(64, 128, 3, padding=padding), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128 * height * width, 128), nn.ReLU(), dropout(),
+        nn.Linear(128, num_classes),
+    )  # fmt: skip

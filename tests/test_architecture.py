@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "dpdm.rng": set(),
     "dpdm.data": {"dpdm.artifacts", "dpdm.errors", "dpdm.explain", "dpdm.params", "dpdm.rng"},
     "dpdm.departures": {"dpdm.data"},
-    "dpdm.networks": {"dpdm.data", "dpdm.params", "dpdm.rng"},
+    "dpdm.networks": {"dpdm.data", "dpdm.errors", "dpdm.params", "dpdm.rng"},
     "dpdm.mixture": {"dpdm.data", "dpdm.errors", "dpdm.params", "dpdm.privacy", "dpdm.rng"},
     "dpdm.progress": set(),
     "dpdm.processes": {"dpdm.errors"},
@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.efflite": {"dpdm.artifacts", "dpdm.errors"},
-    "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.progress"},
+    "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.networks", "dpdm.progress"},
     "dpdm.evaluation.registry": {"dpdm.errors"},  # names only, by which a study is checked
     "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS

@@ -165,7 +165,7 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
     for place, images, folder in sets:
         folder = out or folder
         if anchor and anchor.method != "real" and not os.path.exists(images):
-            jobs.make_label_only(study, layout, dataset)
+            jobs.make(study, layout, dataset, "label_only.npz")
         (jobs.score_inception if inception else jobs.score)(study, layout, place, synthetic or images, folder)
         print(f"scored: {folder}/{'inception.json' if inception else 'fidelity.json, utility.json'}")
 

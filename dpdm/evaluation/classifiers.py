@@ -17,7 +17,6 @@ classifiers. Every number carries its protocol's name: accuracies of different p
                   first counts. Its tables show the best of the three by the test images; here all three are shown.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,12 +30,10 @@ from dpdm.errors import UserError
 from dpdm.evaluation import registry
 from dpdm.evaluation._network import EpochRecipe, Recipe, accuracy_percent, predict, train, train_and_select
 from dpdm.evaluation.registry import CLASSIFIERS, PROTOCOLS
+from dpdm.networks import logreg, mlp, paper_cnn  # noqa: F401  (the registry names them here)
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
-_PAPER_SIDE = 18  # the smallest side that the paper's CNN leaves a pixel of
-_SMALLEST_SIDE = 4  # as much for the padded one
-MLP_HIDDEN = 100
 CNN_EPOCHS = 40  # at most, under `standard`
 RECIPES = {  # by protocol
     "standard": Recipe(1000, batch_size=128, lr=3e-3, least_epochs=12, one_cycle=True),
@@ -138,42 +135,3 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
 def _refuse_empty(test: ImageSet) -> None:
     if not len(test.labels):
         raise UserError(f"{test.origin}: there are no test images; prepare the data set again")
-
-
-# --- the classifiers of the paper: at 28x28 they have 7,850, 79,510 and 241,546 parameters ----------------------
-
-
-def logreg(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Logistic regression: images in [-1, 1] of `shape` (C, H, W) -> logits."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
-
-
-def mlp(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """One hidden layer: images in [-1, 1] of `shape` (C, H, W) -> logits."""
-    hidden = nn.Linear(math.prod(shape), MLP_HIDDEN)
-    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(MLP_HIDDEN, num_classes))
-
-
-def paper_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The CNN of the paper's downstream task: images in [-1, 1] of `shape` (C, H, W) -> logits.
-
-    Images too small for its unpadded convolutions (a side below 18) get padded ones; at 8x8 the linear layer then
-    reads 512 numbers instead of 1152.
-
-    Raises:
-        UserError: a side below 4.
-    """
-    channels, *sides = shape
-    if min(sides) < _SMALLEST_SIDE:
-        raise UserError(f"the cnn needs sides of {_SMALLEST_SIDE} pixels, got {tuple(sides)}; leave it out")
-    padding = 0 if min(sides) >= _PAPER_SIDE else 1
-    for _ in range(2):
-        sides = [(side - 2 + 2 * padding) // 2 for side in sides]
-    height, width = (side - 2 + 2 * padding for side in sides)
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
-        nn.Conv2d(32, 64, 3, padding=padding), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(0.5),
-        nn.Conv2d(64, 128, 3, padding=padding), nn.ReLU(), nn.Flatten(),
-        nn.Linear(128 * height * width, 128), nn.ReLU(), nn.Dropout(0.5),
-        nn.Linear(128, num_classes),
-    )  # fmt: skip

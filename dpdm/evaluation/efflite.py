@@ -12,8 +12,7 @@ import torch
 
 from dpdm import efflite
 from dpdm.data import ImageSet
-from dpdm.errors import UserError
-from dpdm.evaluation.fidelity import check_count
+from dpdm.evaluation.fidelity import check_colors, check_count
 
 NAME = "efflite"  # in the rows
 _BATCH_SIZE = 100  # memory only
@@ -24,19 +23,11 @@ class Extractor:
     """The network, on the CPU: the same numbers on every machine of one kind."""
 
     network: efflite.EffLite
+    path: Path
+    weights_sha256: str
     name = NAME
     extractor = "efficientnet-lite0"
     layer = "block 15, mean"
-
-    @property
-    def path(self) -> Path:
-        """Of the weights."""
-        return self.network.path
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of the weights' file."""
-        return self.network.weights_sha256
 
     @torch.no_grad()
     def features(self, images: ImageSet) -> torch.Tensor:
@@ -45,12 +36,7 @@ class Extractor:
         Raises:
             UserError: too few images, or neither gray nor RGB.
         """
-        channels = images.meta.shape[0]
-        if channels not in (1, 3):
-            raise UserError(
-                f"{images.origin}: images have {channels} channels but efflite reads gray or RGB; "
-                "leave it out of evaluation.extractors"
-            )
+        check_colors(images, NAME, "evaluation.extractors")
         check_count(images)
         found = []
         for chunk in torch.from_numpy(images.images).split(_BATCH_SIZE):
@@ -65,4 +51,5 @@ def load() -> Extractor:
     Raises:
         UserError: the package is not installed, or its file is another.
     """
-    return Extractor(efflite.load())
+    network = efflite.load()
+    return Extractor(network, network.path, network.weights_sha256)

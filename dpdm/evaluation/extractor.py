@@ -82,7 +82,11 @@ def train_extractor(train_set: ImageSet, test_set: ImageSet, seeds: Sequence[int
         UserError: no training or test images, sets of different shapes or numbers of classes, or images in which
             nothing can be found.
     """
-    _check_sets(train_set, test_set)
+    kinds = [(images.meta.shape, images.meta.num_classes) for images in (train_set, test_set)]
+    if not (train_set.meta.n and test_set.meta.n):
+        raise UserError("an extractor needs training and test images; a set is empty")
+    if kinds[0] != kinds[1]:
+        raise UserError(f"an extractor needs sets of one kind (shape, classes), got {kinds[0]} and {kinds[1]}")
     task, trained_on = "classes", train_set.digest()
     if train_set.meta.num_classes == 1:
         task, train_set, test_set = "rotations", _turned(train_set), _turned(test_set)
@@ -127,22 +131,11 @@ def _turned(images: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def _scale(network: SmallCnn, images: ImageSet) -> torch.Tensor:
-    chunks = torch.from_numpy(images.images).split(500)
+    chunks = torch.from_numpy(images.images).split(_BATCH_SIZE)
     squares = sum(network.features(chunk).double().square().sum() for chunk in chunks)
     if not squares > 0:  # also nan
         raise UserError(f"{images.origin}: the extractor found no features in these images; check the data set")
     return torch.rsqrt(squares / (images.meta.n * FEATURE_SIZE))
-
-
-def _check_sets(train_set: ImageSet, test_set: ImageSet) -> None:
-    train_meta, test_meta = train_set.meta, test_set.meta
-    if not (train_meta.n and test_meta.n):
-        raise UserError("an extractor needs training and test images; a set is empty")
-    if (train_meta.shape, train_meta.num_classes) != (test_meta.shape, test_meta.num_classes):
-        raise UserError(
-            f"an extractor needs sets of one kind, got {train_meta.shape} with {train_meta.num_classes} classes "
-            f"to train and {test_meta.shape} with {test_meta.num_classes} to test"
-        )
 
 
 def load_extractor(path: str | Path) -> tuple[list[SmallCnn], dict[str, Any]]:

@@ -312,12 +312,17 @@ def fixed_choice(count: int, most: int) -> np.ndarray:
 
 
 def check_count(images: ImageSet) -> None:
-    """Refuses a set in which not every image has NEIGHBOURS others.
-
-    Raises:
-        UserError: there are fewer.
-    """
+    """Refuses (UserError) a set in which not every image has NEIGHBOURS others."""
     if len(images.images) <= NEIGHBOURS:
         raise UserError(
             f"{images.origin}: {len(images.images)} images are too few to judge; give {NEIGHBOURS + 1} or more"
+        )
+
+
+def check_colors(images: ImageSet, reader: str, where: str) -> None:
+    """Refuses (UserError) images that are neither gray nor RGB, as `reader` needs; the key `where` names it."""
+    if images.meta.shape[0] not in (1, 3):
+        raise UserError(
+            f"{images.origin}: images have {images.meta.shape[0]} channels but {reader} reads gray or RGB; leave "
+            f"{reader} out of {where}"
         )

@@ -17,7 +17,7 @@ from dpdm import artifacts
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
 from dpdm.evaluation.fidelity import INCEPTION as NAME
-from dpdm.evaluation.fidelity import check_count, import_torch_fidelity, known_options
+from dpdm.evaluation.fidelity import check_colors, check_count, import_torch_fidelity, known_options
 
 EXTRACTOR = "inception-v3-compat"  # its name in torch-fidelity's registry
 LAYER = "2048"
@@ -110,12 +110,7 @@ class Inception:
         Raises:
             UserError: too few images, neither gray nor RGB, or features that are not finite.
         """
-        channels = images.meta.shape[0]
-        if channels not in (1, 3):
-            raise UserError(
-                f"{images.origin}: images have {channels} channels but Inception reads grey or RGB; "
-                "leave evaluation.fid out of the study"
-            )
+        check_colors(images, "Inception", "the study (evaluation.fid)")
         check_count(images)
         from torch_fidelity.utils import get_featuresdict_from_dataset
 
@@ -155,9 +150,8 @@ def load_inception(weights: Path) -> Inception:
 
     try:
         artifacts.read_tensors(weights)  # refuses code, which torch-fidelity would run
-        network = create_feature_extractor(
-            EXTRACTOR, [LAYER], cuda=False, **known_options(_weights_option(weights) | {"verbose": False})
-        )
+        options = known_options({"feature_extractor_weights_path": str(weights), "verbose": False})
+        network = create_feature_extractor(EXTRACTOR, [LAYER], cuda=False, **options)
         if not all(value.isfinite().all() for value in network.state_dict().values()):
             raise RuntimeError("they are not finite")
     except (UserError, RuntimeError) as error:
@@ -167,7 +161,3 @@ def load_inception(weights: Path) -> Inception:
             f"{_weights_url().rpartition('/')[2]} there"
         ) from error
     return Inception(network.cuda() if torch.cuda.is_available() else network, weights, sha256)
-
-
-def _weights_option(weights: Path) -> dict[str, Any]:
-    return {"feature_extractor_weights_path": str(weights)}

@@ -24,8 +24,8 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def judge(network):
-    return extractor.Extractor(network)
+def judge():
+    return extractor.load()
 
 
 def images(n=6, shape=(1, 8, 8), seed=0):
