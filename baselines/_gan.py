@@ -293,10 +293,3 @@ def discriminator_step(step: DpSgdStep, dp: DpSgd, generator: Generator, count: 
         lambda x, y: F.softplus(-dp.module(x, y)),
         PublicRows(lambda x, y: F.softplus(dp.module(x, y)), fakes, labels),
     )
-
-
-@torch.no_grad()
-def clip_weights(module: nn.Module, bound: float) -> None:
-    """Cuts every parameter to [-bound, bound], in place."""
-    for p in module.parameters():
-        p.clamp_(-bound, bound)

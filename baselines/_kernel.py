@@ -42,19 +42,19 @@ class GeneratorParams(Strict):
     count_share: Share = Field(0.05, description="part of the budget for the counts; the embeddings get the rest")
     latent_dim: Count = Field(5, description="dimension of the generator's noise z")
     hidden_units: Count = Field(200, description="units of the generator's first layer")
-    generated_batch_size: Count = Field(description="images per step, balanced over the classes")
-    steps: Count = Field(description="generator steps")
+    generated_batch_size: Count = Field(100, description="images per step, balanced over the classes")
+    steps: Count = Field(600, description="generator steps")
     lr: Positive = Field(1e-2, description="rate of Adam, of the generator")
     lr_decay: Annotated[Finite, Field(gt=0, le=1)] = Field(0.9, description="factor on lr every lr_decay_steps")
-    lr_decay_steps: Count = Field(description="generator steps between two falls of lr")
+    lr_decay_steps: Count = Field(120, description="generator steps between two falls of lr")
 
 
 class KernelParams(GeneratorParams):
     """Those of methods with random Fourier features."""
 
-    num_frequencies: Count = Field(description="k, rows of W; 2 k numbers are released per class")
+    num_frequencies: Count = Field(5000, description="k, rows of W; 2 k numbers are released per class")
     squared_length_scale: Positive = Field(
-        description="s2 of the kernel, for pixels in [0, 1]: set it for the data set's image size"
+        105.0, description="s2 of the kernel, for pixels in [0, 1]; the default is for 28x28"
     )
 
 
@@ -160,7 +160,7 @@ class Generated:
     """The generator in training: one balanced batch of fresh images per step, as class embeddings.
 
     Args:
-        phi: on `device`.
+        phi: on the device of `private`.
         rng: "init" draws the weights, ("latent", step) the noise.
 
     Attributes:
@@ -168,7 +168,8 @@ class Generated:
         counts: images of each class in a step, [classes].
     """
 
-    def __init__(self, params: GeneratorParams, meta: ImageMeta, phi: Features, rng: Streams, device: torch.device):
+    def __init__(self, params: GeneratorParams, private: PrivateData, phi: Features, rng: Streams):
+        meta, device = private.meta, private.device
         self._arguments = {
             "shape": list(meta.shape), "num_classes": meta.num_classes,
             "latent_dim": params.latent_dim, "hidden_units": params.hidden_units,

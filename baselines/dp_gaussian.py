@@ -60,12 +60,10 @@ class Model:
         return to_uint8(from_unit(pixels.reshape(-1, *self.shape)))
 
     def state(self) -> dict[str, Any]:
-        """The three tensors and the image shape."""
         return {"basis": self.basis, "means": self.means, "factors": self.factors, "shape": list(self.shape)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
         return cls(state["basis"], state["means"], state["factors"], tuple(state["shape"]))
 
 

@@ -34,7 +34,6 @@ from dpdm import efflite
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.networks import BatchSize
-from dpdm.params import Count
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -46,9 +45,6 @@ class Params(_kernel.GeneratorParams):
     squares: bool = Field(
         True, description="also match the features' squares (phi1 + phi2 of the paper), not phi1 alone"
     )
-    generated_batch_size: Count = Field(100, description="images per step, balanced over the classes")
-    steps: Count = Field(600, description="generator steps")
-    lr_decay_steps: Count = Field(120, description="generator steps between two falls of lr")
 
 
 class DPMEPF:
@@ -79,7 +75,7 @@ class DPMEPF:
         """Releases the class embeddings, then trains the generator towards them."""
         phi = functools.partial(perceptual, network=efflite.load().to(private.device), squares=params.squares)
         released, shares = _kernel.release_embeddings(private, phi)
-        generated = _kernel.Generated(params, private.meta, phi, rng, private.device)
+        generated = _kernel.Generated(params, private, phi, rng)
         for step in log.track(private.public_steps("generator", params.steps, generated.keep), params.steps):
             generated.descend(shares @ squared_distances(generated.embeddings(step), released, generated.counts))
         return generated.model()

@@ -20,20 +20,16 @@ from pydantic import Field
 from baselines import _kernel
 from dpdm.data import ImageMeta
 from dpdm.networks import BatchSize
-from dpdm.params import Count, Positive
+from dpdm.params import Count
 from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 
 class Params(_kernel.KernelParams):
-    num_frequencies: Count = Field(5000, description="k; 2 k numbers are released per class")
-    squared_length_scale: Positive = Field(
-        105.0, description="s2 of the kernel, for pixels in [0, 1]; the default is for 28x28"
-    )
+    """The recipe; defaults are 5 epochs of 60,000 / 500 steps, and lr falls after each of them."""
+
     generated_batch_size: Count = Field(500, description="images per step, balanced over the classes")
-    steps: Count = Field(600, description="generator steps; the default is 5 epochs of 60,000 / 500")
-    lr_decay_steps: Count = Field(120, description="generator steps between two falls of lr; the default is an epoch")
 
 
 class DPMERF:
@@ -52,7 +48,7 @@ class DPMERF:
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)
         phi = _kernel.fourier(frequencies)
         released, shares = _kernel.release_embeddings(private, phi)
-        generated = _kernel.Generated(params, private.meta, phi, rng, private.device)
+        generated = _kernel.Generated(params, private, phi, rng)
         for step in log.track(private.public_steps("generator", params.steps, generated.keep), params.steps):
             generated.descend(_kernel.gaps(released, generated.embeddings(step), shares).sum())
         return generated.model()

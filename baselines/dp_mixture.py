@@ -28,27 +28,21 @@ class Model:
         return to_uint8(from_unit(self.mixture.draw(labels, rng).reshape(-1, *self.shape)))
 
     def state(self) -> dict[str, Any]:
-        """The mixture's tensors and the image shape."""
         return self.mixture.state() | {"shape": list(self.shape)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Model":
-        """The inverse of `state`."""
         tensors = {name: value for name, value in state.items() if name != "shape"}
         return cls(Mixture(**tensors), tuple(state["shape"]))
 
 
 class DPMixture:
-    """The method, by the contract of dpdm.method."""
-
     Params = MixtureParams
     SamplerParams = NoParams
     Model = Model
 
     def plan(self, params: MixtureParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """Gaussian releases that share the budget."""
         return params.plan()
 
     def fit(self, private: PrivateData, params: MixtureParams, rng: Streams, log: Log) -> Model:
-        """All releases, then linear algebra on them."""
         return Model(release(private, params, rng), private.meta.shape)

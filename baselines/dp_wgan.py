@@ -77,7 +77,8 @@ class DPWGAN:
 
         for step in log.track(dp, len(dp)):
             step.update(losses)
-            _gan.clip_weights(f, params.weight_clip)
+            for p in f.parameters():
+                p.data.clamp_(-params.weight_clip, params.weight_clip)
             log.record(step.index, released_grad_norm=dp.released_grad_norm)
             if (step.index + 1) % params.d_steps_per_g_step == 0:
                 stream = rng.torch("generator", step.index)

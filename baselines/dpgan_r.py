@@ -112,15 +112,11 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
-        return {
-            "d_steps_per_g_step": self.d_steps_per_g_step, "accuracy": self.accuracy,
-            "d_steps": self._d_steps, "g_steps": self._g_steps,
-        }  # fmt: skip
+        return {name: value for name, value in vars(self).items() if name != "adaptive"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse."""
-        self.d_steps_per_g_step, self.accuracy = state["d_steps_per_g_step"], state["accuracy"]
-        self._d_steps, self._g_steps = state["d_steps"], state["g_steps"]
+        vars(self).update(state)
 
 
 class DPGANr:

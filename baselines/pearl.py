@@ -38,7 +38,6 @@ class Params(_kernel.KernelParams):
     squared_length_scale: Positive = Field(
         129.0, description="s2, where theta starts, for pixels in [0, 1]; the default is for 28x28"
     )
-    generated_batch_size: Count = Field(100, description="images per step, balanced over the classes")
     steps: Count = Field(3000, description="generator steps; the default is 5 epochs of 60,000 / 100")
     lr_decay_steps: Count = Field(600, description="generator steps between two falls of lr; the default is an epoch")
     critic_lr: Positive = Field(1e-2, description="rate of Adam, of theta")
@@ -61,7 +60,7 @@ class PEARL:
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)
         phi = _kernel.fourier(frequencies)
         released, shares = _kernel.release_embeddings(private, phi)
-        generated = _kernel.Generated(params, private.meta, phi, rng, private.device)
+        generated = _kernel.Generated(params, private, phi, rng)
         theta = nn.Parameter(torch.full_like(frequencies[0], params.squared_length_scale))
         critic = torch.optim.Adam([theta], lr=params.critic_lr, maximize=True)
         keep = [*generated.keep, critic, nn.ParameterList([theta])]

@@ -98,26 +98,17 @@ class Mixture:
     variances: Tensor
     residual: Tensor
 
-    def draw(self, labels: np.ndarray, rng: Streams, residual: bool = False) -> Tensor:
-        """Images [n, d] of `labels`; image i draws from its own stream.
-
-        Args:
-            residual: also draw the noise outside the basis.
-        """
-        d, k = self.basis.shape
-        noise = torch.from_numpy(rng.normal_per_image("image", 0, len(labels), (1 + k + (d if residual else 0),)))
-        out = torch.empty(len(labels), d)
+    def draw(self, labels: np.ndarray, rng: Streams) -> Tensor:
+        """Images [n, d] of `labels`, without the noise outside the basis; image i draws from its own stream."""
+        noise = torch.from_numpy(rng.normal_per_image("image", 0, len(labels), (1 + self.basis.shape[1],)))
+        out = torch.empty(len(labels), len(self.basis))
         for y in np.unique(labels):  # one class at a time: [n, k, k] would not fit for many images
             of_class = torch.from_numpy(labels == y)
             z = noise[of_class]
             edges = self.weights[y].cumsum(0)[:-1].contiguous()
             component = torch.searchsorted(edges, torch.special.ndtr(z[:, 0]).contiguous())
-            within = self.offsets[y][component] + (z[:, 1 : 1 + k] * self.variances[y].sqrt()) @ self.vectors[y].T
-            if residual:
-                outside = z[:, 1 + k :] * self.residual.sqrt()
-                out[of_class] = self.means[y] + within @ self.basis.T + outside - outside @ self.basis @ self.basis.T
-            else:
-                out[of_class] = self.means[y] + within @ self.basis.T
+            within = self.offsets[y][component] + (z[:, 1:] * self.variances[y].sqrt()) @ self.vectors[y].T
+            out[of_class] = self.means[y] + within @ self.basis.T
         return out
 
     def state(self) -> dict[str, Any]:
@@ -136,16 +127,13 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     def pixels(images: Tensor) -> Tensor:
         return to_unit(images).flatten(1)
 
-    def noise_std(name: str, bound: float) -> float:
-        return private.noise_multiplier(name) * bound**2
-
     counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
     sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y, classes), params.max_image_norm)
     means, total = sums / counts[:, None], counts.sum()
     centers = means.to(device, torch.float32)
 
     moment = private.release_second_moment("scatter", lambda x, y: pixels(x) - centers[y], params.max_centered_norm)
-    std = noise_std("scatter", params.max_centered_norm) / total
+    std = private.noise_multiplier("scatter") * params.max_centered_norm**2 / total
     values, vectors = torch.linalg.eigh(moment / total)
     k = max(1, int((values > max(semicircle(std, len(values)), params.variance_floor)).sum()))
     basis = vectors[:, -k:].flip(1).contiguous()
@@ -171,7 +159,7 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
         return by_class(vectors - nearest[labels, _nearest(vectors, nearest[labels])], labels, classes)
 
     moments = private.release_second_moment("class_scatter", scattered, bound)
-    std = noise_std("class_scatter", bound)
+    std = private.noise_multiplier("class_scatter") * bound**2
     pooled = moments.sum(0) / total
     axes = []
     for scatter, count in zip(moments, counts, strict=True):

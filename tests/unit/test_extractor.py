@@ -113,7 +113,7 @@ def test_any_size_and_colour_works(shape, few_steps, tmp_path):
     ("train_set", "test_set", "message"),
     [
         (toy(), toy((3, 8, 8)), "sets of one kind"),
-        (toy(), toy(num_classes=3), "8), 3\\)"),
+        (toy(), toy(num_classes=3), r"8\), 3"),
         (toy(n=0), toy(), "empty"),
         (toy(), toy(n=0), "empty"),
     ],

@@ -268,7 +268,7 @@ def two_sides():
     images = random_images(30)
     frequencies = _kernel.draw_frequencies(params(), images.meta, Streams(0))
     released, shares = _kernel.release_embeddings(door(images), _kernel.fourier(frequencies))
-    generated = _kernel.Generated(params(), images.meta, _kernel.fourier(frequencies), Streams(0), torch.device("cpu"))
+    generated = _kernel.Generated(params(), door(images), _kernel.fourier(frequencies), Streams(0))
     seen = {}
     generated.generator.register_forward_hook(lambda module, inputs, output: seen.update(y=inputs[1], g=output))
     ours = _kernel.gaps(released, generated.embeddings(0), shares).detach()
@@ -355,10 +355,10 @@ def test_noise_spoils_what_too_small_a_budget_cannot_carry(two_constants, impl):
 
 
 def test_learning_rate_falls_as_declared():
-    meta = ImageMeta(10, (1, 4, 4), 3)
+    images = random_images(10)
     chosen = params(lr=0.1, lr_decay=0.5, lr_decay_steps=2)
-    frequencies = _kernel.draw_frequencies(chosen, meta, Streams(0))
-    generated = _kernel.Generated(chosen, meta, _kernel.fourier(frequencies), Streams(0), torch.device("cpu"))
+    frequencies = _kernel.draw_frequencies(chosen, images.meta, Streams(0))
+    generated = _kernel.Generated(chosen, door(images), _kernel.fourier(frequencies), Streams(0))
     rates = []
     for step in range(5):
         rates.append(generated.optimizer.param_groups[0]["lr"])

@@ -64,18 +64,6 @@ def test_draws_have_the_moments_of_the_mixture_and_each_image_its_stream():
     np.testing.assert_array_equal(drawn[:7], mixture.draw(labels[:7], Streams(0)))
 
 
-def test_draws_with_the_residual_fill_the_directions_outside_the_basis():
-    basis = torch.eye(6)[:, :2]
-    mixture = Mixture(
-        torch.ones(1), torch.ones(1, 1), torch.zeros(1, 6), torch.zeros(1, 1, 2), basis, torch.eye(2)[None],
-        torch.full((1, 2), 4.0), torch.tensor(0.25),
-    )  # fmt: skip
-    labels = np.zeros(5_000, np.int64)
-    stds = mixture.draw(labels, Streams(0), residual=True).std(0)
-    np.testing.assert_allclose(stds, [2, 2, 0.5, 0.5, 0.5, 0.5], rtol=0.05)
-    assert not mixture.draw(labels, Streams(0))[:, 2:].any()
-
-
 def test_shrunk_eigenvalues_are_those_of_the_clean_matrix():
     """A few large eigenvalues among noise: each is seen too large, and is set back."""
     k, std, clean = 200, 0.1, torch.tensor([10.0, 5.0, 3.0], dtype=torch.float64)
