@@ -205,8 +205,6 @@ Generator = ConvGenerator | FcGenerator
 
 
 class Model(GeneratorModel):
-    """A trained generator."""
-
     @staticmethod
     def build(generator: str, arguments: dict[str, Any]) -> Generator:
         return NETWORKS[generator][0](**arguments)

@@ -88,8 +88,6 @@ class Generator(nn.Module):
 
 
 class Model(GeneratorModel):
-    """A trained generator."""
-
     @staticmethod
     def build(generator: dict[str, Any]) -> Generator:
         return Generator(**generator)
@@ -192,11 +190,9 @@ class Generated:
         return self._averaging @ self._phi(self.generator(z, self._labels))
 
     def model(self) -> Model:
-        """The trained generator."""
         return Model(self.generator, generator=self._arguments)
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the generator against `loss`."""
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

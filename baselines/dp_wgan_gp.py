@@ -114,7 +114,6 @@ def draw_partners(generator: _gan.Generator, images: Tensor, labels: Tensor) -> 
 
 
 def he_init(module: nn.Module) -> None:
-    """He's initialization of a linear layer."""
     if isinstance(module, nn.Linear):
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         nn.init.zeros_(module.bias)

@@ -45,7 +45,6 @@ class Params(Strict):
     d_steps_per_g_step: Count = Field(1, description="discriminator steps per generator step")
 
     def d_lr(self, step: int) -> float:
-        """D's learning rate at a step."""
         done = min(1.0, step / max(1, min(self.d_lr_steps, self.dp.steps) - 1))
         return self.d_lr_start + done * (self.d_lr_end - self.d_lr_start)
 

@@ -111,11 +111,9 @@ class Schedule:
         self._g_steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes."""
         return {name: value for name, value in vars(self).items() if name != "adaptive"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse."""
         vars(self).update(state)
 
 

@@ -210,8 +210,6 @@ def generator_loss(critic: Critic, fakes: Tensor, labels: Tensor) -> Tensor:
 
 
 class Model(GeneratorModel):
-    """A trained generator."""
-
     @staticmethod
     def build(arguments: dict[str, Any]) -> Generator:
         return Generator(**arguments)

@@ -8,7 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +17,35 @@ import numpy as np
 from dpdm.errors import UserError
 
 
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it becomes `path`, on failure it vanishes.
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes `content`, and the folders above it; once it has returned, a crash of the machine does not lose it either.
 
     Nobody ever sees a half-written artifact, also on a shared file system: rename within one folder is atomic.
+
+    Raises:
+        UserError: it cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; make the folder writable or choose another results folder"
         ) from error
-    temporary = Path(name)
     try:
-        yield temporary
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(handle)  # else the new name can outlive the content
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; artifacts are shared like any other file
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; artifacts are shared like any other file
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free space, or change the folder's rights") from error
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes `content` atomically; once it has returned, a crash of the machine does not lose it either."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # else the new name can outlive the content
+        Path(temporary).unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -72,7 +67,7 @@ def canonical_json(value: Any) -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as canonical JSON."""
+    """Writes `value` by `canonical_json`."""
     write_text(path, canonical_json(value))
 
 

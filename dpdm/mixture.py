@@ -112,7 +112,6 @@ class Mixture:
         return out
 
     def state(self) -> dict[str, Any]:
-        """The tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -33,7 +33,6 @@ class NetworkModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
         return next(self.network.parameters()).device
 
     def to(self, device: str | torch.device) -> None:
@@ -52,12 +51,10 @@ class NetworkModel:
         return np.concatenate([to_uint8(batch(start, part)) for start, part in zip(starts, parts, strict=True)])
 
     def state(self) -> dict[str, Any]:
-        """Facts and weights."""
         return {**self.facts, "weights": {name: value.cpu() for name, value in self.network.state_dict().items()}}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
-        """The inverse of `state`."""
         facts = {name: value for name, value in state.items() if name != "weights"}
         network = cls.build(**facts)
         network.load_state_dict(state["weights"])

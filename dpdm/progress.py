@@ -27,20 +27,17 @@ class Log:
         if self.quiet:
             yield from items
             return
-        if sys.stderr.isatty():
-            with tqdm(desc=self.title, total=total) as bar:
-                for number, item in enumerate(items, 1):
-                    yield item
+        every, terminal = max(1, total // 10), sys.stderr.isatty()
+        with tqdm(desc=self.title, total=total, disable=not terminal) as bar:
+            for number, item in enumerate(items, 1):
+                yield item
+                done = self.resumed + number
+                if terminal:
                     bar.initial = self.resumed  # an earlier process did these: speed leaves them out
-                    bar.update(self.resumed + number - bar.n)
-            return
-        every = max(1, total // 10)
-        for number, item in enumerate(items, 1):
-            yield item
-            done = self.resumed + number
-            if done % every == 0 or done == total:
-                seconds = time.monotonic() - self._start
-                print(f"{self.title}: {done}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
+                    bar.update(done - bar.n)
+                elif done % every == 0 or done == total:
+                    seconds = time.monotonic() - self._start
+                    print(f"{self.title}: {done}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def record(self, step: int, **released: float) -> None:
         """Adds a row to the training curve. No times: a step's depends on the size of its secret batch."""

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from dpdm.attacks.white_box import CONFIDENCE, Played, one_run_audit
+from dpdm.attacks.white_box import CONFIDENCE, Played, attacked, one_run_audit
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.method import load_method, train
 from dpdm.progress import Log
-from dpdm.provenance import provenance
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec, SampleSpec
 
@@ -64,11 +63,7 @@ def attack_black_box(
     bound, guesses = one_run_audit(Played(scores, included), SHARES, ledger.delta, CONFIDENCE)
     found = {"method": "black_box", "confidence": CONFIDENCE, "runs": 1, "canaries": canaries}
     found |= {"epsilon": bound, "certified": bound} | guesses
-    facts = ledger.to_json()
-    return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
-        "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},
-        "provenance": provenance(),
-    }
+    return attacked(ledger, found)
 
 
 def distances(images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> np.ndarray:

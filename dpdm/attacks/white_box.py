@@ -126,6 +126,11 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
         if found["epsilon"] <= ledger.target_epsilon:
             break
         found = min(found, attack_claim(claim, f"{recipe}/{number}"), key=lambda one: one["epsilon"])
+    return attacked(ledger, found)
+
+
+def attacked(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
+    """What `attack` returns, of what one was found to be."""
     facts = ledger.to_json()
     return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
         "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},

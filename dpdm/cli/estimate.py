@@ -7,7 +7,7 @@ if a kept one differs from it in nothing but its amount of work: steps x batch x
 import contextlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,6 @@ class Job(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A kept result."""
-
     name: str  # its folder
     machine: str
     table: dict[tuple[str, str], tuple[float, float]]  # (rule, method): seconds of all its jobs, peak memory in MB
@@ -55,10 +53,8 @@ def estimate(study: Study, results: Path = ROOT / "results") -> str:
     one, rates = max(rated, key=lambda pair: sum(job.kind in pair[1] for job in planned), default=(None, {}))
     known = [job for job in planned if job.kind in rates]
     if one and known:
-        seconds, memory = (
-            sum(rates[job.kind][0] * job.amount for job in known),
-            max(rates[job.kind][1] for job in known),
-        )
+        seconds = sum(rates[job.kind][0] * job.amount for job in known)
+        memory = max(rates[job.kind][1] for job in known)
         return (
             f"estimate: {len(known)} of {len(planned)} jobs take about {duration(seconds)} of one core on "
             f"{one.machine}, the largest {memory:,.0f} MB (from {one.name}, in proportion to steps x batch x K and to "
@@ -76,9 +72,9 @@ def estimate(study: Study, results: Path = ROOT / "results") -> str:
 
 def _missing(jobs: Iterator[Job]) -> str:
     """The jobs that no kept result measured, by rule."""
-    methods: dict[str, Counter[str]] = {}
+    methods: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for job in jobs:
-        methods.setdefault(job.rule, Counter())[job.method] += 1
+        methods[job.rule][job.method] += 1
     parts = [
         f"{count.total()} {rule}" + (f" ({', '.join(filter(None, count))})" if any(count) else "")
         for rule, count in methods.items()
@@ -116,17 +112,19 @@ def measured(kept: Kept) -> dict[tuple[str, str, str], tuple[float, float]]:
     if kept.study is None:
         return {}
     amounts: Counter[tuple[str, str]] = Counter()
-    kinds: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    kinds: defaultdict[tuple[str, str, str], set[tuple[str, str]]] = defaultdict(set)
     for job in jobs(kept.study):
         row = (job.rule, job.method)
         if row in kept.table:
             amounts[row] += job.amount
-            kinds.setdefault(job.kind, set()).add(row)
-    rates = {}
-    for kind, rows in kinds.items():
-        seconds, memory = (sum(kept.table[row][0] for row in rows), max(kept.table[row][1] for row in rows))
-        rates[kind] = seconds / sum(amounts[row] for row in rows), memory
-    return rates
+            kinds[job.kind].add(row)
+    return {
+        kind: (
+            sum(kept.table[row][0] for row in rows) / sum(amounts[row] for row in rows),
+            max(kept.table[row][1] for row in rows),
+        )
+        for kind, rows in kinds.items()
+    }
 
 
 def jobs(study: Study) -> Iterator[Job]:

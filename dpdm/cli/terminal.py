@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
+from statistics import fmean
 from typing import Any, NamedTuple
 
 PROGRESS_EVERY = 60.0  # seconds
@@ -152,7 +153,7 @@ class Terminal(logging.Handler):
         missing = 0.0
         for rule in self.planned.keys() - {"total"}:
             finished = self.seconds.get(rule, [])
-            missing += (self.planned[rule] - len(finished)) * mean(finished or every)
+            missing += (self.planned[rule] - len(finished)) * fmean(finished or every)
         at_once = sum(every) / max(now - self.begun, 1e-3)  # jobs
         return missing / max(at_once, 1e-3)
 
@@ -233,8 +234,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def mean(values: list[float]) -> float:
-    """The mean, or 0 of nothing."""
-    return sum(values) / len(values) if values else 0.0

@@ -38,7 +38,6 @@ class Celeba(LocalSource):
         return (names[self.label], self.image_size) if self.label in names else ("", None)
 
     def meta(self) -> "ImageMeta":
-        """Known without the files."""
         from dpdm.data import ImageMeta
 
         return ImageMeta(SIZES["train"], (3, self.image_size, self.image_size), 1 if self.label is None else 2)

@@ -28,11 +28,9 @@ class Cifar10(FetchedSource):
     note: ClassVar[str] = " (cifar-10-python.tar.gz is not read: it is pickled, and unpickling runs code)"
 
     def published_as(self) -> tuple[str, int | None]:
-        """As the papers write it."""
         return ("cifar_10", 32)
 
     def load(self) -> "dict[str, ImageSet]":
-        """The published splits."""
         return parse_cifar10(self.contents()[ARCHIVE], str(self.folder() / ARCHIVE))
 
 

@@ -16,7 +16,6 @@ class Digits(Source):
     source: Literal["digits"] = "digits"
 
     def published_as(self) -> tuple[str, int | None]:
-        """Nothing is published on them."""
         return ("digits", None)
 
     def meta(self) -> "ImageMeta":

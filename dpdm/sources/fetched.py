@@ -19,7 +19,6 @@ class FetchedSource(LocalSource):
     note: ClassVar[str] = ""  # ends the sentence that says a file is missing
 
     def meta(self) -> "ImageMeta":
-        """Known without the files."""
         from dpdm.data import ImageMeta
 
         return ImageMeta(self.train_size, self.shape, 10)

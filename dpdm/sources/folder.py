@@ -29,7 +29,6 @@ class Folder(LocalSource):
     preprocessing: ClassVar[str] = PREPROCESSING
 
     def meta(self) -> "ImageMeta":
-        """Counts the files."""
         from dpdm.data import ImageMeta
 
         n = sum(map(len, self._files()["train"].values()))

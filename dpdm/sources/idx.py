@@ -26,11 +26,9 @@ class IdxSource(FetchedSource):
     train_size: ClassVar[int] = 60_000
 
     def published_as(self) -> tuple[str, int | None]:
-        """By its own name."""
         return (self.source, 28)
 
     def load(self) -> "dict[str, ImageSet]":
-        """The published splits."""
         import numpy as np
 
         from dpdm.data import ImageSet

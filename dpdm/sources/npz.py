@@ -26,7 +26,6 @@ class Npz(Source):
     num_classes: NumClasses
 
     def files(self) -> list[str]:
-        """Both."""
         return [str(Path(path).expanduser()) for path in (self.train, self.test)]
 
     def meta(self) -> "ImageMeta":

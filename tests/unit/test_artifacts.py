@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,27 +26,33 @@ def files(folder) -> list[str]:
 # --- atomicity ------------------------------------------------------------------------------------------------
 
 
-def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path):
+def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("old")
 
-    def interrupted():
-        with artifacts.atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt  # no Exception: nothing may be left of it either
+    def interrupted(*_):
+        assert len(files(tmp_path)) == 2
+        raise KeyboardInterrupt  # no Exception: nothing may be left of it either
 
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        artifacts.write_text(path, "half")
     assert path.read_text() == "old"
     assert files(tmp_path) == ["a.json"]
 
 
-def test_nothing_is_seen_before_the_end(tmp_path):
-    path = tmp_path / "deep" / "a.txt"
-    with artifacts.atomic_path(path) as temporary:
-        assert temporary.parent == path.parent  # a rename across file systems would not be atomic
-        temporary.write_text("new")
+def test_nothing_is_seen_before_the_end(tmp_path, monkeypatch):
+    path, renamed = tmp_path / "deep" / "a.txt", []
+
+    def replace(temporary, target, replace=os.replace):
         assert not path.exists()
+        assert Path(temporary).read_text() == "new"
+        renamed.append(Path(temporary).parent)
+        replace(temporary, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    artifacts.write_text(path, "new")
+    assert renamed == [path.parent]  # a rename across file systems would not be atomic
     assert path.read_text() == "new"
     assert files(path.parent) == ["a.txt"]
 

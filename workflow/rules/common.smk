@@ -94,11 +94,6 @@ def anchor_of(wildcards):
     )
 
 
-def anchor_images(wildcards):
-    """The file that takes the place of an anchor's synthetic images."""
-    return PATHS.anchor_images(wildcards.dataset, wildcards.anchor)
-
-
 def references(wildcards):
     """The extractors that the study asks for, and what they make of the real images."""
     names = STUDY.evaluation.extractors
@@ -129,11 +124,6 @@ def set_files(file):
 def anchor_files(file):
     """One path per anchor row."""
     return [PATHS.anchor(c.dataset, c.method, str(c.seed), file) for c in STUDY.anchor_coordinates()]
-
-
-def classifier_runs():
-    """The runs of classifiers, which draw no images."""
-    return [run for run in RUNS if STUDY.is_classifier(run.method)]
 
 
 def once(function, runs=RUNS):

@@ -1,7 +1,7 @@
 rule collect:
     input:
         scores=[path for name in SCORES for path in set_files(name)],
-        classifiers=run_files("utility.json", classifier_runs()),
+        classifiers=run_files("utility.json", [run for run in RUNS if STUDY.is_classifier(run.method)]),
         anchors=[path for name in SCORES for path in anchor_files(name)],
         audits=rules.audits.input,
         attacks=rules.attacks.input if STUDY.attacks else [],

@@ -52,7 +52,7 @@ rule score_inception:
 
 use rule score_inception as score_inception_anchor with:
     input:
-        synthetic=anchor_images,
+        synthetic=lambda w: PATHS.anchor_images(w.dataset, w.anchor),
         reference=rules.reference.output,
     output:
         PATHS.anchor(*ANCHOR, "inception.json"),
@@ -100,7 +100,7 @@ rule score:
 # The ceiling (real images as if they were synthetic) and the floor (noise), scored like any method.
 use rule score as score_anchor with:
     input:
-        synthetic=anchor_images,
+        synthetic=lambda w: PATHS.anchor_images(w.dataset, w.anchor),
         train=rules.prepare.output.train,
         test=rules.prepare.output.test,
         references=references,
