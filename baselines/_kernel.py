@@ -59,14 +59,11 @@ class KernelParams(GeneratorParams):
 
 
 class Generator(nn.Module):
-    """DP-MERF's convolutional generator: noise and one-hot label -> pixels in [0, 1].
+    """DP-MERF's convolutional generator: noise and one-hot label -> pixels in [0, 1]; sides are divisible by 4.
 
     FC `hidden_units`, batch norm, ReLU; FC 16 x H/4 x W/4, batch norm, ReLU; twice: bilinear x2 and a 5x5 convolution
     (to 8 channels, then to the image's). 28 pixels start from 7x7 as published; 8 pixels (our small preset) from 2x2.
     Batch norm is harmless here because a generator never sees a record.
-
-    Args:
-        shape: image shape (C, H, W), H and W divisible by 4.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, latent_dim: int, hidden_units: int):
@@ -102,11 +99,7 @@ def departures(params: GeneratorParams, meta: ImageMeta, **names: str) -> tuple[
 
 
 def plan_releases(params: GeneratorParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
-    """The two Gaussian releases.
-
-    Raises:
-        UserError: the generator cannot make images of this size, or a batch would miss a class.
-    """
+    """The two Gaussian releases; UserError for images of a size it cannot make, and a batch that misses a class."""
     check_sides(meta.shape)
     if params.generated_batch_size < meta.num_classes:
         raise UserError(
@@ -137,11 +130,7 @@ def fourier(frequencies: Tensor) -> Features:
 
 
 def release_embeddings(private: PrivateData, phi: Features) -> tuple[Tensor, Tensor]:
-    """The noised mean of phi in each class [classes, d], and each class's noised share of the records [classes].
-
-    Args:
-        phi: on the device of `private`.
-    """
+    """The noised mean of phi in each class [classes, d], and each class's noised share of the records [classes]."""
     classes = private.meta.num_classes
 
     def embedding(images: Tensor, labels: Tensor) -> Tensor:

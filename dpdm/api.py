@@ -102,12 +102,7 @@ class Run:
 
 
 class Results:
-    """A study and what its results folder has of it.
-
-    Args:
-        study: what was to be run.
-        layout: where its files are.
-    """
+    """A study, and the layout of the folder with what there is of it."""
 
     def __init__(self, study: Study, layout: Layout):
         self.study, self.layout = study, layout
@@ -126,11 +121,7 @@ class Results:
         ])  # fmt: skip
 
     def run(self, name: str) -> Run:
-        """The run DATASET/METHOD/EPSILON/SEED.
-
-        Raises:
-            UserError: the study has no such run; the sentence names the nearest.
-        """
+        """The run DATASET/METHOD/EPSILON/SEED; UserError names the nearest where the study has no such run."""
         spec = find_run(self.study, name)
         model, ledger = (self.layout.run(*spec.place, file) for file in ("model.pt", "ledger.json"))
 
@@ -151,18 +142,13 @@ class Results:
     def scores(self) -> pd.DataFrame:
         """Every score that is there, one per row: the columns of metrics.csv.
 
-        Raises:
-            UserError: the folder holds what one table must not mix (see `dpdm.report.collect.collect`).
+        UserError if the folder holds what one table must not mix (see `dpdm.report.collect.collect`).
         """
         return collect.collect(self.study, self.layout.result_folders(attacks=False))[0]
 
 
 def open_results(path: str | Path) -> Results:
-    """Opens the results folder of a study; a study file (YAML) means the folder that it names.
-
-    Raises:
-        UserError: the folder holds no study, or one of another version.
-    """
+    """Opens the results folder of a study, or that which a study file (YAML) names; UserError if it holds none."""
     return Results(*open_study(path))
 
 

@@ -72,11 +72,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Reads a JSON object that has the `required` keys.
-
-    Raises:
-        UserError: the file is missing, is not a JSON object, or lacks a key.
-    """
+    """Reads a JSON object; UserError if the file is missing, holds none, or one without a `required` key."""
     again = "delete it and run snakemake again"
     try:
         value = json.loads(read_bytes(path))
@@ -103,11 +99,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Reads exactly the named arrays, and of the optional ones those that there are.
-
-    Raises:
-        UserError: the file is missing, truncated, corrupt, or lacks an array.
-    """
+    """Reads the named arrays, and the optional ones that are there; UserError for a file without them or damaged."""
     content = read_bytes(path)
     try:
         archive = np.load(io.BytesIO(content), allow_pickle=False)
@@ -152,11 +144,7 @@ def write_tensors(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Reads what `write_tensors` wrote, refusing anything but tensors and plain values.
-
-    Raises:
-        UserError: the file is missing, truncated or corrupt, or holds something else.
-    """
+    """Reads what `write_tensors` wrote: tensors and plain values; UserError for any other file."""
     import torch
 
     content = read_bytes(path)

@@ -117,11 +117,7 @@ def studies() -> list[tuple[str, str, str, str, str]]:
 
 
 def find_impl(method: str) -> str:
-    """`module:Class` of a method by its short name; `module:Class` itself is returned as it is.
-
-    Raises:
-        UserError: there is no method of this name; the sentence names the nearest.
-    """
+    """`module:Class` of a method by its short name, or by itself; UserError names the nearest where it is none."""
     if ":" in method:
         return method
     known = {entry.name: entry.impl for entry in methods()}

@@ -425,8 +425,7 @@ class Study(Strict):
 def load_study(files: str | Path) -> Study:
     """Reads and checks a study; of several files (see `study_files`), each is laid over those before it.
 
-    Raises:
-        UserError: a file cannot be read, is not YAML, or the study breaks the schema.
+    UserError if a file cannot be read, is not YAML, or the study breaks the schema.
     """
     names = study_files(files)
     return parse_study(functools.reduce(overlay, map(read_yaml, names)), " ".join(names), overlaid=len(names) > 1)
@@ -445,13 +444,10 @@ def shown_file(path: str | Path) -> str:
 
 
 def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
-    """Checks a study that was read already; `origin` names it in errors.
+    """Checks a study that was read already; UserError names `origin`, the YAML path and the fix.
 
     Args:
         overlaid: it was merged from several files, in which a null removes a key (as in a JSON merge patch, RFC 7386).
-
-    Raises:
-        UserError: the study breaks the schema; the message names the YAML path and the fix.
     """
     if not isinstance(value, dict) or not value:
         raise UserError(
@@ -483,11 +479,7 @@ def _recipes() -> dict[str, Any]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuses a results folder that cannot be written, before any hour of compute is spent.
-
-    Raises:
-        UserError: `folder` is a file, or it (or its nearest existing parent) is not writable.
-    """
+    """Refuses (UserError) a results folder that cannot be written, before any hour of compute is spent."""
     folder = Path(folder).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():

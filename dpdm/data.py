@@ -76,11 +76,7 @@ def write_images(path: str | Path, images: ImageSet) -> None:
 
 
 def read_images(path: str | Path) -> ImageSet:
-    """Reads what `write_images` wrote.
-
-    Raises:
-        UserError: missing, truncated, corrupt, or not an image set.
-    """
+    """Reads what `write_images` wrote; UserError for any other file."""
     arrays = artifacts.read_npz(path, ("images", "labels", "num_classes"), ("drawn_by",))
     if arrays["num_classes"].shape != () or arrays["num_classes"].dtype.kind not in "iu":
         raise UserError(f"{path}: num_classes must be one integer; make or fetch the file again")
@@ -134,11 +130,7 @@ def label_only(meta: ImageMeta, count: int) -> ImageSet:
 
 
 def resolve_delta(delta: float | str, n: int, allow_large: bool = False) -> float:
-    """The delta of a run: a number, or the rule 1/(2n).
-
-    Raises:
-        UserError: delta >= 1/n, unless `allow_large`; or n = 0.
-    """
+    """The delta of a run: a number, or the rule 1/(2n); UserError for 1/n or more, unless `allow_large`, and n = 0."""
     if n == 0:
         raise UserError("the training split holds no images")
     value = 1 / (2 * n) if delta == DELTA_RULE else float(delta)
@@ -161,10 +153,6 @@ class _Facts(Strict, extra="ignore"):
 
 
 def read_meta(path: str | Path) -> ImageMeta:
-    """What is public about the training images, from dataset.json.
-
-    Raises:
-        UserError: the file is missing or corrupt.
-    """
+    """What is public about the training images, from dataset.json; UserError if it is missing or corrupt."""
     facts = parse_params(_Facts, artifacts.read_json(path), f"{path} (delete it and run snakemake again)")
     return ImageMeta(facts.n.train, facts.shape, facts.num_classes)

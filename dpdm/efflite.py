@@ -25,11 +25,7 @@ _BN_EPSILON = 1e-3
 
 
 def find_weights() -> Path:
-    """The weights file of the installed package.
-
-    Raises:
-        UserError: the package is not installed.
-    """
+    """The weights file of the installed package; UserError if it is not installed."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None:
         raise UserError(
@@ -100,11 +96,7 @@ class EffLite:
 
 
 def load() -> EffLite:
-    """The network with the package's weights.
-
-    Raises:
-        UserError: the package is not installed, or its file is another.
-    """
+    """The network with the package's weights; UserError if that is not installed, or its file is another."""
     path = find_weights()
     found = hashlib.sha256(artifacts.read_bytes(path)).hexdigest()
     if found != WEIGHTS_SHA256:

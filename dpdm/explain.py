@@ -19,11 +19,7 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> st
 
 
 def parse_params(kind: Any, params: Any, where: str) -> Any:
-    """`params` as a checked value of `kind`, a model or a union of models; `where` is their YAML path or file.
-
-    Raises:
-        UserError: they break the schema.
-    """
+    """`params` as a checked value of `kind`, a model or a union of models; UserError names `where`, their place."""
     try:
         return TypeAdapter(kind).validate_python(params)
     except ValidationError as error:
@@ -31,11 +27,7 @@ def parse_params(kind: Any, params: Any, where: str) -> Any:
 
 
 def explain(error: ValueError, kind: Any, origin: str) -> str:
-    """One line per mistake: file or spec, YAML path, what is wrong, how to correct it.
-
-    Args:
-        kind: the model, or union of models, that refused.
-    """
+    """One line per mistake: file or spec, YAML path, what is wrong, how to correct it; `kind`: what refused."""
     if not isinstance(error, ValidationError):
         return f"{origin}: {error}"
     items = error.errors()

@@ -113,11 +113,7 @@ def train(
 ) -> str:
     """Trains one run, or goes on from its checkpoint; writes model.pt, train.jsonl and ledger.json into `out`.
 
-    Returns:
-        What became of it, in words for a person; empty for all processes but the first.
-
-    Raises:
-        UserError: see `dpdm.method.train`.
+    Returns what became of it, in words for a person; nothing in all processes but the first.
     """
     from dpdm.checkpoint import Checkpoint
 
@@ -175,11 +171,7 @@ def draw(
 ) -> np.ndarray:
     """One image per label (int64 [n]) from a generator's model: uint8 [n, C, H, W].
 
-    Args:
-        where: the YAML path of the sampler's parameters, for errors.
-
-    Raises:
-        UserError: the parameters break the schema of the method's samplers.
+    UserError, which names the YAML path `where`, if the parameters break the schema of the method's samplers.
     """
     params = parse_params(load_method(run.impl, "generator").SamplerParams, dict(sampler_params), where)
     return model.sample(labels, params, Streams(run.seed, f"sample/{sampler}"))

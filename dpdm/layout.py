@@ -35,12 +35,7 @@ def _below(folder: str, file: str) -> str:
 
 
 class Layout:
-    """The paths of one study.
-
-    Args:
-        results_dir: the folder that holds `data/` and one folder per study.
-        study: the study's name.
-    """
+    """The paths of `study`; `results_dir` holds its folder, those of other studies, and `data/`."""
 
     def __init__(self, results_dir: str, study: str):
         self.results_dir = results_dir

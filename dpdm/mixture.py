@@ -45,13 +45,10 @@ class MixtureParams(Strict):
     variance_floor: Positive = Field(1e-3, description="smallest variance in any direction, pixels in [0, 1]")
 
     def plan(self, part: float = 1.0) -> tuple[Mechanism, ...]:
-        """The releases. The scatter of each class gets what the other shares leave.
+        """The releases. The scatter of each class gets what the other shares leave; UserError if that is nothing.
 
         Args:
             part: what all of them together get of the plan's Gaussian budget, above 0 and at most 1.
-
-        Raises:
-            UserError: the shares leave nothing.
         """
         rounds = self.rounds if self.components > 1 else 0
         rest = 1 - self.count_share - self.sum_share - self.scatter_share - (self.component_share if rounds else 0)
@@ -118,8 +115,7 @@ class Mixture:
 def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixture:
     """Asks the door for every release of `params.plan()`, in order; the rest is linear algebra on them (in float64).
 
-    Args:
-        rng: for the first centers of k-means.
+    `rng` draws the first centers of k-means.
     """
     classes, device = private.meta.num_classes, private.device
 

@@ -105,16 +105,10 @@ def mlp(shape: Sequence[int], num_classes: int) -> nn.Module:
 
 
 def paper_cnn(shape: Sequence[int], num_classes: int, dropout: Callable[[], nn.Module] = nn.Dropout) -> nn.Module:
-    """The CNN of the paper's downstream task: images of `shape` (C, H, W) -> logits.
+    """The CNN of the paper's downstream task: images of `shape` (C, H, W) -> logits; UserError for a side below 4.
 
     Images too small for its unpadded convolutions (a side below 18) get padded ones; at 8x8 the linear layer then
-    reads 512 numbers instead of 1152.
-
-    Args:
-        dropout: makes a layer that zeroes half of its inputs.
-
-    Raises:
-        UserError: a side below 4.
+    reads 512 numbers instead of 1152. `dropout` makes a layer that zeroes half of its inputs.
     """
     channels, *sides = shape
     if min(sides) < 4:

@@ -189,11 +189,7 @@ def spec_json(spec: Strict | dict[str, Strict]) -> str:
 
 
 def parse_spec(kind: Any, text: str, origin: str = "--spec") -> Any:
-    """The inverse of `spec_json`; `kind` is a model or a union of models, and `origin` names the text in errors.
-
-    Raises:
-        UserError: the text is not a valid spec of that kind.
-    """
+    """The inverse of `spec_json`; `kind` is a model or a union of models; UserError names the text by `origin`."""
     try:
         value = json.loads(text)
     except ValueError as error:

@@ -24,9 +24,8 @@ Found = TypeVar("Found")
 def open_study(path: str | Path) -> tuple[Study, Layout]:
     """Reads STUDY: a study file (YAML; several with commas), or a results folder, whose study.json the workflow wrote.
 
-    Raises:
-        UserError: there is no such file or folder; the folder holds no study.json, or one of another version; the file
-            is JSON, or breaks the schema.
+    UserError if there is no such file or folder; the folder holds no study.json, or one of another version; the file is
+    JSON, or breaks the schema.
     """
     path = Path(path)
     if path.is_dir():
@@ -128,12 +127,9 @@ def _known(study: Study, coordinates: str, known: Mapping[str, Found], form: str
 
 
 def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
-    """The run with other params: each change is KEY=VALUE with a dotted key, such as dp.steps=20.
+    """The run with other params: each change is KEY=VALUE with a dotted key, such as dp.steps=20, or a UserError.
 
     The params are not checked here: `dpdm.method.prepare_run` does, by the method's own schema.
-
-    Raises:
-        UserError: a change has no `=` or no key.
     """
     params = run.params
     for change in changes:
@@ -154,11 +150,7 @@ def _value(text: str, origin: str) -> Any:
 
 
 def read_recipe(path: str | Path) -> RunSpec:
-    """The recipe of one run: what `dpdm spec` printed, or the `recipe` of a ledger.json.
-
-    Raises:
-        UserError: the file cannot be read, is a study or no JSON, or holds no recipe.
-    """
+    """The recipe of one run: what `dpdm spec` printed, or the `recipe` of a ledger.json; UserError for another file."""
     if Path(path).suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a study file where the JSON of one run is wanted; `dpdm spec {path} RUN` prints it")
     value = _read_json(path)

@@ -56,8 +56,7 @@ for _kind in ("int", "float"):
 def read_yaml(path: str | Path) -> Any:
     """What a study file holds, before any check of its keys.
 
-    Raises:
-        UserError: the file cannot be read, is not YAML, holds a key twice or one that is no text, or an odd number.
+    UserError if it cannot be read, is not YAML, holds a key twice or one that is no text, or an odd number.
     """
     try:
         text = Path(path).read_text()

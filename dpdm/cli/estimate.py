@@ -41,12 +41,7 @@ class Kept(NamedTuple):
 
 
 def estimate(study: Study, results: Path = ROOT / "results") -> str:
-    """Hours and memory of a study's jobs, of which kept result, and what is not measured; in words.
-
-    Args:
-        study: the study, or a part of it; what is done already counts too.
-        results: the folder of the kept results.
-    """
+    """Hours and memory of a study's jobs, done or not, by which kept `results`, and what is not measured."""
     kept = sorted(read_kept(results), key=lambda one: (one.name != f"results/{study.study}/kept", one.name))
     planned = list(jobs(study))
     rated = [(one, measured(one)) for one in kept]

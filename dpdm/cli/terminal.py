@@ -48,12 +48,7 @@ class Job(NamedTuple):
 
 
 def show(workflow: Any, logger: logging.Logger) -> None:
-    """Makes Snakemake's output on the terminal short, unless its options ask for more or less of it.
-
-    Args:
-        workflow: Snakemake's, while it reads the Snakefile.
-        logger: Snakemake's.
-    """
+    """Makes Snakemake's output on the terminal short, unless its options ask for more or less of it."""
     settings = workflow.output_settings
     short = workflow.is_main_process and not (settings.printshellcmds or settings.verbose or settings.quiet)
     for handler in list(logger.handlers):

@@ -104,10 +104,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
 def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, seed: int, protocol: str) -> np.ndarray:
     """Trains on `synthetic` and predicts the classes (int64 [n]) of uint8 `images` [n, C, H, W].
 
-    Real labels are no argument: nothing in here could be chosen by them.
-
-    Raises:
-        UserError: as `measure`.
+    Real labels are no argument: nothing in here could be chosen by them. UserError as of `measure`.
     """
     registry.check(PROTOCOLS, protocol, "protocol")
     build = registry.load(PROTOCOLS[protocol], classifier, f"classifier of protocol {protocol}")

@@ -31,11 +31,7 @@ class Extractor:
 
     @torch.no_grad()
     def features(self, images: ImageSet) -> torch.Tensor:
-        """Features float32 [n, 320] of uint8 images [n, 1 or 3, H, W].
-
-        Raises:
-            UserError: too few images, or neither gray nor RGB.
-        """
+        """Features float32 [n, 320] of uint8 images [n, 1 or 3, H, W]; UserError for other images, and for too few."""
         check_colors(images, NAME, "evaluation.extractors")
         check_count(images)
         found = []
@@ -46,10 +42,6 @@ class Extractor:
 
 
 def load() -> Extractor:
-    """The network with the package's weights.
-
-    Raises:
-        UserError: the package is not installed, or its file is another.
-    """
+    """The network with the package's weights; UserError as of `dpdm.efflite.load`."""
     network = efflite.load()
     return Extractor(network, network.path, network.weights_sha256)

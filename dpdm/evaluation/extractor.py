@@ -139,11 +139,7 @@ def _scale(network: SmallCnn, images: ImageSet) -> torch.Tensor:
 
 
 def load_extractor(path: str | Path) -> tuple[list[SmallCnn], dict[str, Any]]:
-    """The networks (in eval mode) and the facts of a file written from `train_extractor`'s state.
-
-    Raises:
-        UserError: the file is missing, corrupt, or holds another kind of model.
-    """
+    """The networks (in eval mode) and facts of a file of `train_extractor`'s state; UserError for any other file."""
     return _loaded(path, Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
 
 

@@ -117,17 +117,10 @@ class Trained:
 
 
 def reference(real: Mapping[str, ImageSet], extractor: Extractor) -> dict[str, np.ndarray]:
-    """What is kept of the real images, as arrays for `artifacts.write_npz`.
+    """What is kept of the real images, the sides "train" and "test", as arrays for `artifacts.write_npz`.
 
-    Args:
-        real: the sides "train" and "test".
-
-    Returns:
-        `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [k, d] and `SIDE_sigma` [k, d, d] of all
-        images in float64, `SIDE_features` float32 [k, min(n, SUBSET_SIZE), d].
-
-    Raises:
-        UserError: as `Extractor.features`.
+    `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [k, d] and `SIDE_sigma` [k, d, d] of all images
+    in float64, `SIDE_features` float32 [k, min(n, SUBSET_SIZE), d]. UserError as of `Extractor.features`.
     """
     arrays = {"extractor": np.array(extractor.extractor), "weights_sha256": np.array(extractor.weights_sha256)}
     for side in SIDES:
@@ -272,11 +265,7 @@ def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` themselves, once torch-fidelity is seen to know every name: it ignores one that it does not know.
-
-    Raises:
-        UserError: it does not know one (a misspelling, or another version).
-    """
+    """`options` themselves; UserError for a name that torch-fidelity does not know, as it would ignore it."""
     import_torch_fidelity()
     from torch_fidelity.defaults import DEFAULTS
 

@@ -31,11 +31,7 @@ _BATCH_SIZE = 64  # memory only: an image is 299x299 inside, and its first layer
 
 
 def find_weights(weights_path: str | Path | None) -> Path:
-    """The weights file: `weights_path`, else torch-fidelity's own copy in torch hub's folder, fetched if need be.
-
-    Raises:
-        UserError: there is none and it cannot be fetched; the sentence says which file to put where.
-    """
+    """The file `weights_path`, else torch-fidelity's own in torch hub's folder, fetched if need be; or UserError."""
     url = _weights_url()
     name = url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -139,11 +135,7 @@ class _Rgb(torch.utils.data.Dataset):
 
 
 def load_inception(weights: Path) -> Inception:
-    """torch-fidelity's Inception with the weights of a file.
-
-    Raises:
-        UserError: the file is missing or does not hold Inception's weights.
-    """
+    """torch-fidelity's Inception with the weights of a file; UserError where it is missing or holds others."""
     sha256 = _sha256(artifacts.read_bytes(weights))
     import_torch_fidelity()
     from torch_fidelity.utils import create_feature_extractor

@@ -39,24 +39,13 @@ PROTOCOLS = {  # how classifiers are trained, and which: see `classifiers`
 
 
 def load(registry: Mapping[str, str], name: str, kind: str) -> Any:
-    """The object that a line of `registry` names.
-
-    Args:
-        kind: what the registry holds, for the message.
-
-    Raises:
-        UserError: no line has this name.
-    """
+    """The object that a line of `registry` names; UserError if none has this name (`kind` says what it holds)."""
     check(registry, name, kind)
     module, _, attribute = registry[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def check(registry: Mapping[str, Any], name: str, kind: str) -> None:
-    """Refuses a name that `registry` does not have.
-
-    Raises:
-        UserError: as said.
-    """
+    """Refuses (UserError) a name that `registry` does not have; `kind` says what it holds."""
     if name not in registry:
         raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(registry)}")

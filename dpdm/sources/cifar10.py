@@ -35,12 +35,9 @@ class Cifar10(FetchedSource):
 
 
 def parse_cifar10(content: bytes, origin: str) -> "dict[str, ImageSet]":
-    """The binary archive -> its splits, in the order of its batches.
+    """The binary archive -> its splits, in the order of its batches; UserError for any other content.
 
     A batch holds records of one label byte and 3072 pixel bytes: red, green, blue, each 32x32 row by row.
-
-    Raises:
-        UserError: not a gzipped tar, a batch is missing or not whole records, or a label is above 9.
     """
     import io
     import tarfile

@@ -24,11 +24,7 @@ class FetchedSource(LocalSource):
         return ImageMeta(self.train_size, self.shape, 10)
 
     def contents(self) -> dict[str, bytes]:
-        """Name -> content of each original file, fetched where it is missing, its checksum verified.
-
-        Raises:
-            UserError: a file is missing and cannot be fetched, or has another checksum.
-        """
+        """Name -> content of each original file, fetched where it is missing; UserError if it is not to be had."""
         import hashlib
 
         from dpdm import artifacts

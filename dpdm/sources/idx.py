@@ -41,11 +41,7 @@ class IdxSource(FetchedSource):
 
 
 def parse_idx(content: bytes, origin: str) -> "np.ndarray":
-    """A gzipped IDX file of unsigned bytes -> uint8 array of its dimensions.
-
-    Raises:
-        UserError: not gzip, truncated, or not IDX of unsigned bytes.
-    """
+    """A gzipped IDX file of unsigned bytes -> uint8 array of its dimensions; UserError for any other content."""
     import numpy as np
 
     try:

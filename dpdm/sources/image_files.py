@@ -18,12 +18,10 @@ PROGRESS_EVERY = 10_000  # images
 
 
 def read_image(path: Path, size: int, channels: int) -> "np.ndarray":
-    """A PNG or JPEG file -> uint8 [channels, size, size]; channels: 3 (RGB) or 1 (gray, ITU-R 601 luma).
+    """A PNG or JPEG file -> uint8 [channels, size, size], by PREPROCESSING; an opaque image of that size stays exact.
 
-    See PREPROCESSING; an opaque image of that size stays exact.
-
-    Raises:
-        UserError: the file is missing or damaged, of another format, or of more than 8 bits per channel.
+    channels: 3 (RGB) or 1 (gray, ITU-R 601 luma). UserError for a file that is missing, damaged, of another format, or
+    of more than 8 bits per channel.
     """
     import numpy as np
     from PIL import Image, ImageOps
