@@ -74,12 +74,6 @@ class EffLite:
             x = x + y if x.shape == y.shape else y
             yield x
 
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """ImageNet's logits [n, 1000] of images, as for `blocks`: what shows that the pass is right."""
-        *_, last = self.blocks(pixels)
-        head = self._convolved(last, "_conv_head", "_bn1").clamp(0, 6)
-        return F.linear(head.mean((2, 3)), self.weights["_fc.weight"], self.weights["_fc.bias"])
-
     def _convolved(self, x: torch.Tensor, name: str, norm: str, stride: int = 1) -> torch.Tensor:
         """A convolution, "same" as TensorFlow pads, and batch norm, which is folded into it."""
         weight = self.weights[f"{name}.weight"]

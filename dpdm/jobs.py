@@ -255,13 +255,8 @@ def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str 
 
     model = restored(load_method(run.impl, "classifier"), model_file, run.impl)
     test = data.read_images(layout.data(run.dataset, "test.npz"))
-    content = {
-        "coordinates": run.coordinates().model_dump(mode="json"),
-        "provenance": provenance(),
-        "num_synthetic": 0,
-        "protocol": DIRECT,
-        "metrics": classifiers.measure_trained(model.predict, model.family, test),
-    }
+    accuracy = classifiers.measure_trained(model.predict, model.family, test)
+    content = _judged(None, run.coordinates()) | {"protocol": DIRECT, "metrics": accuracy}
     artifacts.write_json(Path(folder) / "utility.json", content)
 
 
@@ -289,13 +284,13 @@ def on_device(model: Any) -> Any:
     return model
 
 
-def _judged(synthetic: data.ImageSet, coordinates: Coordinates) -> dict[str, Any]:
+def _judged(synthetic: data.ImageSet | None, coordinates: Coordinates) -> dict[str, Any]:
     """What every file of scores says of its synthetic set: which, how many images, drawn how, judged by which code."""
     facts = {
         "coordinates": coordinates.model_dump(mode="json"),
         "provenance": provenance(),
-        "num_synthetic": len(synthetic.images),
+        "num_synthetic": len(synthetic.images) if synthetic else 0,
     }
-    if synthetic.drawn_by:
+    if synthetic and synthetic.drawn_by:
         facts["drawn_by"] = parse_spec(SampleSpec, synthetic.drawn_by).model_dump(mode="json")
     return facts

@@ -43,8 +43,8 @@ class Streams:
         """A NumPy generator for `name` (and, say, the index of an image)."""
         return np.random.default_rng(self._sequence(name, index))
 
-    def torch(self, name: str, *index: int, device: "str | torch.device" = "cpu") -> "torch.Generator":
-        """A torch generator for `name` (and, say, the index of a step) on `device`.
+    def torch(self, name: str, *index: int) -> "torch.Generator":
+        """A torch generator for `name` (and, say, the index of a step) on the CPU.
 
         torch's CPU generator keeps only 32 bits of a seed, in which hashed seeds of 100,000 steps would likely
         collide, and two steps share their noise. Counted ones cannot: the last index is added to a hash of the rest.
@@ -52,9 +52,7 @@ class Streams:
         import torch
 
         base = int(self._sequence(name, (len(index), *index[:-1])).generate_state(1)[0])
-        generator = torch.Generator(device)
-        generator.manual_seed((base + sum(index[-1:])) % 2**32)
-        return generator
+        return torch.Generator().manual_seed((base + sum(index[-1:])) % 2**32)
 
     @contextmanager
     def torch_default(self, name: str) -> Iterator[None]:

@@ -98,8 +98,7 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """
     if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
         return dict(change)
-    out = dict(base)
-    for key, value in change.items():
-        nested = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if nested else value
-    return out
+    return base | {
+        key: merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in change.items()
+    }

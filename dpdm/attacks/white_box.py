@@ -247,17 +247,6 @@ def _hear_release(private: PrivateData, event: Event, canaries: int, moments: bo
     return log_ratio(event, x.numpy() / event.sensitivity)
 
 
-class _Listener(torch.optim.Optimizer):
-    """An optimizer that hands its gradients on, and moves nothing."""
-
-    def __init__(self, parameter: nn.Parameter, hear: Callable[[Tensor], None]):
-        super().__init__([parameter], {})
-        self._parameter, self._hear = parameter, hear
-
-    def step(self) -> None:  # type: ignore[override]
-        self._hear(self._parameter.grad)
-
-
 def _hear_dpsgd(private: PrivateData, event: Event, canaries: int) -> np.ndarray:
     params = DpSgdParams(
         expected_batch_size=round(event.sample_rate * private.meta.n),
@@ -265,20 +254,17 @@ def _hear_dpsgd(private: PrivateData, event: Event, canaries: int) -> np.ndarray
         max_grad_norm=event.sensitivity,
     )
     scores = np.zeros(canaries)
-
-    def hear(gradient: Tensor) -> None:
-        total = gradient[0].double().numpy() * params.expected_batch_size
-        np.add(scores, log_ratio(event, total / event.sensitivity), out=scores)
-
     module = nn.Linear(canaries, 1, bias=False)
     directions = torch.eye(canaries + 1, canaries)
-    loop = private.dpsgd(event.name, module, _Listener(module.weight, hear), params)
+    loop = private.dpsgd(event.name, module, torch.optim.SGD(module.parameters(), lr=0.0), params)  # moves nothing
 
     def losses(_: Tensor, labels: Tensor) -> Tensor:
         return loop.module(directions[labels])[:, 0] * (EXCESS * event.sensitivity)
 
     for step in loop:
         step.update(losses)
+        total = module.weight.grad[0].double().numpy() * params.expected_batch_size
+        scores += log_ratio(event, total / event.sensitivity)
     return scores
 
 

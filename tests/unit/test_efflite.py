@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from refusals import refuses
+from torch.nn import functional as F
 
 from dpdm import artifacts, efflite
 from dpdm.data import ImageSet
@@ -41,7 +42,9 @@ def test_it_knows_what_a_picture_shows(network, name):
     height, width, _ = (picture := load_sample_image(name)).shape
     left = (width - height) // 2
     square = Image.fromarray(picture[:, left : left + height]).resize((224, 224), Image.Resampling.BICUBIC)
-    logits = network.logits(torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float())
+    *_, last = network.blocks(torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float())
+    head = network._convolved(last, "_conv_head", "_bn1").clamp(0, 6)
+    logits = F.linear(head.mean((2, 3)), network.weights["_fc.weight"], network.weights["_fc.bias"])
     assert logits.shape == (1, 1000)
     assert logits.argmax() == CLASSES[PICTURES[name]]
 
