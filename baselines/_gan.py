@@ -220,9 +220,7 @@ def pair(
 ) -> tuple[Model, nn.Module, nn.Module]:
     """An untrained generator, as its model; an untrained discriminator; and its `frozen_view`.
 
-    Args:
-        name, size: of NETWORKS.
-        init: is applied to every module of both.
+    `name` and `size` are of NETWORKS; `init` is applied to every module of both.
     """
     make_generator, make_discriminator, size_name = NETWORKS[name]
     meta = private.meta
@@ -273,8 +271,7 @@ def generator_step(
 ) -> Tensor:
     """Moves the generator down the mean of `loss` (elementwise, of the discriminator's numbers) over `count` fakes.
 
-    Returns:
-        What the discriminator said of them, [count], before the move.
+    Returns what the discriminator said of them, [count], before the move.
     """
     latents, labels = draw_inputs(generator, count, rng)
     said = view(generator(latents, labels), labels)

@@ -146,9 +146,7 @@ def release_embeddings(private: PrivateData, phi: Features) -> tuple[Tensor, Ten
 class Generated:
     """The generator in training: one balanced batch of fresh images per step, as class embeddings.
 
-    Args:
-        phi: on the device of `private`.
-        rng: "init" draws the weights, ("latent", step) the noise.
+    The stream "init" draws its weights, ("latent", step) the noise.
 
     Attributes:
         keep: all that training changes, for checkpoints.
@@ -189,10 +187,9 @@ class Generated:
 
 
 def gaps(released: Tensor, generated: Tensor, shares: Tensor) -> Tensor:
-    """Squared distance at each frequency [k]: cosine and sine parts added, classes weighted by `shares`.
+    """Squared distance at each frequency [k]: cosine and sine parts added, classes weighted by `shares` [classes].
 
-    Args:
-        released, generated: class embeddings [classes, 2 k]; shares: [classes], summing to 1.
+    `released` and `generated` are class embeddings [classes, 2 k]; the shares sum to 1.
     """
     squares = (released - generated).square() * shares[:, None]
     return squares.sum(0).view(2, -1).sum(0)

@@ -84,10 +84,7 @@ class DPMEPF:
 def squared_distances(means: Tensor, released: Tensor, counts: Tensor) -> Tensor:
     """Of each class, an estimate without bias of |E phi - released|^2, up to a constant: [classes].
 
-    Args:
-        means: of phi, of norm 1, over the images of a class, [classes, d].
-        released: [classes, d].
-        counts: how many independent images each mean is of, [classes].
+    `means` and `released` are [classes, d]; each mean is of phi, of norm 1, over `counts` [classes] independent images.
     """
     return counts / (counts - 1) * means.square().sum(1) - 2 * (means * released).sum(1)
 

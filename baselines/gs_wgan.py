@@ -163,10 +163,7 @@ def train_critic(
 class Shards:
     """The critics' part: `prepare` once per shard, `gradient` at every visit.
 
-    Args:
-        start: the generator's initial weights, public; copied.
-        critic: the initial critic, public; copied.
-        rng: public streams.
+    The initial networks `start` and `critic` are public, and copied; `rng` is public too.
     """
 
     def __init__(self, params: Params, start: Generator, critic: Critic, rng: Streams):

@@ -72,14 +72,9 @@ class Run:
         return epsilons_spent(self.ledger.events, self.ledger.delta)
 
     def draw(self, labels: ArrayLike, sampler: str | None = None) -> np.ndarray:
-        """One image per label: uint8 [n, C, H, W]; the same labels give the same images.
+        """One image per label (integers [n] in 0..num_classes-1): uint8 [n, C, H, W]; equal labels give equal images.
 
-        Args:
-            labels: integers [n] in 0..num_classes-1.
-            sampler: its name; by default the first one of the run.
-
-        Raises:
-            UserError: the run is a classifier's, it has no such sampler, or the labels are not such integers.
+        `sampler` is the run's first one by default. UserError for a classifier, an unknown sampler, or other labels.
         """
         if not self.samplers:
             raise UserError(f"{self.spec.name} is a classifier and draws no images; use its model.predict(images)")
@@ -209,15 +204,7 @@ class _Grid(Figure):
 
 
 def show(images: np.ndarray, columns: int = 10) -> Figure:
-    """A grid of images, row by row.
-
-    Args:
-        images: uint8 [n, C, H, W], gray (C = 1) or RGB (C = 3).
-        columns: images abreast.
-
-    Raises:
-        UserError: the array is of another form.
-    """
+    """A grid of images (uint8 [n, 1 or 3, H, W]), row by row, `columns` abreast; UserError for any other array."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or not len(images):
         raise UserError(f"a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
     count, _, height, width = images.shape

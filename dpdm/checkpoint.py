@@ -56,8 +56,7 @@ class Checkpoint:
     def restore(self, name: str, loop: bool = True) -> dict[str, Any] | None:
         """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why.
 
-        Args:
-            loop: whether it has steps; the first that has gets the log's rows back as well.
+        A mechanism is a `loop` if it has steps; the first such gets the log's rows back as well.
         """
         first, self._begun = loop and not self._begun, self._begun or loop
         if self.path is None or not self.path.exists():

@@ -32,14 +32,11 @@ class ImageMeta:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (uint8, [n, C, H, W]) with labels (int64, [n], in 0..num_classes-1).
+    """Images (uint8, [n, C, H, W]) with labels (int64, [n], in 0..num_classes-1); UserError for any other.
 
     Args:
         origin: names the source in errors.
         drawn_by: of a synthetic set, the spec by which it was drawn, as JSON; stays with it in its file.
-
-    Raises:
-        UserError: on another dtype, rank, length or label.
     """
 
     images: np.ndarray

@@ -38,12 +38,7 @@ def find_weights() -> Path:
 
 @dataclass(frozen=True)
 class EffLite:
-    """The network, frozen, in evaluation mode.
-
-    Attributes:
-        weights: as in the file; convolutions and norms are read by their names.
-        path, weights_sha256: of the file.
-    """
+    """The network, frozen, in evaluation mode: the weights of the file, by whose names its layers read them."""
 
     weights: dict[str, torch.Tensor]
     path: Path

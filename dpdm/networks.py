@@ -19,11 +19,9 @@ from dpdm.rng import Streams
 
 
 class NetworkModel:
-    """A model that is one trained network. A subclass has `build(**facts)`, which makes the network anew.
+    """A model that is one trained network. A subclass has `build(**facts)`, which makes it anew; facts are JSON values.
 
-    Args:
-        network: set to evaluation mode, so that no row depends on its batch.
-        facts: JSON values.
+    It is set to evaluation mode, so that no row depends on its batch.
     """
 
     build: Callable[..., nn.Module]
@@ -43,8 +41,7 @@ class NetworkModel:
     def draw(self, labels: np.ndarray, max_batch_size: int, batch: Callable[[int, Tensor], Tensor]) -> np.ndarray:
         """Images uint8 [n, C, H, W], `max_batch_size` at a time.
 
-        Args:
-            batch: from the index of the batch's first image, and its labels, to its images in [-1, 1].
+        `batch` maps the index of a batch's first image, and its labels, to its images in [-1, 1].
         """
         starts = range(0, max(len(labels), 1), max_batch_size)
         parts = (torch.from_numpy(labels[start : start + max_batch_size]).to(self.device) for start in starts)

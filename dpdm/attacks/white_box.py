@@ -79,18 +79,14 @@ SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of all canaries: g
 
 @dataclass(frozen=True)
 class Claim:
-    """What a ledger says was done: all that an attack repeats.
-
-    Args:
-        blocks: by mechanism, how `block_gradients` was asked for; other sampled mechanisms are DP-SGD.
-    """
+    """What a ledger says was done: all that an attack repeats."""
 
     plan: tuple[Mechanism, ...]
     events: tuple[Event, ...]
     budget: Budget
     accountant: str
     n: int
-    blocks: Mapping[str, PoissonBlocks | ShardBlocks]
+    blocks: Mapping[str, PoissonBlocks | ShardBlocks]  # by mechanism; other sampled mechanisms are DP-SGD
 
 
 class Played(NamedTuple):
@@ -400,8 +396,7 @@ def one_run_audit(
     Args:
         shares: of all canaries, guessed in and guessed out, together at most 1; fixed without a look at `played`.
 
-    Returns:
-        The lower bound of epsilon; and how many `guesses` were made, how many of them `correct`.
+    Returns the lower bound of epsilon; and how many `guesses` were made, how many of them `correct`.
     """
     order = np.argsort(played.scores, kind="stable")
     canaries = len(order)

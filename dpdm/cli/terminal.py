@@ -61,12 +61,7 @@ def show(workflow: Any, logger: logging.Logger) -> None:
 
 
 class Terminal(logging.Handler):
-    """Writes what `former`, Snakemake's own handler, would write, but little of each job.
-
-    Args:
-        former: writes and colours what is not about one job.
-        dry: this is a dry run, whose jobs are counted.
-    """
+    """Writes what Snakemake's own handler `former` would, but little of each job; of a `dry` run it counts the jobs."""
 
     def __init__(self, former: logging.Handler, dry: bool = False):
         super().__init__(former.level)

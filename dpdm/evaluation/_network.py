@@ -42,13 +42,9 @@ class Recipe:
 
 
 def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, streams: Streams) -> nn.Module:
-    """A network that maps images in [-1, 1] to class logits, trained by cross-entropy.
+    """A network that maps images in [-1, 1] to class logits, trained by cross-entropy on `data`, which is not empty.
 
-    Args:
-        build: makes the untrained network.
-        data: images and labels, at least one.
-        recipe: steps, batch size, learning rate.
-        streams: all randomness; torch's global generators are left as they were.
+    `build` makes it; all randomness is of `streams`, and torch's global generators are left as they were.
     """
     count, size = len(data.labels), min(recipe.batch_size, len(data.labels))
     steps, shuffle = recipe.steps_for(count), streams.torch("batches")
@@ -114,14 +110,9 @@ def train_and_select(
 ) -> nn.Module:
     """A network as of the epoch that was best on held-out images of `data` itself, the first one of equals.
 
-    Args:
-        build: makes the untrained network, images in [-1, 1] to class logits.
-        data: images and labels; no other image plays a part. Where no class has enough to hold one out, the last
-            epoch is taken.
-        recipe: epochs, batch size, learning rate and its cuts, share held out, average of the weights.
-        streams: all randomness; torch's global generators on the CPU are left as they were.
-        log: shows the epochs.
-        device: where the network computes. On a GPU dropout follows no seed, and networks differ a little.
+    `build` makes it, to map images in [-1, 1] to class logits. No other image plays a part; where no class has enough
+    to hold one out, the last epoch is taken. All randomness is of `streams`, and torch's global generators on the CPU
+    are left as they were. On a GPU, though, dropout follows no seed, and networks differ a little.
     """
     train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)
     best, best_weights = -1.0, None

@@ -12,10 +12,8 @@ _libraries = []  # torch forgets an operator when the Library that declared it i
 def ensure() -> None:
     """Imports torchvision: natively if it can, else after declaring the operator names that its Python part expects.
 
-    The declared operators have no code: calling one fails. torch-fidelity, the only user, never does.
-
-    Raises:
-        ImportError: torchvision is not installed.
+    The declared operators have no code: calling one fails. torch-fidelity, the only user, never does. ImportError if
+    torchvision is not installed.
     """
     try:
         importlib.import_module("torchvision")

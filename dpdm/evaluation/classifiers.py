@@ -47,17 +47,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "direction": "higher", "reference": "test", ...}`.
 
-    Values are in percent, 0..100. The value is None where the data set has one class.
-
-    Args:
-        synthetic: what the classifiers learn from.
-        test: real images and labels, touched once per classifier.
-        classifiers: names that the protocol has.
-        seed: equal seeds give equal numbers.
-        protocol: a name of PROTOCOLS.
-
-    Raises:
-        UserError: unknown names, sets that do not match, an empty set, or synthetic images of one class only.
+    Values are in percent, 0..100, or None where the data set has one class. Classifiers learn from `synthetic`, and
+    each touches `test`, real images and labels, once; equal seeds give equal numbers. UserError for unknown names, sets
+    that do not match, an empty set, or synthetic images of one class only.
     """
     _refuse_empty(test)
     if synthetic.meta.num_classes != test.meta.num_classes:
@@ -82,13 +74,8 @@ def _row(classifier: str, value: float | None) -> dict[str, Any]:
 def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, test: ImageSet) -> list[dict[str, Any]]:
     """Accuracy of a classifier that somebody else trained, as the one row of its family, in the form of `measure`.
 
-    Args:
-        predict: maps uint8 images [n, C, H, W] to classes (int64 [n]).
-        family: a name of CLASSIFIERS: in which column it competes.
-        test: real images and labels; only this function reads the labels.
-
-    Raises:
-        UserError: an unknown family, no test images, or predictions that are no classes.
+    `predict` maps uint8 images [n, C, H, W] to classes (int64 [n]). Only this function reads the labels of `test`, real
+    images. UserError if CLASSIFIERS has no such `family`, for no test images, and for predictions that are no classes.
     """
     registry.check(CLASSIFIERS, family, "family of classifiers")
     _refuse_empty(test)

@@ -28,12 +28,7 @@ RECIPE = Recipe(steps=800, batch_size=64, lr=3e-3, least_epochs=2)
 
 
 class SmallCnn(nn.Module):
-    """Three convolutions and a bottleneck of FEATURE_SIZE for images of any size and number of channels.
-
-    Args:
-        shape: (C, H, W) of the images.
-        num_classes: size of the output.
-    """
+    """Three convolutions and a bottleneck of FEATURE_SIZE for images of any `shape` (C, H, W)."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int):
         super().__init__()
@@ -72,15 +67,9 @@ class SmallCnn(nn.Module):
 def train_extractor(train_set: ImageSet, test_set: ImageSet, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """Trains one network per seed on real images; the test images only fill in one fact, after the last step.
 
-    They learn to classify the images; where there is one class, they learn to predict an image's rotation.
-
-    Returns:
-        A state for `artifacts.write_tensors`: `facts` (JSON), `weights` (one per seed), `shape` [C, H, W],
-        `num_classes`.
-
-    Raises:
-        UserError: no training or test images, sets of different shapes or numbers of classes, or images in which
-            nothing can be found.
+    They learn to classify the images; where there is one class, they learn to predict an image's rotation. Returns a
+    state for `artifacts.write_tensors`: `facts` (JSON), `weights` (one per seed), `shape` [C, H, W], `num_classes`.
+    UserError for an empty set, sets of different shapes or classes, and images in which nothing can be found.
     """
     kinds = [(images.meta.shape, images.meta.num_classes) for images in (train_set, test_set)]
     if not (train_set.meta.n and test_set.meta.n):

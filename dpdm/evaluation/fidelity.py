@@ -194,11 +194,8 @@ def distances(
 ) -> Iterable[dict[str, Any]]:
     """Rows `{"metric": "fd", "extractor": ..., "direction": "lower", "reference": "train", "value": ...}`.
 
-    Args:
-        origin, made_by: what was judged and the file that decided the features, for messages.
-
-    Raises:
-        UserError: a value is not finite, or a metric lacks the direction of one.
+    UserError, which names what was judged (`origin`) and the file that decided the features (`made_by`), if a value is
+    not finite, or a metric lacks the direction of one.
     """
     for name in registry.METRICS:
         metric = registry.load(registry.METRICS, name, "metric")

@@ -103,8 +103,7 @@ class Inception:
     def features(self, images: ImageSet) -> torch.Tensor:
         """Features float32 [n, 2048] of uint8 images [n, 1 or 3, H, W], on the CPU.
 
-        Raises:
-            UserError: too few images, neither gray nor RGB, or features that are not finite.
+        UserError for too few images, neither gray nor RGB, or features that are not finite.
         """
         check_colors(images, "Inception", "the study (evaluation.fid)")
         check_count(images)

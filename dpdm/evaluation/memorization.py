@@ -34,18 +34,14 @@ def measure(
     """The ratio as a row of scores, the quantiles behind it, and a picture of the nearest pairs.
 
     Args:
-        synthetic: the images to judge; MOST of them at most, a fixed choice.
-        train: what they may be copies of.
-        held_out: real images that no training saw; as many.
+        synthetic, held_out: the images to judge, and real ones that no training saw; at most MOST, a fixed choice.
+        train: what they may be copies of; UserError if its images have another shape.
 
     Returns:
         One row; facts (JSON): `ratio` without the limit of 1, the quantiles 0, 0.01 and 0.5 of both distances (root
         mean square per pixel, 0..1), the share of synthetic images that are nearer to the training set than all but a
         hundredth of the held-out ones, and that all this is no release; a picture uint8 [H', W'] or [H', W', 3]: the
         PAIRS nearest synthetic images above their training images.
-
-    Raises:
-        UserError: images of different shapes.
     """
     if synthetic.meta.shape != train.meta.shape:
         raise UserError(

@@ -52,17 +52,12 @@ class Source(Strict):
     def meta(self) -> "ImageMeta":
         """Public facts of the training split; reads files only where the number of images is theirs (npz, folder).
 
-        Raises:
-            UserError: such a file is missing or corrupt, or the folders do not fit the keys.
+        UserError if such a file is missing or corrupt, or the folders do not fit the keys.
         """
         raise NotImplementedError
 
     def load(self) -> "dict[str, ImageSet]":
-        """The `train` and `test` splits.
-
-        Raises:
-            UserError: a file is missing (and cannot be fetched), has another checksum, or is corrupt.
-        """
+        """The `train` and `test` splits; UserError for a file that is missing (and not to be had) or another."""
         raise NotImplementedError
 
     def facts(self, splits: "dict[str, ImageSet]") -> dict[str, Any]:
