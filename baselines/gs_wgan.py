@@ -129,19 +129,17 @@ class Critic(nn.Module):
 # What follows sees records without noise. Nothing but a block of gradients leaves it, and that through the door.
 
 
+State = tuple[Critic, torch.optim.Optimizer]  # of a shard
+
+
 def train_critic(
-    critic: Critic,
-    optimizer: torch.optim.Optimizer,
-    generator: Generator,
-    images: Tensor,
-    labels: Tensor,
-    params: Params,
-    rng: torch.Generator,
+    state: State, generator: Generator, images: Tensor, labels: Tensor, params: Params, rng: torch.Generator
 ) -> None:
     """`critic_steps` steps of Wasserstein loss with gradient penalty and drift, on rows drawn with replacement.
 
     Fakes take the labels of the real rows they are paired with, so that the interpolates of the penalty have a label.
     """
+    critic, optimizer = state
     batch_size = params.generated_batch_size
     for _ in range(params.critic_steps):
         rows = torch.randint(len(images), (batch_size,), generator=rng).to(images.device)
@@ -163,21 +161,22 @@ def train_critic(
 class Shards:
     """The critics' part: `prepare` once per shard, `gradient` at every visit.
 
-    The initial networks `start` and `critic` are public, and copied; `rng` is public too.
+    The networks are public, as is `rng`: critics begin from copies of them as they are now, and visits meet `generator`
+    as it then is.
     """
 
-    def __init__(self, params: Params, start: Generator, critic: Critic, rng: Streams):
-        self.params, self._rng = params, rng
-        self._start, self._critic = copy.deepcopy(start), copy.deepcopy(critic)
+    def __init__(self, params: Params, generator: Generator, critic: Critic, rng: Streams):
+        self.params, self._generator, self._rng = params, generator, rng
+        self._start, self._critic = copy.deepcopy(generator), copy.deepcopy(critic)
 
-    def prepare(self, images: Tensor, labels: Tensor, shard: int) -> tuple[Critic, torch.optim.Optimizer]:
+    def prepare(self, images: Tensor, labels: Tensor, shard: int) -> State:
         """A critic warmed up against its own generator, and its optimizer: a function of only the shard."""
         generator, critic = copy.deepcopy(self._start), copy.deepcopy(self._critic)
         g_optimizer = torch.optim.Adam(generator.parameters(), lr=self.params.g_lr, betas=BETAS)
         optimizer = torch.optim.Adam(critic.parameters(), lr=self.params.critic_lr, betas=BETAS)
         for step in range(self.params.warm_up_steps):
             stream = self._rng.torch("warm_up", shard, step)
-            train_critic(critic, optimizer, generator, images, labels, self.params, stream)
+            train_critic((critic, optimizer), generator, images, labels, self.params, stream)
             latents, y = _gan.draw_inputs(generator, self.params.generated_batch_size, stream)
             g_optimizer.zero_grad(set_to_none=True)
             generator_loss(critic, generator(latents, y), y).backward()
@@ -185,20 +184,12 @@ class Shards:
         return critic, optimizer
 
     def gradient(
-        self,
-        fakes: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        state: tuple[Critic, torch.optim.Optimizer],
-        generator: Generator,
-        fake_labels: Tensor,
-        index: int,
+        self, fakes: Tensor, images: Tensor, labels: Tensor, state: State, fake_labels: Tensor, index: int
     ) -> Tensor:
         """The gradient of the generator's loss at `fakes`, once this copy of the critic has met the present G."""
-        critic, optimizer = state
-        train_critic(critic, optimizer, generator, images, labels, self.params, self._rng.torch("visit", index))
+        train_critic(state, self._generator, images, labels, self.params, self._rng.torch("visit", index))
         fakes = fakes.detach().requires_grad_()
-        return torch.autograd.grad(generator_loss(critic, fakes, fake_labels), fakes)[0]
+        return torch.autograd.grad(generator_loss(state[0], fakes, fake_labels), fakes)[0]
 
 
 def generator_loss(critic: Critic, fakes: Tensor, labels: Tensor) -> Tensor:
@@ -238,7 +229,7 @@ class GSWGAN:
         for step in log.track(loop, len(loop)):
             latents, labels = _gan.draw_inputs(g, params.generated_batch_size, rng.torch("fakes", step.index))
             fakes = g(latents, labels)
-            of_step = {"generator": g, "fake_labels": labels, "index": step.index}
+            of_step = {"fake_labels": labels, "index": step.index}
             noised = step.release(fakes, lambda *drawn, of_step=of_step: shards.gradient(*drawn, **of_step))
             optimizer.zero_grad()
             fakes.backward(noised)

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import tempfile
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,18 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no model but one {type(state).__name__}; delete it and run snakemake again")
     return state
+
+
+def download(url: str, sha256: str) -> bytes:
+    """The content of a URL; UserError with the reason where it cannot be had, or has another SHA-256."""
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            content = response.read()
+    except (OSError, HTTPException) as error:  # the latter: a transfer that broke off
+        raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise UserError(f"its SHA-256 begins with {found[:8]}")
+    return content
 
 
 def sha256_of(*parts: bytes) -> str:

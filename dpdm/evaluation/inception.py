@@ -5,9 +5,7 @@ three equal channels. fd under them is named fid.
 """
 
 import hashlib
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +52,17 @@ def find_weights(weights_path: str | Path | None) -> Path:
 
 
 def _fetch(url: str, path: Path) -> None:
+    reason = ""
     try:
-        with urllib.request.urlopen(url, timeout=20) as response:
-            content = response.read()
-        if (found := _sha256(content)) == WEIGHTS_SHA256:
-            artifacts.write_bytes(path, content)
-            return
-        reason = f"its SHA-256 begins with {found[:8]}"
-    except UserError:  # of artifacts, which speaks of a results folder
-        reason = f"it came, but {path.parent} cannot be written to"
-    except (OSError, HTTPException) as error:  # the latter: a transfer that broke off
-        reason = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(
-        f"evaluation.fid needs Inception's weights, and {url} could not be had ({reason}): put {path.name} into "
-        f"{path.parent} (another folder: $TORCH_HOME), or name a copy of it by evaluation.fid.weights_path"
-    )
+        content = artifacts.download(url, WEIGHTS_SHA256)
+        reason = f"it came, but {path.parent} cannot be written to"  # `artifacts` speaks of a results folder
+        artifacts.write_bytes(path, content)
+    except UserError as error:
+        raise UserError(
+            f"evaluation.fid needs Inception's weights, and {url} could not be had ({reason or error}): put "
+            f"{path.name} into {path.parent} (another folder: $TORCH_HOME), or name a copy of it by "
+            "evaluation.fid.weights_path"
+        ) from error
 
 
 def _weights_url() -> str:

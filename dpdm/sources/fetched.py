@@ -42,24 +42,18 @@ class FetchedSource(LocalSource):
         return found
 
     def _fetch(self, name: str) -> None:
-        import hashlib
-        import http.client
-        import urllib.request
-
         from dpdm import artifacts
 
-        answer = "no mirror could be reached"
+        path, answers = self.folder() / name, []
         for mirror in self.mirrors:
             try:
-                with urllib.request.urlopen(mirror + name, timeout=20) as response:
-                    content = response.read()
-            except (OSError, http.client.HTTPException):  # the latter: a transfer that broke off
+                content = artifacts.download(mirror + name, self.sha256[name])
+            except UserError as error:
+                answers.append(f"{mirror}: {error}")
                 continue
-            if hashlib.sha256(content).hexdigest() == self.sha256[name]:
-                artifacts.write_bytes(self.folder() / name, content)
-                return
-            answer = f"{mirror} gave another file under that name"
+            return artifacts.write_bytes(path, content)
         raise UserError(
-            f"{self.source}: {self.folder() / name} is missing and {answer}; put {', '.join(self.sha256)} "
-            f"into {self.folder()}, or set {DATA_DIR_VARIABLE} to the folder that holds {self.source}/{self.note}"
+            f"{self.source}: {path} is missing and could not be fetched ({'; '.join(answers)}); put "
+            f"{', '.join(self.sha256)} into {self.folder()}, or set {DATA_DIR_VARIABLE} to the folder that holds "
+            f"{self.source}/{self.note}"
         )

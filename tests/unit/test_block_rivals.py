@@ -238,7 +238,8 @@ def test_a_critic_step_is_the_formula():
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
     labels = torch.zeros(3, dtype=torch.long)
     params = gs_wgan.Params(critic_steps=1, generated_batch_size=5)
-    train_critic(critic, optimizer, ConstantGenerator(), real.expand(3, -1, -1, -1), labels, params, torch.Generator())
+    state = critic, optimizer
+    train_critic(state, ConstantGenerator(), real.expand(3, -1, -1, -1), labels, params, torch.Generator())
     expected = f - r + 20 * (w.norm() - 1) * w / w.norm() + 2e-3 * (w @ r) * r
     torch.testing.assert_close(critic.w.detach(), w - 0.1 * expected)
 
@@ -292,16 +293,20 @@ def test_a_shard_of_one_record_is_served():
 
 
 def test_a_visit_trains_the_critic_against_the_present_generator_then_asks_it():
-    shards = some_shards()
+    params = gs_wgan.Params(warm_up_steps=3, critic_steps=2, generated_batch_size=4, width=2)
+    with Streams(0).torch_default("init"):
+        g, critic = gs_wgan.Generator((1, 8, 8), 10, 2, 10), gs_wgan.Critic((1, 8, 8), 10, 2)
+    shards = Shards(params, g, critic, Streams(0))
     state = shards.prepare(*shard_of(0), 0)
-    by_hand, optimizer = copy.deepcopy(state)
-    with Streams(5).torch_default("other"):
-        present = gs_wgan.Generator((1, 8, 8), 10, 2, 10)
+    by_hand = copy.deepcopy(state)
+    with torch.no_grad():
+        for p in g.parameters():
+            p.add_(0.1)
     fakes, labels = normal(4, 1, 8, 8, seed=3).float(), torch.tensor([1, 1, 4, 9])
-    got = shards.gradient(fakes, *shard_of(0), copy.deepcopy(state), present, labels, 7)
-    train_critic(by_hand, optimizer, present, *shard_of(0), shards.params, Streams(0).torch("visit", 7))
+    got = shards.gradient(fakes, *shard_of(0), copy.deepcopy(state), labels, 7)
+    train_critic(by_hand, g, *shard_of(0), params, Streams(0).torch("visit", 7))
     at = fakes.clone().requires_grad_()
-    (-by_hand(at, labels).sum() / 2).backward()
+    (-by_hand[0](at, labels).sum() / 2).backward()
     assert torch.equal(got, at.grad)
     assert not torch.equal(weights(by_hand), weights(state[0]))  # and the visit was no empty one
 
@@ -377,10 +382,10 @@ def test_gs_wgan_of_one_shard_without_noise_and_clipping_is_the_plain_method(ima
     averaged = copy.deepcopy(g)
     for step in range(3):
         latents, labels = _gan.draw_inputs(g, 4, rng.torch("fakes", step))
-        present, d_optimizer = copy.deepcopy(warm)
-        train_critic(present, d_optimizer, g, x, y, params, rng.torch("visit", step))
+        present = copy.deepcopy(warm)
+        train_critic(present, g, x, y, params, rng.torch("visit", step))
         optimizer.zero_grad()
-        (-present(g(latents, labels), labels).sum() / 2).backward()
+        (-present[0](g(latents, labels), labels).sum() / 2).backward()
         optimizer.step()
         update_ema(averaged, g, 0.999, step + 1)
     torch.testing.assert_close(weights(model.network), weights(averaged))
