@@ -3,7 +3,7 @@
     python benchmarks/machines.py [config/digits.yaml] [--only "method=dpdm,pearl epsilon=10"]
 
 Runs that part of the study once per setting, each in a folder of a temporary directory. Prints the means over seeds of
-the first setting with the largest difference to the others, and writes the largest of them by metric to
+the first setting with the largest difference to the others, and writes the largest of them by method and metric to
 results/machines.csv: the report makes nothing bold within it. ATEN_CPU_CAPABILITY chooses torch's kernels, as another
 processor would; more threads add up in another order.
 """
@@ -40,7 +40,7 @@ def scores(study: str, only: str, folder: str, environment: dict[str, str], opti
 
 
 def main() -> None:
-    """Prints one row per method and metric, and writes one per metric."""
+    """Prints one row per method, epsilon and metric, and writes one per method and metric."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("study", nargs="?", default="config/digits.yaml")
     parser.add_argument("--only", default="method=dpdm,dpdm_gauss,pearl,dp_gaussian epsilon=10")
@@ -55,7 +55,8 @@ def main() -> None:
     table["difference"] = table.iloc[:, 1:].sub(first, axis=0).abs().max(axis=1)
     print(table.to_markdown(floatfmt=".4g"))
     table["relative"] = table["difference"] / first.abs()
-    spread = table.groupby(["metric", "extractor"], sort=False)[["difference", "relative"]].max().reset_index()
+    cells = table.groupby(["method", "metric", "extractor"], sort=False)
+    spread = cells[["difference", "relative"]].max().reset_index()
     spread["study"], spread["only"], spread["commit"] = Path(args.study).stem, args.only, provenance()["commit"]
     spread.to_csv(MACHINES, index=False, float_format="%.4g", lineterminator="\n")
     print(f"wrote {MACHINES}")
