@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpdm.data import from_unit, to_unit
+from dpdm.data import ImageMeta, from_unit, to_unit
+from dpdm.departures import changed, default, factor, side
 from dpdm.errors import UserError
 from dpdm.networks import GeneratorModel
 from dpdm.privacy import DpSgd, DpSgdParams, PrivateData, PublicRows
@@ -27,6 +29,7 @@ from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.rng import Streams
 
 SLOPE = 0.2  # of every leaky ReLU
+PUBLISHED_SIDE, PUBLISHED_IMAGES = 28, 60_000  # of MNIST and Fashion-MNIST, which all of them are published on
 
 # Side of the square images -> sides of the convolutional networks' feature maps, from the image inwards.
 LEVELS = {8: (8, 4, 2), 16: (16, 8, 4), 28: (28, 14, 7, 4), 32: (32, 16, 8, 4)}
@@ -60,6 +63,28 @@ def check_generator_steps(dp: DpSgdParams, d_steps_per_g_step: int) -> None:
             f"d_steps_per_g_step = {d_steps_per_g_step} is more than dp.steps = {dp.steps}, so the generator would "
             f"never learn; choose at most {dp.steps}"
         )
+
+
+def departures(params: BaseModel, meta: ImageMeta, **names: str) -> tuple[str, ...]:
+    """In what a run of a method with `dp` is not the published one: side, the keys `names`, and how long it trains."""
+
+    def epochs(dp: DpSgdParams, n: int) -> float:
+        return dp.expected_batch_size * dp.steps / n
+
+    return (
+        *side(meta, PUBLISHED_SIDE),
+        *changed(params, **names),
+        *factor("epochs", epochs(params.dp, meta.n), epochs(default(params, "dp"), PUBLISHED_IMAGES)),
+    )
+
+
+def block_departures(params: BaseModel, meta: ImageMeta) -> tuple[str, ...]:
+    """The same of a method with `blocks`: side, width and steps."""
+    return (
+        *side(meta, PUBLISHED_SIDE),
+        *changed(params, width="width"),
+        *factor("steps", params.blocks.steps, default(params, "blocks").steps),
+    )
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:

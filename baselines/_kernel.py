@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from baselines._gan import check_sides
 from dpdm.data import ImageMeta, balanced_labels, from_unit, to_unit
+from dpdm.departures import changed, side
 from dpdm.errors import UserError
 from dpdm.networks import GeneratorModel
 from dpdm.params import Count, Finite, Positive, Share, Strict
@@ -95,6 +96,11 @@ class Model(GeneratorModel):
 
     def images(self, latents: Tensor, labels: Tensor) -> Tensor:
         return from_unit(self.network(latents, labels))
+
+
+def departures(params: GeneratorParams, meta: ImageMeta, **names: str) -> tuple[str, ...]:
+    """In what a run is not the published one: the side of its images, and the keys `names`."""
+    return (*side(meta, 28), *changed(params, **names))
 
 
 def plan_releases(params: GeneratorParams, meta: ImageMeta) -> tuple[Mechanism, ...]:

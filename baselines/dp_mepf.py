@@ -71,6 +71,10 @@ class DPMEPF:
         """What the network of the features was trained on."""
         return ("imagenet",)
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        """The network of the features is always another one."""
+        return ("EfficientNet", *_kernel.departures(params, meta))
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:
         """Releases the class embeddings, then trains the generator towards them."""
         phi = functools.partial(perceptual, network=efflite.load().to(private.device), squares=params.squares)

@@ -44,6 +44,9 @@ class DPMERF:
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
         return _kernel.plan_releases(params, meta)
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        return _kernel.departures(params, meta, k="num_frequencies")
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:
         """Releases the class embeddings, then trains the generator towards them."""
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)

@@ -163,6 +163,9 @@ class DPSinkhorn:
         _gan.check_sides(meta.shape)
         return (params.blocks.mechanism(MECHANISM, meta.n),)
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        return _gan.block_departures(params, meta)
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the generator; the one of the last step is the model."""
         classes, size = private.meta.num_classes, params.generated_batch_size

@@ -129,6 +129,9 @@ class DPWGANGP:
         _gan.check_generator_steps(params.dp, params.d_steps_per_g_step)
         return tuple(s.dp.mechanism(s.name, meta.n, noise_ratio=s.factor) for s in segments(params, meta.n))
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        return _gan.departures(params, meta, hidden="hidden")
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
         count = params.dp.expected_batch_size

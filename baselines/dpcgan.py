@@ -59,6 +59,9 @@ class DPCGAN:
         _gan.check_generator_steps(params.dp, params.d_steps_per_g_step)
         return (params.dp.mechanism(MECHANISM, meta.n),)
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        return _gan.departures(params, meta, width="width")
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _gan.Model:
         """Trains both networks; the generator of the last step is the model."""
         count = params.dp.expected_batch_size

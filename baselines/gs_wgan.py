@@ -226,6 +226,9 @@ class GSWGAN:
         _gan.check_conv_shape(meta.shape)
         return (params.blocks.mechanism(MECHANISM, meta.n),)
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        return _gan.block_departures(params, meta)
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the generator; returns the average of its weights at the last step."""
         sizes = {"shape": list(private.meta.shape), "num_classes": private.meta.num_classes, "width": params.width}

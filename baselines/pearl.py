@@ -53,6 +53,9 @@ class PEARL:
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
         return _kernel.plan_releases(params, meta)
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        return _kernel.departures(params, meta, k="num_frequencies")
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:
         """Releases the characteristic functions, then plays generator against critic on them."""
         frequencies = _kernel.draw_frequencies(params, private.meta, rng).to(private.device)

@@ -168,6 +168,11 @@ def public_data(method: Method, params: Any) -> tuple[str, ...]:
     return getattr(method, "public_data", lambda _: ())(params)
 
 
+def departures(method: Method, params: Any, meta: ImageMeta) -> tuple[str, ...]:
+    """In what, in a few words each, such a run is not the published one: its optional `departures(params, meta)`."""
+    return tuple(getattr(method, "departures", lambda *_: ())(params, meta))
+
+
 def train(
     spec: RunSpec,
     images: ImageSet,

@@ -10,7 +10,7 @@ from dpdm.config import Study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
-from dpdm.method import load_method, prepare_run, public_data
+from dpdm.method import departures, load_method, prepare_run, public_data
 from dpdm.privacy import Budget, Event, Ledger, Mechanism, budget_shares, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
 from dpdm.specs import RunSpec, epsilon_text, parse_spec
@@ -222,6 +222,18 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
         if not math.isclose(*noises, rel_tol=CALIBRATION_TOLERANCE):
             raise _differs(f"{origin}, event {found.name!r}", "noise_multiplier", *noises)
     return True
+
+
+def run_departures(value: Mapping[str, Any], origin: str) -> str:
+    """In what the run of a ledger (as JSON) is not the published one, by its method; "" where it is not in anything.
+
+    Raises:
+        UserError: see `check_recipe`, which comes before.
+    """
+    ledger = Ledger.from_json(value, origin)
+    meta = ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes)
+    method, params, *_ = prepare_run(parse_spec(RunSpec, json.dumps(ledger.recipe)), meta)
+    return ", ".join(departures(method, params, meta))
 
 
 def _differs(where: str, name: str, found: Any, implied: Any) -> UserError:

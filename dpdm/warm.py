@@ -111,6 +111,13 @@ class WarmStarted:
         own = getattr(self.method, "public_data", lambda _: ())(params)
         return tuple(dict.fromkeys([*(stage.public for stage in params.init_from if stage.public), *own]))
 
+    def departures(self, params: Any, meta: ImageMeta) -> tuple[str, ...]:
+        """The warm start, then what the method says of its DP-SGD, if that is not left out."""
+        if params.init_only:
+            return ("warm start only",)
+        own = getattr(self.method, "departures", lambda *_: ())(params, meta)
+        return (*["warm start"] * bool(params.init_from), *own)
+
     def check_private(self, params: Any, private: ImageSet) -> None:
         """Refuses private images that are those of a public data set of the recipe."""
         for stage in params.init_from:

@@ -184,7 +184,7 @@ def audit(what, out, export, without_recipe) -> None:
     """
     ledgers = _ledgers(what)
     from dpdm import artifacts
-    from dpdm.plan import MethodMissing, check_recipe
+    from dpdm.plan import MethodMissing, check_recipe, run_departures
     from dpdm.privacy import audit as auditing
 
     read = [(artifacts.read_json(path), path) for path in ledgers]
@@ -196,6 +196,7 @@ def audit(what, out, export, without_recipe) -> None:
     for row, (ledger, path) in zip(audits, read, strict=True):
         try:
             row["recipe_checked"] = check_recipe(ledger, path, without_recipe)
+            row["departures"] = run_departures(ledger, path) if row["recipe_checked"] else ""
         except UserError as error:
             row |= {"recipe_checked": not isinstance(error, MethodMissing), "passed": False}
             faults.append(str(error))

@@ -174,6 +174,10 @@ class DPDMGauss(method.DPDM):
             raise UserError("conditional is false, but the prior is one mixture per class; set conditional: true")
         return (*params.prior.plan(params.prior_share), *super().plan(params, meta))
 
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        """None: it is not published."""
+        return ()
+
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Releases the mixture, builds the denoiser around it, trains it."""
         meta = private.meta

@@ -18,6 +18,7 @@ import torch
 from pydantic import ConfigDict, Field, RootModel, model_validator
 from torch import Tensor
 
+from dpdm import departures
 from dpdm.data import ImageMeta
 from dpdm.diffusion import samplers
 from dpdm.diffusion.denoiser import Denoiser, Edm, Parametrisation
@@ -32,6 +33,8 @@ from dpdm.rng import Streams
 
 MECHANISM = "denoiser"
 SPREAD_TOLERANCE = 0.05
+# By side of the images and whether they have labels: the paper's noise draws per training image, K times epochs.
+PAPER_DRAWS = {(28, True): 32 * 300, (32, True): 8 * 500, (32, False): 32 * 300, (64, False): 8 * 300}
 
 
 class ModelParams(Strict):
@@ -197,6 +200,16 @@ class DPDM:
             f"with an exact denoiser, images have {ratios.min():.2f} to {ratios.max():.2f} times the spread (standard "
             "deviation) of the data; take kind: dpmpp_2m or more num_sampling_steps, or say in `scale` that it is off"
         ]
+
+    def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
+        """K, always; the side of images that the paper has not; and the noise draws per training image."""
+        draws = params.noise_multiplicity * params.dp.expected_batch_size * params.dp.steps / meta.n
+        published = PAPER_DRAWS.get((meta.shape[1], params.conditional and meta.num_classes > 1), 32 * 300)
+        return (
+            f"K = {params.noise_multiplicity}",
+            *departures.side(meta, *(side for side, _ in PAPER_DRAWS)),
+            *departures.factor("draws", draws, published),
+        )
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:
         """Trains the denoiser; returns the EMA of its weights at the last step."""

@@ -50,6 +50,7 @@ class _Metric(_Row):
     commit: str
     code: str
     public_data: str = ""  # that the method learnt from, by its audit
+    departures: str = ""  # in what its run is not the published one, by its audit: parts with ", " between them
     spread: _Number = math.nan  # of `value`, where it is a mean over several extractors: their standard deviation
 
 
@@ -86,6 +87,7 @@ class _Event(_Spent):
     attack_canaries: int = 0
     attack_exceeded: bool = False
     public_data: str = ""
+    departures: str = ""
 
 
 def _columns(row: type[BaseModel], *order: str) -> dict[str, type]:
@@ -99,7 +101,7 @@ BENCHMARKS: dict[str, type] = {
     "rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float, "ended": float
 }  # fmt: skip
 
-OPTIONAL = ("public_data", "spread")  # columns that a csv lacks where all their cells are empty
+OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks where all their cells are empty
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
@@ -119,8 +121,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 
     Results outside the study's grid are left out: they belong to entries that were deleted or to another study. So are
     results by Inception where the study does not ask for the FID (any more). Results that are missing are no error;
-    `holes` lists them. `delta`, `accountant` and `public_data` of a score come from the run's audit and are
-    empty without one.
+    `holes` lists them. `delta`, `accountant`, `public_data` and `departures` of a score come from the run's audit and
+    are empty without one.
 
     Args:
         study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
@@ -182,7 +184,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     for row in rows:
         audit = facts.get(_run_key(row), {})
         row |= {"delta": audit.get("delta", math.nan)}
-        row |= {name: audit.get(name, "") for name in ("accountant", "public_data")}
+        row |= {name: audit.get(name, "") for name in ("accountant", "public_data", "departures")}
     audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 

@@ -23,6 +23,7 @@ from dpdm.report.tables import (
     FEW,
     MetricColumn,
     Summary,
+    departure_marks,
     epsilon_label,
     method_labels,
     methods_of_several_samplers,
@@ -193,10 +194,12 @@ def _draw_panel(
 ) -> None:
     """Draws the methods of `rows`, each by those of `columns` that it has, and adds them to the legend."""
     known, several = summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
+    departed = departure_marks(rows, "method")
     drawn: list[float] = []
     low: list[tuple[int, float, str]] = []
     for method, sampler in series_of(rows):
         label = f"{method}, {sampler}" if method in several else method
+        label += departed[method]
         legend.setdefault(label, Line2D([], [], label=label, **looks[method, sampler]))
         for column in columns:
             found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]

@@ -87,6 +87,7 @@ def render_report(
         verdicts=verdicts(material, published),
         few=tables.FEW,
         machines=machines.note(),
+        departed=(metrics["departures"] != "").any(),
         spread=_spread(metrics),
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,

@@ -18,6 +18,7 @@ from dpdm.report.tables import (
     Summary,
     Table,
     cell_text,
+    departure_marks,
     epsilon_label,
     group_numbers,
     metric_columns,
@@ -123,7 +124,10 @@ def paper_table(
     ]
     sides = pd.DataFrame(places, columns=["dataset", "side"]).groupby("dataset")["side"].unique().to_dict()
     headers = [header for name in shown for header in _headers(name)]
-    cells = [_cells(row, mine, study, sides.get(row.dataset, ())) for row, mine in zip(rows, ours, strict=True)]
+    departed = departure_marks(metrics, "dataset", "method", "epsilon")
+    cells = [
+        _cells(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in zip(rows, ours, strict=True)
+    ]
     return Table(
         pd.DataFrame([_data(row, mine) for row, mine in zip(rows, ours, strict=True)]).astype({"resolution": "Int64"}),
         pd.DataFrame(cells, columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]),
@@ -230,15 +234,26 @@ def _data(row: _Row, mine: Mapping[str, _Ours]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cells(row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Sequence[int]) -> dict[str, str]:
-    """The row as text; `sides`: of the images that the paper has of a data set of this name."""
+def _cells(
+    row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Sequence[int], departed: Mapping[Any, str]
+) -> dict[str, str]:
+    """The row as text.
+
+    Args:
+        sides: of the images that the paper has of a data set of this name.
+        departed: `departure_marks` by data set, method and epsilon.
+    """
     dataset = row.dataset
     if row.resolution is None and len(sides):
         dataset += " (own)"  # another one by a name of the paper's
     elif row.resolution is not None and len(sides) > 1:
         dataset += f" {row.resolution}x{row.resolution}"
     several = {runs.method for runs in row.runs if len(study.methods[runs.method].samplers) > 1}
-    names = [f"{runs.method}, {runs.sampler}" if runs.method in several else runs.method for runs in row.runs]
+    names = [
+        (f"{runs.method}, {runs.sampler}" if runs.method in several else runs.method)
+        + departed.get((runs.dataset, runs.method, runs.epsilon), "")
+        for runs in row.runs
+    ]
     # a classifier has one accuracy and no other number; it shares a published row with others
     one = not row.method and study.is_classifier(row.runs[0].method) and any(ours.found.n for ours in mine.values())
     numbers: dict[str, str] = {}

@@ -229,6 +229,21 @@ def public_marks(frame: pd.DataFrame) -> dict[str, str]:
     return {method: f" (uses public data: {'; '.join(names)})" for method, names in used.items()}
 
 
+def departure_marks(frame: pd.DataFrame, *keys: str) -> dict[Any, str]:
+    """What follows the name of a method: in what its run is not the published one; of several, what they share.
+
+    Args:
+        frame: metrics or audits.
+        keys: columns whose values (of several, tuples) are the keys of the result.
+    """
+    marks = {}
+    for place, texts in frame.groupby(list(keys), sort=False)["departures"].unique().items():
+        first, *others = [text.split(", ") for text in texts]
+        common = ", ".join(part for part in first if all(part in other for other in others))
+        marks[place] = f" ({common})" if common else ""
+    return marks
+
+
 def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
     """The methods that were sampled in more than one way, whose rows must name the sampler."""
     counts = metrics.groupby("method")["sampler"].nunique()
@@ -247,7 +262,8 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
 
     Cells read "mean ± std (n)" over n seeds, or all values below three. Bold are the best generator of each finite
     epsilon and those that it cannot be distinguished from, see `_best`. A method that trained a classifier on the
-    private images has one accuracy, that of its kind of classifier. The csv has `_mean`, `_std` and `_n` columns per
+    private images has one accuracy, that of its kind of classifier. A name is followed by what in its run is not as
+    published. The csv has `_mean`, `_std` and `_n` columns per
     metric, and how the classifiers were trained, `protocol`.
 
     Args:
@@ -258,6 +274,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     columns = metric_columns(metrics) if columns is None else columns
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
+    departed = departure_marks(metrics, *keys)
     known, direct = summaries(metrics, *keys), set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
     protocols = metrics.groupby(keys, sort=False)["protocol"].agg(lambda names: "; ".join(filter(None, names.unique())))
     data: list[dict[str, Any]] = []
@@ -268,7 +285,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         found.append({c: known.get((*c.key, *place), Summary()) for c in columns})
         numbers = {f"{c.name}_{stat}": getattr(s, stat) for c, s in found[-1].items() for stat in _STATS}
         data.append(row | {"protocol": protocols[place]} | numbers)
-        shown = row | {"epsilon": epsilon_label(row["epsilon"]), "method": labels[row["method"]]}
+        shown = row | {"epsilon": epsilon_label(row["epsilon"]), "method": labels[row["method"]] + departed[place]}
         if several and row["method"] not in several:
             shown["sampler"] = ""
         texts = {c.header: cell_text(s, c.decimals) for c, s in found[-1].items()}
@@ -387,8 +404,11 @@ def audit_table(audits: pd.DataFrame) -> Table:
     names = [*keys[:-1], *list(how)[:-3], "mechanism", *list(how)[-3:]]
     data = runs.groupby(keys, sort=False, dropna=False).agg(**how).reset_index()[names]
     rows, marks = data.to_dict("records"), public_marks(audits)
+    departed = departure_marks(audits, "dataset", "method", "epsilon")
+    places = [(row["dataset"], row["method"], epsilon_text(row["target_epsilon"])) for row in rows]
     cells = pd.DataFrame({
-        "Dataset": data["dataset"], "Method": [name + marks.get(name, "") for name in data["method"]],
+        "Dataset": data["dataset"],
+        "Method": [place[1] + marks.get(place[1], "") + departed[place] for place in places],
         "Target ε": data["target_epsilon"].map("{:g}".format).replace("inf", "∞"),
         **{f"Spent, {n.upper()}": data[f"{c}_max"].map("{:.3f}".format).replace("inf", "∞") for n, c in SPENT.items()},
         "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
@@ -397,7 +417,6 @@ def audit_table(audits: pd.DataFrame) -> Table:
         "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
-    places = [(row["dataset"], row["method"], epsilon_text(row["target_epsilon"])) for row in rows]
     groups = group_numbers(place[:2] for place in places)
     return Table(data, cells, right, groups=groups, runs={(i, "Method"): place for i, place in enumerate(places)})
 

@@ -221,6 +221,7 @@ def test_train_audit_and_sample_make_their_artifacts(run_cli, train, sample, stu
         assert row[f"epsilon_{name}"] == epsilon_spent(ledger.events, ledger.delta, name)
         assert f"{row[f'epsilon_{name}']:.4f} ({name.upper()})" in stdout
     assert row["recipe_checked"] is True
+    assert row["departures"] == ""  # nobody published it
     assert row["coordinates"] == study.run("digits", "class_mean", 10.0, 0).coordinates().model_dump(mode="json")
     assert artifacts.read_json("events.json")["runs"][0]["event"]["class_name"] == "ComposedDpEvent"
 

@@ -123,6 +123,25 @@ def test_the_spread_over_extractors_is_kept_where_there_is_one(results, tmp_path
     pd.testing.assert_frame_equal(read_csv(tmp_path / "with.csv", METRICS), metrics, check_exact=True)
 
 
+def test_the_departures_of_a_run_are_those_of_its_audit(results, tmp_path):
+    """A csv of before, without the column, can still be read."""
+    metrics, audits = collect(make_study(), [results])
+    for frame, columns in ((metrics, METRICS), (audits, AUDITS)):
+        write_csv(tmp_path / "without.csv", frame)
+        assert "departures" not in (tmp_path / "without.csv").read_text()
+        assert set(read_csv(tmp_path / "without.csv", columns)["departures"]) == {""}
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    for run in content["runs"]:
+        run["departures"] = "K = 4, 8 px"
+    artifacts.write_json(path, content)
+    metrics, audits = collect(make_study(), [results])
+    assert set(metrics.loc[metrics["method"] == "dpgan", "departures"]) == set(audits["departures"]) == {"K = 4, 8 px"}
+    assert set(metrics.loc[metrics["method"] != "dpgan", "departures"]) == {""}
+    write_csv(tmp_path / "with.csv", metrics)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "with.csv", METRICS), metrics, check_exact=True)
+
+
 def test_csv_of_another_kind_is_refused(results, tmp_path):
     metrics, _ = collect(make_study(), [results])
     write_csv(tmp_path / "x.csv", metrics)

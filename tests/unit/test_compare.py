@@ -15,7 +15,7 @@ ROW = {
     "study": "one", "dataset": "digits", "method": "dpdm", "epsilon": "10", "delta": 1e-5, "accountant": "rdp",
     "seed": 0, "sampler": "default", "metric": "acc_cnn", "extractor": "", "direction": "higher", "reference": "test",
     "value": 50.0, "num_synthetic": 100, "protocol": "quick", "version": "0.1.0", "commit": "a" * 40, "code": "c",
-    "public_data": "", "spread": float("nan"),
+    "public_data": "", "departures": "", "spread": float("nan"),
 }  # fmt: skip
 FD = {"metric": "fd", "extractor": "small_cnn", "direction": "lower", "reference": "train", "protocol": ""}
 

@@ -148,6 +148,15 @@ def test_classifiers_have_a_panel_for_themselves():
     assert labels == ["dp_gan", "mean", "net", "mlp", "real (ceiling)", "label_only (floor)"]
 
 
+def test_the_legend_has_what_all_runs_of_a_method_depart_in():
+    metrics = make_metrics()
+    gan = metrics["method"] == "dp_gan"
+    metrics.loc[gan, "departures"] = "K = 4, draws ÷ 90"
+    metrics.loc[gan & (metrics["epsilon"] == "10"), "departures"] = "K = 4"
+    labels = [text.get_text() for text in epsilon_curves(metrics, "digits").legends[0].get_texts()]
+    assert labels[:2] == ["dp_gan (K = 4)", "mean"]
+
+
 def test_a_classifier_has_no_sampler_to_name():
     metrics = make_metrics()
     other = metrics[metrics["method"] == "dp_gan"].assign(sampler="other")

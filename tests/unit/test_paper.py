@@ -90,6 +90,14 @@ def note(table, part):
     return found
 
 
+def test_a_row_of_ours_says_in_what_it_is_not_the_published_one(study, published):
+    runs = scored("dpdm", [90.0], sampler="fid", departures="K = 4, 8 px"), scored("pearl", [70.0])
+    table = made(1, study, published, *runs)
+    here = table.cells[(table.cells["Dataset"] == "mnist") & (table.cells["ε"] == "1")].set_index("Method")["Ours"]
+    assert here["PEARL"] == "pearl"
+    assert "dpdm, fid (K = 4, 8 px)" in set(here["DPDM"])
+
+
 # --- rows and cells -------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from dpdm.config import load_study, parse_study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.method import train
-from dpdm.plan import check_recipe, describe, describe_events, doubts, planned_runs
+from dpdm.plan import check_recipe, describe, describe_events, doubts, planned_runs, run_departures
 from dpdm.privacy import Event
 from dpdm.progress import Log
 from dpdm.sources.digits import Digits
@@ -167,6 +167,16 @@ def test_a_ledger_is_compared_with_its_recipe_or_refused(tiny_study_dict, digits
     with pytest.raises(UserError, match=r"l\.json: .*baselines\.gone.*recipe.*--without-recipe"):
         check_recipe(ledger.to_json(), "l.json")
     assert not check_recipe(ledger.to_json(), "l.json", or_without=True)
+
+
+def test_the_departures_of_a_ledger_are_those_of_its_recipe(tiny_study_dict, digits64):
+    study = parse_study(tiny_study_dict, "s")
+    (run,) = [run for run in study.runs() if (run.method, run.epsilon, run.seed) == ("dpdm", 10.0, 0)]
+    _, ledger = train(run, digits64, Log())
+    found = run_departures(ledger.to_json(), "l.json").split(", ")
+    assert found[:2] == [f"K = {run.params['noise_multiplicity']}", "8 px"]
+    _, floor = train(study.run("digits", "class_mean", 10.0, 0), digits64, Log())
+    assert run_departures(floor.to_json(), "l.json") == ""
 
 
 CONFIG = Path(__file__).parents[2] / "config"

@@ -157,6 +157,20 @@ def test_real_images_that_are_passed_are_no_ceiling(metrics):
     assert tables.above_ceiling(metrics) == {}
 
 
+def test_a_row_says_in_what_its_run_is_not_the_published_one(metrics, audits):
+    """Of each epsilon its own; a mark of several rows has what they share."""
+    for epsilon, text in {"1": "K = 4, draws ÷ 90", "10": "K = 4, draws ÷ 70", "inf": "K = 4"}.items():
+        metrics.loc[(metrics["method"] == "dp_gan") & (metrics["epsilon"] == epsilon), "departures"] = text
+    names = tables.results_table(metrics).cells["Method"].tolist()
+    shown = ["dp_gan (K = 4, draws ÷ 90)", "mean", "dp_gan (K = 4, draws ÷ 70)", "dp_gan (K = 4)", "mean"]
+    assert names == ["real (ceiling)", *shown, "label_only (floor)"]
+    assert tables.departure_marks(metrics, "method") == {
+        "dp_gan": " (K = 4)", "mean": "", "label_only": "", "real": ""
+    }  # fmt: skip
+    audits["departures"] = "K = 4"
+    assert set(tables.audit_table(audits).cells["Method"]) == {"dp_gan (K = 4)"}
+
+
 def test_sampler_column_only_where_it_tells_something(metrics):
     assert "Sampler" not in tables.results_table(metrics).cells.columns
     more = pd.concat([metrics, pd.DataFrame(rows_of("dp_gan", "1", [1.0], sampler="ddim"))])
