@@ -15,7 +15,7 @@ What was wrong; both points are our derivation, not a published erratum.
 1. The count. The original clips and noises the gradient of each of B = 32 images on its own, and accounts steps x B
    independently subsampled Gaussians. But the B gradients of a step share one draw of a shard. A step is one subsampled
    Gaussian of noise z / sqrt(B): at the published z = 1.07, K = 1000 and 20,000 steps the least epsilon that we can
-   prove is 347 (PRV; 383 by RDP), not 10. Here block and noise are joint and accounted so.
+   prove is 347 (PLD; 377 by RDP), not 10. Here block and noise are joint and accounted so.
 2. The memory. The original's critics go on training at every visit, so a critic remembers when it was drawn, which is
    secret; a bound that amplifies each step by its own fresh draw does not cover that. Here every visit starts from the
    shard's critic as `prepare` left it, takes `critic_steps` steps against the present G on a copy, and is forgotten.
