@@ -10,7 +10,7 @@ import pandas as pd
 
 from dpdm.config import DIRECT, PAPER_SCALE, Study
 from dpdm.errors import UserError
-from dpdm.report.published import PAPER, datasets_by_published_name
+from dpdm.report.published import PAPER, datasets_by_published_name, epsilons_run
 from dpdm.report.selection import sampler_of, table_runs
 from dpdm.report.tables import (
     MISSING,
@@ -91,8 +91,9 @@ def paper_table(
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs that match no row: those
     mapped to this table, in table 1 all generators, in table 2 all classifiers. Data sets of the paper that the study
-    lacks are left out, unless it has none of them. Columns per metric of the table: ours, the paper's, the difference.
-    What is missing is "not run"; what was run otherwise than in the paper is marked, and a note says how.
+    lacks are left out, unless it has none of them; so are, in a part of a study, the epsilons that it lacks.
+    Columns per metric of the table: ours, the paper's, the difference. What is missing is "not run"; what was run
+    otherwise than in the paper is marked, and a note says how.
 
     Args:
         number: 1 to 6.
@@ -112,9 +113,11 @@ def paper_table(
     named = table_runs(study, f"table_{number}", set(places))
     if shared := own & set(places):
         chosen = chosen[[place in shared for place in places]]
+    source = ", ".join(dict.fromkeys(chosen["source"]))
+    shown = [name for name in _METRICS if name in set(chosen["metric"])]
+    chosen = _of_part(study, chosen)
     keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
     metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
-    shown = [name for name in _METRICS if name in set(chosen["metric"])]
     columns: dict[str, MetricColumn] = {}
     for column in metric_columns(metrics):
         columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
@@ -133,7 +136,7 @@ def paper_table(
         pd.DataFrame(cells, columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]),
         frozenset(["ε", *headers]),
         groups=group_numbers((row.dataset, row.resolution, row.epsilon) for row in rows),
-        notes=tuple(_notes(number, study, metrics, chosen, [one for mine in ours for one in mine.values()])),
+        notes=tuple(_notes(number, study, metrics, source, chosen, [one for mine in ours for one in mine.values()])),
         runs={
             (i, _headers(name)[0]): (rows[i].runs[0].dataset, one.method, rows[i].epsilon)
             for i, mine in enumerate(ours)
@@ -145,6 +148,16 @@ def paper_table(
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
+
+
+def _of_part(study: Study, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Of a part of a study the published rows at its epsilons: on their data set, or on any if it has not theirs."""
+    if not study.part():
+        return chosen
+    names, run = datasets_by_published_name(study), epsilons_run(study)
+    anywhere = set().union(*run.values())
+    places = zip(chosen["dataset"], chosen["resolution"], chosen["epsilon"], strict=True)
+    return chosen[[float(e) in run.get(names.get((dataset, side), ""), anywhere) for dataset, side, e in places]]
 
 
 def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple[str, str, str]]) -> list[_Row]:
@@ -169,10 +182,11 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
         rows.append(row)
     used = {runs for row in rows for runs in row.runs}
     names = {dataset: place for place, dataset in own.items()}
+    has = {run.place[:3] for run in study.runs()}
     for dataset, method, sampler in named:
-        for epsilon in study.epsilons_of(dataset, method):
-            runs = _Runs(dataset, epsilon_text(epsilon), method, sampler)
-            if runs not in used:
+        for epsilon in map(epsilon_text, study.epsilons_of(dataset, method)):
+            runs = _Runs(dataset, epsilon, method, sampler)
+            if runs not in used and (dataset, method, epsilon) in has:
                 rows.append(_Row(*names.get(dataset, (dataset, None)), runs.epsilon, runs=[runs]))
     order = list(dict.fromkeys((row.dataset, row.resolution) for row in rows))
     return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
@@ -329,10 +343,10 @@ def _of(frame: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
 
 
 def _notes(
-    number: int, study: Study, metrics: pd.DataFrame, chosen: pd.DataFrame, ours: Sequence[_Ours]
+    number: int, study: Study, metrics: pd.DataFrame, source: str, chosen: pd.DataFrame, ours: Sequence[_Ours]
 ) -> Iterator[str]:
     yield (
-        f"{', '.join(dict.fromkeys(chosen['source']))}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
+        f"{source}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
         "deviation over n seeds (n). Difference, only under the same protocol: ours minus the paper's one seed."
     )
     if not study.tables.get(f"table_{number}"):

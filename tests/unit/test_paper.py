@@ -98,6 +98,33 @@ def test_a_row_of_ours_says_in_what_it_is_not_the_published_one(study, published
     assert "dpdm, fid (K = 4, 8 px)" in set(here["DPDM"])
 
 
+def test_a_part_has_the_published_rows_of_its_epsilons_alone(study, published):
+    whole = made(1, study, published)
+    assert {"0.2", "1", "10"} <= set(whole.cells["ε"])
+    study["only"] = "epsilon=1"
+    part = made(1, study, published)
+    assert set(part.cells["ε"]) == {"1"}
+    theirs = whole.cells[(whole.cells["ε"] == "1") & (whole.cells["Method"] != "–")]  # noqa: RUF001
+    assert (part.cells["Method"] != "–").sum() == len(theirs) > 1  # noqa: RUF001
+    del study["datasets"]["numbers"], study["tables"]
+    study["methods"] = {"dpdm": study["methods"]["dpdm"]}
+    assert set(made(1, study, published).cells["ε"]) == {"1"}  # with no data set of the paper's too
+
+
+def test_a_part_without_a_published_epsilon_keeps_the_columns_and_the_source(study, published):
+    study["epsilons"], study["only"] = [1, 5], "epsilon=5"
+    table = made(1, study, published, scored("dpdm", [90.0], sampler="fid", epsilon="5"))
+    assert list(table.cells.columns) == list(made(1, study | {"only": None}, published).cells.columns)
+    assert set(table.cells["ε"]) == {"5"}
+    assert "arXiv 2210.09929" in table.notes[0]
+
+
+def test_a_part_has_no_row_of_a_run_of_ours_outside_of_it(study, published):
+    study["only"] = "method=dpdm,mean epsilon=1"
+    study["without"] = {"method": ["mean"], "epsilon": [1]}
+    assert "mean" not in set(made(1, study, published).cells["Ours"])
+
+
 # --- rows and cells -------------------------------------------------------------------------------------------
 
 
