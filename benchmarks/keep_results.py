@@ -91,7 +91,8 @@ def page(study: str, spec: Study, commands: list[str], machine: str) -> str:
             f"on {machine}. {cost(jobs)} Models and images are kept of the first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machines.note()}",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
-            "Those by\nEfficientNet-Lite0 compare with all pages of as many images. Noise can have a high precision.",
+            "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
+            "and has another scale\nby each extractor. Noise can have a high precision.",
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}"
                 for dataset in dict.fromkeys(run.dataset for run in spec.runs())

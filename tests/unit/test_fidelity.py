@@ -12,6 +12,7 @@ from dpdm import artifacts
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation import extractor, fidelity, registry
+from dpdm.rng import Streams
 from dpdm.sources.digits import Digits
 
 pytestmark = pytest.mark.slow
@@ -151,6 +152,19 @@ def test_constant_images_give_finite_bad_values(value, count, digits, weights):
         assert values[side, "recall"] == 0
         # by each of three networks 0 or 1: white lies within the wide reach of one odd digit
         assert 3 * values[side, "precision"] == pytest.approx(round(3 * values[side, "precision"]))
+
+
+def test_kid_has_no_scale_across_extractors():
+    """As the page says: features twice as large give up to 64 times the KID, and never less of it."""
+    one, other = torch.rand(2, 40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def kid(scale):
+        sides = (fidelity.Features(np.zeros(8), np.eye(8), scale * side) for side in (one, other + 1))
+        return fidelity.KID.measure(*sides, Streams(0))["kid"]
+
+    for scale in (0.1, 1, 30):
+        assert 1 < kid(2 * scale) / kid(scale) < 64
+    assert kid(2000) / kid(1000) == pytest.approx(64, rel=0.01)
 
 
 def test_equal_constant_sets_are_at_distance_zero(weights):

@@ -383,6 +383,14 @@ def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
     assert ("the KID, precision and recall that name the small CNN use" in text) == (len(metrics) == 2)
 
 
+def test_the_unit_of_kid_is_said_where_it_was_measured():
+    study = make_study()
+    metrics, *rest = make_frames(study)
+    assert "multiplied by 1,000" not in Tags(render(study, metrics, *rest)).text
+    with_kid = pd.concat([metrics, metrics[metrics["metric"] == "fd"].assign(metric="kid")])
+    assert "not multiplied by 1,000" in Tags(render(study, with_kid, *rest)).text
+
+
 def test_the_spread_over_the_extractors_is_said_where_it_was_measured():
     study = make_study()
     metrics, audits, jobs = make_frames(study)
