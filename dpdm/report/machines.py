@@ -9,21 +9,27 @@ from dpdm.layout import MACHINES
 
 @functools.cache
 def spreads() -> pd.DataFrame:
-    """Per metric and extractor the largest `difference`, and that `relative` to the value, between the scores of the
-    same study by other kernels of the processor and other threads.
+    """Per study, method, metric and extractor the largest `difference`, and that `relative` to the value, between the
+    scores by other kernels of the processor and other threads.
     """
     return pd.read_csv(MACHINES, keep_default_na=False)
 
 
-def spread(metric: str, extractor: str, value: float) -> float:
+def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) -> float:
     """By how much a score may move: accuracies by points, distances in proportion to their value.
 
-    A metric or extractor that was not measured moves as much as the worst of its kind.
+    A metric or extractor that was not measured moves as much as the worst of its kind, and a method that was not
+    measured in its study as much as the worst method of any.
+
+    Args:
+        owner: study and method.
     """
     accuracy = metric.startswith("acc_")
     kind = spreads()[spreads()["metric"].str.startswith("acc_") == accuracy]
     own = kind[(kind["metric"] == metric) & (kind["extractor"] == extractor)]
-    chosen = kind if own.empty else own
+    found = kind if own.empty else own
+    theirs = found[(found["study"] == owner[0]) & (found["method"] == owner[1])]
+    chosen = found if theirs.empty else theirs
     return chosen["difference"].max() if accuracy else chosen["relative"].max() * abs(value)
 
 

@@ -262,9 +262,9 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
 
     Cells read "mean ± std (n)" over n seeds, or all values below three. Bold are the best generator of each finite
     epsilon and those that it cannot be distinguished from, see `_best`. A method that trained a classifier on the
-    private images has one accuracy, that of its kind of classifier. A name is followed by what in its run is not as
-    published. The csv has `_mean`, `_std` and `_n` columns per
-    metric, and how the classifiers were trained, `protocol`.
+    private images has one accuracy, that of its kind of classifier. Behind a name is in what its run is not the
+    published one. The csv has `_mean`, `_std` and `_n` columns per metric, and how the classifiers were trained,
+    `protocol`.
 
     Args:
         metrics: with a column `source` also a row per source, and nothing bold.
@@ -298,7 +298,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         pd.DataFrame(data, columns=[*keys, "protocol", *(f"{c.name}_{s}" for c in columns for s in _STATS)]),
         pd.DataFrame(cells, columns=[*(_HEADERS[key] for key in keys), *printed]),
         frozenset([*headers, "ε"]),
-        frozenset() if "source" in keys else _best(data, found, direct),
+        frozenset() if "source" in keys else _best(data, found, direct, "".join(metrics["study"].unique()[:1])),
         group_numbers(sections),
         runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(data)},
         not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall", "nearest_ratio")),
@@ -330,20 +330,30 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
-def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
+def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: Sequence[tuple[str, str]]) -> bool:
     """Whether `best` is better on any machine: a paired t-interval (95 %) over the seeds that both have, at least FEW,
-    is above 0, and the mean gap is above what machines change.
+    is above 0, and the mean gap is above what machines change of either.
+
+    Args:
+        owners: study and method of each of the two.
     """
     gaps = [column.sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
     if len(gaps) < FEW:
         return False
     mean, std = pd.Series(gaps).mean(), pd.Series(gaps).std()
     least = stdtrit(len(gaps) - 1, 0.975) * std / math.sqrt(len(gaps))
-    return mean > max(least, machines.spread(column.metric, column.extractor, best.mean))
+    moves = (
+        machines.spread(owner, column.metric, column.extractor, summary.mean)
+        for owner, summary in zip(owners, (best, other), strict=True)
+    )
+    return mean > max(least, *moves)
 
 
 def _best(
-    data: Sequence[Mapping[str, Any]], found: Sequence[Mapping[MetricColumn, Summary]], classifiers: set[str]
+    data: Sequence[Mapping[str, Any]],
+    found: Sequence[Mapping[MetricColumn, Summary]],
+    classifiers: set[str],
+    study: str,
 ) -> frozenset[tuple[int, str]]:
     """By data set, finite epsilon and metric the best generator, and all that it cannot be distinguished from.
 
@@ -358,8 +368,11 @@ def _best(
     bold = set()
     for (*_, column), rivals in groups.items():
         if len({data[i]["method"] for i in rivals}) > 1:
-            best = max(rivals.values(), key=lambda summary: column.sign * summary.mean)
-            bold |= {(i, column.header) for i, s in rivals.items() if not distinguished(best, s, column)}
+            first = max(rivals, key=lambda i: column.sign * rivals[i].mean)
+            for i, rival in rivals.items():
+                owners = [(study, data[k]["method"]) for k in (first, i)]
+                if not distinguished(rivals[first], rival, column, owners):
+                    bold.add((i, column.header))
     return frozenset(bold)
 
 

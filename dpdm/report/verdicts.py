@@ -109,15 +109,20 @@ def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator
             said: dict[str, list[str]] = {}
             done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
             for rival in (one for one in series if one[0] not in done):
-                if relation := _relation({c: (found[subject][c], found[rival][c]) for c in columns}):
+                pairs = {c: (found[subject][c], found[rival][c]) for c in columns}
+                if relation := _relation(pairs, [(study.study, one[0]) for one in (subject, rival)]):
                     said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
             for relation, rivals in said.items():
                 name = _name(subject, series) + marks.get(subject[0], "")
                 yield f"{dataset}, ε = {epsilon}: {name} {relation.format(joined(rivals))}."
 
 
-def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
-    """How the first of each pair does against the second, with {} for the name of the second."""
+def _relation(cells: Mapping[MetricColumn, Sequence[Summary]], owners: Sequence[tuple[str, str]]) -> str:
+    """How the first of each pair does against the second, with {} for the name of the second.
+
+    Args:
+        owners: study and method of the first and of the second.
+    """
     outcomes: dict[str, list[MetricColumn]] = {}
     shared = 0
     for column, (ours, theirs) in cells.items():
@@ -126,9 +131,9 @@ def _relation(cells: Mapping[MetricColumn, Sequence[Summary]]) -> str:
         shared = max(shared, len(seeds))
         gaps = [column.sign * (ours.values[seed] - theirs.values[seed]) for seed in seeds]
         few, outcome = len(seeds) < FEW, "even"
-        if min(gaps) > 0 if few else distinguished(ours, theirs, column):
+        if min(gaps) > 0 if few else distinguished(ours, theirs, column, owners):
             outcome = "better"
-        elif max(gaps) < 0 if few else distinguished(theirs, ours, column):
+        elif max(gaps) < 0 if few else distinguished(theirs, ours, column, owners[::-1]):
             outcome = "worse"
         outcomes.setdefault(outcome, []).append(column)
     if not outcomes:

@@ -8,19 +8,32 @@ from dpdm.report import machines
 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch):
-    spreads = [("acc_cnn", "", 2.04, 0.02), ("acc_mlp", "", 1.0, 0.01), ("fd", "efflite", 3.0, 0.03)]
-    frame = pd.DataFrame(spreads, columns=["metric", "extractor", "difference", "relative"]).assign(study="digits")
+    spreads = [
+        ("loud", "acc_cnn", "", 2.04, 0.02), ("quiet", "acc_cnn", "", 0.5, 0.005), ("quiet", "acc_mlp", "", 1.0, 0.01),
+        ("loud", "fd", "efflite", 3.0, 0.03), ("quiet", "fd", "efflite", 9.0, 0.01),
+    ]  # fmt: skip
+    columns = ["method", "metric", "extractor", "difference", "relative"]
+    frame = pd.DataFrame(spreads, columns=columns).assign(study="digits")
     monkeypatch.setattr(machines, "spreads", lambda: frame)
 
 
 def test_accuracies_move_by_points_and_distances_in_proportion():
-    assert machines.spread("acc_mlp", "", 90.0) == 1.0
-    assert machines.spread("fd", "efflite", 200.0) == pytest.approx(6.0)
+    assert machines.spread(("digits", "quiet"), "acc_mlp", "", 90.0) == 1.0
+    assert machines.spread(("digits", "loud"), "fd", "efflite", 200.0) == pytest.approx(6.0)
+
+
+def test_a_method_moves_as_it_was_measured_and_another_as_the_worst():
+    assert machines.spread(("digits", "quiet"), "acc_cnn", "", 90.0) == 0.5
+    assert machines.spread(("digits", "quiet"), "fd", "efflite", 200.0) == pytest.approx(2.0)
+    for owner in (("digits", "new"), ("laptop", "quiet")):
+        assert machines.spread(owner, "acc_cnn", "", 90.0) == 2.04
+        assert machines.spread(owner, "fd", "efflite", 200.0) == pytest.approx(6.0)
 
 
 def test_what_was_not_measured_moves_as_the_worst_of_its_kind():
-    assert machines.spread("acc_resnet", "", 90.0) == 2.04
-    assert machines.spread("fid", "inception", 200.0) == pytest.approx(6.0)
+    assert machines.spread(("digits", "new"), "acc_resnet", "", 90.0) == 2.04
+    assert machines.spread(("digits", "new"), "fid", "inception", 200.0) == pytest.approx(6.0)
+    assert machines.spread(("digits", "quiet"), "acc_resnet", "", 90.0) == 1.0
 
 
 def test_the_note_names_the_study_and_the_largest_moves():
@@ -31,6 +44,8 @@ def test_the_measurement_in_the_repository_has_what_is_read(monkeypatch):
     monkeypatch.undo()
     machines.spreads.cache_clear()
     found = machines.spreads()
-    assert {"fd", "acc_cnn", "acc_mlp", "acc_logreg"} <= set(found["metric"])
+    for _, rows in found.groupby(["study", "method"]):
+        assert {"fd", "acc_cnn", "acc_mlp", "acc_logreg"} <= set(rows["metric"])
+    assert found["method"].nunique() > 1
     assert found["difference"].gt(0).any()
     assert found["commit"].str.fullmatch("[0-9a-f]{40}").all()

@@ -12,6 +12,8 @@ from dpdm import artifacts
 from dpdm.report import machines, tables
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
 
+MOVES = ["study", "method", "metric", "extractor", "difference", "relative"]  # columns of machines.csv that are read
+
 
 def rows_of(
     method, epsilon, values, metric="acc_cnn", reference="test", sampler="default", dataset="digits", extractor=None
@@ -125,9 +127,9 @@ def test_bold_are_the_best_and_all_that_it_cannot_be_distinguished_from():
 def test_within_what_machines_change_nobody_is_behind(monkeypatch):
     """In every seed 0.9 points, or 9 % of a distance, behind: none where another processor moves it by more."""
 
-    def bold(points, part):
+    def bold(points, part, of="pearl"):
         spreads = [("acc_cnn", "", points, part), ("fd", "small_cnn", 1.0, part), ("kid", "efflite", 1.0, 0.9)]
-        frame = pd.DataFrame(spreads, columns=["metric", "extractor", "difference", "relative"])
+        frame = pd.DataFrame([("", of, *row) for row in spreads], columns=MOVES)
         monkeypatch.setattr(machines, "spreads", lambda: frame)
         rows = [
             *rows_of("best", "1", [90.0, 80.0, 70.0]), *rows_of("behind", "1", [89.1, 79.1, 69.1]),
@@ -138,6 +140,16 @@ def test_within_what_machines_change_nobody_is_behind(monkeypatch):
     assert bold(0.8, 0.08) == {("best", "CNN"), ("best", "FD")}
     assert bold(1.0, 0.08) == {("best", "CNN"), ("behind", "CNN"), ("best", "FD")}
     assert bold(0.8, 0.1) == {("best", "CNN"), ("best", "FD"), ("behind", "FD")}
+    for one in ("best", "behind"):  # what either of the two moves by counts
+        assert bold(1.0, 0.1, of=one) == {(name, title) for name in ("best", "behind") for title in ("CNN", "FD")}
+
+
+def test_a_method_that_hardly_moves_is_not_held_to_the_worst_of_another(monkeypatch):
+    moves = [("", name, "acc_cnn", "", points, 0.1) for name, points in (("loud", 9.0), ("best", 0.1), ("near", 0.1))]
+    monkeypatch.setattr(machines, "spreads", lambda: pd.DataFrame(moves, columns=MOVES))
+    values = {"best": [90.0, 80.0, 70.0], "near": [89.1, 79.1, 69.1], "loud": [88.0, 78.0, 68.0]}
+    table = tables.results_table(pd.DataFrame([row for name in values for row in rows_of(name, "1", values[name])]))
+    assert {name for name, *_ in bold_of(table)} == {"best", "loud"}
 
 
 def test_precision_is_never_bold():
