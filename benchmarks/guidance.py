@@ -74,7 +74,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     wide = found.unstack("extractor").swaplevel(axis=1).sort_index(axis=1)
     wide.columns = [f"FD by {extractor}, ε = {epsilon}" for extractor, epsilon in wide.columns]
     return (
-        f"{wide.reset_index().to_markdown(index=False, floatfmt='.3g')}\n\nThe FD is worse at ε = {high} than at "
+        f"{wide.reset_index().to_markdown(index=False, floatfmt=',.4g')}\n\nThe FD is worse at ε = {high} than at "
         f"ε = {low} in {len(worse)} of {len(found)} cells{f': {where}' if where else ''}."
     )
 

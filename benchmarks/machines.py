@@ -3,9 +3,10 @@
     python benchmarks/machines.py [config/digits.yaml] [--only "method=dpdm,pearl epsilon=10"]
 
 Runs that part of the study once per setting, each in a folder of a temporary directory. Prints the means over seeds of
-the first setting with the largest difference to the others, and writes the largest of them by method and metric to
-results/machines.csv, next to those of other studies: the report makes nothing bold within it. ATEN_CPU_CAPABILITY
-chooses torch's kernels, as another processor would; more threads add up in another order.
+the first setting with the largest difference to the others, and adds the largest of them by method and metric to
+results/machines.csv. Earlier measurements stay there, since where training is chaotic each finds another difference:
+the report makes nothing bold within the largest. ATEN_CPU_CAPABILITY chooses torch's kernels, as another processor
+would; more threads add up in another order.
 """
 
 import argparse
@@ -57,9 +58,10 @@ def main() -> None:
     table["relative"] = table["difference"] / first.abs()
     cells = table.groupby(["method", "metric", "extractor"], sort=False)
     spread = cells[["difference", "relative"]].max().reset_index()
-    spread["study"], spread["only"], spread["commit"] = Path(args.study).stem, args.only, provenance()["commit"]
+    study, commit = Path(args.study).stem, provenance()["commit"]
+    spread["study"], spread["only"], spread["commit"] = study, args.only, commit
     known = pd.read_csv(MACHINES, keep_default_na=False)
-    spread = pd.concat([known[known["study"] != Path(args.study).stem], spread])
+    spread = pd.concat([known[(known["study"] != study) | (known["commit"] != commit)], spread])
     spread.to_csv(MACHINES, index=False, float_format="%.4g", lineterminator="\n")
     print(f"wrote {MACHINES}")
 
