@@ -48,7 +48,7 @@ def validate(file, again: bool) -> None:
         if inception.weights_sha256 != WEIGHTS_SHA256:
             print(
                 f"warning: {inception.path} is not the file that torch-fidelity publishes, so what is called FID here "
-                "may be no FID; its SHA-256 is recorded beside every value",
+                "may be no FID; its SHA-256 is recorded with every value",
                 file=sys.stderr,
             )
     text = study_json(study)
