@@ -5,9 +5,9 @@
 
 The first runs that part of the study once per setting, each in a folder of a temporary directory. ATEN_CPU_CAPABILITY
 chooses torch's kernels, as another processor would; more threads add up in another order. The second compares the
-scores that two machines gave to the same runs. Both print the means over seeds with the largest difference to the first, and
-add the largest of them by method and metric to results/machines.csv. Earlier measurements stay there, since where
-training is chaotic each finds another difference: the report makes nothing bold within the largest.
+scores that two machines gave to the same runs. Both print the means over seeds with the largest difference to the
+first, and add the largest of them by method and metric to results/machines.csv. Earlier measurements stay there,
+since where training is chaotic each finds another difference: the report makes nothing bold within the largest.
 """
 
 import argparse
