@@ -304,7 +304,7 @@ def test_a_failed_job_shows_the_end_of_its_log_and_no_command(folder, tiny):
     folder.write(tiny)
     (folder.path.parent / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'prepare' in sys.orig_argv:\n"
+        "if 'dataset.json' in sys.orig_argv:\n"
         "    os.write(2, b'error: made to fail\\n')\n"
         "    os._exit(3)\n"
     )
