@@ -254,7 +254,7 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
 # --- results --------------------------------------------------------------------------------------------------
 
 _STATS = ("mean", "std", "n")
-NEVER_BOLD = ("precision", "nearest_ratio")  # noise has a high one; a check, and no score
+NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high one; checks, and no scores
 FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
 

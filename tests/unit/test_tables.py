@@ -152,9 +152,10 @@ def test_a_method_that_hardly_moves_is_not_held_to_the_worst_of_another(monkeypa
     assert {name for name, *_ in bold_of(table)} == {"best", "loud"}
 
 
-def test_precision_is_never_bold():
-    """Noise has 0.999."""
-    pairs = [(m, v, metric) for m, v in (("a", 0.9), ("b", 0.1)) for metric in ("precision", "recall")]
+def test_precision_is_never_bold_nor_the_teacher():
+    """Noise has 0.999; and what a teacher knows is no score of the images."""
+    metrics = ("precision", "teacher_acc", "recall")
+    pairs = [(m, v, metric) for m, v in (("a", 0.9), ("b", 0.1)) for metric in metrics]
     table = tables.results_table(pd.DataFrame([r for m, v, k in pairs for r in rows_of(m, "1", [v] * 3, k, "train")]))
     assert bold_of(table) == {("a", "1", "Recall (train) ↑")}
 
