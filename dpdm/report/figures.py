@@ -214,7 +214,9 @@ def _draw_panel(
     limits: dict[str, float] = {}
     if column.sign > 0:  # a floor far below would press all else together
         worth = column.is_accuracy and len(low) < len(drawn) / 4
-        limits = {"bottom": WORTH} if worth else {}
+        if worth:  # points that lie together must not touch the upper edge
+            highest = max([*drawn, *anchors.values()])
+            limits = {"bottom": WORTH, "top": max(panel.get_ylim()[1], highest + (highest - WORTH) / 20)}
         least = WORTH if worth else min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
     elif min(drawn) > 0:
         reach = drawn + [mean for mean in anchors.values() if mean > min(drawn) / LOG_RATIO]

@@ -89,6 +89,7 @@ def test_accuracies_begin_at_half_where_most_are_above_and_the_rest_is_written()
     more = pd.concat([metrics, *(metrics[metrics["method"] == "mean"].assign(method=m) for m in ("a", "b"))])
     cnn = epsilon_curves(more.reset_index(drop=True), "digits").axes[1]
     assert cnn.get_ylim()[0] == 50
+    assert cnn.get_ylim()[1] > 99  # the real images have 98
     assert below(cnn) == ["↓ 31.0", "↓ label_only (floor): 11"]
     assert cnn.texts[0].get_color() == cnn.containers[0].lines[0].get_color()
     metrics.loc[accuracies & (metrics["epsilon"] != ""), "value"] -= 40
