@@ -36,7 +36,7 @@ def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) ->
 def note() -> str:
     """What readers of a table of results have to know of it, in one sentence."""
     found = spreads().groupby(spreads()["metric"].str.partition("_")[0])[["difference", "relative"]].max()
-    studies = ", ".join(spreads()["study"].unique())
+    studies = " and ".join(spreads()["study"].unique())
     return (
         f"Another processor gives other scores: in {studies}, accuracies moved by up to "
         f"{found.loc['acc', 'difference']:.1f} points and an FD by up to {100 * found.loc['fd', 'relative']:.0f} % "

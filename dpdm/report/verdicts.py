@@ -48,6 +48,7 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
     return [
         *_faults(material, metrics, known),
+        *(Verdict(FINDING, text) for text in _leaders(material.study, metrics, known)),
         *(Verdict(FINDING, text) for text in _comparisons(material.study, metrics, known)),
         *(Verdict(FINDING, text) for text in _classifiers(metrics)),
         *(Verdict(FINDING, text) for text in _against_published(material.study, metrics, published)),
@@ -95,16 +96,61 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
         yield Verdict(CAUTION, text)
 
 
-def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
-    """The study's DPDM (its first method, if it has none) against every other generator."""
+class _Cell(NamedTuple):
+    """The generators of one data set and finite epsilon, by what they are compared, and their scores."""
+
+    dataset: str
+    epsilon: str
+    rows: pd.DataFrame
+    columns: list[MetricColumn]
+    found: dict[tuple[str, str], dict[MetricColumn, Summary]]  # by method and sampler
+
+
+def _cells(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[_Cell]:
     generators = metrics[~metrics["epsilon"].isin(["", "inf"]) & (metrics["protocol"] != DIRECT)]
-    subjects = [name for name, spec in study.methods.items() if spec.impl == SUBJECT] or list(study.methods)[:1]
     cells = dict(list(generators.groupby(["dataset", "epsilon"])))
     for dataset, epsilon in sorted(cells, key=lambda cell: (list(study.datasets).index(cell[0]), float(cell[1]))):
         here = cells[dataset, epsilon]
-        columns, marks = score_columns(metrics[metrics["dataset"] == dataset]), public_marks(here)
-        series = list(dict.fromkeys(zip(here["method"], here["sampler"], strict=True)))
+        columns = score_columns(metrics[metrics["dataset"] == dataset])
+        series = dict.fromkeys(zip(here["method"], here["sampler"], strict=True))
         found = {one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in columns} for one in series}
+        yield _Cell(dataset, epsilon, here, columns, found)
+
+
+def _leaders(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
+    """The best generator by each measure, of those with enough seeds, and all that cannot be distinguished from it."""
+    for cell in _cells(study, metrics, known):
+        marks = public_marks(cell.rows)
+        led: dict[tuple[str, tuple[str, ...]], list[MetricColumn]] = {}
+        for column in cell.columns:
+            rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
+            if len({method for method, _ in rivals}) < 2:
+                continue
+            first = max(rivals, key=lambda one: column.sign * rivals[one].mean)
+            owners = {one: [(study.study, first[0]), (study.study, one[0])] for one in rivals}
+            even = [one for one in rivals if not distinguished(rivals[first], rivals[one], column, owners[one])]
+            names = {one: _name(one, cell.found) + marks.get(one[0], "") for one in even}
+            led.setdefault((names.pop(first), tuple(names.values())), []).append(column)
+        if led:
+            parts = (
+                f"by {_measures(columns)}: {name}" + (f" (not distinguished from {joined(others)})" if others else "")
+                for (name, others), columns in led.items()
+            )
+            yield f"{cell.dataset}, ε = {cell.epsilon}: best generator {'; '.join(parts)}."
+
+
+def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
+    """The study's DPDM (else another diffusion model, else its first method) against every other generator."""
+    cells = list(_cells(study, metrics, known))
+    ran = {method: study.methods[method].impl for cell in cells for method, _ in cell.found}
+    ran = {name: ran[name] for name in study.methods if name in ran}
+    subjects = (
+        [name for name, impl in ran.items() if impl == SUBJECT]
+        or [name for name, impl in ran.items() if impl.startswith(f"{SUBJECT.rpartition('.')[0]}.")]
+        or list(ran)[:1]
+    )
+    for dataset, epsilon, here, columns, found in cells:
+        marks, series = public_marks(here), list(found)
         for subject in (one for one in series if one[0] in subjects):
             said: dict[str, list[str]] = {}
             done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already

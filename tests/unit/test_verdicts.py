@@ -64,6 +64,22 @@ def test_measures_that_disagree_are_all_named():
     assert "dpdm against gan is better by CNN; worse by FD (5 seeds)" in text
 
 
+def test_the_best_by_each_measure_is_named_with_all_that_may_be_as_good():
+    near = [value + 0.1 * (-1) ** i for i, value in enumerate(BEST)]
+    distances = {"dpdm": [2.0, 2.1, 2.0, 2.2, 2.0], "gan": [1.0, 1.2, 1.1, 1.0, 1.1], "mean": [3.0, 3.1, 3.0, 3.2, 3.0]}
+    rows = [scored("dpdm", BEST), scored("gan", near), scored("mean", WORST)]
+    text = said(*rows, *(scored(name, values, "fd") for name, values in distances.items()), level=FINDING)
+    assert "d, ε = 1: best generator by FD: gan; by CNN: gan (not distinguished from dpdm)." in text
+    assert "best generator" not in said(*(group[:2] for group in rows))  # two seeds
+
+
+def test_of_a_part_without_dpdm_another_diffusion_model_is_compared():
+    gauss = {"impl": "dpdm.diffusion.gauss:DPDMGauss"}
+    methods = {"mean": {"impl": "a:C"}, "dpdm": SUBJECT, "gauss": gauss}
+    text = said(scored("mean", WORST), scored("gauss", BEST), methods=methods, level=FINDING)
+    assert "gauss beats mean by CNN" in text
+
+
 def test_two_seeds_prove_nothing():
     text = said(scored("dpdm", BEST[:2]), scored("gan", WORST[:2]))
     assert "Fewer than 3 seeds (2)" in text
