@@ -14,7 +14,7 @@ from dpdm.report import machines
 from dpdm.report.collect import AUDITS, METRICS, read_csv
 from dpdm.report.registry import Material
 from dpdm.report.tables import dataset_results, to_markdown
-from dpdm.report.verdicts import FINDING, verdicts
+from dpdm.report.verdicts import CAUTION, WRONG, verdicts
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "digits" / "kept"
@@ -37,7 +37,7 @@ def verdict_block() -> str:
     study = load_study(ROOT / "config" / "digits.yaml")
     scores = read_csv(KEPT / "metrics.csv", METRICS), read_csv(KEPT / "audits.csv", AUDITS)
     found = verdicts(Material(study, Layout(study.results_dir, study.study), *scores))
-    texts = [text for level, text in found if level != FINDING or f"ε = {EPSILON}: dpdm" in text]
+    texts = [text for level, text in found if level in (WRONG, CAUTION) or f"ε = {EPSILON}: dpdm" in text]
     return textwrap.fill(" ".join(texts), 120, break_long_words=False, break_on_hyphens=False)
 
 

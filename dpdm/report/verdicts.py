@@ -23,13 +23,14 @@ from dpdm.report.tables import (
     with_values,
 )
 
-WRONG, CAUTION, FINDING = "wrong", "caution", "finding"  # numbers not to be used; with care; what they say
+# Numbers not to be used; with care; who is best by them; what else they say.
+WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
 SUBJECT = "dpdm.diffusion.method:DPDM"  # whose methods are compared with all others
 MARGIN = 0.5  # points by which a stronger classifier may be below a weaker one on real images
 
 
 class Verdict(NamedTuple):
-    """One sentence and its level: WRONG, CAUTION or FINDING."""
+    """One sentence and its level: WRONG, CAUTION, BEST or FINDING."""
 
     level: str
     text: str
@@ -48,7 +49,7 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
     return [
         *_faults(material, metrics, known),
-        *(Verdict(FINDING, text) for text in _leaders(material.study, metrics, known)),
+        *(Verdict(BEST, text) for text in _leaders(material.study, metrics, known)),
         *(Verdict(FINDING, text) for text in _comparisons(material.study, metrics, known)),
         *(Verdict(FINDING, text) for text in _classifiers(metrics)),
         *(Verdict(FINDING, text) for text in _against_published(material.study, metrics, published)),
