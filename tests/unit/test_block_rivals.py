@@ -308,7 +308,7 @@ def test_a_visit_trains_the_critic_against_the_present_generator_then_asks_it():
     at = fakes.clone().requires_grad_()
     (-by_hand[0](at, labels).sum() / 2).backward()
     assert torch.equal(got, at.grad)
-    assert not torch.equal(weights(by_hand), weights(state[0]))  # and the visit was no empty one
+    assert not torch.equal(weights(by_hand[0]), weights(state[0]))  # and the visit was no empty one
 
 
 @pytest.mark.parametrize("side", _gan.LEVELS)
