@@ -210,9 +210,9 @@ def _of_teacher(study: Study, layout: Layout, c: Coordinates, test: data.ImageSe
     """The accuracy on test images of the teacher that chose a run's images, where it has one (dpdm.teacher)."""
     from dpdm.evaluation import classifiers
 
-    if c.epsilon is None or not study.run(c.dataset, c.method, c.epsilon, c.seed).params.get("teacher"):
+    run = None if c.epsilon is None else study.run(c.dataset, c.method, c.epsilon, c.seed)  # anchors have no run
+    if run is None or not run.params.get("teacher"):
         return []
-    run = study.run(c.dataset, c.method, c.epsilon, c.seed)
     model = restored(load_method(run.impl, "generator"), layout.run(*run.place, "model.pt"), run.impl)
     (row,) = classifiers.measure_trained(model.teacher.predict, model.teacher.family, test)
     return [row | {"metric": "teacher_acc"}]

@@ -1,5 +1,6 @@
 """Progress of long work (a bar on a terminal, plain lines elsewhere) and the training curve."""
 
+import copy
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,12 @@ class Log:
         self.rows: list[dict[str, Any]] = []
         self.resumed = 0  # items of `track` that a checkpoint spared us; they count as done
         self._start = time.monotonic()
+
+    def aside(self, what: str) -> "Log":
+        """A log of a part of the work, which the title then names, whose rows are not in train.jsonl."""
+        log = copy.copy(self)
+        log.rows, log.title = [], f"{self.title}, {what}".lstrip(", ")
+        return log
 
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
         """Passes the items on, showing how many of `total` are done."""

@@ -5,7 +5,6 @@ generator's in one plan (`dpdm.privacy.accounting.settled`). Which of the images
 models: of up to `tries` draws of an image, the first whose label the teacher says, or else the first of all.
 """
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,9 +89,9 @@ class Taught:
         if params.teacher is None:
             return model
         classifier, recipe = self._teacher(params.teacher)
-        aside = copy.copy(log)  # train.jsonl is the generator's
-        aside.rows, aside.title = [], f"{log.title}, teacher".lstrip(", ")
-        teacher = classifier.fit(Door(private, PREFIX), recipe, Streams(rng.seed, f"{rng.scope} teacher"), aside)
+        streams = Streams(rng.seed, f"{rng.scope} teacher")
+        # Its rows are left out: train.jsonl is the generator's.
+        teacher = classifier.fit(Door(private, PREFIX), recipe, streams, log.aside("teacher"))
         return TaughtModel(model, teacher, params.teacher.impl, params.teacher.tries)
 
     def _teacher(self, teacher: Teacher) -> tuple[Any, Any]:

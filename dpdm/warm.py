@@ -8,7 +8,6 @@ Each stage has `share` of the budget mu^2 of one Gaussian release (`dpdm.privacy
 its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (USENIX Security 2026), by their formulas.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -161,8 +160,7 @@ class WarmStarted:
         reached: list[nn.Module] = []
         for i, stage in enumerate(params.init_from):
             streams = Streams(rng.seed, f"init_{i}")
-            aside = copy.copy(log)  # train.jsonl is of DP-SGD
-            aside.rows, aside.title = [], f"{log.title}, warm start {i + 1} of {len(params.init_from)}".lstrip(", ")
+            aside = log.aside(f"warm start {i + 1} of {len(params.init_from)}")  # train.jsonl is of DP-SGD
             draw = self._images(Door(private, f"init_{i}."), stage, streams, aside)
             door = _OpenDoor(private, f"init_{i}.training.", released, reached, draw, streams)
             # With the streams of the last fit, so that the method's own releases are those that it will ask for again.

@@ -47,10 +47,11 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     """
     metrics = with_values(material.metrics)
     known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    cells = list(_cells(material.study, metrics, known))
     return [
         *_faults(material, metrics, known),
-        *(Verdict(BEST, text) for text in _leaders(material.study, metrics, known)),
-        *(Verdict(FINDING, text) for text in _comparisons(material.study, metrics, known)),
+        *(Verdict(BEST, text) for text in _leaders(material.study, cells)),
+        *(Verdict(FINDING, text) for text in _comparisons(material.study, cells)),
         *(Verdict(FINDING, text) for text in _classifiers(metrics)),
         *(Verdict(FINDING, text) for text in _against_published(material.study, metrics, published)),
     ]
@@ -118,9 +119,9 @@ def _cells(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[_Cell
         yield _Cell(dataset, epsilon, here, columns, found)
 
 
-def _leaders(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
+def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
     """The best generator by each measure, of those with enough seeds, and all that cannot be distinguished from it."""
-    for cell in _cells(study, metrics, known):
+    for cell in cells:
         marks = public_marks(cell.rows)
         led: dict[tuple[str, tuple[str, ...]], list[MetricColumn]] = {}
         for column in cell.columns:
@@ -140,9 +141,8 @@ def _leaders(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str
             yield f"{cell.dataset}, ε = {cell.epsilon}: best generator {'; '.join(parts)}."
 
 
-def _comparisons(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[str]:
+def _comparisons(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
     """The study's DPDM (else another diffusion model, else its first method) against every other generator."""
-    cells = list(_cells(study, metrics, known))
     ran = {method: study.methods[method].impl for cell in cells for method, _ in cell.found}
     ran = {name: ran[name] for name in study.methods if name in ran}
     subjects = (

@@ -8,7 +8,10 @@ import pytest
 import torch
 from refusals import refuses
 
+from dpdm import jobs
+from dpdm.config import parse_study
 from dpdm.data import ImageMeta
+from dpdm.layout import Layout
 from dpdm.method import departures, load_method, prepare_run, train
 from dpdm.networks import BatchSize
 from dpdm.plan import check_recipe
@@ -214,3 +217,20 @@ def test_an_image_depends_on_its_label_and_its_streams_alone():
     whole = model.sample(labels, BatchSize(), Streams(5))
     other = np.where(np.arange(60) < 30, 1 - labels, labels)
     np.testing.assert_array_equal(model.sample(other, BatchSize(), Streams(5))[30:], whole[30:])
+
+
+# --- its score ------------------------------------------------------------------------------------------------
+
+
+def test_its_accuracy_on_test_images_is_scored_where_a_run_has_one(digits64, tmp_path, tiny_study_dict):
+    taught = {"impl": MEANS, "params": GENERATORS[MEANS] | {"teacher": TEACHER}}
+    methods = {"plain": {"impl": MEANS, "params": GENERATORS[MEANS]}, "taught": taught}
+    study, layout = parse_study(tiny_study_dict | {"methods": methods}, "s"), Layout(str(tmp_path), "tiny")
+    run = study.run("digits", "taught", 10.0, 0)
+    jobs.train(run, digits64, layout.run(*run.place))
+    (row,) = jobs._of_teacher(study, layout, run.coordinates("default"), digits64)
+    model = jobs.restored(load_method(MEANS), layout.run(*run.place, "model.pt"), MEANS)
+    right = (model.teacher.predict(digits64.images) == digits64.labels).mean()
+    assert (row["metric"], row["direction"], row["value"]) == ("teacher_acc", "higher", pytest.approx(100 * right))
+    others = [study.run("digits", "plain", 10.0, 0).coordinates("default"), *study.anchor_coordinates()]
+    assert [jobs._of_teacher(study, layout, c, digits64) for c in others] == [[]] * len(others)
