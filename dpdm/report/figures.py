@@ -1,4 +1,4 @@
-"""Figures: metrics against epsilon, and grids of samples; equal inputs give equal bytes."""
+"""Figures: metrics against epsilon, samples, pairwise wins, a varied parameter; equal inputs give equal bytes."""
 
 import io
 import math
@@ -12,24 +12,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT
 from dpdm.errors import UserError
+from dpdm.report import tables
 from dpdm.report.registry import Material
-from dpdm.report.selection import shown_sets
-from dpdm.report.tables import (
-    ANCHOR_LABELS,
-    FEW,
-    MetricColumn,
-    Summary,
-    departure_marks,
-    epsilon_label,
-    method_labels,
-    methods_of_several_samplers,
-    score_columns,
-    summaries,
-)
+from dpdm.report.selection import Sweep, shown_sets, sweeps
+from dpdm.report.tables import FEW, MetricColumn, Summary, epsilon_label, methods_of_several_samplers, score_columns
 from dpdm.specs import epsilon_text
 
 # Okabe and Ito's palette, which color-blind readers can distinguish; its yellow is too pale for lines on white.
@@ -60,8 +51,7 @@ DARK = {
     "#000000": "#ffffff", "#333333": "#d5d6d8", "#555555": "#b5b8bd", "#666666": "#85888e", "#e3e3e3": "#33373d",
     "#0072b2": "#4ba3d9",
 }  # fmt: skip
-ANCHOR_LINES = {"real": "--", "label_only": ":"}
-ANCHOR_COLOR = "#555555"
+ANCHOR_LOOKS = {name: {"color": "#555555", "ls": ls, "lw": 1.2} for name, ls in (("real", "--"), ("label_only", ":"))}
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
 WORTH = 50  # per cent: an accuracy axis begins here where more than three quarters of its points are above
 FAR = 20  # per cent below the lowest point, and further than half of what the points span: an anchor that is not drawn
@@ -78,27 +68,40 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
 
     An SVG has a transparent background, and takes DARK colors where its reader prefers a dark page.
     """
+    rules = " ".join(
+        f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    )
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     paths = []
     for suffix in formats:
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
             figure.savefig(buffer, format=suffix, dpi=DPI, metadata=undated[suffix], transparent=suffix == "svg")
-        paths.append(Path(stem).with_name(f"{Path(stem).name}.{suffix}"))
         content = buffer.getvalue()
         if suffix == "svg":
-            content = content.replace(b"</style>", f"{_dark_style()}</style>".encode(), 1)
+            style = f"@media (prefers-color-scheme: dark) {{ {rules} }}</style>"
+            content = content.replace(b"</style>", style.encode(), 1)
+        paths.append(Path(stem).with_name(f"{Path(stem).name}.{suffix}"))
         artifacts.write_bytes(paths[-1], content)
     return paths
 
 
-def _dark_style() -> str:
-    rules = (
-        f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
-        for light, dark in DARK.items()
-        for part in ("fill", "stroke")
-    )
-    return f"@media (prefers-color-scheme: dark) {{ {' '.join(rules)} }}"
+def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], abreast: int) -> None:
+    """Looks by label, at most `abreast` in a row, below all panels."""
+    if looks:
+        handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast))
+
+
+def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
+    """Makes the vertical axis logarithmic where the values are above 0 and span much; whether it did."""
+    if not values or min(values) <= 0 or max(values) <= LOG_RATIO * min(values):
+        return False
+    panel.set_yscale("log", nonpositive="clip")
+    panel.set_ylim(min(values) / 2, max(values) * 2)  # a deviation as large as its mean would stretch it by decades
+    return True
 
 
 # --- metrics against epsilon ----------------------------------------------------------------------------------
@@ -114,18 +117,16 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
     The dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the
-    private images have the last panel. Color and marker are a method's, in the order of the whole of `metrics`, so that
-    all datasets of a study agree; its samplers differ in the dashes of their lines.
+    private images have the last panel. Looks go by the whole of `metrics`, so that all datasets of a study agree.
     """
     chosen = metrics[metrics["dataset"] == dataset]
-    looks = method_looks(metrics)
-    labels = ANCHOR_LABELS | method_labels(chosen)
+    looks, labels = method_looks(metrics), tables.ANCHOR_LABELS | tables.method_labels(chosen)
     direct = chosen["protocol"] == DIRECT
-    parts = [(column, chosen[~direct]) for column in score_columns(chosen[~direct])]
-    panels_of: list[tuple[str, list[MetricColumn], pd.DataFrame]] = [(c.header, [c], rows) for c, rows in parts]
-    if direct.any():
+    generated, trained = chosen[~direct], chosen[direct]
+    panels_of = [(column.header, [column], generated) for column in score_columns(generated)]
+    if len(trained):
         title = "accuracy % ↑ of classifiers trained on the private images"
-        panels_of.append((title, score_columns(chosen[direct]), chosen[direct]))
+        panels_of.append((title, score_columns(trained), trained))
     epsilons = sorted({e for e in chosen["epsilon"] if e}, key=float)
     across = min(max(len(panels_of), 1), 4 if len(panels_of) == 4 else 3)
     rows = max(math.ceil(len(panels_of) / across), 1)
@@ -134,22 +135,16 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
         panels = figure.subplots(rows, across, squeeze=False).ravel()
         for panel in panels[len(panels_of) :]:
             panel.set_axis_off()
-        legend: dict[str, Line2D] = {}
+        legend: dict[str, Mapping[str, Any]] = {}
         for panel, (title, columns, shown) in zip(panels, panels_of, strict=False):
             panel.set_title(title)
             panel.set_xlabel("privacy budget ε")
             panel.set_xticks(range(len(epsilons)), [epsilon_label(e) for e in epsilons])
             panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
-            _draw_panel(panel, shown, columns, epsilons, looks, labels, legend)
-        for anchor in ANCHORS:
-            if (chosen["method"] == anchor).any():
-                line = {"color": ANCHOR_COLOR, "ls": ANCHOR_LINES[anchor], "lw": 1.2}
-                legend[anchor] = Line2D([], [], label=labels[anchor], **line)
-        if legend:
-            longest = max(len(handle.get_label()) for handle in legend.values())
-            abreast = max(int(figure.get_figwidth() * 12) // (longest + 8), 1)  # what the width of the figure holds
-            handles = list(legend.values())
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast))
+            legend |= _draw_panel(panel, shown, columns, epsilons, looks, labels)
+        legend |= {labels[a]: ANCHOR_LOOKS[a] for a in ANCHORS if (chosen["method"] == a).any()}
+        longest = max(map(len, legend), default=0)
+        _legend(figure, legend, max(int(figure.get_figwidth() * 12) // (longest + 8), 1))  # what its width holds
     return figure
 
 
@@ -190,83 +185,64 @@ def _draw_panel(
     epsilons: Sequence[str],
     looks: Mapping[tuple[str, str], Mapping[str, Any]],
     labels: Mapping[str, str],
-    legend: dict[str, Line2D],
-) -> None:
-    """Draws the methods of `rows`, each by those of `columns` that it has, and adds them to the legend."""
-    known, several = summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
-    departed = departure_marks(rows, "method")
+) -> dict[str, Mapping[str, Any]]:
+    """Draws the methods of `rows`, each by those of `columns` that it has; returns their looks by label."""
+    known, several = tables.summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
+    departed, legend = tables.departure_marks(rows, "method"), {}
     drawn: list[float] = []
-    low: list[tuple[int, float, str]] = []
+    low: list[tuple[float, str, str]] = []
     for method, sampler in series_of(rows):
-        label = f"{method}, {sampler}" if method in several else method
-        label += departed[method]
-        legend.setdefault(label, Line2D([], [], label=label, **looks[method, sampler]))
+        look = looks[method, sampler]
+        legend[(f"{method}, {sampler}" if method in several else method) + departed[method]] = look
         for column in columns:
             found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]
-            if any(value.n for value in found):
-                drawn += draw_means(panel, range(len(epsilons)), found, looks[method, sampler])
-                color = looks[method, sampler]["color"]
-                low += [(x, s.mean, color) for x, s in enumerate(found) if s.mean < WORTH]
+            if any(summary.n for summary in found):
+                drawn += draw_means(panel, range(len(epsilons)), found, look)
+                low += [(x, f"{s.mean:.1f}", look["color"]) for x, s in enumerate(found) if s.mean < WORTH]
     if not drawn:
-        return
-    column, least = columns[0], -math.inf
+        return legend
+    column, least, notes = columns[0], -math.inf, []
     anchors = {a: known[key].mean for a in ANCHORS if (key := (*column.key, a, "", "")) in known}
-    limits: dict[str, float] = {}
-    if column.sign > 0:  # a floor far below would press all else together
-        worth = column.is_accuracy and len(low) < len(drawn) / 4
-        if worth:  # points that lie together must not touch the upper edge
-            highest = max([*drawn, *anchors.values()])
-            limits = {"bottom": WORTH, "top": max(panel.get_ylim()[1], highest + (highest - WORTH) / 20)}
-        least = WORTH if worth else min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
-    elif min(drawn) > 0:
+    if column.sign < 0:
         reach = drawn + [mean for mean in anchors.values() if mean > min(drawn) / LOG_RATIO]
-        if max(reach) > LOG_RATIO * min(reach):
-            panel.set_yscale("log", nonpositive="clip")
+        if _log_axis(panel, reach):
             least = min(reach)  # real against itself is almost 0, which no logarithmic axis can show
-            # a deviation as large as its mean would stretch the axis by decades
-            limits = {"bottom": least / 2, "top": max(reach) * 2}
+    elif column.is_accuracy and len(low) < len(drawn) / 4:
+        least, notes, highest = WORTH, low, max([*drawn, *anchors.values()])
+        # points that lie together must not touch the upper edge
+        panel.set_ylim(WORTH, max(panel.get_ylim()[1], highest + (highest - WORTH) / 20))
+    else:  # a floor far below would press all else together
+        least = min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
     right = len(epsilons) - 0.5
-    notes = [(x, f"{mean:.1f}", color) for x, mean, color in low if limits.get("bottom") == WORTH]
     for name, mean in anchors.items():
         if mean < least:
             mean = 0 if abs(mean) < 1e-6 else mean  # as exact as a distance of equal sets is (see fidelity)
-            notes.append((right, f"{labels[name]}: {mean:.2g}", ANCHOR_COLOR))
+            notes.append((right, f"{labels[name]}: {mean:.2g}", ANCHOR_LOOKS[name]["color"]))
         else:
-            panel.axhline(mean, color=ANCHOR_COLOR, ls=ANCHOR_LINES[name], lw=1.2, zorder=1)
-    if limits:
-        panel.set_ylim(**limits)
+            panel.axhline(mean, **ANCHOR_LOOKS[name], zorder=1)
     for line, (x, text, color) in enumerate(notes):  # what is below the axis
         offset = {"xytext": (-2 if x == right else 5, 3 + 9 * line), "textcoords": "offset points"}
         look = {"color": color, "ha": "right" if x == right else "left", "fontsize": 7.5}
         panel.annotate(f"↓ {text}", (x, 0), xycoords=("data", "axes fraction"), **offset, **look)
+    return legend
 
 
 # --- sample grids ---------------------------------------------------------------------------------------------
 
 
-class SampleSet(NamedTuple):
-    """One synthetic set: `method` as printed (with the sampler, if it has several), epsilon, path of its npz."""
-
-    method: str
-    epsilon: float
-    path: str | Path
-
-
 def samples(material: Material) -> Figure:
-    """`sample_grid` of the material's data set."""
+    """`sample_grid` of the material's data set; a method of several samplers names them."""
     study, layout, dataset = material.study, material.layout, material.dataset
-    sets = [
-        SampleSet(
-            f"{run.method}, {sampler}" if len(study.samplers_of(run)) > 1 else run.method,
-            run.epsilon,
-            layout.set(*run.place, sampler, "synthetic.npz"),
+    sets = {
+        (f"{run.method}, {sampler}" if len(study.samplers_of(run)) > 1 else run.method, run.epsilon): layout.set(
+            *run.place, sampler, "synthetic.npz"
         )
         for run, sampler in shown_sets(study, dataset)
-    ]
+    }
     return sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
 
 
-def sample_grid(dataset: str, real: str | Path, sets: Sequence[SampleSet]) -> Figure:
+def sample_grid(dataset: str, real: str | Path, sets: Mapping[tuple[str, float], str | Path]) -> Figure:
     """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
 
     A block shows the first images of each class, one class per column (of a single class, the first images over all
@@ -274,13 +250,12 @@ def sample_grid(dataset: str, real: str | Path, sets: Sequence[SampleSet]) -> Fi
 
     Args:
         real: npz with `images` (uint8 [n, C, H, W], C 1 or 3) and `labels` (int64 [n]).
-        sets: one per method and epsilon, in the order of the methods.
+        sets: the same of synthetic images, by method as printed and epsilon, in the order of the methods.
 
     Raises:
         UserError: a file is missing or corrupt, or its images are neither gray nor RGB.
     """
-    shown = {(s.method, s.epsilon): s.path for s in sets}
-    methods, epsilons = dict.fromkeys(s.method for s in sets), sorted({s.epsilon for s in sets})
+    methods, epsilons = dict.fromkeys(method for method, _ in sets), sorted({epsilon for _, epsilon in sets})
     labels = artifacts.read_npz(real, ("images", "labels"))["labels"]
     classes = [int(c) for c in np.unique(labels)[:MAX_CLASSES]]
     top = _block(real, classes)
@@ -299,8 +274,8 @@ def sample_grid(dataset: str, real: str | Path, sets: Sequence[SampleSet]) -> Fi
                 panel.spines[:].set_visible(False)
                 if not method and k == 0:
                     panel.imshow(top, interpolation="nearest")
-                elif method and (method, epsilons[k]) in shown:
-                    panel.imshow(_block(shown[method, epsilons[k]], classes, top.shape), interpolation="nearest")
+                elif method and (method, epsilons[k]) in sets:
+                    panel.imshow(_block(sets[method, epsilons[k]], classes, top.shape), interpolation="nearest")
                 else:
                     panel.patch.set_visible(False)
         for panel, epsilon in zip(panels[1] if methods else (), epsilons, strict=False):
@@ -333,3 +308,151 @@ def _block(path: str | Path, classes: Sequence[int], shape: tuple[int, ...] | No
             pixels = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
             block[y : y + h * scale, x : x + w * scale] = pixels  # gray broadcasts to RGB
     return block
+
+
+# --- pairwise wins --------------------------------------------------------------------------------------------
+
+
+class Wins(NamedTuple):
+    """`cells[a, b]`: how many cells both series have; `won[a, b]`: in how many of them series a is the better one."""
+
+    title: str
+    series: list[tuple[str, str]]  # method and sampler
+    won: np.ndarray
+    cells: np.ndarray
+
+
+def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
+    """The two metrics that methods are compared by: the image distance, and the accuracy of one classifier.
+
+    One of each: all accuracies judge the same images and would count them three times. The CNN's if there is one, which
+    is the classifier that papers lead with, else the last in reading order.
+
+    Returns:
+        Of each, its column by dataset: one may have the FID and another not.
+    """
+    distances, accuracies = {}, {}
+    for dataset, chosen in metrics.groupby("dataset", sort=False):
+        columns = score_columns(chosen)
+        found = [c for c in columns if c.is_accuracy]
+        if columns and columns[0] not in found:
+            distances[dataset] = columns[0]
+        if found:
+            accuracies[dataset] = next((c for c in found if c.metric == "acc_cnn"), found[-1])
+    return [by_dataset for by_dataset in (distances, accuracies) if by_dataset]
+
+
+def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Wins:
+    """Compares generators in pairs, over the cells (dataset, finite epsilon, seed) that both have.
+
+    A tie counts half for each. A value that could not be computed (NaN) loses, and two of them are no contest. Two
+    samplers of one method are no rivals. Classifiers and anchors do not take part, nor does epsilon = inf: it is no
+    setting to choose.
+
+    Args:
+        columns: by dataset, the metric to compare by.
+    """
+    signs = {(dataset, *c.key): c.sign for dataset, c in columns.items()}
+    keys = zip(*(metrics[name] for name in ("dataset", "metric", "extractor", "reference")), strict=True)
+    sign = pd.Series([signs.get(key, 0) for key in keys], metrics.index, dtype=float)
+    chosen = metrics.assign(value=(sign * metrics["value"]).fillna(-math.inf))[
+        (sign != 0)
+        & ~metrics["epsilon"].isin(["", "inf"])
+        & ~metrics["method"].isin(ANCHORS)
+        & (metrics["protocol"] != DIRECT)
+    ]
+    series = series_of(chosen)
+    grid = chosen.pivot(index=["dataset", "epsilon", "seed"], columns=["method", "sampler"], values="value")
+    ours = np.array([grid[one] for one in series]).reshape(len(series), 1, len(grid))  # [series, 1, cells]
+    theirs = ours.transpose(1, 0, 2)
+    methods = np.array([method for method, _ in series], dtype=object)
+    with np.errstate(invalid="ignore"):  # NaN: no such cell
+        contest = (np.maximum(ours, theirs) > -math.inf) & (methods[:, None] != methods)[..., None]
+        won = np.where(contest, (ours > theirs) + 0.5 * (ours == theirs), 0).sum(-1)
+    return Wins(" / ".join(dict.fromkeys(c.header for c in columns.values())), series, won, contest.sum(-1))
+
+
+def wins_figure(material: Material) -> Figure:
+    """One panel per metric: the share of cells in which the method of a row beats the method of a column."""
+    metrics = material.metrics
+    found = [pairwise_wins(metrics, columns) for columns in ranked_columns(metrics)]
+    found = [wins for wins in found if wins.cells.any()]
+    several = methods_of_several_samplers(metrics)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        if not found:
+            figure = Figure(figsize=(7.6, 1.5), layout="constrained")
+            figure.text(0.5, 0.5, "No cell in which two generators have a score.", ha="center", va="center")
+            return figure
+        size = max(len(wins.series) for wins in found)
+        figure = Figure(figsize=(2.6 + 0.52 * size * len(found), 1.9 + 0.42 * size), layout="constrained")
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for panel, wins in zip(panels, found, strict=True):
+            names = [f"{method}, {sampler}" if method in several else method for method, sampler in wins.series]
+            share = np.where(wins.cells > 0, wins.won / np.maximum(wins.cells, 1), np.nan)
+            panel.imshow(share, cmap="PuOr", vmin=-0.6, vmax=1.6, aspect="auto")
+            for (i, j), cells in np.ndenumerate(wins.cells):
+                if cells:
+                    look = {"ha": "center", "va": "center", "fontsize": 7, "color": "#111111"}
+                    panel.text(j, i, f"{wins.won[i, j]:g}/{cells}", **look)
+            panel.set_yticks(range(len(names)), names)
+            panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
+            panel.set_title(f"by {wins.title}")
+    return figure
+
+
+# --- a parameter ----------------------------------------------------------------------------------------------
+
+
+def parameter_figure(material: Material) -> Figure:
+    """The scores against each parameter that the study varies: a row per parameter and dataset, a panel per metric.
+
+    Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers or methods, if several).
+    """
+    study, metrics = material.study, material.metrics
+    rows = [(sweep, dataset) for sweep in sweeps(study) for dataset in study.datasets if _points(sweep, dataset)]
+    columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset in rows}
+    several = any(len({line for _, line in _points(*row)}) > 1 for row in rows)  # then every line says which it is
+    known = tables.summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    across = max([1, *map(len, columns.values())])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), across, squeeze=False)
+        looks: dict[str, dict[str, Any]] = {}  # the same in every row
+        for (sweep, dataset), row in zip(rows, panels, strict=True):
+            points = _points(sweep, dataset)
+            ticks = sorted({value for values in points.values() for value in values.values()})
+            for panel in row[len(columns[dataset]) :]:
+                panel.set_axis_off()
+            for panel, column in zip(row, columns[dataset], strict=False):
+                drawn: list[float] = []
+                for (epsilon, name), values in points.items():
+                    sets = sorted(values, key=values.__getitem__)
+                    found = [known.get((*column.key, dataset, *s, epsilon_text(epsilon)), Summary()) for s in sets]
+                    label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")
+                    i = len(looks)
+                    look = looks.setdefault(label, series_look(i) | {"ls": DASHES[i % 4]})
+                    drawn += draw_means(panel, [values[one] for one in sets], found, look)
+                _scale(panel, sweep, ticks, drawn, column)
+                panel.set_title(column.header if len(study.datasets) == 1 else f"{dataset}: {column.header}")
+        _legend(figure, looks, abreast=4)
+    return figure
+
+
+def _points(sweep: Sweep, dataset: str) -> dict[tuple[float, str], dict[tuple[str, str], float]]:
+    """By line, lower epsilons first, the number that each method and sampler on it has on one dataset."""
+    points: dict[tuple[float, str], dict[tuple[str, str], float]] = {}
+    for (where, epsilon, line, method, sampler), value in sweep.values.items():
+        if where == dataset:
+            points.setdefault((epsilon, line), {})[method, sampler] = value
+    return dict(sorted(points.items(), key=lambda item: item[0][0]))  # stable
+
+
+def _scale(panel: Axes, sweep: Sweep, ticks: Sequence[float], drawn: Sequence[float], column: MetricColumn) -> None:
+    panel.set_xlabel(sweep.key.replace("_", " "))
+    if ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_locator(NullLocator())
+    if len(ticks) <= 8:
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 3 else 0)
+    if column.sign < 0:
+        _log_axis(panel, drawn)

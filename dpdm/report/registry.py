@@ -68,14 +68,14 @@ FIGURES: dict[str, Item] = {
         files=selection.sample_files,
     ),
     "wins": Item(
-        "dpdm.report.comparisons:wins_figure",
+        "dpdm.report.figures:wins_figure",
         "Pairwise wins of generators: the cells of data set, finite ε and seed that both have, and in how many of them "
         "the method of the row is better than the method of the column. A tie counts half. Classifiers trained on the "
         "private images do not take part.",
         shown=selection.has_rivals,
     ),
     "parameter": Item(
-        "dpdm.report.comparisons:parameter_figure",
+        "dpdm.report.figures:parameter_figure",
         "The number that this study varies, all else equal: means over seeds; bars (from three seeds on) are one "
         "sample standard deviation.",
         shown=lambda study: bool(selection.sweeps(study)),

@@ -10,8 +10,7 @@ from measured import measured
 from dpdm.config import parse_study
 from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS, METRICS
-from dpdm.report.comparisons import pairwise_wins, parameter_figure, ranked_columns, wins_figure
-from dpdm.report.figures import save_figure
+from dpdm.report.figures import pairwise_wins, parameter_figure, ranked_columns, save_figure, wins_figure
 from dpdm.report.registry import Material
 
 FD, CNN, MLP = ("fd", "train"), ("acc_cnn", "test"), ("acc_mlp", "test")

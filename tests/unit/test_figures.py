@@ -13,7 +13,7 @@ from dpdm import artifacts
 from dpdm.errors import UserError
 from dpdm.report import figures
 from dpdm.report.collect import METRICS
-from dpdm.report.figures import SampleSet, epsilon_curves, sample_grid, save_figure
+from dpdm.report.figures import epsilon_curves, sample_grid, save_figure
 
 
 def make_metrics(fd=(100.0, 80.0, 60.0)):
@@ -187,7 +187,7 @@ def blocks_of(figure):
 
 def test_grid_takes_the_first_images_of_each_class(sets):
     real = sets("real", [1, 0, 1, 0, 1, 0, 1, 0])
-    (block,) = blocks_of(sample_grid("digits", real, []))
+    (block,) = blocks_of(sample_grid("digits", real, {}))
     cell = 8 * 4 + 2  # enlarged to 32 pixels, gap of 2
     assert block.shape == (3 * cell - 2, 2 * cell - 2, 3)
     centres = block[16::cell, 16::cell, 0]
@@ -198,11 +198,7 @@ def test_grid_takes_the_first_images_of_each_class(sets):
 def test_grid_places_methods_down_epsilons_across(sets):
     labels = [0, 1] * 3
     files = {name: sets(name, labels, first=f) for name, f in (("real", 0), ("a", 1), ("b", 2), ("c", 3))}
-    samples = [
-        SampleSet("gan", math.inf, files["a"]),
-        SampleSet("gan", 0.2, files["b"]),
-        SampleSet("mean", 0.2, files["c"]),
-    ]
+    samples = {("gan", math.inf): files["a"], ("gan", 0.2): files["b"], ("mean", 0.2): files["c"]}
     figure = sample_grid("digits", files["real"], samples)
     assert [int(b[0, 0, 0]) for b in blocks_of(figure)] == [0, 2, 1, 3]
     figure.canvas.draw()
@@ -215,13 +211,13 @@ def test_grid_places_methods_down_epsilons_across(sets):
 
 def test_grid_of_one_class_lays_it_across_under_a_heading_that_fits(sets):
     real = sets("real", [0] * 7)
-    figure = sample_grid("celeba_64", real, [SampleSet("gan", 1.0, real)])
+    figure = sample_grid("celeba_64", real, {("gan", 1.0): real})
     block, _ = blocks_of(figure)
     cell = 8 * 4 + 2
     assert block.shape == (3 * cell - 2, 10 * cell - 2, 3)
     assert block[16::cell, 16::cell, 0][:, :4].tolist() == [[0, 30, 60, 255], [10, 40, 255, 255], [20, 50, 255, 255]]
     for dataset in ("celeba_64", "a_data_set_of_a_very_long_name_indeed"):
-        figure = sample_grid(dataset, sets("two", [0, 1]), [])
+        figure = sample_grid(dataset, sets("two", [0, 1]), {})
         figure.canvas.draw()
         (heading,) = [text for text in figure.texts if text.get_text().startswith(dataset)]
         assert heading.get_window_extent().x1 <= figure.bbox.width
@@ -240,7 +236,7 @@ def test_the_legend_of_long_names_stays_on_the_figure():
 
 def test_grid_of_colour_images_and_of_missing_classes(sets):
     real, poor = sets("real", [0, 1], 3, 28), sets("poor", [1], 3, 28, first=7)
-    blocks = blocks_of(sample_grid("digits", real, [SampleSet("gan", 1.0, poor)]))
+    blocks = blocks_of(sample_grid("digits", real, {("gan", 1.0): poor}))
     assert blocks[0].shape == (3 * 30 - 2, 2 * 30 - 2, 3)
     assert (blocks[1][:, :28] == 255).all()
     assert (blocks[1][:28, 30:] == 7).all()
@@ -249,16 +245,16 @@ def test_grid_of_colour_images_and_of_missing_classes(sets):
 def test_grid_refuses_what_it_cannot_draw(sets):
     real = sets("real", [0, 1])
     with pytest.raises(UserError, match=r"two\.npz.*1 or 3"):
-        sample_grid("digits", sets("two", [0], channels=2), [])
+        sample_grid("digits", sets("two", [0], channels=2), {})
     with refuses("large.npz"):
-        sample_grid("digits", real, [SampleSet("gan", 1.0, sets("large", [0], size=28))])
+        sample_grid("digits", real, {("gan", 1.0): sets("large", [0], size=28)})
 
 
 def test_saved_figures_have_equal_bytes(sets, tmp_path):
     real = sets("real", [0, 1])
     for name in ("one", "two"):
         save_figure(epsilon_curves(make_metrics(), "digits"), tmp_path / name / "curves.v1")
-        save_figure(sample_grid("digits", real, []), tmp_path / name / "grid", ("png", "pdf"))
+        save_figure(sample_grid("digits", real, {}), tmp_path / name / "grid", ("png", "pdf"))
     made = sorted(p.name for p in (tmp_path / "one").iterdir())
     assert made == ["curves.v1.pdf", "curves.v1.png", "curves.v1.svg", "grid.pdf", "grid.png"]
     for name in made:
