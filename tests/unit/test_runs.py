@@ -12,7 +12,8 @@ from dpdm import artifacts, data
 from dpdm.config import parse_study
 from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS
-from dpdm.report.runs import _links, repeating, run_anchor, runs_by_dataset
+from dpdm.report.html import _links, repeating, runs_by_dataset
+from dpdm.report.tables import run_anchor
 
 
 @pytest.fixture
