@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, BeforeValidator, create_model
+from pydantic import BaseModel, BeforeValidator, Field, create_model
 
 from dpdm import artifacts
 from dpdm.config import DIRECT, Study
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text
-
-
-def _better(text: str) -> str:
-    if text not in ("lower", "higher"):
-        raise ValueError("must be lower or higher: which is better")
-    return text
-
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
 
@@ -41,7 +34,7 @@ class _Metric(_Row):
     sampler: str
     metric: str
     extractor: str  # "" where there is none
-    direction: Annotated[str, AfterValidator(_better)]
+    direction: Annotated[str, Field(pattern="^(lower|higher)$")]  # which is better
     reference: str
     value: _Number  # NaN: could not be computed
     num_synthetic: int
@@ -104,7 +97,6 @@ BENCHMARKS: dict[str, type] = {
 OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks where all their cells are empty
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
-_DTYPES = {str: "str", float: "float64", int: "int64", bool: "bool"}
 _RULES = {  # that make a file of scores
     "fidelity.json": "score score_anchor",
     "inception.json": "score_inception score_inception_anchor",
@@ -113,26 +105,19 @@ _RULES = {  # that make a file of scores
 _SCORE_FILES = tuple(_RULES)
 
 
-# --- collecting -----------------------------------------------------------------------------------------------
-
-
 def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reads all `fidelity.json`, `inception.json`, `utility.json`, `audits/*.json` and `attacks/*.json` in the folders.
+    """Reads all score files, `audits/*.json` and `attacks/*.json` in the folders.
 
-    Results outside the study's grid are left out: they belong to entries that were deleted or to another study. So are
-    results by Inception where the study does not ask for the FID (any more). Results that are missing are no error;
-    `holes` lists them. `delta`, `accountant`, `public_data` and `departures` of a score come from the run's audit and
-    are empty without one.
+    Results outside the study's grid are left out, as are those by Inception where the study asks for no FID. Missing
+    ones are no error: see `holes`. `delta`, `accountant`, `public_data` and `departures` of a score are its audit's.
 
     Args:
-        study: whose grid decides what is kept and in which order, and whose `allow_mixed_code` and
-            `allow_mixed_protocols` what one table may mix.
+        study: whose grid decides what is kept and in which order, and which says what one table may mix.
         folders: searched recursively, or single files, which need not be there; one inside another is read once.
 
     Returns:
-        Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one
-        row per run and event; a run without events has one row with an empty mechanism). All seeds of a cell have the
-        one attack on their common mechanism.
+        Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one row
+        per run and event, with the attack on its cell; a run without events has one row with an empty mechanism).
 
     Raises:
         UserError: a file is malformed, a result is there twice, it was trained or judged otherwise than the study says,
@@ -140,8 +125,12 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
-    seen: list[tuple[str, str, str, Path]] = []  # kind, owner, value, file: what must not be mixed
-    scores, audits, attacks = _Once("score"), _Once("audit"), _Once("attack")
+    seen: list[
+        tuple[str, str, str, Path]
+    ] = []  # kind, owner, value, file: see _ONE; a result's value is a number of its own
+    scores: list[tuple[tuple[int, ...], dict[str, Any]]] = []  # their place in the table, and row
+    audits: dict[Coordinates, list[dict[str, Any]]] = {}
+    attacks: dict[tuple[str, ...], dict[str, Any]] = {}  # by the cell of all seeds
     for path in _result_files(folders):
         if path.name in _SCORE_FILES:
             content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
@@ -154,8 +143,9 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
             shared = _coordinate_row(c) | content["provenance"] | facts
             for position, measured in enumerate(content["metrics"]):
                 row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", _RULES[path.name])
-                order = (places[c], _SCORE_FILES.index(path.name), position)
-                scores.add((c, row["metric"], row["extractor"], row["reference"]), path, {**row, "_order": order})
+                scores.append(((places[c], _SCORE_FILES.index(path.name), position), row))
+                what = ", ".join([_place(c), row["metric"], row["extractor"], row["reference"]])
+                seen.append(("score", what, str(len(seen)), path))
             seen.append(("code", "", content["provenance"]["code"], path))
             if "inception" in content:
                 seen.append(("weights", "", content["inception"]["weights_sha256"], path))
@@ -168,7 +158,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
                 events = [{"steps": 1} | event for event in run["events"]] or [{}]
                 where = f"{path}: runs[{number}]"
-                audits.add(c, path, [_parsed(_Event, shared | event, where, "audit") for event in events])
+                audits[c] = [_parsed(_Event, shared | event, where, "audit") for event in events]
+                seen.append(("audit", _place(c), str(len(seen)), path))
                 seen.append(("code", "", run["provenance"]["code"], path))
                 seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
         for attacked in content.get("attacks", []) if study.attacks else []:
@@ -176,10 +167,11 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 names = {"method": "attack", "epsilon": "attacked_epsilon"}
                 bound = {names.get(name, f"attack_{name}"): value for name, value in attacked["attack"].items()}
                 cell = _run_key(_coordinate_row(c))[:-1]
-                attacks.add(cell, path, {name: value for name, value in bound.items() if name in AUDITS})
+                attacks[cell] = {name: value for name, value in bound.items() if name in AUDITS}
+                seen.append(("attack", _place(c, seed=False), str(len(seen)), path))
                 seen.append(("code", "", attacked["provenance"]["code"], path))
     _refuse_mixed(seen, study)
-    rows = sorted(scores.values(), key=lambda row: row["_order"])
+    rows = [row for _, row in sorted(scores, key=lambda score: score[0])]
     facts = {_run_key(found[0]): found[0] for found in audits.values()}
     for row in rows:
         audit = facts.get(_run_key(row), {})
@@ -189,7 +181,9 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 
 
-_MIXED = {  # what one owner must have one value of
+_TWICE = "one {kind} is there twice, in {first} and in {second}; delete one of them"
+_ONE = {  # what one owner must have one value of
+    **dict.fromkeys(["score", "audit", "attack"], _TWICE),
     "method": "{second}: runs of {owner} were made by different versions of its code ({one} and {two}); redo them with "
     "`snakemake --forcerun train`, or set `allow_mixed_code: true` in the study",
     "code": "{first} and {second} were made by different versions of the code ({one} and {two}); redo the old ones "
@@ -204,37 +198,27 @@ _MIXED = {  # what one owner must have one value of
 def _refuse_mixed(seen: Sequence[tuple[str, str, str, Path]], study: Study) -> None:
     """Raises where one owner has several values, unless the study allows them."""
     frame = pd.DataFrame(seen, columns=["kind", "owner", "value", "path"])
-    for kind in [kind for kind in _MIXED if kind not in ("method", "code") or not study.allow_mixed_code]:
-        for owner, files in frame[frame["kind"] == kind].groupby("owner", sort=False):
-            first = files.drop_duplicates("value")
-            if len(first) > 1:
-                others = files.loc[files["value"] != study.evaluation.protocol, "path"]
-                facts = {"one": first["value"].iloc[0], "two": first["value"].iloc[1], "owner": owner}
-                facts |= {"first": first["path"].iloc[0], "second": first["path"].iloc[1]}
-                raise UserError(_MIXED[kind].format(**facts, others=", ".join(map(str, others))))
-
-
-class _Once(dict):
-    """Results by key, each of one file."""
-
-    def __init__(self, what: str):
-        super().__init__()
-        self.what, self.files = what, {}
-
-    def add(self, key: Any, path: Path, value: Any) -> None:
-        if key in self:
-            raise UserError(f"one {self.what} is there twice, in {self.files[key]} and in {path}; delete one of them")
-        self[key], self.files[key] = value, path
+    frame = frame[frame.groupby(["kind", "owner"])["value"].transform("nunique") > 1]
+    for kind, message in _ONE.items():
+        files = frame[frame["kind"] == kind]
+        if len(files) and not (kind in ("method", "code") and study.allow_mixed_code):
+            files = files[files["owner"] == files["owner"].iloc[0]]
+            first, second = files.drop_duplicates("value").head(2).itertuples()
+            others = ", ".join(map(str, files.loc[files["value"] != study.evaluation.protocol, "path"]))
+            facts = {"one": first.value, "two": second.value, "first": first.path, "second": second.path}
+            raise UserError(message.format(kind=kind, owner=first.owner, others=others, **facts))
 
 
 def _parsed(kind: type[BaseModel], row: Mapping[str, Any], where: str, rule: str) -> dict[str, Any]:
+    fix = f"the file is damaged or of another version: make it again with `snakemake --forcerun {rule}`"
+    return _checked(kind, row, where, fix).model_dump()
+
+
+def _checked(kind: Any, value: Any, where: str, fix: str) -> Any:
     try:
-        return parse_params(kind, row, where).model_dump()
+        return parse_params(kind, value, where)
     except UserError as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"{first}; the file is damaged or of another version: make it again with `snakemake --forcerun {rule}`"
-        ) from error
+        raise UserError(f"{str(error).splitlines()[0]}; {fix}") from error
 
 
 def _trained(path: Path, run: Mapping[str, Any], specs: Mapping[Coordinates, RunSpec]) -> Coordinates | None:
@@ -345,14 +329,13 @@ def _coordinate_row(c: Coordinates) -> dict[str, Any]:
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns)).astype({name: _DTYPES[kind] for name, kind in columns.items()})
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     """Writes a frame without its index; floats keep every digit, NaN is an empty field."""
     empty = [name for name in OPTIONAL if name in frame and frame[name].replace("", math.nan).isna().all()]
-    shown = frame.drop(columns=empty)
-    artifacts.write_text(path, shown.to_csv(index=False, lineterminator="\n"))
+    artifacts.write_text(path, frame.drop(columns=empty).to_csv(index=False, lineterminator="\n"))
 
 
 def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
@@ -370,10 +353,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
     if found != [name for name in columns if name in found or name not in OPTIONAL]:
         raise UserError(f"{path} is not a table of this kind: its columns are {', '.join(found)}; {fix}")
     kind = _Metric if "metric" in columns else _Event
-    try:
-        frame = _frame([row.model_dump() for row in parse_params(list[kind], list(reader), str(path))], columns)
-    except UserError as error:
-        raise UserError(f"{str(error).splitlines()[0]}; {fix}") from error
+    frame = _frame([row.model_dump() for row in _checked(list[kind], list(reader), str(path), fix)], columns)
     if len(studies := frame["study"].unique()) > 1:
         raise UserError(
             f"{path} holds the studies {', '.join(studies)}, whose rows would count as more seeds of one; keep a "
@@ -386,10 +366,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
 
 
 def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
-    """Wall time and peak memory of every job of the study below `folder`, from Snakemake's `benchmark:` files.
-
-    Reads tab-separated files, plain or by `--benchmark-extended`; a plain file does not name its rule, so its file name
-    is used. Jobs of what the study no longer has are skipped.
+    """Every job below `folder` of what the study still has, from Snakemake's `benchmark:` files, plain or extended.
 
     Returns:
         Columns BENCHMARKS: seconds of wall time, peak resident memory in MB (NaN where Snakemake could not measure it),
@@ -403,9 +380,8 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
             if _in_grid(wildcards, study):
                 names = {name: wildcards.get(name, "") for name in ("dataset", "method")}
                 numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"], "ended": ended}
-                rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)
-    frame = pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan)
-    return frame.astype({name: _DTYPES[kind] for name, kind in BENCHMARKS.items()})
+                rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)  # a plain one has none
+    return pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan).astype(BENCHMARKS)
 
 
 def clock_seconds(benchmarks: pd.DataFrame) -> float:
