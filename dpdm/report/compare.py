@@ -1,7 +1,7 @@
 """Several results folders, or one study at several commits, in one table: no column mixes protocols or extractors."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,26 +16,17 @@ from dpdm.report.tables import Table, metric_columns, page, results_table, with_
 
 
 def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
-    """One table over results folders: a row per data set, epsilon, method, sampler and source (study and commit).
+    """One table over folders with a metrics.csv, and a page (HTML) that shows it.
 
-    Accuracies of several protocols have a column each, which names it. Distances of a data set are shown only where all
-    sources measured them with one extractor and from equally many images; else a note names the sources. Two folders
-    are compared in this by what their score files say of the extractor: without them it counts as another.
-
-    Args:
-        folders: each with a metrics.csv: the results folder of a study, or a copy that was kept.
-
-    Returns:
-        The table, and a page (HTML) that shows it.
+    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of several protocols
+    have a column each, which names it. Distances of a data set are shown only where all sources measured them with one
+    extractor, by what their score files say of it, and from equally many images; else a note names the sources.
 
     Raises:
         UserError: a folder is named twice or holds no metrics.csv of this version, or two folders have different images
             under one name of a data set.
     """
-    read = _read(folders)
-    _check_data(read)
-    metrics = pd.concat(_labelled(read), ignore_index=True)
-    metrics, notes = _without_other_extractors(metrics, read)
+    metrics, notes = _without_other_extractors(_read(folders))
     accuracy = metrics["metric"].str.startswith("acc_")
     several = accuracy & (metrics.groupby("metric")["protocol"].transform("nunique") > 1)
     metrics["extractor"] = metrics["extractor"].where(~several, metrics["protocol"])  # so that each has a column
@@ -44,77 +35,54 @@ def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     return table, page("Studies compared", table)
 
 
-def _read(folders: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
-    """The metrics of each folder."""
-    found: dict[str, pd.DataFrame] = {}
-    seen: dict[Path, str] = {}
+def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
+    """The metrics with the columns `folder` and `source`; a source that two folders have names its folder."""
+    frames, seen = [], {}
+    images: dict[str, tuple[str, str]] = {}  # by data set the first folder that says what they are, and their digest
     for folder in map(str, folders):
-        where = Path(folder).resolve()
+        where, file = Path(folder).resolve(), Path(folder, "metrics.csv")
         if where in seen:
             raise UserError(f"{folder} is the folder {seen[where]} again; name each results folder once")
         seen[where] = folder
-        file = Path(folder, "metrics.csv")
         if not file.is_file():
             raise UserError(f"{folder} holds no metrics.csv: name a results folder; `dpdm run STUDY tables` makes one")
-        found[folder] = read_csv(file, METRICS)
-    return found
-
-
-def _labelled(read: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
-    """The metrics with the columns `folder` and `source`; a source that two folders have names its folder."""
-    frames = [frame.assign(folder=folder, source=_source(frame)) for folder, frame in read.items()]
-    sources = [source for frame in frames for source in frame["source"].unique()]
-    for frame in frames:
-        twice = frame["source"].map(sources.count) > 1
-        frame.loc[twice, "source"] += ", " + frame["folder"]
-    return frames
-
-
-def _source(frame: pd.DataFrame) -> pd.Series:
-    commit, _, dirty = (frame["commit"].str.partition("-")[i] for i in range(3))
-    return frame["study"] + " @ " + commit.str[:7] + dirty.map(lambda text: f"-{text}" if text else "")
-
-
-def _check_data(read: Mapping[str, pd.DataFrame]) -> None:
-    """Refuses two folders with different images under one name."""
-    known: dict[str, tuple[str, str]] = {}
-    for folder, frame in read.items():
-        for dataset in frame["dataset"].unique():
-            file = Path(Layout.of(folder).data(dataset, "dataset.json"))
-            images = artifacts.read_json(file, ("sha256",))["sha256"] if file.is_file() else None
-            other, others = known.setdefault(dataset, (folder, images)) if images else (folder, images)
-            if others != images:
+        frames.append(read_csv(file, METRICS).assign(folder=folder))
+        for dataset in frames[-1]["dataset"].unique():
+            facts = Path(Layout.of(folder).data(dataset, "dataset.json"))
+            ours = artifacts.read_json(facts, ("sha256",))["sha256"] if facts.is_file() else None
+            other, theirs = images.setdefault(dataset, (folder, ours)) if ours else (folder, ours)
+            if theirs != ours:
                 raise UserError(
                     f"{other} and {folder} have different images under the name {dataset}; compare studies of the same "
                     "data set"
                 )
+    metrics = pd.concat(frames, ignore_index=True)
+    commit = metrics["commit"].str.replace("^([^-]{,7})[^-]*", r"\1", regex=True)
+    metrics["source"] = metrics["study"] + " @ " + commit
+    twice = metrics.groupby("source")["folder"].transform("nunique") > 1
+    metrics.loc[twice, "source"] += ", " + metrics["folder"]
+    return metrics
 
 
-def _without_other_extractors(
-    metrics: pd.DataFrame, read: Mapping[str, pd.DataFrame]
-) -> tuple[pd.DataFrame, list[str]]:
+def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The metrics without those whose extractors, or numbers of images, differ between folders; and a note on each."""
-    facts = {folder: _extractors(folder) for folder in read}
+    facts = {folder: _extractors(folder) for folder in metrics["folder"].unique()}
     keep, notes = pd.Series(True, metrics.index), []
     measured = metrics[metrics["extractor"] != ""]
     for (dataset, extractor), rows in measured.groupby(["dataset", "extractor"], sort=False):
         counts = rows.loc[rows["method"] != ANCHORS[0], "num_synthetic"].unique()
-        kinds = {
-            folder: facts[folder].get((dataset, extractor), {f"unknown, of {folder}"})
-            for folder in rows["folder"].unique()
-        }
+        place, used = (dataset, extractor), rows["folder"].unique()
+        kinds = {folder: facts[folder].get(place, {f"unknown, of {folder}"}) for folder in used}
         several = len(kinds) > 1 and len(set().union(*kinds.values())) > 1
         if several or len(counts) > 1:
             keep[rows.index] = False
-            names = ", ".join(
-                dict.fromkeys(name.upper() if name in ("fd", "kid", "fid") else name for name in rows["metric"])
-            )
+            names = (name.upper() if name in ("fd", "kid", "fid") else name for name in rows["metric"].unique())
             why = (
                 f"nothing says that the extractor {extractor} is the same in {' and '.join(kinds)}"
                 if several
                 else f"they rest on different numbers of images ({', '.join(f'{n:,}' for n in sorted(counts))})"
             )
-            notes.append(f"Left out on {dataset}: {names}, since {why}.")
+            notes.append(f"Left out on {dataset}: {', '.join(names)}, since {why}.")
     return metrics[keep], notes
 
 
