@@ -261,11 +261,8 @@ FEW = 3  # below so many seeds there is no "±" and nothing is bold
 def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
-    Cells read "mean ± std (n)" over n seeds, or all values below three. Bold are the best generator of each finite
-    epsilon and those that it cannot be distinguished from, see `_best`. A method that trained a classifier on the
-    private images has one accuracy, that of its kind of classifier. Behind a name is in what its run is not the
-    published one. The csv has `_mean`, `_std` and `_n` columns per metric, and how the classifiers were trained,
-    `protocol`.
+    Cells are `cell_text`; bold is `_best`. Behind a name is in what its run is not the published one. The csv has
+    `_mean`, `_std` and `_n` columns per metric, and how the classifiers were trained, `protocol`.
 
     Args:
         metrics: with a column `source` also a row per source, and nothing bold.
@@ -350,13 +347,21 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: S
     return mean > max(least, *moves)
 
 
+def leaders(rivals: Mapping[Any, Summary], column: MetricColumn, owners: Mapping[Any, tuple[str, str]]) -> list[Any]:
+    """The best of these, then all that it cannot be distinguished from; `owners`: study and method of each."""
+    first = max(rivals, key=lambda one: column.sign * rivals[one].mean)
+    others = [one for one in rivals if one != first]
+    even = (not distinguished(rivals[first], rivals[one], column, [owners[first], owners[one]]) for one in others)
+    return [first, *itertools.compress(others, even)]
+
+
 def _best(
     data: Sequence[Mapping[str, Any]],
     found: Sequence[Mapping[MetricColumn, Summary]],
     classifiers: set[str],
     study: str,
 ) -> frozenset[tuple[int, str]]:
-    """By data set, finite epsilon and metric the best generator, and all that it cannot be distinguished from.
+    """By data set, finite epsilon and metric the `leaders` of the generators.
 
     Only those with FEW seeds or more, where two methods have them. Never of NEVER_BOLD.
     """
@@ -368,12 +373,9 @@ def _best(
                     groups.setdefault((row["dataset"], row["epsilon"], column), {})[i] = summary
     bold = set()
     for (*_, column), rivals in groups.items():
-        if len({data[i]["method"] for i in rivals}) > 1:
-            first = max(rivals, key=lambda i: column.sign * rivals[i].mean)
-            for i, rival in rivals.items():
-                owners = [(study, data[k]["method"]) for k in (first, i)]
-                if not distinguished(rivals[first], rival, column, owners):
-                    bold.add((i, column.header))
+        owners = {i: (study, data[i]["method"]) for i in rivals}
+        if len(set(owners.values())) > 1:
+            bold |= {(i, column.header) for i in leaders(rivals, column, owners)}
     return frozenset(bold)
 
 
@@ -400,10 +402,7 @@ def rounded(value: float, decimals: int) -> float:
 
 def audit_table(audits: pd.DataFrame) -> Table:
     """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, the lower bound that
-    an attack reached, and the mechanism.
-
-    Seeds share one row when their budget, delta and mechanism agree; its accounting passes only if that of all its
-    runs does. Without noise there is none.
+    an attack reached, and the mechanism. Its accounting passes only if that of all its runs does.
     """
     mechanisms = list(map(_mechanism, audits.to_dict("records")))
     events = audits.assign(mechanism=pd.Series(mechanisms, audits.index, dtype=object))

@@ -17,6 +17,7 @@ from dpdm.report.tables import (
     above_ceiling,
     distinguished,
     epsilon_label,
+    leaders,
     public_marks,
     score_columns,
     summaries,
@@ -128,11 +129,9 @@ def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
             rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
             if len({method for method, _ in rivals}) < 2:
                 continue
-            first = max(rivals, key=lambda one: column.sign * rivals[one].mean)
-            owners = {one: [(study.study, first[0]), (study.study, one[0])] for one in rivals}
-            even = [one for one in rivals if not distinguished(rivals[first], rivals[one], column, owners[one])]
-            names = {one: _name(one, cell.found) + marks.get(one[0], "") for one in even}
-            led.setdefault((names.pop(first), tuple(names.values())), []).append(column)
+            even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
+            first, *others = (_name(one, cell.found) + marks.get(one[0], "") for one in even)
+            led.setdefault((first, tuple(others)), []).append(column)
         if led:
             parts = (
                 f"by {_measures(columns)}: {name}" + (f" (not distinguished from {joined(others)})" if others else "")
