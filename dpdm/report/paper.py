@@ -10,21 +10,10 @@ import pandas as pd
 
 from dpdm.config import DIRECT, PAPER_SCALE, Study
 from dpdm.errors import UserError
+from dpdm.report import tables
 from dpdm.report.published import PAPER, datasets_by_published_name, epsilons_run
 from dpdm.report.selection import sampler_of, table_runs
-from dpdm.report.tables import (
-    MISSING,
-    MetricColumn,
-    Summary,
-    Table,
-    cell_text,
-    departure_marks,
-    epsilon_label,
-    group_numbers,
-    metric_columns,
-    rounded,
-    summaries,
-)
+from dpdm.report.tables import MISSING, MetricColumn, Summary, Table
 from dpdm.specs import epsilon_text
 
 TITLES = {
@@ -58,15 +47,12 @@ class _Runs(NamedTuple):
 
 
 class _Ours(NamedTuple):
-    """What we have for one cell; `departures`: how it differs from the paper's, in words.
-
-    `no_value`: it was run, and the metric has no value there, as an accuracy on images without labels.
-    """
+    """What we have for one cell."""
 
     found: Summary = Summary()
     method: str = ""
-    departures: tuple[str, ...] = ()
-    no_value: bool = False
+    departures: tuple[str, ...] = ()  # in what it is not as the paper's, in words
+    no_value: bool = False  # it was run, and the metric has none there, as an accuracy on images without labels
     same_protocol: bool = False  # accuracies: the paper's classifiers; FID: as many images
 
 
@@ -83,21 +69,23 @@ class _Row:
     lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by metric, of published.csv
     runs: list[_Runs] = field(default_factory=list)
 
+    @property
+    def status(self) -> str:
+        return ", ".join(dict.fromkeys(line["status"] for line in self.lines.values()))
+
 
 def paper_table(
     number: int, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame
 ) -> Table:
-    """Table `number` of the paper (arXiv v1) with the study's runs, as the study's key `tables` maps them.
+    """Table `number` (1 to 6) of the paper (arXiv v1) with the study's runs, as the study's key `tables` maps them.
 
-    Rows: per data set and epsilon all published rows in the order of the file, then runs that match no row: those
-    mapped to this table, in table 1 all generators, in table 2 all classifiers. Data sets of the paper that the study
-    lacks are left out, unless it has none of them; so are, in a part of a study, the epsilons that it lacks.
-    Columns per metric of the table: ours, the paper's, the difference. What is missing is "not run"; what was run
+    Rows: per data set and epsilon all published rows in the order of the file, then runs of `table_runs` that match no
+    row. Data sets of the paper that the study lacks are left out, unless it has none of them; so are, in a part of a
+    study, the epsilons that it lacks. Columns per metric of the table: ours, the paper's, the difference. What was run
     otherwise than in the paper is marked, and a note says how.
 
     Args:
-        number: 1 to 6.
-        metrics, audits: of the study, columns METRICS and AUDITS of dpdm.report.collect.
+        metrics, audits: columns METRICS and AUDITS of dpdm.report.collect.
         published: what `read_published` returned.
 
     Raises:
@@ -109,9 +97,8 @@ def paper_table(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
         )
     places = list(zip(chosen["dataset"], chosen["resolution"], strict=True))
-    own = set(datasets_by_published_name(study))
     named = table_runs(study, f"table_{number}", set(places))
-    if shared := own & set(places):
+    if shared := set(datasets_by_published_name(study)) & set(places):
         chosen = chosen[[place in shared for place in places]]
     source = ", ".join(dict.fromkeys(chosen["source"]))
     shown = [name for name in _METRICS if name in set(chosen["metric"])]
@@ -119,23 +106,22 @@ def paper_table(
     keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
     metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
     columns: dict[str, MetricColumn] = {}
-    for column in metric_columns(metrics):
+    for column in tables.metric_columns(metrics):
         columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
-    rows, known = _rows(number, study, chosen, named), summaries(metrics, *_Runs._fields)
+    rows, known = _rows(number, study, chosen, named), tables.summaries(metrics, *_Runs._fields)
     ours = [
         {name: _ours(number, row, columns.get(name), study, known, metrics, audits) for name in shown} for row in rows
     ]
     sides = pd.DataFrame(places, columns=["dataset", "side"]).groupby("dataset")["side"].unique().to_dict()
     headers = [header for name in shown for header in _headers(name)]
-    departed = departure_marks(metrics, "dataset", "method", "epsilon")
-    cells = [
-        _cells(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in zip(rows, ours, strict=True)
-    ]
+    departed = tables.departure_marks(metrics, "dataset", "method", "epsilon")
+    both = list(zip(rows, ours, strict=True))
+    cells = [_cells(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in both]
     return Table(
-        pd.DataFrame([_data(row, mine) for row, mine in zip(rows, ours, strict=True)]).astype({"resolution": "Int64"}),
+        pd.DataFrame([_data(row, mine) for row, mine in both]).astype({"resolution": "Int64"}),
         pd.DataFrame(cells, columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]),
         frozenset(["ε", *headers]),
-        groups=group_numbers((row.dataset, row.resolution, row.epsilon) for row in rows),
+        groups=tables.group_numbers((row.dataset, row.resolution, row.epsilon) for row in rows),
         notes=tuple(_notes(number, study, metrics, source, chosen, [one for mine in ours for one in mine.values()])),
         runs={
             (i, _headers(name)[0]): (rows[i].runs[0].dataset, one.method, rows[i].epsilon)
@@ -161,11 +147,7 @@ def _of_part(study: Study, chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple[str, str, str]]) -> list[_Row]:
-    """Published rows with the runs that match them, then runs that match none, by data set and epsilon.
-
-    Args:
-        named: what the table shows, see `table_runs`.
-    """
+    """Published rows with the runs that match them, then those of `named` that match none, by data set and epsilon."""
     own = datasets_by_published_name(study)
     mapped: dict[tuple[str, str, str, str], list[_Runs]] = {}  # by data set, epsilon, published method and variant
     for entry in study.tables.get(f"table_{number}", ()):
@@ -210,8 +192,7 @@ def _ours(
     for runs in row.runs if column else ():
         mine = _of(metrics[metrics["metric"] == column.metric], runs)
         if summary := known.get((*column.key, *runs)):
-            sizes = _of(audits, runs[:-1])["n"]
-            facts = [*_departures(row, mine, sizes, study.methods[runs.method].scale), *_unverified(study, runs)]
+            facts = _departures(row, runs, mine, _of(audits, runs[:-1])["n"], study)
             same = not _other_protocols(mine)
             if column.metric == "fid":
                 same = set(mine["num_synthetic"]) == {_SYNTHETIC_IMAGES}
@@ -223,10 +204,6 @@ def _ours(
             f"published row {row.method} on {row.dataset}; map one of them"
         )
     return found[0] if found else _Ours(no_value=no_value)
-
-
-def _status(row: _Row) -> str:
-    return ", ".join(dict.fromkeys(line["status"] for line in row.lines.values()))
 
 
 def _data(row: _Row, mine: Mapping[str, _Ours]) -> dict[str, Any]:
@@ -241,7 +218,7 @@ def _data(row: _Row, mine: Mapping[str, _Ours]) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
-        "variant": row.variant, "published_delta": row.delta, "published_status": _status(row),
+        "variant": row.variant, "published_delta": row.delta, "published_status": row.status,
         "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
         "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
         **numbers, "departures": "; ".join(dict.fromkeys(fact for ours in mine.values() for fact in ours.departures)),
@@ -251,12 +228,7 @@ def _data(row: _Row, mine: Mapping[str, _Ours]) -> dict[str, Any]:
 def _cells(
     row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Sequence[int], departed: Mapping[Any, str]
 ) -> dict[str, str]:
-    """The row as text.
-
-    Args:
-        sides: of the images that the paper has of a data set of this name.
-        departed: `departure_marks` by data set, method and epsilon.
-    """
+    """The row as text; `sides`: of the images that the paper has of a data set of this name."""
     dataset = row.dataset
     if row.resolution is None and len(sides):
         dataset += " (own)"  # another one by a name of the paper's
@@ -274,17 +246,17 @@ def _cells(
     for metric, ours in mine.items():
         shown, theirs, difference = MISSING if one or ours.no_value else NOT_RUN, MISSING, MISSING
         if ours.found.n:
-            shown = cell_text(ours.found, None if metric == "fid" else 1) + f" {MARK}" * bool(ours.departures)
+            shown = tables.cell_text(ours.found, None if metric == "fid" else 1) + f" {MARK}" * bool(ours.departures)
         if line := row.lines.get(metric):
             theirs = line["quoted"]
             if ours.same_protocol:
                 decimals = len(theirs.partition(".")[2])
-                difference = f"{rounded(ours.found.mean - line['value'], decimals):+.{decimals}f}"
+                difference = f"{tables.rounded(ours.found.mean - line['value'], decimals):+.{decimals}f}"
         numbers |= zip(_headers(metric), (shown, theirs, difference), strict=True)
     return {
-        "Dataset": dataset, "ε": epsilon_label(row.epsilon), "Method": row.method or MISSING,
+        "Dataset": dataset, "ε": tables.epsilon_label(row.epsilon), "Method": row.method or MISSING,
         "Variant": row.variant or MISSING, "Ours": "; ".join(names) or MISSING, **numbers,
-        "Status": _status(row) or MISSING,
+        "Status": row.status or MISSING,
     }  # fmt: skip
 
 
@@ -296,17 +268,18 @@ def _headers(metric: str) -> tuple[str, str, str]:
 # --- what differs ---------------------------------------------------------------------------------------------
 
 
-def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | None) -> Iterator[str]:
-    """In what runs differ from the paper's, in words; nothing where nothing is known to.
+def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, study: Study) -> Iterator[str]:
+    """In what runs differ from the paper's, or what could not be verified, in words.
 
     Args:
         mine: their rows of one metric.
         sizes: their numbers of training images, from the audits.
     """
+    method = study.methods[runs.method]
     published = math.nan if "/" in row.delta else float(row.delta or "nan")
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
-    if scale != PAPER_SCALE:
-        yield scale or "scale not stated"
+    if method.scale != PAPER_SCALE:
+        yield method.scale or "scale not stated"
     yield from (f"protocol {name}" for name in _other_protocols(mine))
     for n in mine["num_synthetic"].unique():
         if n not in (0, _SYNTHETIC_IMAGES):
@@ -319,18 +292,14 @@ def _departures(row: _Row, mine: pd.DataFrame, sizes: pd.Series, scale: str | No
         if row.delta and not math.isclose(delta, published, rel_tol=1e-6):
             yield f"delta {delta:.2g} instead of {row.delta}"
     yield from (f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected not in (None, n))
+    for part in method.unverified:
+        if part.when.matches(runs.dataset, float(runs.epsilon)) and runs.sampler in (part.samplers or (runs.sampler,)):
+            yield f"not verified: {part.what}"
 
 
 def _other_protocols(frame: pd.DataFrame) -> list[str]:
     """The protocols of classifiers that are not the paper's."""
     return [name for name in frame["protocol"].unique() if name not in ("", DIRECT, PAPER)]
-
-
-def _unverified(study: Study, runs: _Runs) -> Iterator[str]:
-    """What of their recipe could not be verified to be the paper's, in the study's words."""
-    for part in study.methods[runs.method].unverified:
-        if part.when.matches(runs.dataset, float(runs.epsilon)) and runs.sampler in (part.samplers or (runs.sampler,)):
-            yield f"not verified: {part.what}"
 
 
 def _of(frame: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:

@@ -117,14 +117,10 @@ def _refuse(wrong: pd.DataFrame, text: str, **facts: str) -> None:
 
 
 def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
-    """Reads the quoted numbers and joins each method's privacy status by (method, protocol).
-
-    Args:
-        path: csv, one line per number; FID or accuracy in per cent, and delta stays text ("1e-5", "1/(N ln N)").
-        status_path: csv, one line per method and protocol.
+    """Reads the quoted numbers (FID, or accuracy in per cent) with the privacy status of their method and protocol.
 
     Returns:
-        The columns of both files in the order of the file, and `quoted`: the value as it is printed there.
+        The columns of both files in the order of the first, and `quoted`: the value as it is printed there.
 
     Raises:
         UserError: a file is missing, has other columns, or breaks a rule of its kind; the message names the line.
@@ -203,13 +199,9 @@ def check_tables(study: Study, path: str | Path) -> None:
 
 
 def published_table(published: pd.DataFrame, dataset: str) -> Table:
-    """Rows: method, protocol and variant at each epsilon, in the order of the file; columns: metrics, privacy, source.
+    """Of what `read_published` returned: method, protocol and variant at each epsilon, in the order of the file.
 
     Nothing is bold: these numbers come from different protocols. Metrics without any value have no column.
-
-    Args:
-        published: what `read_published` returned.
-        dataset: a name in its column `dataset`.
     """
     keys = ["epsilon", "method", "protocol", "variant", "resolution", "delta", "source", "status", "privacy_status"]
     chosen = published[published["dataset"] == dataset]

@@ -35,24 +35,23 @@ def check_entries(study: Study) -> None:
         UserError: an entry names a method or sampler that the study does not have, leaves the choice among several
             samplers open, or shares its published row with another one.
     """
-    for table, entries in study.tables.items():
-        for number, entry in enumerate(entries):
-            _check_entry(study, f"tables.{table}[{number}]", entry, entries[:number])
-
-
-def _check_entry(study: Study, place: str, entry: TableEntry, earlier: tuple[TableEntry, ...]) -> None:
-    if entry.method not in study.methods:
-        raise UserError(f"{place}.method: no method {entry.method!r}; {nearest(entry.method, study.methods)}")
-    samplers = study.methods[entry.method].samplers
-    if entry.sampler is None and len(samplers) > 1:
-        raise UserError(f"{place} lacks the key sampler: {entry.method} has {', '.join(samplers)}")
-    if entry.sampler is not None and entry.sampler not in samplers:
-        hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
-        raise UserError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
-    for other in earlier:  # classifiers may share a row: each has one of its accuracies
-        same_row = (other.published, other.variant) == (entry.published, entry.variant)
-        if same_row and (samplers or study.methods[other.method].samplers or other.method == entry.method):
-            raise UserError(f"{place}: {other.method} is mapped to this published row already; delete one")
+    numbered = [
+        (f"tables.{table}[{i}]", i, entries) for table, entries in study.tables.items() for i in range(len(entries))
+    ]
+    for place, number, entries in numbered:
+        entry = entries[number]
+        if entry.method not in study.methods:
+            raise UserError(f"{place}.method: no method {entry.method!r}; {nearest(entry.method, study.methods)}")
+        samplers = study.methods[entry.method].samplers
+        if entry.sampler is None and len(samplers) > 1:
+            raise UserError(f"{place} lacks the key sampler: {entry.method} has {', '.join(samplers)}")
+        if entry.sampler is not None and entry.sampler not in samplers:
+            hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
+            raise UserError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
+        for other in entries[:number]:  # classifiers may share a row: each has one of its accuracies
+            same_row = (other.published, other.variant) == (entry.published, entry.variant)
+            if same_row and (samplers or study.methods[other.method].samplers or other.method == entry.method):
+                raise UserError(f"{place}: {other.method} is mapped to this published row already; delete one")
 
 
 def sampler_of(study: Study, entry: TableEntry) -> str | None:
@@ -61,10 +60,7 @@ def sampler_of(study: Study, entry: TableEntry) -> str | None:
 
 
 def table_runs(
-    study: Study,
-    table: str,
-    places: Collection[tuple[str, int | None]],
-    runs: Sequence[RunSpec] | None = None,
+    study: Study, table: str, places: Collection[tuple[str, int | None]], runs: Sequence[RunSpec] | None = None
 ) -> list[tuple[str, str, str]]:
     """(dataset, method, sampler) of all that table `table_N` of the paper shows, at each epsilon of the dataset.
 
@@ -73,7 +69,7 @@ def table_runs(
 
     Args:
         places: the published datasets of the table, see `Source.published_as`.
-        runs: the study's, if the caller has them.
+        runs: the study's, if the caller has them: of a large one they take a while.
     """
     runs = study.runs() if runs is None else runs
     mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
@@ -114,9 +110,6 @@ def table_files(
     """The scores and audits of what table `number` of the paper shows, whether they are there or not.
 
     A published.csv that cannot be read maps no data set here: `dpdm validate` names what is wrong with it.
-
-    Args:
-        runs: the study's, if the caller has them.
     """
     runs = study.runs() if runs is None else runs
     table = f"table_{number}"
