@@ -69,10 +69,6 @@ class _Row:
     lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by metric, of published.csv
     runs: list[_Runs] = field(default_factory=list)
 
-    @property
-    def status(self) -> str:
-        return ", ".join(dict.fromkeys(line["status"] for line in self.lines.values()))
-
 
 def paper_table(
     number: int, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame
@@ -115,11 +111,14 @@ def paper_table(
     sides = pd.DataFrame(places, columns=["dataset", "side"]).groupby("dataset")["side"].unique().to_dict()
     headers = [header for name in shown for header in _headers(name)]
     departed = tables.departure_marks(metrics, "dataset", "method", "epsilon")
-    both = list(zip(rows, ours, strict=True))
-    cells = [_cells(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in both]
+    printed = [
+        _printed(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in zip(rows, ours, strict=True)
+    ]
     return Table(
-        pd.DataFrame([_data(row, mine) for row, mine in both]).astype({"resolution": "Int64"}),
-        pd.DataFrame(cells, columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]),
+        pd.DataFrame([data for data, _ in printed]).astype({"resolution": "Int64"} if rows else {}),
+        pd.DataFrame(
+            [cells for _, cells in printed], columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]
+        ),
         frozenset(["ε", *headers]),
         groups=tables.group_numbers((row.dataset, row.resolution, row.epsilon) for row in rows),
         notes=tuple(_notes(number, study, metrics, source, chosen, [one for mine in ours for one in mine.values()])),
@@ -131,9 +130,6 @@ def paper_table(
         },
         not_in_tex=(*(_headers(name)[2] for name in shown), "Status"),
     )
-
-
-# --- rows -----------------------------------------------------------------------------------------------------
 
 
 def _of_part(study: Study, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -174,9 +170,6 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
     return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
 
 
-# --- cells ----------------------------------------------------------------------------------------------------
-
-
 def _ours(
     number: int,
     row: _Row,
@@ -206,29 +199,10 @@ def _ours(
     return found[0] if found else _Ours(no_value=no_value)
 
 
-def _data(row: _Row, mine: Mapping[str, _Ours]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for metric, ours in mine.items():
-        line = row.lines.get(metric, {"value": math.nan, "status": ""})
-        numbers |= {
-            f"{metric}_mean": ours.found.mean, f"{metric}_std": ours.found.std, f"{metric}_n": ours.found.n,
-            f"{metric}_published": line["value"],
-            f"{metric}_difference": ours.found.mean - line["value"] if ours.same_protocol else math.nan,
-            f"{metric}_status": line["status"] if ours.found.n else NO_VALUE if ours.no_value else NOT_RUN,
-        }  # fmt: skip
-    return {
-        "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
-        "variant": row.variant, "published_delta": row.delta, "published_status": row.status,
-        "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
-        "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
-        **numbers, "departures": "; ".join(dict.fromkeys(fact for ours in mine.values() for fact in ours.departures)),
-    }  # fmt: skip
-
-
-def _cells(
+def _printed(
     row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Sequence[int], departed: Mapping[Any, str]
-) -> dict[str, str]:
-    """The row as text; `sides`: of the images that the paper has of a data set of this name."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The row as numbers and as text; `sides`: of the images that the paper has of a data set of this name."""
     dataset = row.dataset
     if row.resolution is None and len(sides):
         dataset += " (own)"  # another one by a name of the paper's
@@ -240,32 +214,43 @@ def _cells(
         + departed.get((runs.dataset, runs.method, runs.epsilon), "")
         for runs in row.runs
     ]
+    status = ", ".join(dict.fromkeys(line["status"] for line in row.lines.values()))
     # a classifier has one accuracy and no other number; it shares a published row with others
     one = not row.method and study.is_classifier(row.runs[0].method) and any(ours.found.n for ours in mine.values())
-    numbers: dict[str, str] = {}
-    for metric, ours in mine.items():
-        shown, theirs, difference = MISSING if one or ours.no_value else NOT_RUN, MISSING, MISSING
-        if ours.found.n:
-            shown = tables.cell_text(ours.found, None if metric == "fid" else 1) + f" {MARK}" * bool(ours.departures)
-        if line := row.lines.get(metric):
-            theirs = line["quoted"]
-            if ours.same_protocol:
-                decimals = len(theirs.partition(".")[2])
-                difference = f"{tables.rounded(ours.found.mean - line['value'], decimals):+.{decimals}f}"
-        numbers |= zip(_headers(metric), (shown, theirs, difference), strict=True)
-    return {
-        "Dataset": dataset, "ε": tables.epsilon_label(row.epsilon), "Method": row.method or MISSING,
-        "Variant": row.variant or MISSING, "Ours": "; ".join(names) or MISSING, **numbers,
-        "Status": row.status or MISSING,
+    numbers: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    for metric, (found, _, departures, no_value, same_protocol) in mine.items():
+        line = row.lines.get(metric, {"value": math.nan, "status": "", "quoted": MISSING})
+        shown, difference = MISSING if one or no_value else NOT_RUN, MISSING
+        if found.n:
+            shown = tables.cell_text(found, None if metric == "fid" else 1) + f" {MARK}" * bool(departures)
+        if same_protocol and metric in row.lines:
+            decimals = len(line["quoted"].partition(".")[2])
+            difference = f"{tables.rounded(found.mean - line['value'], decimals):+.{decimals}f}"
+        texts |= zip(_headers(metric), (shown, line["quoted"], difference), strict=True)
+        numbers |= {
+            f"{metric}_mean": found.mean, f"{metric}_std": found.std, f"{metric}_n": found.n,
+            f"{metric}_published": line["value"],
+            f"{metric}_difference": found.mean - line["value"] if same_protocol else math.nan,
+            f"{metric}_status": line["status"] if found.n else NO_VALUE if no_value else NOT_RUN,
+        }  # fmt: skip
+    data = {
+        "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
+        "variant": row.variant, "published_delta": row.delta, "published_status": status,
+        "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
+        "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
+        **numbers, "departures": "; ".join(dict.fromkeys(fact for ours in mine.values() for fact in ours.departures)),
     }  # fmt: skip
+    cells = {
+        "Dataset": dataset, "ε": tables.epsilon_label(row.epsilon), "Method": row.method or MISSING,
+        "Variant": row.variant or MISSING, "Ours": "; ".join(names) or MISSING, **texts, "Status": status or MISSING,
+    }  # fmt: skip
+    return data, cells
 
 
 def _headers(metric: str) -> tuple[str, str, str]:
     title = _METRICS[metric]
     return f"{title} {'↓' if metric == 'fid' else '↑'}", f"{title}, paper", f"{title}, difference"
-
-
-# --- what differs ---------------------------------------------------------------------------------------------
 
 
 def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, study: Study) -> Iterator[str]:
@@ -306,9 +291,6 @@ def _of(frame: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
     """The rows of these runs; without their last part, of all samplers."""
     named = zip(_Runs._fields, runs, strict=False)
     return frame[np.logical_and.reduce([frame[name] == value for name, value in named])]
-
-
-# --- notes ----------------------------------------------------------------------------------------------------
 
 
 def _notes(

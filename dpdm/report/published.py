@@ -39,9 +39,6 @@ PAPER = "paper"  # the protocol of the DPDM paper's own tables
 _VARIANT_IS_PROTOCOL = "acc_mean"
 
 
-# --- files ----------------------------------------------------------------------------------------------------
-
-
 def _stripped(text: str) -> str:
     if text != text.strip():
         raise ValueError("must have no space around it")
@@ -195,9 +192,6 @@ def check_tables(study: Study, path: str | Path) -> None:
                 )
 
 
-# --- tables ---------------------------------------------------------------------------------------------------
-
-
 def published_table(published: pd.DataFrame, dataset: str) -> Table:
     """Of what `read_published` returned: method, protocol and variant at each epsilon, in the order of the file.
 
@@ -228,14 +222,9 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
                 "δ": row["delta"] or MISSING, "Status": row["status"], "Source": row["source"],
             }
         )  # fmt: skip
-    headers = ["ε", "Method", "Protocol", "Variant", "Size", *titles.values(), *[_OTHER_TITLE] * bool(others),
-               "Privacy status", "δ", "Status", "Source"]  # fmt: skip
-    return Table(
-        pd.DataFrame(data, columns=["dataset", *keys, *metrics]),
-        pd.DataFrame(cells, columns=headers),
-        frozenset(["ε", *titles.values(), _OTHER_TITLE]),
-        groups=group_numbers(row["epsilon"] for row in data),
-    )
+    shown = pd.DataFrame(cells).drop(columns=[] if others else _OTHER_TITLE)
+    right = frozenset(["ε", *titles.values(), _OTHER_TITLE])
+    return Table(pd.DataFrame(data), shown, right, groups=group_numbers(row["epsilon"] for row in data))
 
 
 def best_table(published: pd.DataFrame) -> Table:

@@ -119,6 +119,13 @@ def test_a_part_without_a_published_epsilon_keeps_the_columns_and_the_source(stu
     assert "arXiv 2210.09929" in table.notes[0]
 
 
+def test_a_part_without_any_row_is_a_table_of_notes(study, published):
+    study["epsilons"], study["only"] = [1, 5], "epsilon=5"
+    table = made(5, study, published)
+    assert len(table.cells) == 0
+    assert "DM config" in table.notes[0]
+
+
 def test_a_part_has_no_row_of_a_run_of_ours_outside_of_it(study, published):
     study["only"] = "method=dpdm,mean epsilon=1"
     study["without"] = {"method": ["mean"], "epsilon": [1]}
