@@ -233,12 +233,10 @@ def _draw_panel(
 def samples(material: Material) -> Figure:
     """`sample_grid` of the material's data set; a method of several samplers names them."""
     study, layout, dataset = material.study, material.layout, material.dataset
-    sets = {
-        (f"{run.method}, {sampler}" if len(study.samplers_of(run)) > 1 else run.method, run.epsilon): layout.set(
-            *run.place, sampler, "synthetic.npz"
-        )
-        for run, sampler in shown_sets(study, dataset)
-    }
+    sets = {}
+    for run, sampler in shown_sets(study, dataset):
+        name = f"{run.method}, {sampler}" if len(study.samplers_of(run)) > 1 else run.method
+        sets[name, run.epsilon] = layout.set(*run.place, sampler, "synthetic.npz")
     return sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
 
 

@@ -309,28 +309,26 @@ def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
 
 def repeating(study: Study, layout: Layout) -> dict[str, str]:
     """By what it repeats a command, for one run of each kind; `cmp` is silent where the files have the same bytes."""
-    commands: dict[str, str] = {}
+    commands: dict[str, list[str]] = {}
     for run in study.runs():
-        folder, out = layout.run(*run.place), REPEATED
-        processes = study.methods[run.method].gpus_per_run
-        train = f"train --spec {shlex.quote(f'{folder}/ledger.json')} --out {out}"
+        folder, processes = layout.run(*run.place), study.methods[run.method].gpus_per_run
+        train = f"python -m dpdm train --spec {shlex.quote(f'{folder}/ledger.json')} --out {REPEATED}"
         train += f" --processes {processes}" if processes > 1 else ""
+        trained = [train, _same("model.pt", folder, REPEATED)]
         if study.is_classifier(run.method):
-            score = _scoring(layout, run.name, f"--model {out}/model.pt", folder, out, ("utility.json",))
-            commands.setdefault(
-                "a classifier", " && ".join([f"python -m dpdm {train}", _same("model.pt", folder, out), *score])
-            )
+            score = _scoring(layout, run.name, f"--model {REPEATED}/model.pt", folder, REPEATED, ("utility.json",))
+            commands.setdefault("a classifier", [*trained, *score])
             continue
-        commands.setdefault("a training", f"python -m dpdm {train} && {_same('model.pt', folder, out)}")
+        commands.setdefault("a training", trained)
         for sampler in study.samplers_of(run):
-            place, made, again = f"{run.name}/{sampler}", f"{folder}/{sampler}", f"{out}/{sampler}"
-            draw = f"python -m dpdm sample {shlex.quote(layout.root)} {place} --out {out}"
+            place, made, again = f"{run.name}/{sampler}", f"{folder}/{sampler}", f"{REPEATED}/{sampler}"
+            draw = f"python -m dpdm sample {shlex.quote(layout.root)} {place} --out {REPEATED}"
             score = _scoring(layout, place, f"--synthetic {again}/synthetic.npz", made, again, score_files(study))
-            commands.setdefault("images and scores", " && ".join([draw, _same("synthetic.npz", made, again), *score]))
+            commands.setdefault("images and scores", [draw, _same("synthetic.npz", made, again), *score])
     for c in study.anchor_coordinates():
         folder, place = layout.anchor(c.dataset, c.method, str(c.seed)), f"{c.dataset}/{c.method}/{c.seed}"
-        commands.setdefault("an anchor", " && ".join(_scoring(layout, place, "", folder, REPEATED, score_files(study))))
-    return commands
+        commands.setdefault("an anchor", _scoring(layout, place, "", folder, REPEATED, score_files(study)))
+    return {what: " && ".join(parts) for what, parts in commands.items()}
 
 
 def _scoring(layout: Layout, place: str, of: str, folder: str, out: str, files: tuple[str, ...]) -> list[str]:

@@ -18,11 +18,8 @@ def spreads() -> pd.DataFrame:
 def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) -> float:
     """By how much a score may move: accuracies by points, distances in proportion to their value.
 
-    A metric or extractor that was not measured moves as much as the worst of its kind, and a method that was not
-    measured in its study as much as the worst method of any.
-
-    Args:
-        owner: study and method.
+    A metric or extractor that was not measured moves as much as the worst of its kind, and an `owner` (study and
+    method) that was not as much as the worst of any.
     """
     accuracy = metric.startswith("acc_")
     kind = spreads()[spreads()["metric"].str.startswith("acc_") == accuracy]
