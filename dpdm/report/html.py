@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -88,7 +88,11 @@ def render_report(
     return tables.template("report.html.j2").render(
         study=study.study,
         facts=facts,
-        summary=_summary(study, each),
+        grid=_grid(study, each),
+        part=study.part(),
+        accountant=study.accountant,
+        evaluation=study.evaluation,
+        joined=joined,
         verdicts=verdicts(material, published),
         few=tables.FEW,
         machines=machines.note(),
@@ -203,34 +207,24 @@ def environment_facts() -> dict[str, str]:
     return facts | {"dpdm-bench": made_by["version"], "commit": made_by["commit"], "code digest": made_by["code"]}
 
 
-def _summary(study: Study, runs: pd.DataFrame) -> str:
+def _grid(study: Study, audits: pd.DataFrame) -> dict[str, Any]:
+    """What was run, for the sentence at the top of the page."""
+
     def listed(epsilons: Iterable[float]) -> str:
         return joined(tables.epsilon_label(epsilon_text(e)) for e in sorted(epsilons))
 
-    def count(items: Collection[Any], noun: str) -> str:
-        return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
-
-    grid, spec = study.runs(), study.evaluation
-    methods, datasets = dict.fromkeys(r.method for r in grid), dict.fromkeys(r.dataset for r in grid)
-    epsilons, seeds = {r.epsilon for r in grid}, dict.fromkeys(r.seed for r in grid)
-    least = min(Counter(r.place[:3] for r in grid).values())
-    each = f"{f'{least} to ' * (least < len(seeds))}{count(seeds, 'seed')} ({joined(map(str, seeds))})"
-    fewer = [f"{d} at {listed(s.epsilons)} only" for d, s in study.datasets.items() if s.epsilons and not study.part()]
-    deltas = [
-        f"δ = {delta:.2g} on {dataset} (n = {n:,})"
-        for dataset in datasets
-        for n, delta in runs.loc[runs["dataset"] == dataset, ["n", "delta"]].drop_duplicates().itertuples(index=False)
-    ]
-    return (
-        (f"This page shows a part of the study ({study.part()}). " if study.part() else "")
-        + f"{count(methods, 'method')} ({joined(methods)}) on {count(datasets, 'dataset')} "
-        f"({joined(datasets)}) at ε = {listed(epsilons)}{f' ({joined(fewer)})' if fewer else ''}, each with "
-        f"{each}: {count(grid, 'training run')}. "
-        "Each generator was judged on "
-        f"{spec.synthetic_images:,} synthetic images a run, by classifiers ({joined(spec.classifiers)}) under "
-        f"the protocol “{spec.protocol}”. Noise was calibrated with the {study.accountant.upper()} accountant"
-        + (f", {joined(deltas)}." if deltas else ".")
-    )
+    runs, of_part = study.runs(), study.part()
+    deltas = audits[["dataset", "n", "delta"]].drop_duplicates().itertuples(index=False)
+    return {
+        "runs": runs,
+        "least": min(Counter(run.place[:3] for run in runs).values()),
+        "methods": dict.fromkeys(run.method for run in runs),
+        "datasets": dict.fromkeys(run.dataset for run in runs),
+        "seeds": dict.fromkeys(str(run.seed) for run in runs),
+        "epsilons": listed({run.epsilon for run in runs}),
+        "fewer": [f"{d} at {listed(s.epsilons)} only" for d, s in study.datasets.items() if s.epsilons and not of_part],
+        "deltas": [f"δ = {delta:.2g} on {dataset} (n = {n:,})" for dataset, n, delta in deltas],
+    }
 
 
 def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
