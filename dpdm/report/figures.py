@@ -321,13 +321,10 @@ class Wins(NamedTuple):
 
 
 def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
-    """The two metrics that methods are compared by: the image distance, and the accuracy of one classifier.
+    """By dataset the columns of the two metrics that methods are compared by: image distance, and one accuracy.
 
-    One of each: all accuracies judge the same images and would count them three times. The CNN's if there is one, which
-    is the classifier that papers lead with, else the last in reading order.
-
-    Returns:
-        Of each, its column by dataset: one may have the FID and another not.
+    All accuracies judge the same images and would count them three times. The CNN's is taken if there is one, which is
+    the classifier that papers lead with, else the last in reading order.
     """
     distances, accuracies = {}, {}
     for dataset, chosen in metrics.groupby("dataset", sort=False):
@@ -345,10 +342,7 @@ def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) ->
 
     A tie counts half for each. A value that could not be computed (NaN) loses, and two of them are no contest. Two
     samplers of one method are no rivals. Classifiers and anchors do not take part, nor does epsilon = inf: it is no
-    setting to choose.
-
-    Args:
-        columns: by dataset, the metric to compare by.
+    setting to choose. `columns`: by dataset, the metric to compare by.
     """
     signs = {(dataset, *c.key): c.sign for dataset, c in columns.items()}
     keys = zip(*(metrics[name] for name in ("dataset", "metric", "extractor", "reference")), strict=True)

@@ -256,9 +256,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-# --- the runs behind the numbers -------------------------------------------------------------------------------
-
-
 def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By data set and method (anchors last), a group of runs per epsilon, with links to the files that are there."""
     judged = {tuple(row[key] for key in RUN): row for row in audits.to_dict("records")}

@@ -254,12 +254,7 @@ def _headers(metric: str) -> tuple[str, str, str]:
 
 
 def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, study: Study) -> Iterator[str]:
-    """In what runs differ from the paper's, or what could not be verified, in words.
-
-    Args:
-        mine: their rows of one metric.
-        sizes: their numbers of training images, from the audits.
-    """
+    """In what runs differ from the paper's, or may; `mine`: their rows of a metric, `sizes`: of their training sets."""
     method = study.methods[runs.method]
     published = math.nan if "/" in row.delta else float(row.delta or "nan")
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name

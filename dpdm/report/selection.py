@@ -19,13 +19,11 @@ from dpdm.specs import RunSpec
 class Sweep(NamedTuple):
     """A number that a study varies, all else equal: methods differ in one parameter, or a method's samplers do.
 
-    `values` has it by (dataset, epsilon, line, method, sampler), where a line holds what is to be compared: the sampler
-    that all methods share, or the method whose samplers these are. The sampler of a classifier is "". `key` is dotted,
-    e.g. dp.steps.
+    A line holds what is to be compared: the sampler that all methods share, or the method whose samplers these are.
     """
 
-    key: str
-    values: dict[tuple[str, float, str, str, str], float]
+    key: str  # dotted, as dp.steps
+    values: dict[tuple[str, float, str, str, str], float]  # dataset, epsilon, line, method, sampler ("": a classifier)
 
 
 def check_entries(study: Study) -> None:
@@ -35,23 +33,21 @@ def check_entries(study: Study) -> None:
         UserError: an entry names a method or sampler that the study does not have, leaves the choice among several
             samplers open, or shares its published row with another one.
     """
-    numbered = [
-        (f"tables.{table}[{i}]", i, entries) for table, entries in study.tables.items() for i in range(len(entries))
-    ]
-    for place, number, entries in numbered:
-        entry = entries[number]
-        if entry.method not in study.methods:
-            raise UserError(f"{place}.method: no method {entry.method!r}; {nearest(entry.method, study.methods)}")
-        samplers = study.methods[entry.method].samplers
-        if entry.sampler is None and len(samplers) > 1:
-            raise UserError(f"{place} lacks the key sampler: {entry.method} has {', '.join(samplers)}")
-        if entry.sampler is not None and entry.sampler not in samplers:
-            hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
-            raise UserError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
-        for other in entries[:number]:  # classifiers may share a row: each has one of its accuracies
-            same_row = (other.published, other.variant) == (entry.published, entry.variant)
-            if same_row and (samplers or study.methods[other.method].samplers or other.method == entry.method):
-                raise UserError(f"{place}: {other.method} is mapped to this published row already; delete one")
+    for table, entries in study.tables.items():
+        for number, entry in enumerate(entries):
+            place = f"tables.{table}[{number}]"
+            if entry.method not in study.methods:
+                raise UserError(f"{place}.method: no method {entry.method!r}; {nearest(entry.method, study.methods)}")
+            samplers = study.methods[entry.method].samplers
+            if entry.sampler is None and len(samplers) > 1:
+                raise UserError(f"{place} lacks the key sampler: {entry.method} has {', '.join(samplers)}")
+            if entry.sampler is not None and entry.sampler not in samplers:
+                hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
+                raise UserError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
+            for other in entries[:number]:  # classifiers may share a row: each has one of its accuracies
+                same_row = (other.published, other.variant) == (entry.published, entry.variant)
+                if same_row and (samplers or study.methods[other.method].samplers or other.method == entry.method):
+                    raise UserError(f"{place}: {other.method} is mapped to this published row already; delete one")
 
 
 def sampler_of(study: Study, entry: TableEntry) -> str | None:

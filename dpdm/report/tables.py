@@ -233,9 +233,7 @@ def public_marks(frame: pd.DataFrame) -> dict[str, str]:
 def departure_marks(frame: pd.DataFrame, *keys: str) -> dict[Any, str]:
     """What follows the name of a method: in what its run is not the published one; of several, what they share.
 
-    Args:
-        frame: metrics or audits.
-        keys: columns whose values (of several, tuples) are the keys of the result.
+    By the values (of several `keys`, tuples) of these columns; `frame`: metrics or audits.
     """
     marks = {}
     for place, texts in frame.groupby(list(keys), sort=False)["departures"].unique().items():
@@ -330,10 +328,7 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
 
 def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: Sequence[tuple[str, str]]) -> bool:
     """Whether `best` is better on any machine: a paired t-interval (95 %) over the seeds that both have, at least FEW,
-    is above 0, and the mean gap is above what machines change of either.
-
-    Args:
-        owners: study and method of each of the two.
+    is above 0, and the mean gap is above what machines change of either; `owners`: study and method of each.
     """
     gaps = [column.sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
     if len(gaps) < FEW:
@@ -482,9 +477,7 @@ def method_table(study: Study, described: Mapping[str, Mapping[str, str]] = {}) 
 
 
 def resource_table(benchmarks: pd.DataFrame) -> Table:
-    """Rows: rule and method, the costliest first, then the total; columns: jobs, seconds of wall time,
-    peak memory (MB).
-    """
+    """Rows: rule and method, the costliest first, and the total; columns: jobs, seconds of wall time, peak MB."""
     names = {
         "jobs": ("seconds", "size"), "mean_s": ("seconds", "mean"), "max_s": ("seconds", "max"),
         "sum_s": ("seconds", "sum"), "max_rss_mb": ("max_rss_mb", "max"),
@@ -609,7 +602,6 @@ def page(title: str, table: Table, report: str = "") -> str:
 def to_html(table: Table, links: Mapping[tuple[int, str], str] = {}) -> str:
     """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers, `data-` what a row is of.
 
-    Args:
-        links: where the cell of a row and column (its header) leads.
+    `links`: where the cell of a row and column (its header) leads.
     """
     return template("cells.html.j2").render(table=table, links=links)
