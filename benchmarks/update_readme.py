@@ -35,11 +35,9 @@ def results_block() -> str:
 
 
 def verdict_block() -> str:
-    """What is wrong with the kept default study, and who is best there at the epsilon of the table, and on MNIST."""
-    found = {study: kept_verdicts(study) for study in STUDIES}
-    texts = [text for level, text in found["digits"] if level in (WRONG, CAUTION)]
-    texts += [text for level, text in found["digits"] if level == BEST and f"ε = {EPSILON}:" in text]
-    texts += [text for level, text in found["laptop"] if level == BEST and text.startswith("mnist, ")]
+    """What is wrong with the kept default study, and who is best on MNIST."""
+    texts = [text for level, text in kept_verdicts("digits") if level in (WRONG, CAUTION)]
+    texts += [text for level, text in kept_verdicts("laptop") if level == BEST and text.startswith("mnist, ")]
     return textwrap.fill(" ".join(texts), 120, break_long_words=False, break_on_hyphens=False)
 
 

@@ -32,7 +32,7 @@ from dpdm.warm import WarmStarted
 
 
 class NoParams(Strict):
-    """For a method or sampler without parameters."""
+    """No parameters."""
 
 
 class Model(Protocol):

@@ -1,5 +1,6 @@
 """Verbs about a whole study or several, and about what a study can name."""
 
+import itertools
 import os
 import sys
 
@@ -7,7 +8,11 @@ import click
 
 from dpdm.cli._verbs import MORE, PATH, STUDIES, study_argument, verbs
 from dpdm.cli.workflow import collected
+from dpdm.errors import UserError
 
+TARGETS = (
+    "all", "report", "tables", "figures", "audits", "attacks", "collect", *(f"table_{number}" for number in range(1, 7))
+)  # fmt: skip
 HEADERS = {
     "methods": ("method", "what it is", "what it releases", "cost", "published epsilon", "impl", "paper"),
     "datasets": ("source", "what it is", "keys"),
@@ -34,11 +39,17 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     """
     from dpdm.cli.estimate import estimate
     from dpdm.config import study_files
+    from dpdm.explain import nearest
     from dpdm.layout import SNAKEFILE
     from dpdm.study import selected
 
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
+    for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
+        if "/" not in target and not os.path.exists(target) and target not in TARGETS:
+            raise UserError(f"there is no target {target!r}, which is no file either; {nearest(target, TARGETS)}")
+    if cores != "all" and not cores.isdecimal():
+        raise UserError(f"--cores {cores}: write a number, or all")
     files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]

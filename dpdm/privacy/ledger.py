@@ -121,6 +121,8 @@ class Ledger:
                 changed after it was written.
         """
         if type(value.get("version")) is not int or value["version"] != VERSION:
+            if not value.keys() & {"version", "events"}:
+                raise UserError(f"{origin} is no ledger: it has no events; name the ledger.json of a run")
             found = value.get("version", f"none, {value.get('neighbouring_relation', 'no neighbouring relation')}")
             raise UserError(
                 f"{origin} is a ledger of another version ({found}; this code reads version {VERSION}, "
