@@ -40,8 +40,9 @@ what_argument = click.argument(
 def train(study, layout, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
     """Train one run of a study, or a changed one; print its epsilon, noise and files.
 
-    A run of the study lies where the workflow has it, and counts as done there. With --set or --noise it is another
-    run, and lies outside the study's results. A training that was stopped goes on from its checkpoint in its folder.
+    A run of the study is written where the workflow looks for it, which then does not train it again. With --set or
+    --noise it is another run, in a folder outside the study's results. A stopped training continues from its
+    checkpoint.
     """
     spec, images_file, folder, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
     if keep_key and spec.noise != "secret":

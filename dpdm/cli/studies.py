@@ -33,9 +33,9 @@ HEADERS = {
 def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     """Run a study, or a part of it, through Snakemake: train, sample, score, audit, report.
 
-    First prints hours and memory of all its jobs, as far as kept results measured such. A part (`--only
-    method=dpdm,pearl --only epsilon=1`) shares its files with the whole study, which does not make them again. Words
-    behind `--` are Snakemake's own: `dpdm run config/digits.yaml -- --keep-going tables`.
+    First prints an estimate of hours and memory, from kept results. A part (`--only method=dpdm,pearl --only
+    epsilon=1`) shares its files with the whole study, which does not make them again. Options of Snakemake follow `--`:
+    `dpdm run config/digits.yaml -- --keep-going tables`.
     """
     from dpdm.cli.estimate import estimate
     from dpdm.config import study_files
@@ -63,8 +63,8 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
 def check(study, layout) -> None:
     """Print what a study resolves to, and try its methods on random images.
 
-    Runs, jobs, hours and memory as kept results measured them, and of every run the mechanisms, noise multipliers and
-    epsilons: nothing is trained.
+    Prints runs, jobs, an estimate of hours and memory, and for every run its mechanisms, noise multipliers and
+    epsilons. Nothing is trained.
     """
     from dpdm.cli.estimate import estimate
     from dpdm.report.selection import check_entries
@@ -81,7 +81,7 @@ def check(study, layout) -> None:
     for name, dataset in study.datasets.items():
         if (classes := dataset.meta().num_classes) > count:
             print(f"warning: {count} synthetic images for the {classes} classes of {name}", file=sys.stderr)
-    print(f"\nbegun on random images, where no record moved another's gradient: {', '.join(rehearse_study(study))}")
+    print(f"\ntried on random images; no record changed the gradient of another: {', '.join(rehearse_study(study))}")
 
 
 @verbs.command("list", section=STUDIES)

@@ -81,7 +81,7 @@ class Ledger:
     shape: Sequence[int] = ()  # of a training image, (C, H, W): with n and num_classes all that a plan depends on
     num_classes: int = 0
     noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a key that nobody publishes
-    public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learnt from
+    public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learned from
 
     def append(self, event: Event) -> int:
         """Records an event; returns its index."""
