@@ -14,7 +14,7 @@ report: $(INSTALLED)
 	$(BIN)/snakemake --cores $(CORES) $(ARGS)
 	@echo "open results/digits/report.html"
 
-# The methods that are too slow or too weak at 8x8 for the report above, in a report of their own.
+# The methods that are too slow or too weak at 8x8 for the report above, in another report.
 rivals: report
 	$(BIN)/snakemake --cores $(CORES) --configfile config/rivals.yaml
 	@echo "open results/rivals/report.html"

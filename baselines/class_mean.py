@@ -29,7 +29,7 @@ class Params(Strict):
 
 
 class SamplerParams(Strict):
-    """How images scatter around their class mean."""
+    """Class means with Gaussian scatter around them."""
 
     pixel_noise: NotNegative = Field(0.1, description="standard deviation of the noise on a pixel in [0, 1]")
 

@@ -1,4 +1,4 @@
-"""DP-PCA with one Gaussian per class: the floor that embarrasses published methods.
+"""DP-PCA with one Gaussian per class: a floor that beats many published methods.
 
 Released: class counts, first and second moments, by four Gaussian mechanisms. Images x (pixels in [0, 1], flattened)
 are clipped to norm C = `max_image_norm`. Sensitivities under adding or removing one record: 1 for class counts, C for

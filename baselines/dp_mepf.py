@@ -43,7 +43,7 @@ BLOCKS = (2, 4, 10, 15)  # the last of each size from 1/4 on
 
 class Params(_kernel.GeneratorParams):
     squares: bool = Field(
-        True, description="also match the features' squares (phi1 + phi2 of the paper), not phi1 alone"
+        True, description="also match the features' squares (phi1 + phi2 of the paper), not only phi1"
     )
 
 

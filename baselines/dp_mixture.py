@@ -1,4 +1,4 @@
-"""DP mixture of Gaussians: `components` per class, learnt by noised k-means and second moments. Ours, not published.
+"""DP mixture of Gaussians: `components` per class, learned by noised k-means and second moments. Ours, not published.
 
 Released: class counts, class sums, scatter, rounds of k-means, class scatters; see dpdm/mixture.py.
 An image of class y is one draw of its mixture, without the variance outside the basis.

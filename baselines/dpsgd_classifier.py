@@ -1,4 +1,4 @@
-"""A classifier trained by DP-SGD on the private images themselves: the rival that no generator is needed for
+"""A classifier trained by DP-SGD on the private images themselves, without a generator
 (Abadi et al. 2016, arXiv 1607.00133).
 
 `logreg`, `mlp` and `cnn` are the networks of Dockhorn et al. 2022, Table 2 (dpdm/networks.py); how they were trained
@@ -77,7 +77,7 @@ class DPSGDClassifier:
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
         if meta.num_classes < 2:
-            raise UserError("a classifier needs two classes at least; leave it out of a study of unlabelled images")
+            raise UserError("a classifier needs two classes at least; leave it out of a study of unlabeled images")
         if params.network in SMALLEST_SIDE and min(meta.shape[1:]) < SMALLEST_SIDE[params.network]:
             raise UserError(
                 f"network {params.network} needs sides of {SMALLEST_SIDE[params.network]} pixels, "

@@ -165,8 +165,9 @@ class Shards:
     as it then is.
     """
 
-    def __init__(self, params: Params, generator: Generator, critic: Critic, rng: Streams):
+    def __init__(self, params: Params, generator: Generator, critic: Critic, rng: Streams, log: Log):
         self.params, self._generator, self._rng = params, generator, rng
+        self._log = log.aside("warm-up", quiet=True)
         self._start, self._critic = copy.deepcopy(generator), copy.deepcopy(critic)
 
     def prepare(self, images: Tensor, labels: Tensor, shard: int) -> State:
@@ -174,7 +175,7 @@ class Shards:
         generator, critic = copy.deepcopy(self._start), copy.deepcopy(self._critic)
         g_optimizer = torch.optim.Adam(generator.parameters(), lr=self.params.g_lr, betas=BETAS)
         optimizer = torch.optim.Adam(critic.parameters(), lr=self.params.critic_lr, betas=BETAS)
-        for step in range(self.params.warm_up_steps):
+        for step in self._log.track(range(self.params.warm_up_steps), self.params.warm_up_steps):
             stream = self._rng.torch("warm_up", shard, step)
             train_critic((critic, optimizer), generator, images, labels, self.params, stream)
             latents, y = _gan.draw_inputs(generator, self.params.generated_batch_size, stream)
@@ -223,7 +224,7 @@ class GSWGAN:
             g = Generator(**arguments).to(private.device)
             critic = Critic(**sizes).to(private.device)
         averaged = copy.deepcopy(g).requires_grad_(False)
-        shards = Shards(params, g, critic, rng)
+        shards = Shards(params, g, critic, rng, log)
         optimizer = torch.optim.Adam(g.parameters(), lr=params.g_lr, betas=BETAS)
         loop = private.block_gradients(MECHANISM, params.blocks, shards.prepare, keep=[g, optimizer, averaged])
         for step in log.track(loop, len(loop)):

@@ -1,4 +1,4 @@
-"""Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, and a page on how they were made.
+"""Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, scores, and a page on how they were made.
 
 The model and 1,000 images of each first seed are kept too: `dpdm sample results/STUDY/kept RUN` draws more.
 
@@ -6,7 +6,9 @@ snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_resul
 
 STUDY is a study file, such as config/laptop.yaml, or several with commas between them, each laid over those before it.
 
-Of a study that ran in part (`dpdm run STUDY --only ...`), the page says which part.
+Of a study that ran in part (`dpdm run STUDY --only ...`), the page says which part. Another machine can add to it: run
+the cells that are missing, copy what was kept to results/STUDY by --restore, where a file is not there yet, then run
+`dpdm collect`, `dpdm tables`, `dpdm paper-table`, `dpdm figures` and this script with every --command.
 
 To be run on the machine that ran the study, which the page names, or with --command and --machine to say what ran it.
 Git tracks that folder, and no job uses it.
@@ -26,7 +28,7 @@ from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
 from dpdm.report import machines
-from dpdm.report.collect import AUDITS, METRICS, clock_seconds, read_benchmarks, read_csv
+from dpdm.report.collect import AUDITS, METRICS, add_jobs, clock_seconds, read_benchmarks, read_csv
 from dpdm.report.tables import dataset_results, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
 from dpdm.study import open_study
@@ -41,14 +43,20 @@ KEPT = (
     "tables/*.tex",
     "figures/*.png",
     "runs/**/ledger.json",
+    *(f"{folder}/**/{name}.json" for folder in ("runs", "anchors") for name in ("fidelity", "utility", "inception")),
+    "audits/**/*.json",
+    "attacks/**/*.json",
 )
 IMAGES = 1000
+TIMES = "jobs.csv"  # seconds and memory, by the columns BY
+BY = ("machine", "rule", "dataset", "method")
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
     """Makes results/NAME/kept anew."""
     folder = ROOT / "results" / spec.study
-    text = page(study, spec, commands, machine)
+    jobs, clock = times(folder, spec, machine)
+    text = page(study, spec, commands, jobs, clock)
     shutil.rmtree(folder / "kept", ignore_errors=True)
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
         copy = folder / "kept" / path.relative_to(folder)
@@ -56,7 +64,24 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
         shutil.copyfile(path, copy)
     for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
         keep_model(folder, folder / "kept", run)
+    jobs.to_csv(folder / "kept" / TIMES, index=False)
     (folder / "kept" / "README.md").write_text(text + "\n")
+
+
+def restore(folder: Path) -> None:
+    """Copies what was kept to where it was made, where there is nothing yet."""
+    for path in (path for path in (folder / "kept").rglob("*") if path.is_file() and path.name != "README.md"):
+        copy = folder / path.relative_to(folder / "kept")
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def times(folder: Path, spec: Study, machine: str) -> tuple[pd.DataFrame, float]:
+    """What the jobs took, those that were restored too, and the hours by the clock, NaN where they are not known."""
+    ours, restored = read_benchmarks(folder / "benchmarks", spec).assign(machine=machine), folder / TIMES
+    before = [pd.read_csv(restored, keep_default_na=False)] if restored.exists() else []
+    return add_jobs([*before, ours], BY), math.nan if before else clock_seconds(ours) / 3600
 
 
 def keep_model(folder: Path, kept: Path, run: RunSpec) -> None:
@@ -71,15 +96,14 @@ def keep_model(folder: Path, kept: Path, run: RunSpec) -> None:
         write_images(copy / file.relative_to(made), some)
 
 
-def page(study: str, spec: Study, commands: list[str], machine: str) -> str:
-    """The page for results/NAME, from the files that the run left there."""
+def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock: float) -> str:
+    """The page for results/NAME, from the files that the run left there, and what its jobs took."""
     folder = ROOT / "results" / spec.study
     files = [Path(file).resolve().relative_to(ROOT) for file in study.split(",")]
     targets = sorted(spec.tables)
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{commands[-1]}`")
-    jobs = read_benchmarks(folder / "benchmarks", spec)
     metrics, audits = read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)
     commits = sorted({commit for frame in (metrics, audits) for commit in frame["commit"]})
     return "\n\n".join(
@@ -88,7 +112,8 @@ def page(study: str, spec: Study, commands: list[str], machine: str) -> str:
             *([f"A part of the study: {part}."] if (part := spec.part()) else []),
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
-            f"on {machine}. {cost(jobs)} Models and images are kept of the first\nseed; `report.html` is not.\n"
+            f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} Models and images are kept of the "
+            "first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machines.note()}",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
@@ -106,14 +131,11 @@ def page(study: str, spec: Study, commands: list[str], machine: str) -> str:
     )
 
 
-def cost(jobs: pd.DataFrame) -> str:
+def cost(jobs: pd.DataFrame, clock: float) -> str:
     """A sentence about the hours of all jobs, and of each data set where there are several."""
     hours = jobs[jobs["dataset"] != ""].groupby("dataset")["seconds"].sum() / 3600
     each = f" ({', '.join(f'{value:.1f} on {name}' for name, value in hours.items())})" if len(hours) > 1 else ""
-    unknown = jobs["seconds"].isna().sum()
-    missing = f", without {unknown} jobs of unknown time" if unknown else ""
-    total = f"{jobs['seconds'].sum() / 3600:.1f} hours{each}{missing}"
-    clock = clock_seconds(jobs) / 3600
+    total = f"{jobs['seconds'].sum() / 3600:.1f} hours{each}"
     by_clock = f", {clock:.1f} hours by the clock" if math.isfinite(clock) else ""
     return (
         f"Preparation, trainings, sampling, scoring and audits together took {total}, each job on one core{by_clock}."
@@ -126,8 +148,12 @@ def main() -> None:
     parser.add_argument("study", nargs="+", metavar="STUDY")
     parser.add_argument("--command", action="append", help="how it was run (default: snakemake --cores 2)")
     parser.add_argument("--machine", help="on what it was run (default: this machine)")
+    parser.add_argument("--restore", action="store_true", help="copy back what was kept, and keep nothing")
     args = parser.parse_args()
     for study in args.study:
+        if args.restore:
+            restore(ROOT / "results" / load_study(study).study)
+            continue
         spec, _ = open_study(ROOT / "results" / load_study(study).study)  # as it ran last, which may be a part
         default = f"snakemake --cores 2 --configfile {study.replace(',', ' ')}"
         if spec.part():

@@ -64,7 +64,7 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """What the run learnt, on the GPU where there is one."""
+        """What the run learned, on the GPU where there is one."""
         return jobs.on_device(self._model())
 
     def epsilon(self) -> dict[str, float]:

@@ -136,6 +136,9 @@ def instead(path: str | Path) -> str:
     return ""
 
 
+_REMAKE = "name another file; if the workflow made it, delete it and run snakemake again"
+
+
 def write_tensors(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a dict of tensors and JSON values; equal states give equal bytes, no code is pickled."""
     import torch
@@ -153,10 +156,9 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, zipfile errors, ...
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]  # of an empty file it says nothing
-        raise UserError(f"{path} is not a readable model file ({reason}); delete it and run snakemake again") from error
+        raise UserError(f"{path} is damaged, or no file of tensors that dpdm wrote; {_REMAKE}") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds no model but one {type(state).__name__}; delete it and run snakemake again")
+        raise UserError(f"{path} holds no tensors by name but one {type(state).__name__}; {_REMAKE}")
     return state
 
 

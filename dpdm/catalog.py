@@ -99,8 +99,13 @@ def metrics() -> list[tuple[str, str, str, str]]:
     place = "dpdm.evaluation.memorization:measure"
     found.append(("nearest_ratio", "", "higher", _defined(_docstring(place), "nearest_ratio")))
     found += [
-        (f"acc_{name}", "", "higher", f"{_sentence(_docstring(place)).removeprefix('Utility: ')}: {name}")
-        for name, place in (registry.CLASSIFIERS | registry.DPIMAGEBENCH).items()
+        (
+            f"acc_{name}",
+            "",
+            "higher",
+            f"% of the real test images that {name}, trained on synthetic ones, names rightly",
+        )
+        for name in registry.CLASSIFIERS | registry.DPIMAGEBENCH
     ]
     return sorted(found, key=lambda row: row[1])
 
@@ -110,7 +115,7 @@ def studies() -> list[tuple[str, str, str, str, str]]:
     found = []
     for path in sorted(STUDIES.glob("*.yaml")):
         study = load_study(path)
-        comment = re.match("(?:#.*\n)*", path.read_text())[0].replace("#", "")
+        comment = re.match("(?:#.*\n)*", path.read_text())[0].replace("#", "").partition("study.schema.json\n")[2]
         names = ", ".join(study.datasets), ", ".join(study.methods)
         found.append((path.stem, _sentence(comment), str(len(study.runs())), *names))
     return found
@@ -122,13 +127,14 @@ def find_impl(method: str) -> str:
         return method
     known = {entry.name: entry.impl for entry in methods()}
     if method not in known:
-        raise UserError(f"no method {method!r}; {nearest(method, known)}, or write module:Class")
+        raise UserError(f"no method {method!r}, and no module:Class; {nearest(method, known)}")
     return known[method]
 
 
-def _sentence(text: str, stop: str = r"\.(?:\s|$)") -> str:
-    """The first sentence of a text in one line, without its full stop; `stop`: what else ends it."""
-    return re.split(stop, " ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]
+def _sentence(text: str, stop: str = r"(?<!et al)\.(?:\s|$)") -> str:
+    """The first sentence of a text in one line, without its full stop and its links; `stop`: what else ends it."""
+    line = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(text.split("\n\n")[0].split()))
+    return re.split(stop, line, maxsplit=1)[0]
 
 
 def _said(text: str, word: str) -> str:
@@ -144,5 +150,5 @@ def _docstring(place: str) -> str:
 
 def _defined(text: str, name: str) -> str:
     """What a docstring's list says of a name, up to its first full stop or semicolon."""
-    found = re.search(rf"^ *{name}  +(.*?)(?:[.;]\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
+    found = re.search(rf"^ *{name}  +(.*?)(?:(?<=[\w)])\.\s|;\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()) if found else "not described"

@@ -92,6 +92,8 @@ def _selection(value: Any) -> Any:
         for part in value.split():
             key, _, values = part.partition("=")
             found.setdefault(key, []).extend(filter(None, values.split(",")))
+            if not found[key]:
+                raise ValueError(f"{part!r} names no value; write {key}=A or {key}=A,B")
         return found
     if isinstance(value, dict):
         return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()}
@@ -433,8 +435,12 @@ def load_study(files: str | Path) -> Study:
 
 def study_files(files: str | Path) -> list[str]:
     """The files of a study: each as it is, or the shipped study of that name (`digits`) if there is no such file."""
-    shipped = {path.stem: str(path) for path in STUDIES.glob("*.yaml")}
-    return [name if os.path.exists(name) else shipped.get(name, name) for name in str(files).split(",")]
+    shipped, names = {path.stem: str(path) for path in STUDIES.glob("*.yaml")}, str(files).split(",")
+    for name in names:
+        if not os.path.exists(name) and name not in shipped:
+            meant = nearest(Path(name).stem, shipped, "dpdm has")
+            raise UserError(f"there is no study {name}: name a YAML file that is there, or one of dpdm; {meant}")
+    return [name if os.path.exists(name) else shipped[name] for name in names]
 
 
 def shown_file(path: str | Path) -> str:

@@ -14,7 +14,7 @@ TOLERANCE = 1.05  # a smaller factor is none
 
 
 def side(meta: ImageMeta, *published: int) -> Iterator[str]:
-    """The side of the images in pixels, where the method was not published on such."""
+    """The side of the images in pixels, where the method was published on other sizes."""
     if meta.shape[1] not in published:
         yield f"{meta.shape[1]} px"
 

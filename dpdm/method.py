@@ -32,11 +32,11 @@ from dpdm.warm import WarmStarted
 
 
 class NoParams(Strict):
-    """For a method or sampler without parameters."""
+    """No parameters."""
 
 
 class Model(Protocol):
-    """What a method learnt: post-processing of its releases."""
+    """What a method learned: post-processing of its releases."""
 
     def state(self) -> dict[str, Any]:
         """Tensors and JSON values only."""
@@ -47,14 +47,14 @@ class Model(Protocol):
 
 
 class GeneratorModel(Model, Protocol):
-    """What a generator learnt."""
+    """What a generator learned."""
 
     def sample(self, labels: np.ndarray, sampler: Any, rng: Streams) -> np.ndarray:
         """One image per label: uint8 [n, C, H, W]. Image i depends only on label i and its own streams."""
 
 
 class ClassifierModel(Model, Protocol):
-    """What a classifier learnt. Test labels never reach it."""
+    """What a classifier learned. Test labels never reach it."""
 
     family: str  # the kind of classifier, one of the study's: its accuracy is in the column `acc_<family>`
 

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians per class, learnt by Gaussian releases alone: it draws images, and denoises exactly.
+"""A mixture of Gaussians per class, learned by only Gaussian releases: it draws images, and denoises exactly.
 
 Released, in this order: class counts; class sums; the scatter of all images around their released class mean; with more
 than one component, `rounds` rounds of k-means within each class; the scatter of each class around its components.
@@ -222,7 +222,7 @@ def shrunk(covariance: Tensor, noise_std: float, floor: float) -> tuple[Tensor, 
     """
     values, vectors = torch.linalg.eigh(covariance)
     edge = semicircle(noise_std, len(values))
-    above = values > edge * (1 + len(values) ** (-2 / 3))  # noise alone reaches this far (Tracy and Widom 1994)
+    above = values > edge * (1 + len(values) ** (-2 / 3))  # noise reaches this far (Tracy and Widom 1994)
     variances = torch.where(above, (values + (values.square() - edge**2).clamp(min=0).sqrt()) / 2, 0.0)
     rest = (values.sum() - variances.sum()) / max(int((~above).sum()), 1)
     return vectors, torch.where(above, variances, rest).clamp(min=floor)

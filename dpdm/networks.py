@@ -59,7 +59,7 @@ class NetworkModel:
 
 
 class BatchSize(Strict):
-    """The parameters of a sampler that has only one way to draw."""
+    """The only way to draw: latents through the generator."""
 
     max_batch_size: Count = Field(1000, description="images that are drawn at a time: memory only")
 

@@ -114,8 +114,9 @@ def describe(study: Study) -> str:
     synthetic = sum(len(study.methods[run.spec.method].samplers) for run in planned)
     classifiers = sum(study.is_classifier(run.spec.method) for run in planned)
     anchors = len(study.anchor_coordinates())
+    seeds = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
     lines = [
-        f"study {study.study}: {len(planned)} runs ({len(study.seeds)} seeds each), {synthetic} synthetic sets, "
+        f"study {study.study}: {len(planned)} runs ({seeds} each), {synthetic} synthetic sets, "
         + (f"{classifiers} trained classifiers, " if classifiers else "")
         + f"{anchors} anchor rows; jobs: {len(planned)} train, {synthetic} sample, "
         f"{synthetic + classifiers + anchors} score"

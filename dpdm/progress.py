@@ -23,10 +23,10 @@ class Log:
         self.resumed = 0  # items of `track` that a checkpoint spared us; they count as done
         self._start = time.monotonic()
 
-    def aside(self, what: str) -> "Log":
+    def aside(self, what: str, quiet: bool = False) -> "Log":
         """A log of a part of the work, which the title then names, whose rows are not in train.jsonl."""
         log = copy.copy(self)
-        log.rows, log.title = [], f"{self.title}, {what}".lstrip(", ")
+        log.rows, log.title, log.quiet = [], f"{self.title}, {what}".lstrip(", "), self.quiet or quiet
         return log
 
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:

@@ -27,11 +27,7 @@ def provenance() -> dict[str, str]:
 
 def meaning(source: Path) -> bytes:
     """A Python file without comments, docstrings and layout."""
-    tree = ast.parse(source.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-            node.body[0] = ast.Pass()
-    return _text(tree).encode()
+    return _text(ast.parse(source.read_bytes())).encode()
 
 
 def _text(node: Any) -> str:
@@ -40,6 +36,8 @@ def _text(node: Any) -> str:
         return f"[{', '.join(map(_text, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+        node.body[0] = ast.Pass()
     fields = [f"{name}={_text(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
     return f"{type(node).__name__}({', '.join(fields)})"
 

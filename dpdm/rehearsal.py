@@ -95,7 +95,7 @@ def rehearse_study(study: Study) -> list[str]:
         if key not in chosen or math.prod(meta.shape) < math.prod(chosen[key][1].shape):
             chosen[key] = spec, meta
     problems = []
-    for spec, meta in chosen.values():
+    for spec, meta in Log("trying the methods on random images").track(chosen.values(), len(chosen)):
         try:
             rehearse(spec, meta)
         except UserError as error:

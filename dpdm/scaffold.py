@@ -1,5 +1,6 @@
 """The beginning of a new method: the smallest method of this repository by another name, and its entry of a study."""
 
+import importlib.util
 import keyword
 import re
 from pathlib import Path
@@ -45,6 +46,9 @@ def new_method(name: str, out: str | None = None) -> tuple[str, str]:
     impl = f"{_module(path)}:{class_name}"
     if path.exists():
         raise UserError(f"{path} is there already; choose another name, or another file by --out")
+    first = impl.partition(".")[0].partition(":")[0]
+    if not Path(first).is_dir() and importlib.util.find_spec(first):
+        raise UserError(f"{path} would hide the Python module {first}; choose another name, or another file by --out")
     code = EXAMPLE.read_text().split('"""', 2)[2].replace("class ClassMean", f"class {class_name}")
     artifacts.write_text(path, DOCSTRING.format(name=name) + code)
     return str(path), ENTRY.format(name=name, impl=impl)

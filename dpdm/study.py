@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,15 +71,20 @@ def selected(study: Study, part: Mapping[str, str]) -> Study:
 
 def find_runs(study: Study, coordinates: str) -> list[RunSpec]:
     """The runs below coordinates: DATASET, DATASET/METHOD, and so on; all of them for ""."""
-    depth, found = len(_parts(coordinates)), {}
-    for run in study.runs():
-        found.setdefault("/".join(run.place[:depth]), []).append(run)
-    return _known(study, coordinates, found, "/".join(RUN_FORM.split("/")[:depth]))
+    depth = len(_parts(coordinates))
+
+    def known(study: Study) -> dict[str, list[RunSpec]]:
+        found: dict[str, list[RunSpec]] = {}
+        for run in study.runs():
+            found.setdefault("/".join(run.place[:depth]), []).append(run)
+        return found
+
+    return _find(study, coordinates, known, "/".join(RUN_FORM.split("/")[:depth]))
 
 
 def find_run(study: Study, coordinates: str) -> RunSpec:
     """The one run of DATASET/METHOD/EPSILON/SEED."""
-    return _known(study, coordinates, {run.name: run for run in study.runs()}, RUN_FORM)
+    return _find(study, coordinates, lambda study: {run.name: run for run in study.runs()}, RUN_FORM)
 
 
 def find_sets(study: Study, coordinates: str) -> tuple[RunSpec, tuple[str, ...]]:
@@ -87,21 +92,27 @@ def find_sets(study: Study, coordinates: str) -> tuple[RunSpec, tuple[str, ...]]
     if len(_parts(coordinates)) != 5:
         run = find_run(study, coordinates)
         return run, study.samplers_of(run)
-    known = {f"{run.name}/{name}": (run, (name,)) for run in study.runs() for name in study.samplers_of(run)}
-    return _known(study, coordinates, known, SET_FORM)
+
+    def known(study: Study) -> dict[str, tuple[RunSpec, tuple[str, ...]]]:
+        return {f"{run.name}/{name}": (run, (name,)) for run in study.runs() for name in study.samplers_of(run)}
+
+    return _find(study, coordinates, known, SET_FORM)
 
 
 def find_anchor(study: Study, coordinates: str) -> Coordinates | None:
     """The anchor row of DATASET/ANCHOR/SEED; None if the coordinates are not an anchor's."""
-    if (*_parts(coordinates), "", "")[1] not in ANCHORS:
+    if len(parts := _parts(coordinates)) != 3 and (*parts, "", "")[1] not in ANCHORS:
         return None
-    known = {f"{c.dataset}/{c.method}/{c.seed}": c for c in study.anchor_coordinates()}
-    return _known(study, coordinates, known, "DATASET/ANCHOR/SEED")
+
+    def known(study: Study) -> dict[str, Coordinates]:
+        return {f"{c.dataset}/{c.method}/{c.seed}": c for c in study.anchor_coordinates()}
+
+    return _find(study, coordinates, known, "DATASET/ANCHOR/SEED")
 
 
 def find_dataset(study: Study, name: str) -> str:
     """The data set of a study by its name."""
-    return _known(study, name, {dataset: dataset for dataset in study.datasets}, "DATASET")
+    return _find(study, name, lambda study: {dataset: dataset for dataset in study.datasets}, "DATASET")
 
 
 def _parts(coordinates: str) -> list[str]:
@@ -113,14 +124,16 @@ def _parts(coordinates: str) -> list[str]:
     return parts
 
 
-def _known(study: Study, coordinates: str, known: Mapping[str, Found], form: str) -> Found:
-    key = "/".join(_parts(coordinates))
-    if key in known:
-        return known[key]
-    nearest = difflib.get_close_matches(coordinates, list(known), 1, 0)
-    part = f" (of which this is a part: {study.part()})" if study.part() else ""
+def _find(study: Study, coordinates: str, known: Callable[[Study], Mapping[str, Found]], form: str) -> Found:
+    """What the study knows by these coordinates, or the whole study where this is a part of it."""
+    key, found = "/".join(_parts(coordinates)), known(study)
+    if key not in found and study.part():
+        found = known(study.model_copy(update={"only": None, "without": None}))
+    if key in found:
+        return found[key]
+    nearest = difflib.get_close_matches(coordinates, list(found), 1, 0)
     hint = f"; the nearest is {nearest[0]}" if nearest else ""
-    raise UserError(f"the study {study.study}{part} has no {coordinates!r}, written {form}{hint}")
+    raise UserError(f"the study {study.study} has no {coordinates!r}, written {form}{hint}")
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -136,6 +149,11 @@ def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
         key, equals, text = change.partition("=")
         if not (equals and all(key.split("."))):
             raise UserError(f"--set {change}: write KEY=VALUE, for example --set dp.steps=20")
+        if key in Coordinates.model_fields:
+            raise UserError(
+                f"--set {change}: {key} is no key of the recipe but a coordinate; write it into {RUN_FORM}, or into "
+                "the file that `dpdm spec` prints and `dpdm train --spec` takes"
+            )
         nested = _value(text, f"--set {change}")
         for name in reversed(key.split(".")):
             nested = {name: nested}

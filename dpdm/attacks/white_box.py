@@ -90,7 +90,7 @@ class Claim:
 
 
 class Played(NamedTuple):
-    """What an attacker learnt about every canary, and the truth."""
+    """What an attacker learned about every canary, and the truth."""
 
     scores: np.ndarray  # log likelihood ratios, float64 [canaries]
     included: np.ndarray  # bool [canaries]

@@ -1,12 +1,14 @@
 """What a study will cost, by the times and memory that kept results (results/*/kept) measured.
 
-A kept README.md has seconds and memory by rule and method, and study.json the recipes that took them. A job is measured
+A kept jobs.csv has seconds and memory by rule and method, and study.json the recipes that took them. A job is measured
 if a kept one differs from it in nothing but its amount of work: steps x batch x K of a training, images of a set.
 """
 
 import contextlib
+import csv
+import io
 import json
-import re
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,6 @@ from dpdm.specs import RunSpec, spec_json
 from dpdm.study import open_study
 
 AMOUNTS = ("steps", "expected_batch_size", "noise_multiplicity")  # in a recipe or its `dp`
-NONE = "\u2013"  # of a table, where a rule has no method or a number is not known
-COLUMNS = ("Rule", "Method", "Sum s", "Peak memory MB")
 
 
 class Job(NamedTuple):
@@ -33,10 +33,16 @@ class Job(NamedTuple):
     amount: float
 
 
+class Times(NamedTuple):
+    jobs: int
+    seconds: float  # of all of them
+    memory: float  # of the largest, in MB
+
+
 class Kept(NamedTuple):
     name: str  # its folder
     machine: str
-    table: dict[tuple[str, str], tuple[float, float]]  # (rule, method): seconds of all its jobs, peak memory in MB
+    table: dict[tuple[str, str], Times]  # by rule and method
     study: Study | None  # None where its recipes are not kept, or of another version
 
 
@@ -56,8 +62,9 @@ def estimate(study: Study, results: Path = ROOT / "results") -> str:
             f"images){_missing(job for job in planned if job.kind not in rates)}"
         )
     text = "estimate: none, as no kept result has jobs of these recipes on this data"
-    if kept and kept[0].name == f"results/{study.study}/kept" and ("total", "") in kept[0].table:
-        seconds, memory = kept[0].table["total", ""]
+    if kept and kept[0].name == f"results/{study.study}/kept":
+        seconds = sum(times.seconds for times in kept[0].table.values())
+        memory = max(times.memory for times in kept[0].table.values())
         text += (
             f"; {kept[0].name} took {duration(seconds)} on {kept[0].machine}, the largest job {memory:,.0f} MB, by "
             "recipes that it does not keep"
@@ -79,44 +86,39 @@ def _missing(jobs: Iterator[Job]) -> str:
 
 def read_kept(results: Path) -> Iterator[Kept]:
     """The kept results that have a table of times."""
-    for page in sorted(results.glob("*/kept/README.md")):
-        text = page.read_text()
-        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-        titles: list[str] = []
-        table = {}
+    for file in sorted(results.glob("*/kept/jobs.csv")):
+        rows = list(csv.DictReader(io.StringIO(file.read_text())))
+        machine = " and ".join(dict.fromkeys(row["machine"] for row in rows))
+        study = None
+        with contextlib.suppress(UserError):  # none is kept, or of another version
+            study = open_study(file.parent)[0]
+        table: dict[tuple[str, str], Times] = {}
         for row in rows:
-            if row[:2] == list(COLUMNS[:2]):
-                titles = row
-            elif titles and len(row) == len(titles):
-                rule, method, seconds, memory = (row[titles.index(name)] for name in COLUMNS)
-                table[rule, method.strip(NONE)] = (_number(seconds), _number(memory))
-        if table:
-            machine = re.search(r"^on (?:an? )?(.+?)(?:\. |, (?:by|other) | \()", text, re.M)
-            study = None
-            with contextlib.suppress(UserError):  # none is kept, or of another version
-                study = open_study(page.parent)[0]
-            yield Kept(f"results/{page.parts[-3]}/kept", machine[1] if machine else "an unknown machine", table, study)
-
-
-def _number(text: str) -> float:
-    return float(text.replace(",", "")) if text.strip(NONE) else 0.0
+            old = table.get(row_of := (row["rule"], row["method"]), Times(0, 0.0, 0.0))
+            new = Times(int(row["jobs"]), float(row["seconds"]), float(row["max_rss_mb"] or 0))
+            table[row_of] = Times(old.jobs + new.jobs, old.seconds + new.seconds, max(old.memory, new.memory))
+        yield Kept(f"results/{file.parts[-3]}/kept", machine, table, study)
 
 
 def measured(kept: Kept) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """Of each kind of job: seconds per unit of its amount, and peak memory in MB; nothing where no recipe is kept."""
+    """Of each kind of job: seconds per unit of its amount, and peak memory in MB; nothing where no recipe is kept.
+
+    Of a rule whose jobs did not all run, those that did are taken to be as large as the others on average.
+    """
     if kept.study is None:
         return {}
-    amounts: Counter[tuple[str, str]] = Counter()
+    planned: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     kinds: defaultdict[tuple[str, str, str], set[tuple[str, str]]] = defaultdict(set)
     for job in jobs(kept.study):
         row = (job.rule, job.method)
         if row in kept.table:
-            amounts[row] += job.amount
+            planned[row].append(job.amount)
             kinds[job.kind].add(row)
+    amounts = {row: statistics.mean(each) * kept.table[row].jobs for row, each in planned.items()}
     return {
         kind: (
-            sum(kept.table[row][0] for row in rows) / sum(amounts[row] for row in rows),
-            max(kept.table[row][1] for row in rows),
+            sum(kept.table[row].seconds for row in rows) / sum(amounts[row] for row in rows),
+            max(kept.table[row].memory for row in rows),
         )
         for kind, rows in kinds.items()
     }

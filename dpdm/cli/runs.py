@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 import click
@@ -39,8 +40,9 @@ what_argument = click.argument(
 def train(study, layout, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
     """Train one run of a study, or a changed one; print its epsilon, noise and files.
 
-    A run of the study lies where the workflow has it, and counts as done there. With --set or --noise it is another
-    run, and lies outside the study's results. A training that was stopped goes on from its checkpoint in its folder.
+    A run of the study is written where the workflow looks for it, which then does not train it again. With --set or
+    --noise it is another run, in a folder outside the study's results. A stopped training continues from its
+    checkpoint.
     """
     spec, images_file, folder, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
     if keep_key and spec.noise != "secret":
@@ -80,8 +82,10 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
     folder = out or (layout.run(*spec.place) if in_study else layout.by_hand(named.by_hand_name(spec)))
 
     def prepare() -> None:
-        from dpdm import jobs
+        from dpdm import artifacts, jobs
 
+        if in_study and not out and not os.path.exists(layout.study):  # so that the folder can be opened later
+            artifacts.write_text(layout.study, named.study_json(study))
         if not data and (study or os.path.exists(layout.study)):
             jobs.make_missing(study or named.open_study(layout.root)[0], layout, spec.dataset)
         elif not os.path.exists(images):
@@ -117,18 +121,21 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     if not samplers:
         raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {named} {run}` judges it")
     from dpdm import jobs
+    from dpdm.processes import device
 
     if not os.path.exists(layout.run(*spec.place, "ledger.json")):
         jobs.make_missing(study, layout, spec.dataset)
     for sampler in samplers:
+        start = time.monotonic()
         file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
         jobs.sample(study, layout, spec, sampler, model or layout.run(*spec.place, "model.pt"), file)
-        print(f"drew {study.evaluation.synthetic_images:,} images: {file}")
+        seconds = time.monotonic() - start
+        print(f"drew {study.evaluation.synthetic_images:,} images in {seconds:.0f} s on {device()}: {file}")
 
 
 @verbs.command("score", section=RUNS)
 @study_argument()
-@click.argument("coordinates", help="DATASET/METHOD/EPSILON/SEED[/SAMPLER], or DATASET/ANCHOR/SEED.")
+@click.argument("coordinates", metavar="RUN", help="DATASET/METHOD/EPSILON/SEED[/SAMPLER], or DATASET/ANCHOR/SEED.")
 @click.option("--inception", is_flag=True, help="By Inception: the FID and its like, instead of the other scores.")
 @click.option("--synthetic", type=PATH, metavar="NPZ", help="The images to score, if not the study's own.")
 @click.option("--model", type=PATH, metavar="FILE", help="The model of a classifier method, if not the study's own.")
@@ -161,13 +168,26 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
     if not sets:
         folder = out or layout.run(*run.place)
         jobs.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)
-        print(f"scored: {folder}/utility.json")
+        print(_scores(folder, "utility.json"))
     for place, images, folder in sets:
         folder = out or folder
         if anchor and anchor.method != "real" and not os.path.exists(images):
             jobs.make(study, layout, dataset, "label_only.npz")
         (jobs.score_inception if inception else jobs.score)(study, layout, place, synthetic or images, folder)
-        print(f"scored: {folder}/{'inception.json' if inception else 'fidelity.json, utility.json'}")
+        print(_scores(folder, *(["inception.json"] if inception else ["fidelity.json", "utility.json"])))
+
+
+def _scores(folder: str, *files: str) -> str:
+    """What files of scores hold, a line each."""
+    from dpdm import artifacts
+
+    lines = []
+    for file in (f"{folder}/{name}" for name in files):
+        rows = artifacts.read_json(file, ("metrics",))["metrics"]
+        names = [" ".join(filter(None, (row["metric"], row["extractor"], row["reference"]))) for row in rows]
+        values = (f"{row['value']:,.4g}" if row["value"] is not None else "none" for row in rows)
+        lines += [f"scored: {file}", *(f"  {name:32} {value}" for name, value in zip(names, values, strict=True))]
+    return "\n".join(lines)
 
 
 @verbs.command("audit", section=RUNS)

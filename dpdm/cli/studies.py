@@ -1,5 +1,6 @@
 """Verbs about a whole study or several, and about what a study can name."""
 
+import itertools
 import os
 import sys
 
@@ -7,7 +8,11 @@ import click
 
 from dpdm.cli._verbs import MORE, PATH, STUDIES, study_argument, verbs
 from dpdm.cli.workflow import collected
+from dpdm.errors import UserError
 
+TARGETS = (
+    "all", "report", "tables", "figures", "audits", "attacks", "collect", *(f"table_{number}" for number in range(1, 7))
+)  # fmt: skip
 HEADERS = {
     "methods": ("method", "what it is", "what it releases", "cost", "published epsilon", "impl", "paper"),
     "datasets": ("source", "what it is", "keys"),
@@ -28,17 +33,23 @@ HEADERS = {
 def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     """Run a study, or a part of it, through Snakemake: train, sample, score, audit, report.
 
-    First prints hours and memory of all its jobs, as far as kept results measured such. A part (`--only
-    method=dpdm,pearl --only epsilon=1`) shares its files with the whole study, which does not make them again. Words
-    behind `--` are Snakemake's own: `dpdm run config/digits.yaml -- --keep-going tables`.
+    First prints an estimate of hours and memory, from kept results. A part (`--only method=dpdm,pearl --only
+    epsilon=1`) shares its files with the whole study, which does not make them again. Options of Snakemake follow `--`:
+    `dpdm run config/digits.yaml -- --keep-going tables`.
     """
     from dpdm.cli.estimate import estimate
     from dpdm.config import study_files
+    from dpdm.explain import nearest
     from dpdm.layout import SNAKEFILE
     from dpdm.study import selected
 
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
+    for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
+        if "/" not in target and not os.path.exists(target) and target not in TARGETS:
+            raise UserError(f"there is no target {target!r}, which is no file either; {nearest(target, TARGETS)}")
+    if cores != "all" and not cores.isdecimal():
+        raise UserError(f"--cores {cores}: write a number, or all")
     files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]
@@ -52,8 +63,8 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
 def check(study, layout) -> None:
     """Print what a study resolves to, and try its methods on random images.
 
-    Runs, jobs, hours and memory as kept results measured them, and of every run the mechanisms, noise multipliers and
-    epsilons: nothing is trained.
+    Prints runs, jobs, an estimate of hours and memory, and for every run its mechanisms, noise multipliers and
+    epsilons. Nothing is trained.
     """
     from dpdm.cli.estimate import estimate
     from dpdm.report.selection import check_entries
@@ -70,7 +81,7 @@ def check(study, layout) -> None:
     for name, dataset in study.datasets.items():
         if (classes := dataset.meta().num_classes) > count:
             print(f"warning: {count} synthetic images for the {classes} classes of {name}", file=sys.stderr)
-    print(f"\nbegun on random images, where no record moved another's gradient: {', '.join(rehearse_study(study))}")
+    print(f"\ntried on random images; no record changed the gradient of another: {', '.join(rehearse_study(study))}")
 
 
 @verbs.command("list", section=STUDIES)

@@ -79,7 +79,7 @@ def _refuse_other_code(study, layout) -> None:
 @dataset_argument()
 @click.argument("file", type=click.Choice(FILES), help="Which file.")
 def data(study, layout, dataset: str, file: str) -> None:
-    """Make a file of a data set, after those that it needs and that are not there.
+    """Make a file of a data set, and first those that it needs.
 
     dataset.json: load the data set, verify it, and write its splits too. extractor.pt: train the feature extractor of
     the image distance on real images. EXTRACTOR.npz: an extractor's statistics of the real images. label_only.npz: the

@@ -163,7 +163,7 @@ class Model(NetworkModel):
         """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream.
 
         Raises:
-            UserError: guidance on a model that never learnt to go without a label.
+            UserError: guidance on a model that never learned to go without a label.
         """
         chosen, classes = sampler.root, self.facts["num_classes"]
         params = ModelParams.model_validate(self.facts["params"])
@@ -265,7 +265,7 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
 
 
 def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> None:
-    """Raises UserError where a model cannot be guided: it never learnt to go with a label, or without one."""
+    """Raises UserError where a model cannot be guided: it never learned to go with a label, or without one."""
     if guidance > 0 and not (num_classes and params.label_dropout > 0):
         raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
 

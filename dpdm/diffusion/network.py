@@ -50,7 +50,7 @@ class NetworkParams(Strict):
         if other := sorted(set(self.attention_resolutions) - set(sides)):
             raise UserError(
                 f"network.attention_resolutions: no level of the U-Net has side {other[0]} at images of {height} x "
-                f"{width}; choose among {', '.join(map(str, sides))}, or write [] for attention in the middle alone"
+                f"{width}; choose among {', '.join(map(str, sides))}, or write [] for attention in the middle only"
             )
 
 
@@ -79,7 +79,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """BigGAN-style residual block, optionally halving or doubling the resolution without learnt weights."""
+    """BigGAN-style residual block, optionally halving or doubling the resolution without learned weights."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, resample: str = "none"):
         super().__init__()

@@ -184,7 +184,7 @@ def budget_shares(events: Sequence[Event], delta: float) -> dict[str, dict[str, 
     """What part of the budget each event has, by its name and accountant ("rdp", "prv"); each adds up to 1.
 
     RDP: of the Renyi divergence of all, at the order that gives epsilon. PRV: of mu^2, where mu is that of the Gaussian
-    release that costs as much as the event alone; exact for Gaussian releases.
+    release that costs as much as the event; exact for Gaussian releases.
 
     Returns:
         Nothing for one event, for the parts of one training, or where no epsilon is spent, or an infinite one.
@@ -223,7 +223,7 @@ def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -
     Of a plan with a mechanism of many steps, a one-shot release with share s (`Mechanism.gaussian`) has 1/sqrt(s) times
     the noise multiplier of one release that spends the whole budget, whatever the steps of the other mechanism are.
     Steps that have a `share` cost as much as such a release does at the budget's delta. `calibrate` finds the
-    noise of the others for what is left. A plan of releases alone is returned as it is.
+    noise of the others for what is left. A plan of only releases is returned as it is.
 
     Raises:
         UserError: see `calibrate`; or nothing is left to the others.

@@ -81,7 +81,7 @@ class Ledger:
     shape: Sequence[int] = ()  # of a training image, (C, H, W): with n and num_classes all that a plan depends on
     num_classes: int = 0
     noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a key that nobody publishes
-    public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learnt from
+    public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learned from
 
     def append(self, event: Event) -> int:
         """Records an event; returns its index."""
@@ -121,6 +121,8 @@ class Ledger:
                 changed after it was written.
         """
         if type(value.get("version")) is not int or value["version"] != VERSION:
+            if not value.keys() & {"version", "events"}:
+                raise UserError(f"{origin} is no ledger: it has no events; name the ledger.json of a run")
             found = value.get("version", f"none, {value.get('neighbouring_relation', 'no neighbouring relation')}")
             raise UserError(
                 f"{origin} is a ledger of another version ({found}; this code reads version {VERSION}, "

@@ -4,7 +4,7 @@ import ast
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -93,6 +93,7 @@ AUDITS = _columns(_Event)
 BENCHMARKS: dict[str, type] = {
     "rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float, "ended": float
 }  # fmt: skip
+TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 
 OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks where all their cells are empty
 
@@ -382,6 +383,17 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
                 numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"], "ended": ended}
                 rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)  # a plain one has none
     return pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan).astype(BENCHMARKS)
+
+
+def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
+    """Adds up the times of jobs, each frame of `read_benchmarks` or added up before.
+
+    Returns:
+        Per value of the columns `by`: number of jobs, seconds of them all, of the longest, and peak memory in MB.
+    """
+    each = [frame if "jobs" in frame else frame.assign(jobs=1, longest=frame["seconds"]) for frame in frames]
+    sums = {name: (name, "sum" if name in ("jobs", "seconds") else "max") for name in TIMES}
+    return pd.concat(each).groupby(list(by)).agg(**sums).reset_index()
 
 
 def clock_seconds(benchmarks: pd.DataFrame) -> float:

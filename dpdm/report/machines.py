@@ -33,9 +33,8 @@ def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) ->
 def note() -> str:
     """What readers of a table of results have to know of it, in one sentence."""
     found = spreads().groupby(spreads()["metric"].str.partition("_")[0])[["difference", "relative"]].max()
-    studies = " and ".join(spreads()["study"].unique())
+    points, share = found.loc["acc", "difference"], found.loc["fd", "relative"]
     return (
-        f"Another processor gives other scores: in {studies}, accuracies moved by up to "
-        f"{found.loc['acc', 'difference']:.1f} points and an FD by up to {100 * found.loc['fd', 'relative']:.0f} % "
-        "(results/machines.csv)."
+        f"Other processors give other scores: accuracies moved by up to {points:.1f} points, an FD by up to "
+        f"{100 * share:.0f} % (results/machines.csv)."
     )

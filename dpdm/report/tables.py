@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
 from dpdm.report import machines
-from dpdm.report.collect import RUN, SPENT
+from dpdm.report.collect import RUN, SPENT, add_jobs
 from dpdm.report.registry import Material
 from dpdm.specs import epsilon_text
 
@@ -476,18 +476,15 @@ def method_table(study: Study, described: Mapping[str, Mapping[str, str]] = {}) 
     return Table(cells, cells, frozenset(["Settings tried"]))
 
 
-def resource_table(benchmarks: pd.DataFrame) -> Table:
-    """Rows: rule and method, the costliest first, and the total; columns: jobs, seconds of wall time, peak MB."""
-    names = {
-        "jobs": ("seconds", "size"), "mean_s": ("seconds", "mean"), "max_s": ("seconds", "max"),
-        "sum_s": ("seconds", "sum"), "max_rss_mb": ("max_rss_mb", "max"),
-    }  # fmt: skip
-    each, total = (
-        frame.groupby(["rule", "method"]).agg(**names).reset_index()
-        for frame in (benchmarks, benchmarks.assign(rule="total", method=""))
-    )
-    data = pd.concat([each.sort_values("sum_s", ascending=False, kind="stable"), total], ignore_index=True)
-    seconds = {f"{name} s": data[f"{name.lower()}_s"].map("{:,.1f}".format) for name in ("Mean", "Max", "Sum")}
+def resource_table(jobs: pd.DataFrame) -> Table:
+    """Rows: rule and method, the costliest first, and the total; columns: jobs, seconds of wall time, peak MB.
+
+    `jobs`: what `collect.read_benchmarks` or `collect.add_jobs` returned.
+    """
+    each, total = (add_jobs([frame], ["rule", "method"]) for frame in (jobs, jobs.assign(rule="total", method="")))
+    data = pd.concat([each.sort_values("seconds", ascending=False, kind="stable"), total], ignore_index=True)
+    times = {"Mean s": data["seconds"] / data["jobs"], "Max s": data["longest"], "Sum s": data["seconds"]}
+    seconds = {title: values.map("{:,.1f}".format) for title, values in times.items()}
     memory = data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING)
     cells = pd.DataFrame({
         "Rule": data["rule"], "Method": data["method"].replace("", MISSING), "Jobs": data["jobs"].astype(str),

@@ -49,12 +49,13 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     metrics = with_values(material.metrics)
     known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
     cells = list(_cells(material.study, metrics, known))
+    theirs = dict(_against_published(material.study, metrics, published))
     return [
         *_faults(material, metrics, known),
-        *(Verdict(BEST, text) for text in _leaders(material.study, cells)),
+        *(Verdict(BEST, text + _sentence(theirs.pop(place, ""))) for place, text in _leaders(material.study, cells)),
         *(Verdict(FINDING, text) for text in _comparisons(material.study, cells)),
         *(Verdict(FINDING, text) for text in _classifiers(metrics)),
-        *(Verdict(FINDING, text) for text in _against_published(material.study, metrics, published)),
+        *(Verdict(FINDING, f"{_place(*place)}: {text}") for place, text in theirs.items()),
     ]
 
 
@@ -120,24 +121,28 @@ def _cells(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[_Cell
         yield _Cell(dataset, epsilon, here, columns, found)
 
 
-def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
-    """The best generator by each measure, of those with enough seeds, and all that cannot be distinguished from it."""
+def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, str], str]]:
+    """By data set and epsilon the best generator by each measure, of those with enough seeds, with its mean, and all
+    that cannot be distinguished from it.
+    """
     for cell in cells:
         marks = public_marks(cell.rows)
-        led: dict[tuple[str, tuple[str, ...]], list[MetricColumn]] = {}
+        led: dict[tuple[str, tuple[str, ...]], dict[MetricColumn, float]] = {}
         for column in cell.columns:
             rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
             if len({method for method, _ in rivals}) < 2:
                 continue
             even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
             first, *others = (_name(one, cell.found) + marks.get(one[0], "") for one in even)
-            led.setdefault((first, tuple(others)), []).append(column)
+            led.setdefault((first, tuple(others)), {})[column] = rivals[even[0]].mean
         if led:
             parts = (
-                f"by {_measures(columns)}: {name}" + (f" (not distinguished from {joined(others)})" if others else "")
-                for (name, others), columns in led.items()
+                f"by {_measures(means)}: {name}, {joined(_value(column, mean) for column, mean in means.items())}"
+                + (f" (not distinguished from {joined(others)})" if others else "")
+                for (name, others), means in led.items()
             )
-            yield f"{cell.dataset}, ε = {cell.epsilon}: best generator {'; '.join(parts)}."
+            place = cell.dataset, cell.epsilon
+            yield place, f"{_place(*place)}: best generator {'; '.join(parts)}."
 
 
 def _comparisons(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
@@ -160,7 +165,7 @@ def _comparisons(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
                     said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
             for relation, rivals in said.items():
                 name = _name(subject, series) + marks.get(subject[0], "")
-                yield f"{dataset}, ε = {epsilon}: {name} {relation.format(joined(rivals))}."
+                yield f"{_place(dataset, epsilon)}: {name} {relation.format(joined(rivals))}."
 
 
 def _relation(cells: Mapping[MetricColumn, Sequence[Summary]], owners: Sequence[tuple[str, str]]) -> str:
@@ -211,13 +216,15 @@ def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
         if direct.any() and not direct.all():
             (ours, made), (theirs, on) = ((part.max(), part.idxmax()) for part in (found[direct], found[~direct]))
             yield (
-                f"{dataset}, ε = {epsilon}: the best classifier trained on the private images has {ours:.1f} % "
+                f"{_place(dataset, epsilon)}: the best classifier trained on the private images has {ours:.1f} % "
                 f"({made[3]}); the best trained on synthetic images has {theirs:.1f} % ({_short(on[5])}, {on[3]})."
             )
 
 
-def _against_published(study: Study, metrics: pd.DataFrame, published: pd.DataFrame | None) -> Iterator[str]:
-    """The best published accuracies without public data, by data set and epsilon, and ours under these protocols."""
+def _against_published(
+    study: Study, metrics: pd.DataFrame, published: pd.DataFrame | None
+) -> Iterator[tuple[tuple[str, str], str]]:
+    """By data set and epsilon the best published accuracies without public data, and ours under these protocols."""
     best = pd.DataFrame(columns=["dataset", "epsilon"]) if published is None else best_table(published).data
     means = _accuracies(metrics[metrics["public_data"] == ""])
     for dataset, epsilons in epsilons_run(study).items():
@@ -231,12 +238,25 @@ def _against_published(study: Study, metrics: pd.DataFrame, published: pd.DataFr
                 mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
                 ours += [f"{mine.max():.1f} % ({mine.idxmax()[3]}, protocol {row['protocol']})"] if len(mine) else []
             yield (
-                f"{dataset}, ε = {epsilon}: the best published without public data is {joined(theirs)}; ours, under "
-                f"the same protocol, is {joined(ours) if ours else 'not measured'}."
+                (dataset, epsilon),
+                f"the best published without public data is {joined(theirs)}; ours, under the same protocol, is "
+                f"{joined(ours) if ours else 'not measured'}.",
             )
 
 
-def _measures(columns: Sequence[MetricColumn]) -> str:
+def _sentence(text: str) -> str:
+    return text and f" {text[0].upper()}{text[1:]}"
+
+
+def _place(dataset: str, epsilon: str) -> str:
+    return f"{dataset}, ε = {epsilon}"
+
+
+def _value(column: MetricColumn, value: float) -> str:
+    return f"{value:.1f} %" if column.is_accuracy else f"{value:,.4g}"
+
+
+def _measures(columns: Iterable[MetricColumn]) -> str:
     return joined(_short(c.metric) if c.is_accuracy else c.metric.upper() for c in columns)
 
 

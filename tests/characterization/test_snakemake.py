@@ -41,7 +41,7 @@ rule validate:
 
 
 def test_a_job_behind_an_ancient_output_is_not_asked_for_its_params_when_that_is_made_anew(toy):
-    """Why the study is no input of `train` (workflow/rules/data.smk, onstart). If this fails, Snakemake was mended."""
+    """Why the study is no input of `train` (workflow/rules/data.smk, onstart). If this fails, Snakemake was fixed."""
     assert toy(BEHIND_ANCIENT, "--config", "recipe=old")[0] == 0
     first = toy(BEHIND_ANCIENT, "--config", "recipe=new")[1]
     assert "rule validate" in first

@@ -248,7 +248,7 @@ def some_shards(**changes) -> Shards:
     params = gs_wgan.Params(warm_up_steps=3, critic_steps=2, generated_batch_size=4, width=2, **changes)
     with Streams(0).torch_default("init"):
         g, critic = gs_wgan.Generator((1, 8, 8), 10, 2, 10), gs_wgan.Critic((1, 8, 8), 10, 2)
-    return Shards(params, g, critic, Streams(0))
+    return Shards(params, g, critic, Streams(0), Log(quiet=True))
 
 
 def weights(module: nn.Module) -> torch.Tensor:
@@ -278,7 +278,7 @@ def test_the_present_generator_does_not_reach_a_prepared_critic():
     params = gs_wgan.Params(warm_up_steps=2, critic_steps=1, generated_batch_size=4, width=2)
     with Streams(0).torch_default("init"):
         g, critic = gs_wgan.Generator((1, 8, 8), 10, 2, 10), gs_wgan.Critic((1, 8, 8), 10, 2)
-    shards = Shards(params, g, critic, Streams(0))
+    shards = Shards(params, g, critic, Streams(0), Log(quiet=True))
     before, _ = shards.prepare(*shard_of(0), 0)
     with torch.no_grad():
         for p in [*g.parameters(), *critic.parameters()]:
@@ -296,7 +296,7 @@ def test_a_visit_trains_the_critic_against_the_present_generator_then_asks_it():
     params = gs_wgan.Params(warm_up_steps=3, critic_steps=2, generated_batch_size=4, width=2)
     with Streams(0).torch_default("init"):
         g, critic = gs_wgan.Generator((1, 8, 8), 10, 2, 10), gs_wgan.Critic((1, 8, 8), 10, 2)
-    shards = Shards(params, g, critic, Streams(0))
+    shards = Shards(params, g, critic, Streams(0), Log(quiet=True))
     state = shards.prepare(*shard_of(0), 0)
     by_hand = copy.deepcopy(state)
     with torch.no_grad():
@@ -377,7 +377,7 @@ def test_gs_wgan_of_one_shard_without_noise_and_clipping_is_the_plain_method(ima
     rng = Streams(0, "method")
     with rng.torch_default("init"):
         g, critic = gs_wgan.Generator((1, 8, 8), 10, 2, 10), gs_wgan.Critic((1, 8, 8), 10, 2)
-    warm = Shards(params, g, critic, rng).prepare(x, y, 0)
+    warm = Shards(params, g, critic, rng, Log(quiet=True)).prepare(x, y, 0)
     optimizer = torch.optim.Adam(g.parameters(), lr=1e-2, betas=(0.5, 0.9))
     averaged = copy.deepcopy(g)
     for step in range(3):

@@ -362,9 +362,18 @@ def test_score_by_hand_makes_the_extractor_and_the_anchor_s_images(run_cli, work
     made = []
     monkeypatch.setattr("dpdm.jobs.train_extractor", lambda layout, dataset: made.append(dataset))
     monkeypatch.setattr("dpdm.jobs.make_reference", lambda study, layout, dataset, name: made.append(name))
-    monkeypatch.setattr("dpdm.jobs.score", lambda *_: made.append("scored"))
-    assert run_cli("score", "study.yaml", "digits/label_only/0")[0] == 0
-    assert made == ["digits", "small_cnn", "scored"]
+
+    def score(study, layout, place, images, folder):
+        rows = [{"metric": "acc_logreg", "extractor": "", "reference": "test", "value": 12.345}]
+        for name in ("fidelity", "utility"):
+            artifacts.write_json(Path(folder, f"{name}.json"), {"metrics": rows})
+
+    monkeypatch.setattr("dpdm.jobs.score", score)
+    code, shown, _ = run_cli("score", "study.yaml", "digits/label_only/0")
+    assert code == 0
+    assert "utility.json" in shown
+    assert re.search(r"acc_logreg test +12\.3", shown)
+    assert made == ["digits", "small_cnn"]
     assert data.read_images(work.label_only("digits")).meta.n == 20
 
 
@@ -704,7 +713,8 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
     path = Path(__file__).parents[2] / "config" / "digits.yaml"
     study = load_study(path)
     code, stdout, stderr = run_cli("check", path)
-    assert (code, stderr) == (0, "")
+    assert code == 0
+    assert "warning" not in stderr
     assert stdout.startswith(f"study digits: {len(study.runs())} runs")
     assert re.search(r"^estimate: .* MB .*results/digits/kept", stdout, re.M)
     for run in study.runs():
@@ -956,3 +966,35 @@ def test_an_attack_above_its_target_is_written_and_fails(run_cli, tmp_path, monk
     assert "BROKEN" in stdout
     assert "digits/m/1" in stderr
     assert artifacts.read_json(tmp_path / "out.json") == {"attacks": [found]}
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (("run", "study.yaml", "tabels", "-n"), ("tabels", "'tables'")),
+        (("run", "study.yaml", "--cores", "two"), ("--cores", "two")),
+        (("run", "study.yaml", "--only", "method"), ("only", "method=")),
+        (("check", "digit"), ("digit", "'digits'")),
+        (("train", "study.yaml", "digits/class_mean/10/0", "--set", "epsilon=2"), ("epsilon=2", "EPSILON", "--spec")),
+        (("score", "study.yaml", "digits/rael/0"), ("digits/rael/0", "digits/real/0", "ANCHOR")),
+        (("new", "method", "numpy"), ("numpy", "--out")),
+        (("new", "method", "dpdm"), ("dpdm", "--out")),
+    ],
+    ids=" ".join,
+)
+def test_a_slip_is_one_sentence_with_what_was_meant(run_cli, work, words, facts):
+    refused(run_cli(*words), *facts)
+
+
+def test_a_recipe_is_no_ledger(run_cli, work):
+    _, recipe, _ = run_cli("spec", "study.yaml", "digits/class_mean/10/0")
+    Path("recipe.json").write_text(recipe)
+    refused(run_cli("audit", "recipe.json"), "recipe.json", "ledger.json")
+
+
+def test_a_folder_of_runs_by_hand_can_be_opened(run_cli, work):
+    run = "digits/class_mean/10/0"
+    assert run_cli("train", "study.yaml", run)[0] == 0
+    code, shown, _ = run_cli("sample", work.root, run)
+    assert code == 0
+    assert re.search(r"20 images in \d+ s on cpu", shown)

@@ -37,7 +37,7 @@ def test_what_was_not_measured_moves_as_the_worst_of_its_kind():
 
 
 def test_the_note_names_the_study_and_the_largest_moves():
-    assert all(part in machines.note() for part in ("digits", "2.0 points", "3 %"))
+    assert all(part in machines.note() for part in ("machines.csv", "2.0 points", "3 %"))
 
 
 def test_the_measurement_in_the_repository_has_what_is_read(monkeypatch):

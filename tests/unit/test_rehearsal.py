@@ -68,11 +68,11 @@ class Trial:
             raise AssertionError("a rehearsal ends before a step is taken")
 
 
-def study(fault: str):
+def study(fault: str, **method):
     return parse_study({
         "study": "trial", "epsilons": [1], "seeds": [0],
         "datasets": {"digits": {"source": "digits", "delta": "1/(2n)"}},
-        "methods": {"trial": {"impl": f"{__name__}:Trial", "params": {"fault": fault}}},
+        "methods": {"trial": {"impl": f"{__name__}:Trial", "params": {"fault": fault}} | method},
         "evaluation": {"synthetic_images": 20, "classifiers": ["logreg"]},
     }, "trial")  # fmt: skip
 
@@ -98,6 +98,12 @@ def test_a_sound_method_passes_in_no_time_whatever_its_size():
 def test_what_is_wrong_is_a_sentence_that_names_the_method(fault, reason):
     with refuses("methods.trial on digits", *reason.split(".*")):
         rehearse(study(fault).runs()[0], META)
+
+
+def test_a_warm_up_that_needs_hours_is_begun_only(monkeypatch):
+    shards = {"shards": 10, "steps": 5, "max_block_norm": 1.0}
+    recipe = {"blocks": shards, "warm_up_steps": 10**9, "width": 4, "generated_batch_size": 4, "critic_steps": 1}
+    rehearse(study("", impl="baselines.gs_wgan:GSWGAN", params=recipe).runs()[0], META)
 
 
 def test_every_choice_of_words_is_rehearsed_once_where_the_images_are_smallest(monkeypatch):

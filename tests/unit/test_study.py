@@ -121,11 +121,13 @@ def test_a_run_that_the_study_lacks_is_named_with_the_nearest(study, find, wrong
     says(error, repr(wrong), nearest, "tiny")
 
 
-def test_a_run_outside_the_part_says_that_it_is_a_part(study):
+def test_a_run_outside_the_part_that_ran_last_is_still_one_of_the_study(study):
     part = selected(study, {"only": "seed=1"})
+    assert find_run(part, "digits/dpdm/10/0") == find_run(study, "digits/dpdm/10/0")
+    assert find_runs(part, "digits/dpdm") == [run for run in find_runs(study, "digits/dpdm") if run.seed == 1]
     with pytest.raises(UserError) as error:
-        find_run(part, "digits/dpdm/10/0")
-    says(error, "only seed=1", "digits/dpdm/10/1")
+        find_run(part, "digits/dpdm/10/7")
+    says(error, "digits/dpdm/10/")
 
 
 # --- recipes --------------------------------------------------------------------------------------------------
