@@ -45,7 +45,10 @@ def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
             raise UserError(f"{folder} is the folder {seen[where]} again; name each results folder once")
         seen[where] = folder
         if not file.is_file():
-            raise UserError(f"{folder} holds no metrics.csv: name a results folder; `dpdm run STUDY tables` makes one")
+            kept = f", such as {folder}/kept" if Path(folder, "kept", file.name).is_file() else ""
+            raise UserError(
+                f"{folder} holds no metrics.csv: name a results folder{kept}; `dpdm run STUDY tables` makes one"
+            )
         frames.append(read_csv(file, METRICS).assign(folder=folder))
         for dataset in frames[-1]["dataset"].unique():
             facts = Path(Layout.of(folder).data(dataset, "dataset.json"))
@@ -92,9 +95,9 @@ def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
     for name in ("fidelity.json", "inception.json"):
         for path in sorted(Path(folder).rglob(name)):
             content = artifacts.read_json(path, ("coordinates", "metrics"))
-            for extractor in {row.get("extractor", "") for row in content["metrics"]}:
+            for extractor in {row.get("extractor", "") for row in content["metrics"]} & content.keys():
                 place = content["coordinates"].get("dataset", ""), extractor
-                found.setdefault(place, set()).add(json.dumps(content.get(extractor), sort_keys=True))
+                found.setdefault(place, set()).add(json.dumps(content[extractor], sort_keys=True))
     return found
 
 
