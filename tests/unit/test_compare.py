@@ -17,6 +17,7 @@ ROW = {
     "value": 50.0, "num_synthetic": 100, "protocol": "quick", "version": "0.1.0", "commit": "a" * 40, "code": "c",
     "public_data": "", "departures": "", "spread": float("nan"),
 }  # fmt: skip
+UNKNOWN = "?"  # an extractor that the score files measured by and do not describe
 FD = {"metric": "fd", "extractor": "small_cnn", "direction": "lower", "reference": "train", "protocol": ""}
 
 
@@ -30,7 +31,8 @@ def folders(tmp_path, monkeypatch):
         frame = pd.DataFrame([ROW | {"study": name} | row for row in rows])[list(METRICS)]
         write_csv(f"{folder}/metrics.csv", frame)
         if extractor:
-            scores = {"coordinates": {"dataset": "digits"}, "metrics": [FD], "small_cnn": {"trained_on": extractor}}
+            scores = {"coordinates": {"dataset": "digits"}, "metrics": [FD]}
+            scores |= {"small_cnn": {"trained_on": extractor}} if extractor != UNKNOWN else {}
             artifacts.write_json(f"{folder}/runs/x/fidelity.json", scores)
         if images:
             artifacts.write_json("results/data/digits/dataset.json", {"sha256": {"train": images}})
@@ -79,6 +81,7 @@ def test_protocols_have_a_column_each(folders):
         ({"extractor": "x"}, {"extractor": "y"}, False),
         ({"extractor": "x"}, {}, False),
         ({}, {}, False),
+        ({"extractor": UNKNOWN}, {"extractor": UNKNOWN}, False),
     ],
 )
 def test_distances_need_one_extractor(folders, one, two, shown):
