@@ -687,7 +687,7 @@ MUTANTS = [
         "every record's weight depends on the others",
     ),
     Mutant(
-        "a classifier's inputs are centred by their batch",
+        "a classifier's inputs are centered by their batch",
         "baselines/dpsgd_classifier.py",
         {"(to_unit(images) - params.input_mean)": "(to_unit(images) - images.mean(0) - params.input_mean)"},
         "swap test",
