@@ -69,7 +69,7 @@ def main() -> None:
     first = table.iloc[:, 0]
     table["difference"] = table.iloc[:, 1:].sub(first, axis=0).abs().max(axis=1)
     print(table.to_markdown(floatfmt=".4g"))
-    table["relative"] = table["difference"] / first.abs()
+    table["relative"] = (table["difference"] / first.abs()).fillna(0.0)  # 0 / 0: a precision of 0 that stays 0
     cells = table.groupby(["method", "metric", "extractor"], sort=False)
     spread = cells[["difference", "relative"]].max().reset_index()
     spread["study"], spread["only"], spread["commit"] = study, what, provenance()["commit"]
