@@ -45,8 +45,10 @@ def verdict_block() -> str:
 
 
 def best_block() -> str:
-    """Who is best in each kept study, as a list."""
-    texts = [f"{study}: {text}" for study in STUDIES for level, text in kept_verdicts(study) if level == BEST]
+    """Who is best in each kept study, and what DP-SGD adds to a warm start, as a list."""
+    shown = re.compile(r": (\w+)(?: \(\w+\))? .*\b\1_at_step_0\b")
+    found = [(study, *verdict) for study in STUDIES for verdict in kept_verdicts(study)]
+    texts = [f"{study}: {text}" for study, level, text in found if level == BEST or shown.search(text)]
     wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(map(wrap.fill, texts))
 

@@ -134,6 +134,10 @@ def test_readme_shows_exactly_what_the_study_wrote(monkeypatch, tmp_path):
     page.write_block(copy, "results", script.results_block())
     page.write_block(copy, "verdict", script.verdict_block())
     assert copy.read_text() == readme.read_text()
+    results = ROOT / "results" / "README.md"
+    copy.write_text(results.read_text())
+    page.write_block(copy, "best", script.best_block())
+    assert copy.read_text() == results.read_text()
     assert len(readme.read_text().splitlines()) <= 90
 
 
