@@ -8,7 +8,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["dpdm"]["shipped"]
-KEPT = ("README.md", "study.json")  # of a kept result: what `dpdm check` estimates hours from
+KEPT = ("jobs.csv", "study.json")  # of a kept result: what `dpdm check` estimates hours from
 
 
 class BuildPy(build_py):
