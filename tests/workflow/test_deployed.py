@@ -138,7 +138,7 @@ def wheel(tmp_path_factory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, tracked.split("\0")):
-        if not name.startswith("tests/") and not re.match(r"results/.*/kept/(?!README|study)", name):
+        if not name.startswith("tests/") and not re.match(r"results/.*/kept/(?!jobs|study)", name):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
     pip(source, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), ".")
