@@ -48,7 +48,7 @@ KEPT = (
     "attacks/**/*.json",
 )
 IMAGES = 1000
-TIMES = "jobs.csv"  # seconds and memory, by the columns BY
+JOBS = "jobs.csv"  # seconds and memory, by the columns BY
 BY = ("machine", "rule", "dataset", "method")
 
 
@@ -64,7 +64,7 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
         shutil.copyfile(path, copy)
     for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
         keep_model(folder, folder / "kept", run)
-    jobs.to_csv(folder / "kept" / TIMES, index=False)
+    jobs.to_csv(folder / "kept" / JOBS, index=False)
     (folder / "kept" / "README.md").write_text(text + "\n")
 
 
@@ -79,7 +79,7 @@ def restore(folder: Path) -> None:
 
 def times(folder: Path, spec: Study, machine: str) -> tuple[pd.DataFrame, float]:
     """What the jobs took, those that were restored too, and the hours by the clock, NaN where they are not known."""
-    ours, restored = read_benchmarks(folder / "benchmarks", spec).assign(machine=machine), folder / TIMES
+    ours, restored = read_benchmarks(folder / "benchmarks", spec).assign(machine=machine), folder / JOBS
     before = [pd.read_csv(restored, keep_default_na=False)] if restored.exists() else []
     return add_jobs([*before, ours], BY), math.nan if before else clock_seconds(ours) / 3600
 

@@ -115,7 +115,7 @@ def studies() -> list[tuple[str, str, str, str, str]]:
     found = []
     for path in sorted(STUDIES.glob("*.yaml")):
         study = load_study(path)
-        comment = re.match("(?:#.*\n)*", path.read_text())[0].replace("#", "").partition("study.schema.json\n")[2]
+        comment = re.match(r"(?:# yaml-language-server.*\n)?((?:#.*\n)*)", path.read_text())[1].replace("#", "")
         names = ", ".join(study.datasets), ", ".join(study.methods)
         found.append((path.stem, _sentence(comment), str(len(study.runs())), *names))
     return found

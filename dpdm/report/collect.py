@@ -126,9 +126,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
-    seen: list[
-        tuple[str, str, str, Path]
-    ] = []  # kind, owner, value, file: see _ONE; a result's value is a number of its own
+    # Kind, owner, value, file. An owner has one value of each kind in _ONE; results are numbered, so a second differs.
+    seen: list[tuple[str, str, str, Path]] = []
     scores: list[tuple[tuple[int, ...], dict[str, Any]]] = []  # their place in the table, and row
     audits: dict[Coordinates, list[dict[str, Any]]] = {}
     attacks: dict[tuple[str, ...], dict[str, Any]] = {}  # by the cell of all seeds
