@@ -18,7 +18,7 @@ from dpdm.errors import UserError
 from dpdm.evaluation import registry
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
-from dpdm.method import finite, load_method
+from dpdm.method import finite, load_method, method_code
 from dpdm.method import train as train_method
 from dpdm.privacy.key import key_path
 from dpdm.processes import Processes, device
@@ -130,6 +130,21 @@ def train(
     for path in (checkpoint, Checkpoint.aside(checkpoint), *kept):
         path.unlink(missing_ok=True)  # only now: the results are safe
     return _described(ledger, folder, group, time.monotonic() - start)
+
+
+def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
+    """Whether `folder` holds the run of this recipe, by this code, of images that are not newer than its model."""
+    model, ledger = Path(folder, "model.pt"), Path(folder, "ledger.json")
+    try:
+        made = artifacts.read_json(ledger, ("recipe", "provenance"))
+    except UserError:  # missing or damaged: the training writes another
+        return False
+    params = parse_params(load_method(spec.impl).Params, spec.params, f"methods.{spec.method}.params")
+    code = {"code": provenance()["code"], "method_code": method_code(spec, params)}
+    if made["recipe"] != spec.model_dump(mode="json") or not code.items() <= made["provenance"].items():
+        return False
+    images = Path(images_file)
+    return model.exists() and not (images.exists() and images.stat().st_mtime > model.stat().st_mtime)
 
 
 def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> str:

@@ -200,8 +200,6 @@ def train(
     method, params, plan, budget = prepare_run(spec, images.meta)
     if hasattr(method, "check_private"):
         method.check_private(params, images)
-    parts = (*getattr(params, "init_from", ()), getattr(params, "teacher", None))
-    impls = [part.impl for part in parts if part and part.impl]
     ledger = Ledger(
         n=images.meta.n,
         delta=budget.delta,
@@ -209,7 +207,7 @@ def train(
         accountant=spec.accountant,
         coordinates=spec.coordinates().model_dump(mode="json"),
         recipe=spec.model_dump(mode="json"),
-        provenance=provenance() | {"method_code": _method_code(spec.impl, *impls)},
+        provenance=provenance() | {"method_code": method_code(spec, params)},
         shape=images.meta.shape,
         num_classes=images.meta.num_classes,
         noise=spec.noise,
@@ -248,8 +246,10 @@ def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
     return sha256_of(spec_json(spec).encode(), images.digest().encode())
 
 
-def _method_code(*impls: str) -> str:
-    """Digest of the methods' own modules and of the shared modules (`_*.py`) in their folders that they name."""
+def method_code(spec: RunSpec, params: Any) -> str:
+    """Digest of the modules of a run's method, warm start and teacher, and of the shared ones (`_*.py`) they name."""
+    parts = (*getattr(params, "init_from", ()), getattr(params, "teacher", None))
+    impls = [spec.impl, *(part.impl for part in parts if part and part.impl)]
     paths = [importlib.import_module(impl.partition(":")[0]).__file__ for impl in impls]
     if None in paths:
         return "unknown"

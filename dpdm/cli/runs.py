@@ -27,6 +27,7 @@ what_argument = click.argument(
 @click.option("--data", type=PATH, metavar="NPZ", help="Training images of --spec, if not found by its place.")
 @out_option("Folder for the results. Default: where the study has the run; of a changed run results/by_hand/NAME.")
 @click.option("--noise", type=click.Choice(["repeatable", "secret"]), help="Noise from the seed, or from a secret key.")
+@click.option("--again", is_flag=True, help="Train the run even if it is finished.")
 @click.option("--keep-key", is_flag=True, help="Leave the key of secret noise next to the results.")
 @click.option(
     "--checkpoint-interval",
@@ -37,23 +38,27 @@ what_argument = click.argument(
     help="Time between checkpoints; 0 is after every step.",
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="GPUs to train on together.")
-def train(study, layout, run, changes, spec, data, out, noise, keep_key, checkpoint_interval, processes) -> None:
+def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, checkpoint_interval, processes) -> None:
     """Train one run of a study, or a changed one; print its epsilon, noise and files.
 
     A run of the study is written where the workflow looks for it, which then does not train it again. With --set or
     --noise it is another run, in a folder outside the study's results. A stopped training continues from its
-    checkpoint.
+    checkpoint. A finished run of the same recipe and code is left as it is.
     """
     spec, images_file, folder, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
     if keep_key and spec.noise != "secret":
         raise UserError("--keep-key needs secret noise: `noise: secret` in the study, or --noise secret")
     joined = "WORLD_SIZE" in os.environ
+    from dpdm import jobs
+
     if not joined:
+        if not (again or data or keep_key) and jobs.finished(spec, images_file, folder):
+            print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it once more")
+            return
         prepare()
     if processes > 1 and not joined:  # this one becomes torchrun, which starts them all
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         os.execv(sys.executable, [sys.executable, *command, "-m", "dpdm", *sys.argv[1:]])
-    from dpdm import jobs
     from dpdm import processes as started
     from dpdm.data import read_images
 

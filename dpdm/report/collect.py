@@ -385,14 +385,14 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
 
 
 def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
-    """Adds up the times of jobs, each frame of `read_benchmarks` or added up before.
+    """Adds up the times of jobs, each frame of `read_benchmarks` or added up before; jobs without a time do not count.
 
     Returns:
         Per value of the columns `by`: number of jobs, seconds of them all, of the longest, and peak memory in MB.
     """
     each = [frame if "jobs" in frame else frame.assign(jobs=1, longest=frame["seconds"]) for frame in frames]
     sums = {name: (name, "sum" if name in ("jobs", "seconds") else "max") for name in TIMES}
-    return pd.concat(each).groupby(list(by)).agg(**sums).reset_index()
+    return pd.concat(each).dropna(subset=["seconds"]).groupby(list(by)).agg(**sums).reset_index()
 
 
 def clock_seconds(benchmarks: pd.DataFrame) -> float:

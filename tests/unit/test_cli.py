@@ -251,6 +251,35 @@ def test_train_ends_with_what_a_person_wants_to_know(train):
     assert [part for part in wanted if part not in stdout] == []
 
 
+def test_a_finished_run_is_not_trained_twice(train, work):
+    def touched(*options: str) -> bool:
+        """Whether `train` writes the model."""
+        os.utime(RUN / "model.pt", (later, later))
+        code, stdout, _ = train("digits/class_mean/10/0", *options)
+        assert code == 0
+        kept = os.path.getmtime(RUN / "model.pt") == later
+        assert (str(RUN) in stdout and "--again" in stdout) == kept
+        return not kept
+
+    train()
+    later = os.path.getmtime(RUN / "model.pt") + 5
+    assert not touched()
+    assert touched("--again")
+    images = work.data("digits", "train.npz")
+    assert touched("--data", images)
+    os.utime(images, (later + 5, later + 5))
+    assert touched()
+    os.utime(images, (later - 5, later - 5))
+    for change in ({"recipe": {}}, {"provenance": {"code": "other"}}):
+        artifacts.write_json(RUN / "ledger.json", artifacts.read_json(RUN / "ledger.json") | change)
+        assert touched()
+    (RUN / "ledger.json").write_text("{")
+    assert touched()
+    (RUN / "model.pt").rename("model.pt")
+    assert train()[0] == 0
+    assert (RUN / "model.pt").exists()
+
+
 @pytest.mark.parametrize("method", ["class_mean", "dpdm"])
 def test_the_same_run_twice_gives_the_same_bytes(train, sample, method):
     for folder in ("one", "two"):

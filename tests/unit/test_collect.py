@@ -13,7 +13,17 @@ from refusals import refuses
 from dpdm import artifacts
 from dpdm.config import parse_study
 from dpdm.errors import UserError
-from dpdm.report.collect import AUDITS, METRICS, clock_seconds, collect, holes, read_benchmarks, read_csv, write_csv
+from dpdm.report.collect import (
+    AUDITS,
+    METRICS,
+    add_jobs,
+    clock_seconds,
+    collect,
+    holes,
+    read_benchmarks,
+    read_csv,
+    write_csv,
+)
 from dpdm.specs import Accountant
 
 ONE = {"version": "0.1.0", "commit": "abc", "code": "1111"}
@@ -475,6 +485,13 @@ def test_benchmarks_of_snakemake_plain_and_extended(tmp_path):
         "ended": [path.stat().st_mtime for path in sorted(tmp_path.rglob("*.tsv"))],
     }
     assert len(read_benchmarks(tmp_path / "absent", make_study())) == 0
+
+
+def test_times_of_jobs_are_added_up_with_those_added_up_before():
+    new = pd.DataFrame({"rule": ["train", "train", "train", "score"], "seconds": [3.0, 5.0, math.nan, math.nan]})
+    before = pd.DataFrame({"rule": ["train"], "jobs": [2], "seconds": [20.0], "longest": [15.0], "max_rss_mb": [400.0]})
+    (row,) = add_jobs([before, new.assign(max_rss_mb=300.0)], ["rule"]).to_dict("records")
+    assert row == {"rule": "train", "jobs": 4, "seconds": 28.0, "longest": 15.0, "max_rss_mb": 400.0}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from dpdm.cli.studies import TARGETS
+
 pytestmark = pytest.mark.slow
 
 REPORTING = {
@@ -99,6 +101,12 @@ def test_a_shell_command_fits_in_three_lines_and_holds_no_recipe(folder, checkou
     assert len(commands) > 1000
     assert max(map(len, commands)) < 300
     assert not [command for command in commands if "{" in command]
+
+
+def test_dpdm_run_knows_the_target_rules(folder, tiny):
+    folder.write(tiny)
+    listed = folder.snakemake("--list-target-rules").text.splitlines()
+    assert {line for line in listed if line.isidentifier()} == set(TARGETS)
 
 
 def test_a_part_of_a_study_is_named_on_the_command_line(folder, tiny, edit):
