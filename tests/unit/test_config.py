@@ -31,7 +31,10 @@ from dpdm.specs import (
 from dpdm.yaml_file import read_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
-SCALES = sorted((Path(__file__).parents[2] / "config" / "scale").glob("*.yaml"))
+*SCALES, EQUAL_COMPUTE = (
+    Path(__file__).parents[2] / "config" / "scale" / f"laptop_{name}.yaml"
+    for name in ("guidance", "multiplicity", "parametrisation", "sampler", "multiplicity_compute")
+)
 
 
 def put(value: dict, path: str, leaf) -> dict:
@@ -711,9 +714,21 @@ def test_every_shared_recipe_is_used_and_has_the_keys_of_a_method():
         assert set(recipe) <= set(MethodSpec.model_fields) - {"recipe", "impl"}
 
 
+def test_the_multiplicities_of_equal_compute_have_as_many_noised_images():
+    base = EQUAL_COMPUTE.parents[1] / "ablation_multiplicity.yaml"
+    records, compute = (
+        [run.params for run in load_study(files).runs() if run.seed == 0]
+        for files in (f"{base},{SCALES[1]}", f"{base},{SCALES[1]},{EQUAL_COMPUTE}")
+    )
+    assert [params["noise_multiplicity"] for params in compute] == [1, 2, 4, 8]
+    assert len({params["dp"]["expected_batch_size"] * params["noise_multiplicity"] for params in compute}) == 1
+    assert len({params["dp"]["expected_batch_size"] for params in records}) == 1
+    assert {params["dp"]["steps"] for params in (*records, *compute)} == {300}
+
+
 def test_there_are_shipped_studies():
     assert {"digits", "tiny"} <= {path.stem for path in SHIPPED}
-    assert len(SCALES) == 4
+    assert {*SCALES, EQUAL_COMPUTE} == set(SCALES[0].parent.glob("*.yaml"))
 
 
 def test_the_json_schema_refuses_what_the_models_refuse(tiny_study_dict):
