@@ -27,9 +27,8 @@ from _page import where
 from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
-from dpdm.report import machines
-from dpdm.report.collect import AUDITS, METRICS, add_jobs, clock_seconds, read_benchmarks, read_csv
-from dpdm.report.tables import dataset_results, method_table, resource_table, to_markdown
+from dpdm.report.collect import AUDITS, JOBS, METRICS, job_times, read_csv
+from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
 from dpdm.study import open_study
 
@@ -48,14 +47,12 @@ KEPT = (
     "attacks/**/*.json",
 )
 IMAGES = 1000
-JOBS = "jobs.csv"  # seconds and memory, by the columns BY
-BY = ("machine", "rule", "dataset", "method")
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
     """Makes results/NAME/kept anew."""
     folder = ROOT / "results" / spec.study
-    jobs, clock = times(folder, spec, machine)
+    jobs, clock = job_times(Layout.of(folder), spec, machine)
     text = page(study, spec, commands, jobs, clock)
     shutil.rmtree(folder / "kept", ignore_errors=True)
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
@@ -75,13 +72,6 @@ def restore(folder: Path) -> None:
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-
-
-def times(folder: Path, spec: Study, machine: str) -> tuple[pd.DataFrame, float]:
-    """What the jobs took, those that were restored too, and the hours by the clock, NaN where they are not known."""
-    ours, restored = read_benchmarks(folder / "benchmarks", spec).assign(machine=machine), folder / JOBS
-    before = [pd.read_csv(restored, keep_default_na=False)] if restored.exists() else []
-    return add_jobs([*before, ours], BY), math.nan if before else clock_seconds(ours) / 3600
 
 
 def keep_model(folder: Path, kept: Path, run: RunSpec) -> None:
@@ -112,9 +102,9 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             *([f"A part of the study: {part}."] if (part := spec.part()) else []),
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
-            f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} Models and images are kept of the "
-            "first\nseed; `report.html` is not.\n"
-            f"Other commits and versions of torch give other digits. {machines.note()}",
+            f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock / 3600)} "
+            "Models and images are kept of the first\nseed; `report.html` is not.\n"
+            f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
             "and has another scale\nby each extractor. Noise can have a high precision.",

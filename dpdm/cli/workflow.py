@@ -196,7 +196,7 @@ def report(named: str, study, layout, command: str | None) -> None:
 
     text = html.render_report(
         collected(study, layout),
-        gather.read_benchmarks(layout.benchmarks, study),
+        *gather.job_times(layout, study),
         {name: Path(layout.figure(name, ".svg")) for name in registry.figures(study)},
         command or f"dpdm run {named}",
         published=read_published(PUBLISHED, PRIVACY_STATUS),

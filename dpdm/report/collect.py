@@ -15,6 +15,7 @@ from dpdm import artifacts
 from dpdm.config import DIRECT, Study
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
+from dpdm.layout import Layout
 from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
@@ -93,6 +94,8 @@ AUDITS = _columns(_Event)
 BENCHMARKS: dict[str, type] = {
     "rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float, "ended": float
 }  # fmt: skip
+JOBS = "jobs.csv"  # of kept results: their TIMES by JOB_KEYS
+JOB_KEYS = ("machine", "rule", "dataset", "method")
 TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 
 OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks where all their cells are empty
@@ -393,6 +396,14 @@ def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
     each = [frame if "jobs" in frame else frame.assign(jobs=1, longest=frame["seconds"]) for frame in frames]
     sums = {name: (name, "sum" if name in ("jobs", "seconds") else "max") for name in TIMES}
     return pd.concat(each).dropna(subset=["seconds"]).groupby(list(by)).agg(**sums).reset_index()
+
+
+def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataFrame, float]:
+    """What all jobs took, by JOB_KEYS, with those of a restored jobs.csv; and `clock_seconds`, NaN of restored ones."""
+    ours, restored = read_benchmarks(layout.benchmarks, study).assign(machine=machine), Path(layout.root, JOBS)
+    if not restored.exists():
+        return add_jobs([ours], JOB_KEYS), clock_seconds(ours)
+    return add_jobs([pd.read_csv(restored, keep_default_na=False), ours], JOB_KEYS), math.nan
 
 
 def clock_seconds(benchmarks: pd.DataFrame) -> float:

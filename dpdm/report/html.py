@@ -20,8 +20,8 @@ from dpdm import artifacts
 from dpdm.config import Study
 from dpdm.layout import TABLE_KINDS, Layout
 from dpdm.provenance import provenance
-from dpdm.report import machines, registry, tables
-from dpdm.report.collect import RUN, SPENT, clock_seconds, holes
+from dpdm.report import registry, tables
+from dpdm.report.collect import RUN, SPENT, holes
 from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, epsilons_run, privacy_table, published_table
 from dpdm.report.selection import score_files, shown_sets
@@ -36,7 +36,8 @@ _MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
 def render_report(
     material: registry.Material,
-    benchmarks: pd.DataFrame,
+    jobs: pd.DataFrame,
+    clock: float,
     pictures: Mapping[str, Path],
     command: str,
     environment: Mapping[str, str] | None = None,
@@ -47,7 +48,7 @@ def render_report(
 
     Args:
         material: the study and what `collect` returned of it.
-        benchmarks: what `read_benchmarks` returned.
+        jobs: what `job_times` returned, with `clock`.
         pictures: the figures, by name in `registry.figures`, as .svg or .png; those left out are not shown.
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
@@ -73,9 +74,9 @@ def render_report(
         facts.append(("runs without noise, which have no guarantee", str(len(each) - len(private)), True))
     if len(attacked):
         facts.append(("claims that no attack refuted", f"{len(attacked) - exceeded} of {len(attacked)}", not exceeded))
-    if len(benchmarks):
-        facts.append((f"in {len(benchmarks)} jobs, summed", _duration(float(benchmarks["seconds"].sum())), True))
-        if math.isfinite(clock := clock_seconds(benchmarks)):
+    if len(jobs):
+        facts.append((f"in {jobs['jobs'].sum()} jobs, summed", _duration(float(jobs["seconds"].sum())), True))
+        if math.isfinite(clock):
             facts.append(("by the clock", _duration(clock), True))
 
     figures = [
@@ -95,7 +96,7 @@ def render_report(
         joined=joined,
         verdicts=verdicts(material, published),
         few=tables.FEW,
-        machines=machines.note(),
+        machines=tables.machine_note(study.study),
         departed=(metrics["departures"] != "").any(),
         spread=_spread(metrics),
         ceiling=not tables.above_ceiling(metrics),
@@ -126,7 +127,7 @@ def render_report(
         noise={kind: int((private["noise"] == kind).sum()) for kind in ("repeatable", "secret")},
         attacked=len(attacked),
         exceeded=exceeded,
-        resources=tables.to_html(tables.resource_table(benchmarks)) if len(benchmarks) else "",
+        resources=tables.to_html(tables.resource_table(jobs)) if len(jobs) else "",
         sources=made_by.sort_values(list(made_by)).to_dict("records"),
         environment=environment_facts() if environment is None else environment,
         command=command,

@@ -18,23 +18,13 @@ def spreads() -> pd.DataFrame:
 def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) -> float:
     """By how much a score may move: accuracies by points, distances in proportion to their value.
 
-    A metric or extractor that was not measured moves as much as the worst of its kind, and an `owner` (study and
-    method) that was not as much as the worst of any.
+    A metric or extractor that was not measured moves as much as the worst of its kind. An `owner` (study and method)
+    that was not moves as much as the worst of that study and of that method elsewhere, else as the worst of any.
     """
     accuracy = metric.startswith("acc_")
     kind = spreads()[spreads()["metric"].str.startswith("acc_") == accuracy]
     own = kind[(kind["metric"] == metric) & (kind["extractor"] == extractor)]
     found = kind if own.empty else own
-    theirs = found[(found["study"] == owner[0]) & (found["method"] == owner[1])]
-    chosen = found if theirs.empty else theirs
+    study, method = found["study"] == owner[0], found["method"] == owner[1]
+    chosen = next((rows for rows in (found[study & method], found[study | method]) if len(rows)), found)
     return chosen["difference"].max() if accuracy else chosen["relative"].max() * abs(value)
-
-
-def note() -> str:
-    """What readers of a table of results have to know of it, in one sentence."""
-    found = spreads().groupby(spreads()["metric"].str.partition("_")[0])[["difference", "relative"]].max()
-    points, share = found.loc["acc", "difference"], found.loc["fd", "relative"]
-    return (
-        f"Other processors give other scores: accuracies moved by up to {points:.1f} points, an FD by up to "
-        f"{100 * share:.0f} % (results/machines.csv)."
-    )

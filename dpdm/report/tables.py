@@ -33,7 +33,7 @@ _TITLES: dict[str, tuple[str, int | None]] = {
     "recall": ("Recall", 3), "nearest_ratio": ("Nearest ÷ held-out", 2), "acc": ("accuracy %", 1),
     "teacher_acc": ("Accuracy of the DP teacher %", 1),
 }  # fmt: skip
-_NAMES = {
+NAMES = {
     "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0",
     "logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN", "resnext": "ResNeXt",
 }  # fmt: skip
@@ -149,10 +149,10 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     columns = []
     for metric, extractor, reference, direction in shown.itertuples(index=False):
         title, decimals = _TITLES.get("acc" if metric.startswith("acc_") else metric, (metric, None))
-        by = _NAMES.get(extractor, extractor)
+        by = NAMES.get(extractor, extractor)
         if metric.startswith("acc_"):
             classifier = metric.removeprefix("acc_")
-            title = f"{_NAMES.get(classifier, classifier)} {title}" + (f" ({by})" if by else "")
+            title = f"{NAMES.get(classifier, classifier)} {title}" + (f" ({by})" if by else "")
         else:  # the reader needs the extractor only where two are compared; FID is Inception's by its name
             title = " ".join(filter(None, [title, by if several and metric != "fid" else "", f"({reference})"]))
         sign = {"lower": -1, "higher": 1}[direction]
@@ -168,9 +168,13 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
 
 def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """What methods are compared by: the image distance (FID, else FD), then the accuracies; not what has no value."""
+    return distance_columns(metrics)[:1] + [c for c in metric_columns(with_values(metrics)) if c.is_accuracy]
+
+
+def distance_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
+    """The Fréchet distances that have a value, FID first, then FD by each extractor in the order of the study."""
     columns = metric_columns(with_values(metrics))
-    distances = [c for name in ("fid", "fd") for c in columns if c.metric == name][:1]
-    return distances + [c for c in columns if c.is_accuracy]
+    return [c for name in ("fid", "fd") for c in columns if c.metric == name]
 
 
 def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -339,7 +343,22 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: S
         machines.spread(owner, column.metric, column.extractor, summary.mean)
         for owner, summary in zip(owners, (best, other), strict=True)
     )
-    return mean > max(least, *moves)
+    return bool(mean > max(least, *moves))
+
+
+def machine_note(study: str) -> str:
+    """How far scores moved by another processor, in one sentence: those of this study, or of all if it has none."""
+    rows = machines.spreads()
+    own = rows[rows["study"] == study]
+    rows, where = (own, "") if len(own) else (rows, f" in {' and '.join(rows['study'].unique())}")
+    accuracy = rows.loc[rows.loc[rows["metric"].str.startswith("acc_"), "difference"].idxmax()]
+    fds = rows[rows["metric"] == "fd"]
+    fds = fds.loc[fds.groupby("extractor", sort=False)["relative"].idxmax()].to_dict("records")
+    moved = (f"by {NAMES.get(fd['extractor'], fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
+    return (
+        f"With other kernels of the processor, other threads or another processor, accuracies{where} moved by up to "
+        f"{accuracy['difference']:.1f} points, and FD {' and '.join(moved)} (results/machines.csv)."
+    )
 
 
 def leaders(rivals: Mapping[Any, Summary], column: MetricColumn, owners: Mapping[Any, tuple[str, str]]) -> list[Any]:
@@ -358,7 +377,7 @@ def _best(
 ) -> frozenset[tuple[int, str]]:
     """By data set, finite epsilon and metric the `leaders` of the generators.
 
-    Only those with FEW seeds or more, where two methods have them. Never of NEVER_BOLD.
+    Only those with FEW seeds or more, where another one is worse. Never of NEVER_BOLD.
     """
     groups: dict[tuple[str, str, MetricColumn], dict[int, Summary]] = {}
     for i, row in enumerate(data):
@@ -369,8 +388,9 @@ def _best(
     bold = set()
     for (*_, column), rivals in groups.items():
         owners = {i: (study, data[i]["method"]) for i in rivals}
-        if len(set(owners.values())) > 1:
-            bold |= {(i, column.header) for i in leaders(rivals, column, owners)}
+        even = leaders(rivals, column, owners)
+        if len(even) < len(rivals):  # bold for all would say nothing
+            bold |= {(i, column.header) for i in even}
     return frozenset(bold)
 
 

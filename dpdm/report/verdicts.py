@@ -7,14 +7,16 @@ from typing import NamedTuple
 import pandas as pd
 
 from dpdm.config import DIRECT, Study
-from dpdm.report.collect import RUN, holes
+from dpdm.report.collect import RUN, SPENT, holes
 from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
 from dpdm.report.tables import (
     FEW,
+    NAMES,
     MetricColumn,
     Summary,
     above_ceiling,
+    distance_columns,
     distinguished,
     epsilon_label,
     leaders,
@@ -27,6 +29,7 @@ from dpdm.report.tables import (
 # Numbers not to be used; with care; who is best by them; what else they say.
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
 SUBJECT = "dpdm.diffusion.method:DPDM"  # whose methods are compared with all others
+SOUND = "sound"  # of published epsilons, of which nothing more need be said
 MARGIN = 0.5  # points by which a stronger classifier may be below a weaker one on real images
 
 
@@ -52,8 +55,9 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     theirs = dict(_against_published(material.study, metrics, published))
     return [
         *_faults(material, metrics, known),
+        *(Verdict(CAUTION, text) for text in _disagreements(material.study, cells)),
         *(Verdict(BEST, text + _sentence(theirs.pop(place, ""))) for place, text in _leaders(material.study, cells)),
-        *(Verdict(FINDING, text) for text in _comparisons(material.study, cells)),
+        *(Verdict(FINDING, text) for text in _comparisons(material, cells)),
         *(Verdict(FINDING, text) for text in _classifiers(metrics)),
         *(Verdict(FINDING, f"{_place(*place)}: {text}") for place, text in theirs.items()),
     ]
@@ -107,7 +111,8 @@ class _Cell(NamedTuple):
     epsilon: str
     rows: pd.DataFrame
     columns: list[MetricColumn]
-    found: dict[tuple[str, str], dict[MetricColumn, Summary]]  # by method and sampler
+    distances: list[MetricColumn]  # by every extractor
+    found: dict[tuple[str, str], dict[MetricColumn, Summary]]  # of both, by method and sampler
 
 
 def _cells(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[_Cell]:
@@ -115,10 +120,38 @@ def _cells(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[_Cell
     cells = dict(list(generators.groupby(["dataset", "epsilon"])))
     for dataset, epsilon in sorted(cells, key=lambda cell: (list(study.datasets).index(cell[0]), float(cell[1]))):
         here = cells[dataset, epsilon]
-        columns = score_columns(metrics[metrics["dataset"] == dataset])
+        columns, distances = (of(metrics[metrics["dataset"] == dataset]) for of in (score_columns, distance_columns))
         series = dict.fromkeys(zip(here["method"], here["sampler"], strict=True))
-        found = {one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in columns} for one in series}
-        yield _Cell(dataset, epsilon, here, columns, found)
+        found = {
+            one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in {*columns, *distances}}
+            for one in series
+        }
+        yield _Cell(dataset, epsilon, here, columns, distances, found)
+
+
+def _order(ours: Summary, theirs: Summary, column: MetricColumn, owners: Sequence[tuple[str, str]]) -> int:
+    """1 if `ours` is better, -1 if it is worse, 0 if not distinguished; `owners`: study and method of each."""
+    if distinguished(ours, theirs, column, owners):
+        return 1
+    return -distinguished(theirs, ours, column, owners[::-1])
+
+
+def _disagreements(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
+    """By data set and two extractors, how many pairs of synthetic sets they order oppositely, of those both order."""
+    orders: dict[tuple[str, MetricColumn, MetricColumn], list[bool]] = {}
+    for cell in cells:
+        for columns in itertools.combinations(cell.distances, 2):
+            for pair in itertools.combinations(cell.found, 2):
+                owners = [(study.study, method) for method, _ in pair]
+                first, second = (_order(*(cell.found[one][c] for one in pair), c, owners) for c in columns)
+                if first and second:
+                    orders.setdefault((cell.dataset, *columns), []).append(first != second)
+    for (dataset, *columns), opposite in orders.items():
+        if any(opposite):
+            yield (
+                f"{dataset}: of the {len(opposite)} pairs of synthetic sets that {joined(map(_distance, columns))} "
+                f"both distinguish, {sum(opposite)} are in opposite orders."
+            )
 
 
 def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, str], str]]:
@@ -145,8 +178,14 @@ def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, 
             yield place, f"{_place(*place)}: best generator {'; '.join(parts)}."
 
 
-def _comparisons(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
-    """The study's DPDM (else another diffusion model, else its first method) against every other generator."""
+def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
+    """The study's DPDM (else another diffusion model, else its first method) against every other generator.
+
+    A warm start without DP-SGD is compared only with sets of the same sampler, and the epsilon that it spends is said.
+    """
+    study = material.study
+    spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()
+    starts = {name for name, spec in study.methods.items() if spec.params.get("init_only")}
     ran = {method: study.methods[method].impl for cell in cells for method, _ in cell.found}
     ran = {name: ran[name] for name in study.methods if name in ran}
     subjects = (
@@ -154,15 +193,19 @@ def _comparisons(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
         or [name for name, impl in ran.items() if impl.startswith(f"{SUBJECT.rpartition('.')[0]}.")]
         or list(ran)[:1]
     )
-    for dataset, epsilon, here, columns, found in cells:
+    for dataset, epsilon, here, columns, _, found in cells:
         marks, series = public_marks(here), list(found)
         for subject in (one for one in series if one[0] in subjects):
             said: dict[str, list[str]] = {}
             done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
             for rival in (one for one in series if one[0] not in done):
+                if rival[0] in starts and rival[1] != subject[1]:
+                    continue
+                less = spent.get((dataset, rival[0], epsilon)) if rival[0] in starts else None
+                spends = f" (which spends ε = {less:.3g})" if less is not None else ""
                 pairs = {c: (found[subject][c], found[rival][c]) for c in columns}
                 if relation := _relation(pairs, [(study.study, one[0]) for one in (subject, rival)]):
-                    said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], ""))
+                    said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], "") + spends)
             for relation, rivals in said.items():
                 name = _name(subject, series) + marks.get(subject[0], "")
                 yield f"{_place(dataset, epsilon)}: {name} {relation.format(joined(rivals))}."
@@ -181,12 +224,11 @@ def _relation(cells: Mapping[MetricColumn, Sequence[Summary]], owners: Sequence[
             continue
         shared = max(shared, len(seeds))
         gaps = [column.sign * (ours.values[seed] - theirs.values[seed]) for seed in seeds]
-        few, outcome = len(seeds) < FEW, "even"
-        if min(gaps) > 0 if few else distinguished(ours, theirs, column, owners):
-            outcome = "better"
-        elif max(gaps) < 0 if few else distinguished(theirs, ours, column, owners[::-1]):
-            outcome = "worse"
-        outcomes.setdefault(outcome, []).append(column)
+        if len(seeds) < FEW:
+            order = (min(gaps) > 0) - (max(gaps) < 0)
+        else:
+            order = _order(ours, theirs, column, owners)
+        outcomes.setdefault(("even", "better", "worse")[order], []).append(column)
     if not outcomes:
         return ""
     count = f"{shared} seed{'s' * (shared != 1)}"
@@ -209,15 +251,23 @@ def _accuracies(metrics: pd.DataFrame) -> pd.Series:
 
 
 def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
-    """The best classifier that was trained on the private images, and the best on synthetic ones."""
+    """By kind of classifier the best mean of those trained on the private images, and on synthetic ones."""
     means = _accuracies(metrics[metrics["epsilon"] != "inf"])
-    for (dataset, epsilon), found in means.groupby(["dataset", "epsilon"], sort=False):
-        direct = found.index.get_level_values("protocol") == DIRECT
-        if direct.any() and not direct.all():
-            (ours, made), (theirs, on) = ((part.max(), part.idxmax()) for part in (found[direct], found[~direct]))
+    for (dataset, epsilon), cell in means.groupby(["dataset", "epsilon"], sort=False):
+        parts = []
+        for metric, found in cell.groupby("metric", sort=False):
+            direct = found.index.get_level_values("protocol") == DIRECT
+            if direct.any() and not direct.all():
+                series = [key[3:5] for key in found.index]
+                on_private, on_synthetic = (
+                    f"{part.max():.1f} % by {_name(part.idxmax()[3:5], dict.fromkeys(series))}"
+                    for part in (found[direct], found[~direct])
+                )
+                parts.append(f"{_short(metric)} {on_private} and {on_synthetic}")
+        if parts:
             yield (
-                f"{_place(dataset, epsilon)}: the best classifier trained on the private images has {ours:.1f} % "
-                f"({made[3]}); the best trained on synthetic images has {theirs:.1f} % ({_short(on[5])}, {on[3]})."
+                f"{_place(dataset, epsilon)}: highest mean accuracy of classifiers trained on the private images, and "
+                f"of those on synthetic images: {'; '.join(parts)}."
             )
 
 
@@ -234,13 +284,16 @@ def _against_published(
                 continue
             theirs, ours = [], []
             for row in found.to_dict("records"):
-                theirs.append(f"{row['value']:g} % ({row['method']}, protocol {row['protocol']})")
+                status = row["privacy_status"]
+                claim = f", privacy status {status}" if status != SOUND else ""
+                theirs.append(f"{row['value']:g} % ({row['method']}, protocol {row['protocol']}{claim})")
                 mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
                 ours += [f"{mine.max():.1f} % ({mine.idxmax()[3]}, protocol {row['protocol']})"] if len(mine) else []
+            these = "this protocol" if len(theirs) == 1 else "these protocols"
             yield (
                 (dataset, epsilon),
-                f"the best published without public data is {joined(theirs)}; ours, under the same protocol, is "
-                f"{joined(ours) if ours else 'not measured'}.",
+                f"best published without public data: {joined(theirs)}; ours by "
+                f"{these}: {joined(ours) if ours else 'none'}.",
             )
 
 
@@ -257,7 +310,13 @@ def _value(column: MetricColumn, value: float) -> str:
 
 
 def _measures(columns: Iterable[MetricColumn]) -> str:
-    return joined(_short(c.metric) if c.is_accuracy else c.metric.upper() for c in columns)
+    return joined(_short(c.metric) if c.is_accuracy else _distance(c) for c in columns)
+
+
+def _distance(column: MetricColumn) -> str:
+    """FID is Inception's by its name; other distances name their extractor."""
+    by = "" if column.metric == "fid" else f" ({NAMES.get(column.extractor, column.extractor)})"
+    return column.metric.upper() + by
 
 
 def _short(metric: str) -> str:

@@ -20,7 +20,7 @@ from dpdm.config import parse_study
 from dpdm.errors import UserError
 from dpdm.layout import TABLE_KINDS, Layout
 from dpdm.report import registry
-from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS, write_csv
+from dpdm.report.collect import AUDITS, BENCHMARKS, JOB_KEYS, METRICS, add_jobs, clock_seconds, write_csv
 from dpdm.report.html import environment_facts, render_report
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
@@ -79,7 +79,8 @@ def render(
 ):
     """The page of a study; without a layout all its runs are missing."""
     material = Material(study, layout or Layout("nowhere", study.study), metrics, audits)
-    return render_report(material, jobs, pictures or {}, command, environment, **options)
+    times = add_jobs([jobs.assign(machine="")], JOB_KEYS), clock_seconds(jobs)
+    return render_report(material, *times, pictures or {}, command, environment, **options)
 
 
 @pytest.fixture
@@ -290,7 +291,7 @@ def test_a_page_of_a_part_says_nothing_of_what_was_not_run():
     frames = (frame.assign(dataset="mnist") for frame in (metrics, audits))
     text = render(study, *frames, jobs, published=read_published(*PUBLISHED))
     assert "best published without public data" in text
-    assert "mnist, ε = 1: the best published" in text
+    assert "mnist, ε = 1: best published" in text
     assert not re.search(r"mnist, ε = 10: the best|fashion_mnist(?! epsilon)", text)
     assert "each with 1 to 3 seeds (0, 1 and 2): 4 training runs" in text
 

@@ -2,8 +2,10 @@
 
 import pandas as pd
 import pytest
+from refusals import holds
 
 from dpdm.report import machines
+from dpdm.report.tables import machine_note
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +17,7 @@ def measured(monkeypatch):
     columns = ["method", "metric", "extractor", "difference", "relative"]
     frame = pd.DataFrame(spreads, columns=columns).assign(study="digits")
     monkeypatch.setattr(machines, "spreads", lambda: frame)
+    return frame
 
 
 def test_accuracies_move_by_points_and_distances_in_proportion():
@@ -25,7 +28,9 @@ def test_accuracies_move_by_points_and_distances_in_proportion():
 def test_a_method_moves_as_it_was_measured_and_another_as_the_worst():
     assert machines.spread(("digits", "quiet"), "acc_cnn", "", 90.0) == 0.5
     assert machines.spread(("digits", "quiet"), "fd", "efflite", 200.0) == pytest.approx(2.0)
-    for owner in (("digits", "new"), ("laptop", "quiet")):
+    assert machines.spread(("laptop", "quiet"), "acc_cnn", "", 90.0) == 0.5
+    assert machines.spread(("laptop", "quiet"), "fd", "efflite", 200.0) == pytest.approx(2.0)
+    for owner in (("digits", "new"), ("laptop", "new")):
         assert machines.spread(owner, "acc_cnn", "", 90.0) == 2.04
         assert machines.spread(owner, "fd", "efflite", 200.0) == pytest.approx(6.0)
 
@@ -36,8 +41,19 @@ def test_what_was_not_measured_moves_as_the_worst_of_its_kind():
     assert machines.spread(("digits", "quiet"), "acc_resnet", "", 90.0) == 1.0
 
 
-def test_the_note_names_the_study_and_the_largest_moves():
-    assert all(part in machines.note() for part in ("machines.csv", "2.0 points", "3 %"))
+def test_another_study_s_methods_move_as_the_worst_of_that_study(measured):
+    measured.loc[len(measured)] = ("third", "acc_cnn", "", 0.1, 0.001, "laptop")
+    assert machines.spread(("laptop", "new"), "acc_cnn", "", 90.0) == 0.1
+    assert machines.spread(("laptop", "quiet"), "acc_cnn", "", 90.0) == 0.5
+    assert machines.spread(("teachers", "new"), "acc_cnn", "", 90.0) == 2.04
+
+
+def test_the_note_has_the_largest_moves_of_the_study_or_of_all(measured):
+    measured.loc[len(measured)] = ("third", "acc_cnn", "", 0.1, 0.001, "laptop")
+    measured.loc[len(measured)] = ("third", "fd", "efflite", 0.1, 0.002, "laptop")
+    assert holds(machine_note("digits"), "machines.csv", "2.0 points", "EfficientNet-Lite0 3 %")
+    assert holds(machine_note("laptop"), "0.1 points", "EfficientNet-Lite0 0.2 %")
+    assert holds(machine_note("teachers"), "digits and laptop", "2.0 points")
 
 
 def test_the_measurement_in_the_repository_has_what_is_read(monkeypatch):

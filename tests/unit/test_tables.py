@@ -124,6 +124,12 @@ def test_bold_are_the_best_and_all_that_it_cannot_be_distinguished_from():
     assert bold_of(table.without("Dataset")) == bold_of(table)
 
 
+def test_where_all_are_as_good_as_the_best_none_is_bold():
+    rows = [*rows_of("a", "1", [90.0, 80.0, 70.0]), *rows_of("b", "1", [89.0, 81.0, 70.0])]
+    assert not tables.results_table(pd.DataFrame(rows)).bold
+    assert tables.results_table(pd.DataFrame([*rows, *rows_of("c", "1", [50.0, 40.0, 30.0])])).bold
+
+
 def test_within_what_machines_change_nobody_is_behind(monkeypatch):
     """In every seed 0.9 points, or 9 % of a distance, behind: none where another processor moves it by more."""
 
@@ -134,6 +140,7 @@ def test_within_what_machines_change_nobody_is_behind(monkeypatch):
         rows = [
             *rows_of("best", "1", [90.0, 80.0, 70.0]), *rows_of("behind", "1", [89.1, 79.1, 69.1]),
             *rows_of("best", "1", [20.0, 20.1, 20.2], "fd"), *rows_of("behind", "1", [21.8, 21.9, 22.0], "fd"),
+            *rows_of("far", "1", [50.0, 40.0, 30.0]), *rows_of("far", "1", [80.0, 80.1, 80.2], "fd"),
         ]  # fmt: skip
         return {(method, header.split()[0]) for method, _, header in bold_of(tables.results_table(pd.DataFrame(rows)))}
 
@@ -264,7 +271,10 @@ def test_fid_needs_no_extractor_s_name():
 
 def test_every_format_holds_the_same_cells(metrics, tmp_path):
     third = metrics[(metrics["method"] == "mean") & (metrics["seed"] == 1)].assign(seed=2)
-    table = tables.results_table(pd.concat([metrics, third]))  # a rival of three seeds
+    worse = pd.concat([metrics[metrics["method"] == "mean"], third]).assign(
+        method="worse", value=lambda f: f["value"] - 30
+    )
+    table = tables.results_table(pd.concat([metrics, third, worse]))  # rivals of three seeds
     tables.write_table(table, tmp_path / "results")
     read = {s: artifacts.read_bytes(tmp_path / f"results.{s}").decode() for s in ("csv", "md", "tex", "html")}
     for text, floor in (("md", "10.0 (1)"), ("tex", "10.0 (1)"), ("html", '<td class="n">10.0 (1)</td>')):

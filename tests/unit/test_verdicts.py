@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from measured import measured
+from refusals import holds
 
 from dpdm.config import parse_study
 from dpdm.layout import Layout
@@ -45,11 +46,11 @@ def test_who_wins_in_every_measure_beats_and_who_does_not_is_below():
     rows = [scored("dpdm", BEST), scored("gan", WORST), scored("dpdm", [1.0, 1.1, 1.0, 1.2, 1.0], "fd"),
             scored("gan", [2.0, 2.2, 2.1, 2.0, 2.1], "fd")]  # fmt: skip
     text = said(*rows, level=FINDING)
-    assert "dpdm beats gan by FD and CNN (5 seeds)" in text
+    assert "dpdm beats gan by FD (small CNN) and CNN (5 seeds)" in text
     swapped = said(*(
         [r | {"method": {"dpdm": "gan", "gan": "dpdm"}[r["method"]]} for r in group] for group in rows
     ), level=FINDING)  # fmt: skip
-    assert "dpdm is below gan by FD and CNN (5 seeds)" in swapped
+    assert "dpdm is below gan by FD (small CNN) and CNN (5 seeds)" in swapped
 
 
 def test_a_gap_within_the_spread_of_seeds_is_no_victory():
@@ -61,7 +62,7 @@ def test_a_gap_within_the_spread_of_seeds_is_no_victory():
 def test_measures_that_disagree_are_all_named():
     text = said(scored("dpdm", BEST), scored("gan", WORST), scored("dpdm", [2.0] * 5, "fd"),
                 scored("gan", [1.0] * 5, "fd"), level=FINDING)  # fmt: skip
-    assert "dpdm against gan is better by CNN; worse by FD (5 seeds)" in text
+    assert "dpdm against gan is better by CNN; worse by FD (small CNN) (5 seeds)" in text
 
 
 def test_the_best_by_each_measure_is_named_with_all_that_may_be_as_good():
@@ -71,7 +72,7 @@ def test_the_best_by_each_measure_is_named_with_all_that_may_be_as_good():
     text = said(*rows, *(scored(name, values, "fd") for name, values in distances.items()), level="best")
     mean = sum(near) / len(near)
     assert (
-        f"d, ε = 1: best generator by FD: gan, 1.08; by CNN: gan, {mean:.1f} % (not distinguished from dpdm)." in text
+        f"best generator by FD (small CNN): gan, 1.08; by CNN: gan, {mean:.1f} % (not distinguished from dpdm)." in text
     )
     assert "best generator" not in said(*(group[:2] for group in rows))  # two seeds
 
@@ -133,9 +134,10 @@ def test_a_failed_audit_and_a_successful_attack_are_wrong():
 
 def test_classifiers_of_private_images_are_set_against_synthetic_ones():
     net = scored("net", [97.3] * 5, sampler="", protocol="direct")
-    text = said(scored("gan", BEST), net, level=FINDING)
-    assert "97.3 % (net)" in text
-    assert "82.0 % (CNN, gan)" in text
+    other = scored("gan", WORST, metric="acc_mlp")
+    text = said(scored("gan", BEST), scored("gan", WORST, sampler="other"), other, net, level=FINDING)
+    assert "CNN 97.3 % by net and 82.0 % by gan (default)" in text
+    assert "MLP" not in text.partition("highest mean")[2]  # no private classifier of this kind
 
 
 def test_published_numbers_name_their_protocol_and_ours_is_under_the_same():
@@ -144,8 +146,8 @@ def test_published_numbers_name_their_protocol_and_ours_is_under_the_same():
     published = read_published(PUBLISHED, PRIVACY_STATUS)
     text = said(scored("dpdm", BEST), level=FINDING, published=published)
     assert "95.3 % (DPDM, protocol paper)" in text
-    assert "97.26 % (FETA-Pro, protocol dpimagebench)" in text
-    assert "not measured" in text
+    assert "97.26 % (FETA-Pro, protocol dpimagebench, privacy status unknown)" in text
+    assert "ours by these protocols: none" in text
     same = said(scored("dpdm", BEST, protocol="dpimagebench"), level=FINDING, published=published)
     assert "82.0 % (dpdm, protocol dpimagebench)" in same
 
@@ -163,3 +165,25 @@ def test_the_verb_prints_level_and_sentence(run_cli, tmp_path, values):
         code, stdout, _ = run_cli("verdict", layout.root)
     assert code == 0
     assert "caution: " in stdout
+
+
+def test_extractors_that_order_sets_oppositely_are_a_caution():
+    def distances(extractor, dpdm, gan):
+        sets = zip(("dpdm", "gan"), (dpdm, gan), strict=True)
+        return [row | {"extractor": extractor} for name, values in sets for row in scored(name, values, "fd")]
+
+    low, high = [1.0, 1.1, 1.0, 1.2, 1.0], [2.0, 2.2, 2.1, 2.0, 2.1]
+    text = said(distances("efflite", low, high), distances("small_cnn", high, low), level=CAUTION)
+    assert holds(text.splitlines()[-1], "d: of the 1 pair", "FD (EfficientNet-Lite0)", "FD (small CNN)", "1 are")
+    assert "opposite" not in said(distances("efflite", low, high), distances("small_cnn", low, high), level=CAUTION)
+    assert "opposite" not in said(distances("efflite", low, high), distances("small_cnn", low, low), level=CAUTION)
+
+
+def test_a_warm_start_is_compared_by_the_same_sampler_and_with_what_it_spends():
+    methods = {"dpdm": SUBJECT, "start": SUBJECT | {"params": {"init_only": True}}}
+    blank = {name: kind() for name, kind in AUDITS.items()} | {"dataset": "d", "epsilon": "1", "passed": True}
+    audits = [blank | {"method": "start", "epsilon_rdp": 0.6861}]
+    rows = [scored("dpdm", BEST, sampler="a"), scored("dpdm", BEST, sampler="b"), scored("start", WORST, sampler="a")]
+    text = said(*rows, methods=methods, audits=audits, level=FINDING)
+    assert "dpdm (a) beats start (which spends ε = 0.686) by CNN" in text
+    assert "dpdm (b)" not in text
