@@ -258,7 +258,8 @@ def sample_grid(dataset: str, real: str | Path, sets: Mapping[tuple[str, float],
     classes = [int(c) for c in np.unique(labels)[:MAX_CLASSES]]
     top = _block(real, classes)
     height, width = (side / UNITS for side in top.shape[:2])
-    heading = f"{dataset}: first training images" + " of each class" * (len(classes) > 1)
+    of_each = " of each class" * (len(classes) > 1)
+    heading = f"{dataset}: first images{of_each}; those of the row real are private training images"
     across = max(len(epsilons), 1)
     names = 0.3 + 0.09 * max(map(len, ["real", *methods]))  # bold letters are that wide at most
     size = max(names + across * (width + 0.15), 0.09 * len(heading)), 0.7 + (len(methods) + 1) * (height + 0.15)

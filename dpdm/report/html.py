@@ -98,6 +98,8 @@ def render_report(
         few=tables.FEW,
         machines=tables.machine_note(study.study),
         departed=(metrics["departures"] != "").any(),
+        extractors=[tables.NAMES.get(name, name) for name in study.evaluation.extractors],
+        trained="small_cnn" in study.evaluation.extractors,
         spread=_spread(metrics),
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,

@@ -160,7 +160,7 @@ def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str
         if key[1] is not None and found.setdefault(key, name) != name:
             raise UserError(
                 f"datasets.{found[key]} and datasets.{name} are both {key[0]} of side {key[1]}, so one row of the "
-                "paper would have two runs; give each a study of its own"
+                "paper would have two runs; put one into another study"
             )
     return found
 

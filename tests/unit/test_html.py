@@ -380,8 +380,8 @@ def test_each_distance_of_the_page_is_explained_and_no_other(metrics):
     renamed = [frame.replace({"metric": {"fd": m}, "extractor": {"small_cnn": extractors[m]}}) for m in metrics]
     text = Tags(render(study, pd.concat(renamed), *rest)).text
     assert ("FID is the Fréchet distance of Inception's features" in text) == ("fid" in metrics)
-    assert ("FD is a Fréchet distance under a small feature extractor" in text) == ("fd" in metrics)
-    assert ("the KID, precision and recall that name the small CNN use" in text) == (len(metrics) == 2)
+    assert ("FD is a Fréchet distance in the features of " in text) == ("fd" in metrics)
+    assert ("KID, precision and recall that name such a network use" in text) == (len(metrics) == 2)
 
 
 def test_the_unit_of_kid_is_said_where_it_was_measured():
