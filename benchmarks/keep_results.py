@@ -27,6 +27,7 @@ from _page import where
 from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
+from dpdm.progress import duration
 from dpdm.report.collect import AUDITS, JOBS, METRICS, job_times, read_csv
 from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
@@ -102,9 +103,10 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             *([f"A part of the study: {part}."] if (part := spec.part()) else []),
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
-            f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock / 3600)} "
+            f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
             "Models and images are kept of the first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
+            f"{rules(spec, metrics, audits)}",
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
             "and has another scale\nby each extractor. Noise can have a high precision.",
@@ -121,14 +123,30 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
     )
 
 
+def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
+    """What ± and bold mean here, delta, and whether the noise was secret."""
+    seeds = metrics.loc[metrics["epsilon"] != "", "seed"].nunique()
+    deltas = audits.drop_duplicates("dataset").set_index("dataset")["delta"].items()
+    lines = [
+        f"Cells are means ± standard deviations over {seeds} seeds. Bold: of each ε the best generator, and those that",
+        "a paired 95 % t-interval over the seeds, or the moves above, cannot distinguish from it. Few seeds detect only",
+        "large differences, and there is no correction for many comparisons.",
+        f"δ: {', '.join(f'{delta:.2g} on {name}' for name, delta in deltas)}.",
+    ]
+    if study.noise == "repeatable":
+        lines.append("Noise is repeatable and seeds are known, so these models are not private:")
+        lines.append("epsilon describes the same mechanism with secret noise.")
+    return "\n".join(lines)
+
+
 def cost(jobs: pd.DataFrame, clock: float) -> str:
-    """A sentence about the hours of all jobs, and of each data set where there are several."""
-    hours = jobs[jobs["dataset"] != ""].groupby("dataset")["seconds"].sum() / 3600
-    each = f" ({', '.join(f'{value:.1f} on {name}' for name, value in hours.items())})" if len(hours) > 1 else ""
-    total = f"{jobs['seconds'].sum() / 3600:.1f} hours{each}"
-    by_clock = f", {clock:.1f} hours by the clock" if math.isfinite(clock) else ""
+    """A sentence about the time of all jobs, and of each data set where there are several; `clock`: in seconds."""
+    times = jobs[jobs["dataset"] != ""].groupby("dataset")["seconds"].sum()
+    each = f" ({', '.join(f'{duration(value)} on {name}' for name, value in times.items())})" if len(times) > 1 else ""
+    by_clock = f", {duration(clock)} by the clock" if math.isfinite(clock) else ""
     return (
-        f"Preparation, trainings, sampling, scoring and audits together took {total}, each job on one core{by_clock}."
+        f"Preparation, trainings, sampling, scoring and audits together took {duration(jobs['seconds'].sum())}{each}, "
+        f"each job on one core{by_clock}."
     )
 
 

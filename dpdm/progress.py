@@ -11,6 +11,13 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
+def duration(seconds: float) -> str:
+    """For people: 12 s, 34 min, 5.6 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class Log:
     """Shows progress and collects the rows of train.jsonl.
 

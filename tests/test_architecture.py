@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "dpdm.efflite": {"dpdm.artifacts", "dpdm.errors"},
     "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.networks", "dpdm.progress"},
     "dpdm.evaluation.registry": {"dpdm.errors"},  # names only, by which a study is checked
-    "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.provenance"},
+    "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.progress", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.checkpoint", "dpdm.evaluation"},

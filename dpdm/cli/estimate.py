@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpdm.cli.terminal import duration
 from dpdm.config import Study
 from dpdm.errors import UserError
 from dpdm.layout import ROOT
+from dpdm.progress import duration
 from dpdm.specs import RunSpec, spec_json
 from dpdm.study import open_study
 

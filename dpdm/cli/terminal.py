@@ -16,6 +16,8 @@ from math import prod
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from dpdm.progress import duration
+
 PROGRESS_EVERY = 60.0  # seconds
 LITTLE = 100_000  # bytes on a disk that is as good as full
 NO_SPACE = 74  # exit status of a job that met a full disk: EX_IOERR of sysexits.h
@@ -217,10 +219,3 @@ def braces(values: Iterable[str]) -> str:
     """Several values as a shell writes them: {1,10}."""
     several = sorted(set(values), key=lambda text: (0, float(text), "") if NUMBER.fullmatch(text) else (1, 0.0, text))
     return several[0] if len(several) == 1 else f"{{{','.join(several)}}}"
-
-
-def duration(seconds: float) -> str:
-    """For people: 12 s, 34 min, 5.6 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

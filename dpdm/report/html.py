@@ -19,6 +19,7 @@ import pandas as pd
 from dpdm import artifacts
 from dpdm.config import Study
 from dpdm.layout import TABLE_KINDS, Layout
+from dpdm.progress import duration
 from dpdm.provenance import provenance
 from dpdm.report import registry, tables
 from dpdm.report.collect import RUN, SPENT, holes
@@ -75,9 +76,9 @@ def render_report(
     if len(attacked):
         facts.append(("claims that no attack refuted", f"{len(attacked) - exceeded} of {len(attacked)}", not exceeded))
     if len(jobs):
-        facts.append((f"in {jobs['jobs'].sum()} jobs, summed", _duration(float(jobs["seconds"].sum())), True))
+        facts.append((f"in {jobs['jobs'].sum()} jobs, summed", duration(float(jobs["seconds"].sum())), True))
         if math.isfinite(clock):
-            facts.append(("by the clock", _duration(clock), True))
+            facts.append(("by the clock", duration(clock), True))
 
     figures = [
         {"dataset": dataset, "caption": item.caption, "picture": _picture(pictures[name])}
@@ -253,10 +254,6 @@ def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
 def _picture(path: Path) -> str:
     content = base64.b64encode(artifacts.read_bytes(path)).decode()
     return f"data:{_MIME[Path(path).suffix]};base64,{content}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -194,7 +194,7 @@ def headline(page):
 
 
 def test_the_time_of_all_jobs_is_summed(page):
-    assert "1.5 min in 2 jobs, summed" in headline(page)
+    assert "92 s in 2 jobs, summed" in headline(page)
 
 
 def quoted(source, **changes):
