@@ -128,9 +128,9 @@ def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
     seeds = metrics.loc[metrics["epsilon"] != "", "seed"].nunique()
     deltas = audits.drop_duplicates("dataset").set_index("dataset")["delta"].items()
     lines = [
-        f"Cells are means ± standard deviations over {seeds} seeds. Bold: of each ε the best generator, and those that a",
-        "paired 95 % t-interval over the seeds, or the moves above, cannot distinguish from it. Few seeds detect only",
-        "large differences, and there is no correction for many comparisons.",
+        f"Cells are means ± standard deviations over {seeds} seeds. Bold: of each ε the best generator, and those that",
+        "a paired 95 % t-interval over the seeds, or the moves above, cannot distinguish from it. Few seeds detect",
+        "only large differences, and there is no correction for many comparisons.",
         f"δ: {', '.join(f'{delta:.2g} on {name}' for name, delta in deltas)}.",
     ]
     if study.noise == "repeatable":

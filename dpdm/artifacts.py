@@ -28,13 +28,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         UserError: it cannot be written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; make the folder writable or choose another results folder"
-        ) from error
+    handle, temporary = _temporary(path)
     try:
         with open(handle, "wb") as file:
             file.write(content)
@@ -48,6 +42,27 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; free space, or change the folder's rights") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """An open file next to `path`, and the folders above it; UserError if it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose another folder, or change this one's rights"
+        ) from error
+
+
+def check_folder(folder: str | Path, *names: str) -> None:
+    """Refuses (UserError) a folder in which these files cannot be written, before any hour of compute is spent."""
+    handle, temporary = _temporary(Path(folder, names[0]))
+    os.close(handle)
+    Path(temporary).unlink()
+    for path in (Path(folder, name) for name in names):
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder; move it, or choose another folder")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -141,18 +156,27 @@ _REMAKE = "name another file; if the workflow made it, delete it and run snakema
 
 def write_tensors(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a dict of tensors and JSON values; equal states give equal bytes, no code is pickled."""
+    write_bytes(path, packed(state))
+
+
+def packed(state: dict[str, Any]) -> bytes:
+    """The content of a file of tensors."""
     import torch
 
     buffer = io.BytesIO()  # a path would put its own (temporary) name into the archive
     torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
     """Reads what `write_tensors` wrote: tensors and plain values; UserError for any other file."""
+    return unpacked(read_bytes(path), path)
+
+
+def unpacked(content: bytes, path: str | Path) -> dict[str, Any]:
+    """What `packed` packed; `path`: where it is from, for a UserError if it is anything else."""
     import torch
 
-    content = read_bytes(path)
     try:
         state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, zipfile errors, ...

@@ -75,11 +75,28 @@ def make(study: Study, layout: Layout, dataset: str, file: str) -> None:
 
 
 def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> None:
-    """Makes those of a data set's files that are not there yet: DATA_FILES, and `files` of what `make` knows."""
+    """Makes those of a data set's files that are not there yet: DATA_FILES, and `files` of what `make` knows.
+
+    UserError if those that are there were made from another source.
+    """
+    _refuse_other_source(study, layout, dataset)
     for file in (*DATA_FILES, *files):
         if not Path(layout.data(dataset, file)).exists():
             print(f"making {layout.data(dataset, file)}, which is not there yet", file=sys.stderr)
             make(study, layout, dataset, file)
+
+
+def _refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
+    path, source = Path(layout.data(dataset, "dataset.json")), study.datasets[dataset].source_spec()
+    if not path.exists():
+        return
+    wanted = {"source": source.source, "keys": source.keys()}
+    found = wanted | {key: value for key, value in artifacts.read_json(path).items() if key in wanted}
+    if found != wanted:
+        raise UserError(
+            f"{path.parent} has images of source: {found['source']} {found['keys']}, and datasets.{dataset} of the study "
+            f"is source: {wanted['source']} {wanted['keys']}; rename the data set, or set another results_dir"
+        )
 
 
 def load_extractor(study: Study, layout: Layout, dataset: str, extractor: str) -> Any:
@@ -118,12 +135,13 @@ def train(
     from dpdm.checkpoint import Checkpoint
 
     group, start, folder = group or Processes(device=device()), time.monotonic(), Path(out)
+    artifacts.check_folder(folder, "model.pt", "train.jsonl", "ledger.json")  # before hours of training
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
     model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     if not group.is_first:
         return ""
-    artifacts.write_tensors(folder / "model.pt", {"impl": spec.impl, "state": finite(model.state(), spec)})
+    artifacts.write_bytes(folder / "model.pt", _content(model, folder / "model.pt", spec))
     artifacts.write_jsonl(folder / "train.jsonl", log.rows)
     artifacts.write_json(folder / "ledger.json", ledger.to_json())
     kept = [] if keep_key else [key_path(checkpoint)]
@@ -132,19 +150,67 @@ def train(
     return _described(ledger, folder, group, time.monotonic() - start)
 
 
-def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
-    """Whether `folder` holds the run of this recipe, by this code, of images that are not newer than its model."""
-    model, ledger = Path(folder, "model.pt"), Path(folder, "ledger.json")
+def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
+    """The content of model.pt; UserError if the model could not be read back from it."""
+    state = finite(model.state(), spec)
     try:
-        made = artifacts.read_json(ledger, ("recipe", "provenance"))
-    except UserError:  # missing or damaged: the training writes another
+        content = artifacts.packed({"impl": spec.impl, "state": state})
+        load_method(spec.impl).Model.from_state(artifacts.unpacked(content, path)["state"])
+    except Exception as error:  # whatever pickling or a method's code raises
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"methods.{spec.method}: the model of {spec.impl} cannot be written and read back ({type(error).__name__}: "
+            f"{reason}); its state() must return tensors and JSON values by name, from which from_state makes the model"
+        ) from error
+    return content
+
+
+def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
+    """Whether `folder` holds the run of this recipe, by this code, of such images, not newer than its model."""
+    model, images, made = Path(folder, "model.pt"), Path(images_file), _made(folder)
+    if not model.exists() or made.get("recipe") != spec.model_dump(mode="json"):
         return False
     params = parse_params(load_method(spec.impl).Params, spec.params, f"methods.{spec.method}.params")
     code = {"code": provenance()["code"], "method_code": method_code(spec, params)}
-    if made["recipe"] != spec.model_dump(mode="json") or not code.items() <= made["provenance"].items():
+    if not isinstance(made["provenance"], dict) or not code.items() <= made["provenance"].items():
         return False
-    images = Path(images_file)
-    return model.exists() and not (images.exists() and images.stat().st_mtime > model.stat().st_mtime)
+    if not images.exists():
+        return True
+    meta = data.read_images(images).meta
+    same = (made.get("n"), made.get("shape"), made.get("num_classes")) == (meta.n, list(meta.shape), meta.num_classes)
+    return same and images.stat().st_mtime <= model.stat().st_mtime
+
+
+def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
+    """Holds a run that is to be trained against the one in its folder; `chosen`: the user named the folder.
+
+    Raises:
+        UserError: that one is another run, or has secret noise, so that training again would be one more release.
+    """
+    found = _made(folder)
+    if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
+        raise UserError(f"{folder} holds another run, which {spec.name} would replace; name another --out, or --again")
+    if found.get("noise") == "secret":
+        raise UserError(
+            f"{folder} holds a run with secret noise, and to train it again is one more release of the same images; "
+            "--again does that"
+        )
+
+
+def _made(folder: str | Path) -> dict[str, Any]:
+    """The ledger in a folder; nothing if it is missing or damaged."""
+    try:
+        return artifacts.read_json(Path(folder, "ledger.json"), ("recipe", "provenance"))
+    except UserError:
+        return {}
+
+
+def check_entry(study: Study, run: RunSpec) -> None:
+    """Refuses (UserError) a method of another kind than its entry in the study says, and samplers it does not have."""
+    method = load_method(run.impl, study.methods[run.method].kind)
+    for name in study.samplers_of(run):
+        where = f"methods.{run.method}.samplers.{name}"
+        parse_params(method.SamplerParams, dict(study.sample(run, name).sampler_params), where)
 
 
 def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> str:

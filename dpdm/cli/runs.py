@@ -52,9 +52,13 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
     from dpdm import jobs
 
     if not joined:
-        if not (again or data or keep_key) and jobs.finished(spec, images_file, folder):
-            print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it once more")
-            return
+        if study:
+            jobs.check_entry(study, spec)
+        if not again:
+            if not (data or keep_key) and jobs.finished(spec, images_file, folder):
+                print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it anew")
+                return
+            jobs.refuse_to_replace(spec, folder, chosen=bool(out))
         prepare()
     if processes > 1 and not joined:  # this one becomes torchrun, which starts them all
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -89,7 +93,7 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
     def prepare() -> None:
         from dpdm import artifacts, jobs
 
-        if in_study and not out and not os.path.exists(layout.study):  # so that the folder can be opened later
+        if in_study and not out and not _has(layout, spec):  # so that the folder can be opened later
             artifacts.write_text(layout.study, named.study_json(study))
         if not data and (study or os.path.exists(layout.study)):
             jobs.make_missing(study or named.open_study(layout.root)[0], layout, spec.dataset)
@@ -97,6 +101,16 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
             raise UserError(f"there are no training images {images}; name them by --data train.npz")
 
     return spec, images, folder, prepare
+
+
+def _has(layout: Any, spec: Any) -> bool:
+    """Whether study.json of the results folder has this run."""
+    from dpdm.study import find_run, open_study
+
+    try:
+        return find_run(open_study(layout.root)[0], spec.name) == spec
+    except UserError:  # no study.json, one of another version, or without such a run
+        return False
 
 
 def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
@@ -125,6 +139,12 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     spec, samplers = find_sets(study, run)
     if not samplers:
         raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {named} {run}` judges it")
+    own = layout.run(*spec.place, "model.pt")
+    if model and not out:
+        raise UserError(f"--model {model} is not the study's own model: give --out, so that the study's images stay")
+    if not os.path.exists(model or own):
+        fix = "" if model else f"; `dpdm train {named} {'/'.join(spec.place)}` makes it"
+        raise UserError(f"there is no model {model or own}{fix}")
     from dpdm import jobs
     from dpdm.processes import device
 
@@ -133,7 +153,7 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     for sampler in samplers:
         start = time.monotonic()
         file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
-        jobs.sample(study, layout, spec, sampler, model or layout.run(*spec.place, "model.pt"), file)
+        jobs.sample(study, layout, spec, sampler, model or own, file)
         seconds = time.monotonic() - start
         print(f"drew {study.evaluation.synthetic_images:,} images in {seconds:.0f} s on {device()}: {file}")
 
@@ -162,10 +182,20 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
         sets = [(run.coordinates(name), f"{folder}/synthetic.npz", folder) for name, folder in places.items()]
     if len(sets) > 1 and (synthetic or out):
         raise UserError(f"{coordinates} means {len(sets)} sets; name one by its sampler to give --synthetic or --out")
+    for option, value, fits in (("--synthetic", synthetic, sets), ("--model", model, not sets)):
+        if value and not fits:
+            raise UserError(
+                f"{option} {value}: {coordinates} {'draws images' if sets else 'draws no images'}; leave it out"
+            )
+        if value and not out:
+            raise UserError(f"{option} {value} is not the study's own: give --out, so that the study's scores stay")
+    from dpdm import data, jobs
+
     for _, images, _ in sets:
-        if not (synthetic or anchor or os.path.exists(images)):
+        if synthetic:
+            data.read_images(synthetic)  # before features of the real images are made
+        elif not (anchor or os.path.exists(images)):
             raise UserError(f"there are no synthetic images {images}; `dpdm sample {named} {coordinates}` makes them")
-    from dpdm import jobs
 
     dataset = (anchor or run).dataset
     own = ("extractor.pt", *(f"{name}.npz" for name in study.evaluation.extractors))
@@ -206,6 +236,9 @@ def audit(what, out, export, without_recipe) -> None:
     It fails above a target, or where a ledger's events are not those of its recipe.
     """
     ledgers = _ledgers(what)
+    for written in filter(None, (out, export)):
+        if os.path.realpath(written) in map(os.path.realpath, (*ledgers, *what)):
+            raise UserError(f"{written} is what the audit reads: name another file to write to")
     from dpdm import artifacts
     from dpdm.plan import MethodMissing, check_recipe, run_departures
     from dpdm.privacy import audit as auditing
@@ -236,14 +269,16 @@ def audit(what, out, export, without_recipe) -> None:
 @what_argument
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write what was found as JSON.")
 @click.option("--black-box", is_flag=True, help="Train again with canaries, and look at what is published (weak).")
-@click.option("--canaries", default=1000, show_default=True, help="Of a black-box attack.")
+@click.option("--canaries", type=click.IntRange(1), help="Of a black-box attack.  [default: 1000]")
 def attack(what, out, black_box, canaries) -> None:
     """Attack private runs on canaries: a lower bound of epsilon for each.
 
     Of several runs one seed of each private epsilon is attacked. It fails if a bound is above the run's target.
     """
     if black_box:
-        found = _black_box(what, canaries)
+        found = _black_box(what, canaries or 1000)
+    elif canaries:
+        raise UserError("--canaries is of a black-box attack: add --black-box, or leave it out")
     else:
         ledgers = _ledgers(what, attacked=True)
         from dpdm import artifacts

@@ -41,6 +41,10 @@ class Source(Strict):
     def _null_is_left_out(cls, value: Any) -> Any:
         return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
+    def keys(self) -> dict[str, Any]:
+        """What is set of it, without its name."""
+        return self.model_dump(mode="json", exclude={"source"}, exclude_none=True)
+
     def files(self) -> list[str]:
         """The user's own files that the images come from."""
         return []
@@ -61,10 +65,11 @@ class Source(Strict):
         raise NotImplementedError
 
     def facts(self, splits: "dict[str, ImageSet]") -> dict[str, Any]:
-        """What dataset.json records: source, sizes, shape, classes, digests, and how images were brought to size."""
+        """What dataset.json records: source, keys, sizes, shape, classes, digests, how images were brought to size."""
         meta = splits["train"].meta
         facts = {
             "source": self.source,
+            "keys": self.keys(),
             "shape": list(meta.shape),
             "num_classes": meta.num_classes,
             "n": {split: len(images.images) for split, images in splits.items()},

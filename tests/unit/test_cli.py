@@ -280,6 +280,94 @@ def test_a_finished_run_is_not_trained_twice(train, work):
     assert (RUN / "model.pt").exists()
 
 
+def test_a_finished_run_of_other_images_is_trained_again(train, work, digits64):
+    some = dataclasses.replace(digits64, images=digits64.images[:50], labels=digits64.labels[:50])
+    data.write_images("some.npz", some)
+    assert train("digits/class_mean/10/0", "--data", "some.npz")[0] == 0
+    assert "--again" not in train()[1]
+    assert "--again" in train()[1]
+
+
+def test_a_run_with_secret_noise_is_released_again_only_when_asked(train):
+    options = ("digits/class_mean/10/0", "--noise", "secret", "--out", "secret")
+    assert train(*options)[0] == 0
+    assert "--again" in train(*options)[1]
+    refused(train(*options, "--keep-key"), "secret", "one more release", "--again")
+    assert train(*options, "--keep-key", "--again")[0] == 0
+
+
+def test_out_keeps_another_run(train):
+    assert train("digits/class_mean/10/0", "--out", "one")[0] == 0
+    refused(train("digits/class_mean/inf/0", "--out", "one"), "one", "digits/class_mean/inf/0", "--again")
+    assert train("digits/class_mean/inf/0", "--out", "one", "--again")[0] == 0
+
+
+def test_what_is_wrong_is_found_before_the_training(train, work, study_file, tiny_study_dict, monkeypatch):
+    monkeypatch.setattr("dpdm.jobs.train_method", None)
+    Path("file").write_text("")
+    refused(train("digits/class_mean/10/0", "--out", "file"), "file/model.pt")
+    Path("folder/ledger.json").mkdir(parents=True)
+    refused(train("digits/class_mean/10/0", "--out", "folder"), "folder/ledger.json")
+    for change, *parts in (
+        ({"samplers": {"default": {"noisee": 1}}}, "methods.class_mean.samplers.default", "noisee"),
+        ({"kind": "classifier"}, "baselines.class_mean:ClassMean", "kind: generator"),
+    ):
+        methods = tiny_study_dict["methods"]
+        changed = methods["class_mean"] | change
+        study_file(tiny_study_dict | {"methods": methods | {"class_mean": changed}})
+        refused(train(), *parts)
+    assert not Path(work.study).exists()
+
+
+def test_another_source_of_a_data_set_is_refused(train, work, study_file, tiny_study_dict):
+    assert train()[0] == 0
+    images = work.data("digits", "train.npz")
+    source = {"source": "npz", "train": images, "test": images, "num_classes": 10, "delta": "1/(2n)"}
+    study_file(tiny_study_dict | {"datasets": {"digits": source}})
+    refused(train("digits/class_mean/10/0", "--again"), "results/data/digits", "source: digits", "source: npz")
+
+
+def test_study_json_follows_the_study_of_a_run_by_hand(train, work, study_file, tiny_study_dict):
+    assert train()[0] == 0
+    before = Path(work.study).read_text()
+    train("digits/class_mean/inf/0")
+    assert Path(work.study).read_text() == before
+    methods = tiny_study_dict["methods"]
+    other = {"class_mean": methods["class_mean"] | {"params": {"max_image_norm": 7.0}}}
+    study_file(tiny_study_dict | {"methods": methods | other})
+    assert train()[0] == 0
+    assert "7.0" in Path(work.study).read_text()
+    assert "--again" in train("digits/class_mean/10/0")[1]
+
+
+def test_the_study_s_images_and_scores_are_not_replaced_by_those_of_another_model(train, sample, run_cli):
+    assert train()[0] == 0
+    assert sample()[0] == 0
+    refused(sample("digits/class_mean/10/0", "--model", RUN / "model.pt"), "--model", "--out")
+    place, other = "digits/class_mean/10/0", RUN / "default/synthetic.npz"
+    refused(run_cli("score", "study.yaml", place, "--synthetic", other), "--synthetic", "--out")
+    refused(run_cli("score", "study.yaml", place, "--synthetic", "nope.npz", "--out", "x"), "nope.npz")
+    refused(
+        run_cli("score", "study.yaml", place, "--model", "nope.pt", "--out", "x"), "--model nope.pt", "draws images"
+    )
+    refused(sample("digits/class_mean/inf/0"), "dpdm train study.yaml digits/class_mean/inf/0")
+
+
+def test_a_model_that_cannot_be_read_back_is_refused(train, monkeypatch):
+    from baselines.class_mean import ClassMean
+
+    monkeypatch.setattr(ClassMean.Model, "state", lambda self: {"means": self.means.numpy()})
+    refused(train(), "methods.class_mean", "baselines.class_mean:ClassMean", "state()")
+    assert not (RUN / "model.pt").exists()
+
+
+def test_an_audit_does_not_replace_what_it_reads(train, run_cli):
+    assert train()[0] == 0
+    for option in ("--out", "--export"):
+        refused(run_cli("audit", RUN / "ledger.json", option, RUN / "ledger.json"), RUN / "ledger.json")
+    refused(run_cli("attack", "study.yaml", "digits/class_mean/10/0", "--canaries", "5"), "--canaries", "--black-box")
+
+
 @pytest.mark.parametrize("method", ["class_mean", "dpdm"])
 def test_the_same_run_twice_gives_the_same_bytes(train, sample, method):
     for folder in ("one", "two"):
@@ -534,7 +622,7 @@ def test_a_classifier_is_trained_and_scored_without_images(run_cli, train, with_
 
 def test_the_model_of_a_generator_is_no_classifier_to_score(run_cli, train, with_classifier):
     assert train()[0] == 0
-    scored = run_cli("score", "study.yaml", "digits/net/10/0", "--model", RUN / "model.pt")
+    scored = run_cli("score", "study.yaml", "digits/net/10/0", "--model", RUN / "model.pt", "--out", "x")
     refused(scored, RUN / "model.pt", "baselines.class_mean:ClassMean", "baselines.dpsgd_classifier")
 
 
@@ -567,7 +655,7 @@ def test_an_output_that_cannot_be_written(train):
 
 def test_sample_refuses_the_model_of_another_method(train, sample):
     train()
-    drawn = sample("digits/dpdm/10/0", "--model", RUN / "model.pt")
+    drawn = sample("digits/dpdm/10/0", "--model", RUN / "model.pt", "--out", "x")
     refused(drawn, RUN / "model.pt", "baselines.class_mean:ClassMean", "dpdm.diffusion.method:DPDM")
     assert not DPDM.exists()
 

@@ -101,7 +101,7 @@ def test_train_and_test_together_are_all_digits():
 def test_dataset_facts(digits64):
     facts = DIGITS.facts({"train": digits64, "test": digits64})
     assert facts == {
-        "source": "digits", "shape": [1, 8, 8], "num_classes": 10, "n": {"train": 64, "test": 64},
+        "source": "digits", "keys": {}, "shape": [1, 8, 8], "num_classes": 10, "n": {"train": 64, "test": 64},
         "sha256": {"train": digits64.digest(), "test": digits64.digest()},
     }  # fmt: skip
 
