@@ -94,8 +94,8 @@ def _refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
     found = wanted | {key: value for key, value in artifacts.read_json(path).items() if key in wanted}
     if found != wanted:
         raise UserError(
-            f"{path.parent} has images of source: {found['source']} {found['keys']}, and datasets.{dataset} of the study "
-            f"is source: {wanted['source']} {wanted['keys']}; rename the data set, or set another results_dir"
+            f"{path.parent} has images of source: {found['source']} {found['keys']}, and datasets.{dataset} of the "
+            f"study is source: {wanted['source']} {wanted['keys']}; rename the data set, or set another results_dir"
         )
 
 

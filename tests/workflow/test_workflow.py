@@ -502,6 +502,12 @@ def test_an_edit_runs_again_only_what_it_changes(again, tiny, edit, change):
     assert exactly(again.dry()) == expected | REPORTING
 
 
+def test_what_a_failed_collection_deleted_is_made_again(again):
+    for name in ("metrics.csv", "audits.csv"):
+        (again.path / "results" / "tiny" / name).unlink()
+    assert exactly(again.dry()) == REPORTING
+
+
 @pytest.mark.parametrize("name", ["published.csv", "privacy_status.csv"])
 def test_an_edit_of_the_published_numbers_makes_the_report_alone_again(again, name):
     file = again.checkout / "results" / "published" / name
