@@ -1,0 +1,72 @@
+"""Wrong keys, paths, values and files: each ends in one sentence that names it, before any compute."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from refusals import refused, refuses
+
+from dpdm.processes import joined
+
+RUN = "digits/class_mean/10/0"
+
+
+@pytest.fixture
+def work(tmp_path, tiny_study_dict, monkeypatch):
+    """The working folder, with study.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict))
+    return tmp_path
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "NaN", "1e400", "2020-01-01"])
+def test_a_change_that_json_cannot_hold(work, run_cli, value):
+    refused(run_cli("train", "study.yaml", RUN, "--set", f"max_image_norm={value}"), f"--set max_image_norm={value}")
+
+
+@pytest.mark.parametrize("verb", ["spec", "train", "audit"])
+@pytest.mark.parametrize("named", ["", "study.yaml,"])
+def test_an_empty_name_of_a_study(work, run_cli, verb, named):
+    refused(run_cli(verb, named, RUN), repr(named), "comma")
+
+
+@pytest.mark.parametrize(
+    "words", [["spec", "deep.yaml", RUN], ["train", "--spec", "deep.json"], ["audit", "deep.json"]]
+)
+def test_what_is_nested_too_deeply(work, run_cli, words):
+    for name in ("deep.yaml", "deep.json"):
+        (work / name).write_text("[" * 5000 + "]" * 5000)
+    refused(run_cli(*words), *words, "nested")
+
+
+def test_a_name_that_no_file_can_have(work, run_cli):
+    refused(run_cli("spec", "x" * 300, RUN), "x" * 300)
+
+
+def test_a_binary_file_as_a_study(work, run_cli):
+    (work / "junk").write_bytes(b"\xff\x00\x80")
+    refused(run_cli("validate", "junk"), "junk")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_output_that_cannot_be_written_as_it_is(closed):
+    program = "print('\\u2193') or main(['list', 'studies'])" if not closed else "main(['list', 'studies'])"
+    code = f"from dpdm.cli import main; main(['--version']); {program}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": "latin-1"}, text=True,
+        stderr=subprocess.PIPE, stdout=None if closed else subprocess.PIPE,
+        preexec_fn=(lambda: os.close(1)) if closed else None,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_left_over_world_size(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with refuses("WORLD_SIZE = 2", "LOCAL_RANK", "--processes"), joined():
+        pass
