@@ -57,7 +57,7 @@ class Mechanism:
     `noise_multiplier`, if given, is fixed and no part of the calibration: see `settled`.
 
     Raises:
-        UserError: the sensitivity is outside its range.
+        UserError: a field has a type or value that no event can have, or the sensitivity is outside its range.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Mechanism:
     noise_multiplier: float | None = None
 
     def __post_init__(self):
+        self.event(1.0)  # refuses what no event can have
         least, most = SENSITIVITIES
         if not least <= self.sensitivity <= most:
             raise UserError(
