@@ -8,6 +8,9 @@ import pytest
 import yaml
 from refusals import refused, refuses
 
+from dpdm.config import parse_study
+from dpdm.plan import planned_runs
+from dpdm.privacy import Mechanism
 from dpdm.processes import joined
 
 RUN = "digits/class_mean/10/0"
@@ -70,3 +73,22 @@ def test_a_left_over_world_size(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with refuses("WORLD_SIZE = 2", "LOCAL_RANK", "--processes"), joined():
         pass
+
+
+# --- a method of one's own ------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_equal_names(tiny_study_dict, monkeypatch):
+    monkeypatch.setattr("baselines.class_mean.ClassMean.plan", lambda *_: [Mechanism.gaussian("a", 0.5)] * 2)
+    with refuses("methods.class_mean on digits", "a, a"):
+        planned_runs(parse_study(tiny_study_dict, "tiny"))
+
+
+@pytest.mark.parametrize("name", ["none", "true", "model", "mechanism", "class_mean", "gaussian"])
+def test_a_new_method_whose_class_would_hide_another_name(tmp_path, monkeypatch, run_cli, name):
+    monkeypatch.chdir(tmp_path)
+    if name in ("class_mean", "gaussian"):
+        assert run_cli("new", "method", name)[0] == 0
+    else:
+        refused(run_cli("new", "method", name), repr(name), name.capitalize())
+        assert not list(tmp_path.iterdir())
