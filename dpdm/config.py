@@ -430,7 +430,12 @@ def load_study(files: str | Path) -> Study:
     UserError if a file cannot be read, is not YAML, or the study breaks the schema.
     """
     names = study_files(files)
-    return parse_study(functools.reduce(overlay, map(read_yaml, names)), " ".join(names), overlaid=len(names) > 1)
+    values = {name: read_yaml(name) for name in names}
+    for name, value in values.items():
+        if not isinstance(value, dict) or not value:
+            found = f"{value!r:.40}" if value else "nothing"
+            raise UserError(f"{name} holds {found} where a study is wanted; `dpdm list studies` shows those of dpdm")
+    return parse_study(functools.reduce(overlay, values.values()), " ".join(names), overlaid=len(names) > 1)
 
 
 def study_files(files: str | Path) -> list[str]:

@@ -122,9 +122,9 @@ class Ledger:
             UserError: a key is missing or unknown, a value impossible, or the ledger is of an older version or was
                 changed after it was written.
         """
+        if not value.keys() & {"seal", "events"}:
+            raise UserError(f"{origin} is no ledger: it has no events; name the ledger.json of a run")
         if type(value.get("version")) is not int or value["version"] != VERSION:
-            if not value.keys() & {"version", "events"}:
-                raise UserError(f"{origin} is no ledger: it has no events; name the ledger.json of a run")
             found = value.get("version", f"none, {value.get('neighbouring_relation', 'no neighbouring relation')}")
             raise UserError(
                 f"{origin} is a ledger of another version ({found}; this code reads version {VERSION}, "

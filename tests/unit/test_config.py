@@ -551,7 +551,7 @@ def test_the_json_does_not_depend_on_the_order_of_keys(tiny_study_dict):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"study": "a"}', '{"x": 1}'])
 @pytest.mark.parametrize("kind", [RunSpec, SampleSpec, Study, Coordinates])
 def test_a_broken_spec(kind, text):
-    with pytest.raises(UserError, match="--spec"):
+    with pytest.raises(UserError, match="the recipe"):
         parse_spec(kind, text)
 
 

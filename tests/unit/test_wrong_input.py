@@ -8,10 +8,13 @@ import pytest
 import yaml
 from refusals import refused, refuses
 
-from dpdm.config import parse_study
+from dpdm.artifacts import write_npz
+from dpdm.config import load_study, parse_study
+from dpdm.data import read_images
 from dpdm.plan import planned_runs
 from dpdm.privacy import Mechanism
 from dpdm.processes import joined
+from dpdm.study import study_json
 
 RUN = "digits/class_mean/10/0"
 
@@ -73,6 +76,33 @@ def test_a_left_over_world_size(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with refuses("WORLD_SIZE = 2", "LOCAL_RANK", "--processes"), joined():
         pass
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "null"])
+def test_a_file_without_a_study(work, run_cli, text):
+    (work / "other.yaml").write_text(text)
+    for named in ("other.yaml", "study.yaml,other.yaml"):
+        assert "--configfile" not in refused(run_cli("spec", named, RUN), "other.yaml")
+
+
+def test_a_file_that_is_no_ledger(work, run_cli):
+    (work / "study.json").write_text(study_json(load_study("study.yaml")))
+    refused(run_cli("audit", "study.json"), "study.json", "no ledger")
+
+
+@pytest.mark.parametrize("content", [b"some text", b"\x80\x04\x95\x01", b""])
+def test_a_file_that_is_no_npz(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    with refuses("x.npz", repr(content)):
+        read_images(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("key", "value"), [("drawn_by", "junk"), ("num_classes", 0), ("num_classes", -3)])
+def test_a_wrong_value_in_an_npz(tmp_path, digits64, key, value):
+    arrays = {"images": digits64.images, "labels": digits64.labels, "num_classes": 10, key: value}
+    write_npz(tmp_path / "x.npz", arrays)
+    with refuses("x.npz", key, value):
+        read_images(tmp_path / "x.npz")
 
 
 # --- a method of one's own ------------------------------------------------------------------------------------------
