@@ -105,6 +105,29 @@ def test_a_wrong_value_in_an_npz(tmp_path, digits64, key, value):
         read_images(tmp_path / "x.npz")
 
 
+def test_an_empty_part_is_the_whole(tiny_study_dict):
+    whole = parse_study(tiny_study_dict, "tiny").runs()
+    for nothing in ({}, ""):
+        study = parse_study(tiny_study_dict | {"only": nothing, "without": nothing}, "tiny")
+        assert (study.runs(), study.part()) == (whole, "")
+
+
+def test_both_keys_that_leave_no_run(work, run_cli):
+    words = ["--only", "epsilon=10", "--without", "method=class_mean", "--without", "method=dpdm"]
+    refused(run_cli("run", "study.yaml", *words), "only epsilon=10", "without method=class_mean,dpdm")
+
+
+def test_a_dataset_of_a_part_of_a_recipe(tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["unverified"] = [{"what": "x", "when": {"dataset": "digit"}}]
+    with refuses("methods.dpdm.unverified[0].when.dataset", "'digit'", "'digits'"):
+        parse_study(tiny_study_dict, "tiny")
+
+
+@pytest.mark.parametrize("words", [["study.yaml"], ["elsewhere/x"], ["--cores", "0"]])
+def test_what_snakemake_cannot_do(work, run_cli, words):
+    refused(run_cli("run", "study.yaml", *words), " ".join(words))
+
+
 # --- a method of one's own ------------------------------------------------------------------------------------------
 
 
