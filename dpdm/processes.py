@@ -65,8 +65,8 @@ def joined() -> Iterator[Processes]:
     Raises:
         UserError: only some of torchrun's variables are set, or there are too few GPUs.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         yield Processes(device=device())
         return
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
@@ -83,6 +83,6 @@ def joined() -> Iterator[Processes]:
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), size, own)
+        yield Processes(torch.distributed.get_rank(), int(size), own)
     finally:
         torch.distributed.destroy_process_group()

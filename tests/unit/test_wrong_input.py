@@ -71,10 +71,11 @@ def test_output_that_cannot_be_written_as_it_is(closed):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_left_over_world_size(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("size", ["2", "x"])
+def test_a_left_over_world_size(monkeypatch, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with refuses("WORLD_SIZE = 2", "LOCAL_RANK", "--processes"), joined():
+    with refuses(f"WORLD_SIZE = {size}", "LOCAL_RANK", "--processes"), joined():
         pass
 
 
