@@ -21,8 +21,9 @@ RUN = "digits/class_mean/10/0"
 
 @pytest.fixture
 def work(tmp_path, tiny_study_dict, monkeypatch):
-    """The working folder, with study.yaml."""
+    """The working folder, with study.yaml, where Snakemake does not start."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr("os.execv")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict))
     return tmp_path
 
