@@ -116,10 +116,7 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         raise UserError(f"impl {impl}: {module_name} has no {class_name}; {nearest(class_name, known)}")
     try:
         method = getattr(module, class_name)()
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # not a class, or one that cannot be made without arguments: another name was meant
+    except (Exception, SystemExit) as error:  # not a class, or one that needs arguments: another name was meant
         reason = str(error).partition("\n")[0]
         raise UserError(f"impl {impl}: {class_name}() failed ({type(error).__name__}: {reason})") from error
     for name in ("Params", "SamplerParams"):
