@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from pydantic import BeforeValidator, Field
 
 from dpdm import artifacts, jobs
 from dpdm.catalog import find_impl
@@ -24,6 +25,7 @@ from dpdm.explain import nearest, parse_params
 from dpdm.layout import Layout
 from dpdm.method import load_method
 from dpdm.method import train as train_method
+from dpdm.params import Count
 from dpdm.privacy import Ledger, epsilons_spent
 from dpdm.processes import Processes, device
 from dpdm.progress import Log
@@ -32,6 +34,15 @@ from dpdm.specs import RunSpec
 from dpdm.study import find_run, open_study
 
 ARRAYS = "arrays"  # study and data set of a run that was trained on arrays
+_int = BeforeValidator(lambda value: int(value) if isinstance(value, np.integer) else value)
+_Whole = Annotated[Count, Field(strict=True), _int]
+
+
+def _array(value: ArrayLike, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what} cannot be made one array: {error}") from error
 
 
 class Run:
@@ -79,9 +90,9 @@ class Run:
         if not self.samplers:
             raise UserError(f"{self.spec.name} is a classifier and draws no images; use its model.predict(images)")
         sampler = next(iter(self.samplers)) if sampler is None else sampler
-        if sampler not in self.samplers:
-            raise UserError(f"{self.spec.name} has no sampler {sampler!r}; {nearest(sampler, self.samplers)}")
-        labels, classes = np.asarray(labels), self.ledger.num_classes
+        if sampler not in list(self.samplers):
+            raise UserError(f"{self.spec.name} has no sampler {sampler!r}; {nearest(str(sampler), self.samplers)}")
+        labels, classes = _array(labels, "labels"), self.ledger.num_classes
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, range(classes)).all():
             raise UserError(
                 f"labels must be a list of integers in 0..{classes - 1}, got {labels.dtype} {list(labels.shape)}"
@@ -91,8 +102,8 @@ class Run:
         return jobs.draw(self.spec, self.model, sampler, self.samplers[sampler], labels.astype(np.int64), where)
 
     def show(self, rows: int = 3, sampler: str | None = None) -> Figure:
-        """A grid of drawn images, a class per column (at most ten columns)."""
-        columns = min(self.ledger.num_classes, 10)
+        """A grid of drawn images, a class per column (at most ten columns); UserError as `draw`, or for no row."""
+        columns, rows = min(self.ledger.num_classes, 10), parse_params(_Whole, rows, "rows")
         return show(self.draw(np.tile(np.arange(columns), rows), sampler), columns)
 
 
@@ -177,20 +188,28 @@ def train_arrays(
     Raises:
         UserError: an array is of another form, or an argument is none that a study would accept.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = _array(images, "images"), _array(labels, "labels")
     images = images[:, None] if images.ndim == 3 else images
+    if images.ndim == 4 and images.shape[1] not in (1, 3):
+        hint = "; put the channels first by images.transpose(0, 3, 1, 2)" * (images.shape[3] in (1, 3))
+        raise UserError(f"images must be [n, 1 or 3, H, W], got {list(images.shape)}{hint}")
     labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
+    num_classes = parse_params(_Whole, num_classes, "train_arrays: num_classes")
     data, impl = ImageSet(images, labels, num_classes, "the arrays"), find_impl(method)
+    recipe = dict(params) if isinstance(params, Mapping) else params or {}
     spec = parse_params(
         RunSpec,
         {
             "study": ARRAYS, "dataset": ARRAYS, "method": method.partition(":")[2].lower() or method, "impl": impl,
-            "params": dict(params or {}), "epsilon": epsilon, "delta": delta, "allow_large_delta": False,
+            "params": recipe, "epsilon": epsilon, "delta": delta, "allow_large_delta": False,
             "accountant": accountant, "noise": noise, "seed": seed,
         },
         "train_arrays",
     )  # fmt: skip
-    samplers = {"default": dict(sampler or {})} if hasattr(load_method(impl), "SamplerParams") else {}
+    samplers = {}
+    if kind := getattr(load_method(impl), "SamplerParams", None):
+        parse_params(kind, sampler or {}, "train_arrays: sampler")
+        samplers = {"default": dict(sampler or {})}
     model, ledger = train_method(spec, data, Log(f"train {method}"), Processes(device=device()))
     return Run(spec, samplers, lambda: ledger, lambda: model)
 
@@ -204,7 +223,8 @@ class _Grid(Figure):
 
 
 def show(images: np.ndarray, columns: int = 10) -> Figure:
-    """A grid of images (uint8 [n, 1 or 3, H, W]), row by row, `columns` abreast; UserError for any other array."""
+    """A grid of images (uint8 [n, 1 or 3, H, W]), row by row, `columns` abreast; UserError for other arguments."""
+    images, columns = _array(images, "images"), parse_params(_Whole, columns, "columns")
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or not len(images):
         raise UserError(f"a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
     count, _, height, width = images.shape

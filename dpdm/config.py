@@ -86,7 +86,7 @@ class When(Strict):
 
 
 def _selection(value: Any) -> Any:
-    """The text `method=dpdm,pearl epsilon=1` as a mapping of lists; a value without a list around it as a list."""
+    """The text `method=dpdm,pearl epsilon=1` as a mapping of lists; a single value as a list; nothing as None."""
     if isinstance(value, str):
         found: dict[str, list[Any]] = {}
         for part in value.split():
@@ -94,9 +94,9 @@ def _selection(value: Any) -> Any:
             found.setdefault(key, []).extend(filter(None, values.split(",")))
             if not found[key]:
                 raise ValueError(f"{part!r} names no value; write {key}=A or {key}=A,B")
-        return found
+        return found or None
     if isinstance(value, dict):
-        return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()}
+        return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()} or None
     return value
 
 
@@ -307,8 +307,8 @@ class Study(Strict):
                 if unknown := [value for value in values if value not in known[key]]:
                     hint = nearest(unknown[0], known[key])
                     raise ValueError(f"{place}.{key}: the study has no {key} {unknown[0]!r}; {hint}")
-            if not self.runs():
-                raise ValueError(f"{place}: no run of the study is left by {place}: {chosen}")
+        if self.part() and not self.runs():
+            raise ValueError(f"{' and '.join(self._parts())}: no run of the study is left by {self.part()}")
         return self
 
     def _parts(self) -> dict[str, Selection]:
@@ -317,6 +317,8 @@ class Study(Strict):
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
         """Refuses a part of a method's recipe that no run of this study has."""
         served, samplers = self.datasets_of(method), self.methods[method].samplers
+        if (dataset := part.when.dataset) not in (None, *self.datasets):
+            raise ValueError(f"{place}.when.dataset: no dataset {dataset!r}; {nearest(dataset, self.datasets)}")
         if not any(part.when.matches(d, e) for d in served for e in self.epsilons_of(d, method)):
             cells = (f"{d} at epsilon {', '.join(map(epsilon_text, self.epsilons_of(d, method)))}" for d in served)
             raise ValueError(f"{place}.when matches no run of this study: {method} is run on {'; '.join(cells)}")
@@ -430,7 +432,12 @@ def load_study(files: str | Path) -> Study:
     UserError if a file cannot be read, is not YAML, or the study breaks the schema.
     """
     names = study_files(files)
-    return parse_study(functools.reduce(overlay, map(read_yaml, names)), " ".join(names), overlaid=len(names) > 1)
+    values = {name: read_yaml(name) for name in names}
+    for name, value in values.items():
+        if not isinstance(value, dict) or not value:
+            found = f"{value!r:.40}" if value else "nothing"
+            raise UserError(f"{name} holds {found} where a study is wanted; `dpdm list studies` shows those of dpdm")
+    return parse_study(functools.reduce(overlay, values.values()), " ".join(names), overlaid=len(names) > 1)
 
 
 def study_files(files: str | Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Images: the one in-memory form, its files, and the one converter to network range."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,16 @@ def write_images(path: str | Path, images: ImageSet) -> None:
 def read_images(path: str | Path) -> ImageSet:
     """Reads what `write_images` wrote; UserError for any other file."""
     arrays = artifacts.read_npz(path, ("images", "labels", "num_classes"), ("drawn_by",))
-    if arrays["num_classes"].shape != () or arrays["num_classes"].dtype.kind not in "iu":
-        raise UserError(f"{path}: num_classes must be one integer; make or fetch the file again")
-    drawn_by = str(arrays.get("drawn_by", ""))
-    return ImageSet(arrays["images"], arrays["labels"], int(arrays["num_classes"]), str(path), drawn_by)
+    classes, drawn_by = arrays["num_classes"], str(arrays.get("drawn_by", ""))
+    if classes.shape != () or classes.dtype.kind not in "iu" or classes < 1:
+        raise UserError(
+            f"{path}: num_classes must be one positive integer, got {classes}; make or fetch the file again"
+        )
+    try:
+        json.loads(drawn_by or "{}")
+    except ValueError as error:
+        raise UserError(f"{path}: drawn_by must be JSON, got {drawn_by!r}; make or fetch the file again") from error
+    return ImageSet(arrays["images"], arrays["labels"], int(classes), str(path), drawn_by)
 
 
 def doubts(splits: Mapping[str, ImageSet]) -> list[str]:

@@ -5,7 +5,7 @@ import importlib
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,7 +17,7 @@ from dpdm.artifacts import sha256_of
 from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
-from dpdm.explain import nearest, parse_params
+from dpdm.explain import models_of, nearest, parse_params
 from dpdm.layout import ROOT
 from dpdm.params import Strict
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness, settled
@@ -105,7 +105,7 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         sys.path.append(str(ROOT))  # there is `baselines`, which no wheel installs under a name as common as that
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         reason, (package, _, last) = f"{type(error).__name__}: {error}", module_name.rpartition(".")
         if package and getattr(error, "name", None) == module_name:  # the package is there
             known = [found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__)]
@@ -116,9 +116,13 @@ def load_method(impl: str, kind: str | None = None) -> Method:
         raise UserError(f"impl {impl}: {module_name} has no {class_name}; {nearest(class_name, known)}")
     try:
         method = getattr(module, class_name)()
-    except Exception as error:  # not a class, or one that cannot be made without arguments: another name was meant
+    except (Exception, SystemExit) as error:  # not a class, or one that needs arguments: another name was meant
         reason = str(error).partition("\n")[0]
         raise UserError(f"impl {impl}: {class_name}() failed ({type(error).__name__}: {reason})") from error
+    for name in ("Params", "SamplerParams"):
+        kind_of = getattr(method, name, NoParams)
+        if not models_of(kind_of) or (name == "Params" and not isinstance(kind_of, type)):
+            raise UserError(f"impl {impl}: {name} must be a class derived from dpdm.params.Strict, got {kind_of!r}")
     missing = _missing(method, MEMBERS)
     if kind is not None:
         (other,) = set(MEMBERS_OF_KIND) - {kind}
@@ -151,19 +155,35 @@ def prepare_run(
 
     Raises:
         UserError: the method cannot be imported or is not of `kind`, its params break its schema, it cannot serve
-            the data set, or the budget is impossible.
+            the data set, one of its members fails or returns what it must not, or the budget is impossible.
     """
     where = f"methods.{spec.method}"
     method = load_method(spec.impl, kind)
     params = parse_params(method.Params, spec.params, f"{where}.params")
     try:
         budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
-        plan = settled(method.plan(params, meta), budget, spec.accountant)
+        plan = settled(_tuple_of(Mechanism, f"{spec.impl}: plan", method.plan, params, meta), budget, spec.accountant)
+        _tuple_of(str, f"{spec.impl}: public_data", public_data, method, params)
+        _tuple_of(str, f"{spec.impl}: departures", departures, method, params, meta)
         if getattr(params, "init_only", False):  # the noise of the releases is that of the whole plan
             plan = tuple(m for m in plan if m.mechanism == "gaussian" or m.share is not None)
         return method, params, plan, budget
     except UserError as error:
         raise UserError(f"{where} on {spec.dataset}: {error}") from error
+
+
+def _tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """What a member of a method returns; UserError where it fails, or that is no tuple of `kind`."""
+    try:
+        values = tuple(call(*arguments))
+        if wrong := [value for value in values if not isinstance(value, kind)]:
+            raise TypeError(f"it holds {wrong[0]!r}")
+        return values
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a method's code raises
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{member} must return a tuple of {kind.__name__} ({reason})") from error
 
 
 def public_data(method: Method, params: Any) -> tuple[str, ...]:

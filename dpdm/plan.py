@@ -56,7 +56,10 @@ def planned_runs(study: Study) -> list[PlannedRun]:
                         raise UserError(f"{where} on {spec.dataset}: {error}") from error
             key = (plan, budget)
             if key not in calibrated:  # seeds share a calibration
-                calibrated[key] = _accounted(plan, budget, spec.accountant)
+                try:
+                    calibrated[key] = _accounted(plan, budget, spec.accountant)
+                except UserError as error:
+                    raise UserError(f"methods.{spec.method} on {spec.dataset}: {error}") from error
             public, source = public_data(method, params), study.datasets[spec.dataset].source
             if source in public:
                 raise UserError(

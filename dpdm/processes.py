@@ -60,11 +60,20 @@ def device() -> str:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started (by its variables), else this one; UserError if there are too few GPUs."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """The processes that torchrun started (by its variables), else this one.
+
+    Raises:
+        UserError: only some of torchrun's variables are set, or there are too few GPUs.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         yield Processes(device=device())
         return
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE = {size} is set in the environment, as torchrun sets it, but not {', '.join(missing)}; unset "
+            "WORLD_SIZE, or train in several processes by --processes"
+        )
     cuda = torch.cuda.is_available()
     local = int(os.environ["LOCAL_RANK"])
     if cuda and local >= torch.cuda.device_count():
@@ -74,6 +83,6 @@ def joined() -> Iterator[Processes]:
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), size, own)
+        yield Processes(torch.distributed.get_rank(), int(size), own)
     finally:
         torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 """The beginning of a new method: the smallest method of this repository by another name, and its entry of a study."""
 
+import ast
 import importlib.util
 import keyword
 import re
@@ -49,7 +50,13 @@ def new_method(name: str, out: str | None = None) -> tuple[str, str]:
     first = impl.partition(".")[0].partition(":")[0]
     if not Path(first).is_dir() and importlib.util.find_spec(first):
         raise UserError(f"{path} would hide the Python module {first}; choose another name, or another file by --out")
-    code = EXAMPLE.read_text().split('"""', 2)[2].replace("class ClassMean", f"class {class_name}")
+    code = EXAMPLE.read_text().split('"""', 2)[2]
+    needed = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    if keyword.iskeyword(class_name) or class_name in needed:
+        raise UserError(
+            f"{name!r} is no name for a method: its class would be {class_name}, a name that its file needs"
+        )
+    code = code.replace("class ClassMean", f"class {class_name}")
     artifacts.write_text(path, DOCSTRING.format(name=name) + code)
     return str(path), ENTRY.format(name=name, impl=impl)
 

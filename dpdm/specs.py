@@ -188,7 +188,7 @@ def spec_json(spec: Strict | dict[str, Strict]) -> str:
     return json.dumps(to_jsonable_python(spec), sort_keys=True, allow_nan=False)
 
 
-def parse_spec(kind: Any, text: str, origin: str = "--spec") -> Any:
+def parse_spec(kind: Any, text: str | bytes, origin: str = "the recipe") -> Any:
     """The inverse of `spec_json`; `kind` is a model or a union of models; UserError names the text by `origin`."""
     try:
         value = json.loads(text)

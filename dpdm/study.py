@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from dpdm.config import ANCHORS, VERSION, Study, load_study, merge, parse_study
 from dpdm.errors import UserError
+from dpdm.explain import parse_params
 from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
 from dpdm.yaml_file import parse_yaml
@@ -24,9 +25,13 @@ Found = TypeVar("Found")
 def open_study(path: str | Path) -> tuple[Study, Layout]:
     """Reads STUDY: a study file (YAML; several with commas), or a results folder, whose study.json the workflow wrote.
 
-    UserError if there is no such file or folder; the folder holds no study.json, or one of another version; the file is
-    JSON, or breaks the schema.
+    UserError if a name is empty; there is no such file or folder; the folder holds no study.json, or one of another
+    version; the file is JSON, or breaks the schema.
     """
+    if not all(str(path).split(",")):
+        raise UserError(
+            f"STUDY {str(path)!r} has an empty name: write one file, or several with only a comma between two"
+        )
     path = Path(path)
     if path.is_dir():
         layout = Layout.of(path)
@@ -158,7 +163,9 @@ def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
         for name in reversed(key.split(".")):
             nested = {name: nested}
         params = merge(params, nested)
-    return RunSpec.model_validate(run.model_dump() | {"params": params})
+    return parse_params(
+        RunSpec, run.model_dump() | {"params": params}, " ".join(f"--set {change}" for change in changes)
+    )
 
 
 def _value(text: str, origin: str) -> Any:

@@ -22,9 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Where a full disk refuses the message too, exit status NO_SPACE says so on the terminal of the workflow.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None where it was closed, as by `>&-`)
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter such as the one of plus or minus
     try:
         return _run(arguments)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {error.filename} is too long for the name of a file", file=sys.stderr, flush=True)
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         with contextlib.suppress(OSError):
@@ -50,6 +55,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except click.Abort:
         return 130
+    except RecursionError:
+        words = " ".join(sys.argv[1:] if arguments is None else arguments)
+        print(f"error: `dpdm {words}` reads a value that is nested too deeply; flatten it", file=sys.stderr, flush=True)
+        return 2
     except BrokenPipeError:  # of `dpdm check ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -67,7 +67,7 @@ def study_argument(required: bool = True):
         from dpdm.study import open_study
 
         ctx.obj = named
-        study, ctx.params["layout"] = open_study(named) if named else (None, None)
+        study, ctx.params["layout"] = open_study(named) if named is not None else (None, None)
         return study
 
     text = "A study file (YAML; several: with commas), a shipped study, or the results folder of a study."

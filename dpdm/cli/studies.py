@@ -46,10 +46,12 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
     for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
-        if "/" not in target and not os.path.exists(target) and target not in TARGETS:
-            raise UserError(f"there is no target {target!r}, which is no file either; {nearest(target, TARGETS)}")
-    if cores != "all" and not cores.isdecimal():
-        raise UserError(f"--cores {cores}: write a number, or all")
+        results = os.path.abspath(study.results_dir)
+        if target not in TARGETS and not os.path.abspath(target).startswith(f"{results}{os.sep}"):
+            hint = nearest(target, TARGETS)
+            raise UserError(f"there is no target {target!r}, which is no file in {study.results_dir} either; {hint}")
+    if cores != "all" and not (cores.isdecimal() and int(cores)):
+        raise UserError(f"--cores {cores}: write a number above 0, or all")
     files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]

@@ -16,7 +16,7 @@ FILES = ("dataset.json", "extractor.pt", *(f"{name}.npz" for name in NETWORKS), 
 
 
 @verbs.command("validate")
-@click.argument("file", type=click.File("r"), help="The study as JSON; - for standard input.")
+@click.argument("file", type=click.File("rb"), help="The study as JSON; - for standard input.")
 @click.option("--again", is_flag=True, help="What was trained before is trained again.")
 def validate(file, again: bool) -> None:
     """Check a whole study before any job, and write the study.json that the jobs read.
@@ -33,7 +33,7 @@ def validate(file, again: bool) -> None:
     from dpdm.specs import parse_spec
     from dpdm.study import study_json
 
-    study = parse_spec(Study, file.read(), "the study")
+    study = parse_spec(Study, file.read(), "the study" if file.name == "<stdin>" else file.name)
     layout = Layout(study.results_dir, study.study)
     check_tables(study, PUBLISHED)
     planned_runs(study)

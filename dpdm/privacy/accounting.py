@@ -57,7 +57,7 @@ class Mechanism:
     `noise_multiplier`, if given, is fixed and no part of the calibration: see `settled`.
 
     Raises:
-        UserError: the sensitivity is outside its range.
+        UserError: a field has a type or value that no event can have, or the sensitivity is outside its range.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Mechanism:
     noise_multiplier: float | None = None
 
     def __post_init__(self):
+        self.event(1.0)  # refuses what no event can have
         least, most = SENSITIVITIES
         if not least <= self.sensitivity <= most:
             raise UserError(
@@ -187,7 +188,8 @@ def budget_shares(events: Sequence[Event], delta: float) -> dict[str, dict[str, 
     release that costs as much as the event; exact for Gaussian releases.
 
     Returns:
-        Nothing for one event, for the parts of one training, or where no epsilon is spent, or an infinite one.
+        Nothing for one event, for the parts of one training, or where an accountant says that no epsilon is
+        spent, or an infinite one.
     """
     owners = {event.name.rpartition(".")[0] for event in events}  # a generator, its teacher, the stages of its start
     several = len(owners) > 1 or (len(events) > 1 and any(event.mechanism == "gaussian" for event in events))
@@ -208,6 +210,8 @@ def _shares(events: tuple[Event, ...], delta: float) -> dict[str, dict[str, floa
         alone = epsilon_spent([event], delta, "prv")
         z = _least_scale((Mechanism.gaussian("as much"),), Budget(alone, delta), "prv", None) if alone else math.inf
         found["prv"].append(z**-2)
+    if not all(map(math.fsum, found.values())):  # PRV may say 0 where RDP does not
+        return {}
     return {
         event.name: {name: values[i] / math.fsum(values) for name, values in found.items()}
         for i, event in enumerate(events)

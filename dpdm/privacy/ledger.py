@@ -46,20 +46,22 @@ class Event:
     steps: int = 1
 
     def __post_init__(self):
+        once = self.mechanism == "gaussian"
+        rate = _is_number(self.sample_rate) and 0 < self.sample_rate <= 1
+        steps = type(self.steps) is int and 0 <= self.steps <= MOST_STEPS
         checks = {
-            "mechanism": self.mechanism in MECHANISMS,
-            "name": type(self.name) is str and self.name != "",
-            "noise_multiplier": _is_number(self.noise_multiplier) and self.noise_multiplier >= 0,
-            "sensitivity": _is_number(self.sensitivity) and self.sensitivity > 0,
-            "sample_rate": _is_number(self.sample_rate) and 0 < self.sample_rate <= 1,
-            "steps": type(self.steps) is int and 0 <= self.steps <= MOST_STEPS,
+            "mechanism": (self.mechanism in MECHANISMS, f"one of {', '.join(MECHANISMS)}"),
+            "name": (type(self.name) is str and self.name != "", "text"),
+            "noise_multiplier": (_is_number(self.noise_multiplier) and self.noise_multiplier >= 0, "0 or above"),
+            "sensitivity": (_is_number(self.sensitivity) and self.sensitivity > 0, "a number above 0"),
+            "sample_rate": (rate and (self.sample_rate == 1 or not once), "1" if once else "above 0 and at most 1"),
+            "steps": (steps and (self.steps == 1 or not once), "1" if once else f"a whole number up to {MOST_STEPS:,}"),
         }
-        if self.mechanism == "gaussian":
-            checks["sample_rate"] = checks["sample_rate"] and self.sample_rate == 1
-            checks["steps"] = checks["steps"] and self.steps == 1
-        for name, good in checks.items():
+        for name, (good, what) in checks.items():
             if not good:
-                raise UserError(f"a privacy event cannot have {name} = {getattr(self, name)!r}")
+                raise UserError(
+                    f"privacy event {self.name!r} cannot have {name} = {getattr(self, name)!r}: it must be {what}"
+                )
 
 
 @dataclass
@@ -120,9 +122,9 @@ class Ledger:
             UserError: a key is missing or unknown, a value impossible, or the ledger is of an older version or was
                 changed after it was written.
         """
+        if not value.keys() & {"seal", "events"}:
+            raise UserError(f"{origin} is no ledger: it has no events; name the ledger.json of a run")
         if type(value.get("version")) is not int or value["version"] != VERSION:
-            if not value.keys() & {"version", "events"}:
-                raise UserError(f"{origin} is no ledger: it has no events; name the ledger.json of a run")
             found = value.get("version", f"none, {value.get('neighbouring_relation', 'no neighbouring relation')}")
             raise UserError(
                 f"{origin} is a ledger of another version ({found}; this code reads version {VERSION}, "

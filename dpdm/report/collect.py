@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model
 
 from dpdm import artifacts
 from dpdm.config import DIRECT, Study
@@ -21,11 +21,17 @@ from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
 
 
+def _epsilon(text: str) -> str:
+    if text and not float(text) > 0:
+        raise ValueError(f"epsilon must be above 0, got {text!r}")
+    return text
+
+
 class _Row(BaseModel):
     study: str
     dataset: str
     method: str
-    epsilon: str  # text: "0.2", "10", "inf", "" for anchors, as in paths
+    epsilon: Annotated[str, AfterValidator(_epsilon)]  # text: "0.2", "10", "inf", "" for anchors, as in paths
     seed: int
 
 
@@ -356,7 +362,8 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
     if found != [name for name in columns if name in found or name not in OPTIONAL]:
         raise UserError(f"{path} is not a table of this kind: its columns are {', '.join(found)}; {fix}")
     kind = _Metric if "metric" in columns else _Event
-    frame = _frame([row.model_dump() for row in _checked(list[kind], list(reader), str(path), fix)], columns)
+    rows = [_checked(kind, row, f"{path}, line {reader.line_num}", fix).model_dump() for row in reader]
+    frame = _frame(rows, columns)
     if len(studies := frame["study"].unique()) > 1:
         raise UserError(
             f"{path} holds the studies {', '.join(studies)}, whose rows would count as more seeds of one; keep a "

@@ -23,8 +23,8 @@ def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     extractor, by what their score files say of it, and from equally many images; else a note names the sources.
 
     Raises:
-        UserError: a folder is named twice or holds no metrics.csv of this version, or two folders have different images
-            under one name of a data set.
+        UserError: a folder is named twice or holds no metrics.csv of this version with rows, or two folders have
+            different images under one name of a data set.
     """
     metrics, notes = _without_other_extractors(_read(folders))
     accuracy = metrics["metric"].str.startswith("acc_")
@@ -45,11 +45,15 @@ def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
             raise UserError(f"{folder} is the folder {seen[where]} again; name each results folder once")
         seen[where] = folder
         if not file.is_file():
-            kept = f", such as {folder}/kept" if Path(folder, "kept", file.name).is_file() else ""
+            fault = "holds no metrics.csv" if where.is_dir() else "is a file" if where.exists() else "is not there"
+            others = (f"{folder}/kept", f"results/{folder}", f"results/{folder}/kept")
+            meant = next((f", such as {other}" for other in others if Path(other, file.name).is_file()), "")
             raise UserError(
-                f"{folder} holds no metrics.csv: name a results folder{kept}; `dpdm run STUDY tables` makes one"
+                f"{folder} {fault}: name a results folder with a metrics.csv{meant}; `dpdm run STUDY tables` makes one"
             )
         frames.append(read_csv(file, METRICS).assign(folder=folder))
+        if frames[-1].empty:
+            raise UserError(f"{file} has no rows; `dpdm run STUDY tables` makes it again")
         for dataset in frames[-1]["dataset"].unique():
             facts = Path(Layout.of(folder).data(dataset, "dataset.json"))
             ours = artifacts.read_json(facts, ("sha256",))["sha256"] if facts.is_file() else None

@@ -165,6 +165,8 @@ def test_shares_are_exact_among_gaussian_releases_and_none_without():
     assert budget_shares([plan[0].event(3.0)], 1e-5) == {}  # it has all of it
     assert budget_shares([mechanism.event(0.0) for mechanism in plan], 1e-5) == {}
     assert budget_shares([mechanism.event(2.0) for mechanism in plan_of(0.05, 50)], 1e-5) == {}
+    little = calibrate(plan, Budget(1e-6, 1e-4), "rdp")
+    assert budget_shares([mechanism.event(little) for mechanism in plan], 1e-4) == {}  # PRV says that none is spent
 
 
 def test_shares_split_the_budget_in_squares():

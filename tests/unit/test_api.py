@@ -139,6 +139,12 @@ REFUSED = {
     "a label too large": (lambda r: r.run("digits/class_mean/10/0").draw([1, 10]), ["0..9", "10"]),
     "labels that are no integers": (lambda r: r.run("digits/class_mean/10/0").draw([0.5]), ["0..9", "float64"]),
     "a classifier": (lambda r: r.run("digits/classifier/10/0").draw([1]), ["digits/classifier/10/0", "predict"]),
+    "a sampler that is no name": (lambda r: r.run("digits/class_mean/10/0").draw([1], 3), ["default", "3"]),
+    "labels of several lengths": (lambda r: r.run("digits/class_mean/10/0").draw([[1], [1, 2]]), ["labels"]),
+    "half a row": (lambda r: r.run("digits/class_mean/10/0").show(rows=1.5), ["rows", "1.5"]),
+    "fewer rows than none": (lambda r: r.run("digits/class_mean/10/0").show(rows=-1), ["rows", "-1"]),
+    "a grid without columns": (lambda r: dpdm.show(np.zeros((1, 1, 2, 2), np.uint8), columns=0), ["columns", "0"]),
+    "a grid of no images": (lambda r: dpdm.show([1]), ["uint8", "[1]"]),
     "a grid of floats": (lambda r: dpdm.show(np.zeros((1, 1, 2, 2))), ["float64", "uint8"]),
 }  # fmt: skip
 
@@ -160,6 +166,15 @@ def test_a_mistake_is_one_sentence(case, results):
         ({"epsilon": -1.0}, ["epsilon", "-1"]),
         ({"images": np.zeros((4, 1, 8, 8))}, ["uint8", "float64"]),
         ({"labels": [0, 1, 2, 10]}, ["0..9"]),
+        ({"images": [[1], [1, 2]]}, ["images"]),
+        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, ["[4, 8, 8, 3]", "transpose"]),
+        ({"num_classes": 10.0}, ["num_classes", "10.0"]),
+        ({"num_classes": "10"}, ["num_classes", "'10'"]),
+        ({"num_classes": None}, ["num_classes", "None"]),
+        ({"params": "x"}, ["params", "'x'"]),
+        ({"params": [1]}, ["params"]),
+        ({"sampler": "x"}, ["sampler", "'x'"]),
+        ({"sampler": {"pixel_nois": 1.0}}, ["sampler", "pixel_nois", "pixel_noise"]),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change, named):

@@ -112,6 +112,12 @@ def test_a_distance_of_one_folder_needs_no_other(folders):
     assert "FD (train) ↓" in compare(["results/one", "results/two"])[0].cells
 
 
+@pytest.mark.parametrize("epsilon", ["ten", "-1", "nan"])
+def test_an_epsilon_that_is_no_number_is_named(folders, run_cli, epsilon):
+    folders("one", {}, {"epsilon": epsilon})
+    refused(run_cli("compare", "results/one"), "results/one/metrics.csv, line 3", epsilon)
+
+
 def test_what_cannot_be_compared_is_refused(folders, run_cli):
     folders("one", {}, images="some")
     refused(run_cli("compare", "results/one", "results/one/", "--out", "page.html"), "results/one")
@@ -119,6 +125,10 @@ def test_what_cannot_be_compared_is_refused(folders, run_cli):
     Path("results/old").mkdir()
     Path("results/old/metrics.csv").write_text("study,value\na,1\n")
     refused(run_cli("compare", "results/one", "results/old"), "results/old/metrics.csv")
+    Path("results/old/metrics.csv").write_text(Path("results/one/metrics.csv").read_text().splitlines(True)[0])
+    refused(run_cli("compare", "results/one", "results/old"), "results/old/metrics.csv", "no rows")
+    refused(run_cli("compare", "one"), "one is not there", "results/one")
+    refused(run_cli("compare", "results/one/metrics.csv"), "results/one/metrics.csv is a file")
     os.renames("results", "first")
     folders("two", {}, images="others")
     refused(run_cli("compare", "first/one", "results/two"), "first/one", "results/two", "digits")

@@ -119,6 +119,11 @@ def test_as_many_steps_as_an_audit_bears_are_allowed():
     assert Event("poisson_subsampled_gaussian", "net", 1.0, 1.0, 0.01, 10**8).steps == 10**8
 
 
+def test_too_many_steps_are_refused_by_their_limit():
+    with refuses("'sgd'", "1000000000", "100,000,000"):
+        Event("poisson_subsampled_gaussian", "sgd", 1.0, 1.0, 0.1, 10**9)
+
+
 @pytest.mark.parametrize("key", ["coordinates", "recipe", "provenance", "events"])
 @pytest.mark.parametrize("value", [5, None, True, "text"])
 def test_what_is_of_another_type_is_named(key, value):

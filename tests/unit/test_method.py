@@ -109,6 +109,18 @@ def test_a_class_that_needs_arguments(module):
     assert "NeedsArgument() failed (TypeError" in refusal(module(MODULE) + ":NeedsArgument")
 
 
+@pytest.mark.parametrize("name", ["exiting_method", "exiting_class"])
+def test_a_module_that_exits_is_named(module, name):
+    text = "import sys\n" + ("sys.exit(3)" if name == "exiting_method" else "def X(): sys.exit(3)")
+    assert "SystemExit: 3" in refusal(module(text, name) + ":X")
+
+
+@pytest.mark.parametrize("params", ["object", "dict", "{}", "NoParams()", "int | NoParams"])
+def test_params_that_are_no_model_are_named(module, params):
+    name = module(f"{MODULE}\nGood.Params = {params}\n")
+    assert "Params must be a class derived from dpdm.params.Strict" in refusal(name + ":Good")
+
+
 @pytest.mark.parametrize("member", [*MEMBERS, *MEMBERS_OF_KIND["generator"]])
 def test_a_missing_member_is_named(module, member):
     name = module(MODULE + f"\ndel Good.{member}\n")
@@ -151,6 +163,34 @@ def test_a_run_that_can_train(run):
     assert params.max_image_norm == 4.0
     assert [mechanism.name for mechanism in plan] == ["class_counts", "class_sums"]
     assert (budget.epsilon, budget.delta) == (10.0, 1 / 128)
+
+
+@pytest.mark.parametrize("kind", ["Good", "GoodClassifier"])
+@pytest.mark.parametrize(
+    ("member", "value", "part"),
+    [
+        ("plan", "None", "plan"),
+        ("plan", "Mechanism.gaussian('a')", "plan"),
+        ("plan", "'text'", "'t'"),
+        ("plan", "sys.exit(3)", "SystemExit: 3"),
+        ("plan", "1 / 0", "ZeroDivisionError"),
+        ("plan", "[Mechanism('a', sensitivity='1')]", "sensitivity = '1'"),
+        ("plan", "[Mechanism('a', noise_ratio='1')]", "plan"),
+        ("plan", "[Mechanism('a', steps=2)]", "steps = 2"),
+        ("public_data", "3", "public_data"),
+        ("departures", "[3]", "departures"),
+    ],
+)
+def test_a_member_that_fails_or_returns_something_else_is_named(module, run, kind, member, value, part):
+    name = module(f"{MODULE}\nimport sys\nGood.{member} = lambda *_: {value}\n")
+    with refuses("methods.class_mean on digits", part):
+        prepare_run(run(impl=f"{name}:{kind}", params={}), META)
+
+
+def test_a_plan_that_takes_other_arguments_is_named(module, run):
+    name = module(f"{MODULE}\nGood.plan = lambda self, params: ()\n")
+    with refuses(f"{name}:Good", "plan", "positional arguments"):
+        prepare_run(run(impl=f"{name}:Good", params={}), META)
 
 
 def messages(spec, meta=META) -> list[str]:
