@@ -131,7 +131,7 @@ def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...]
         # zipfile raises RuntimeError where damage looks like encryption or an unknown compression.
         if found := instead(path):
             raise UserError(f"{path} is no npz file: it is {found}") from error
-        if not content.startswith((b"PK", b"\x93NUMPY")):
+        if content and not content.startswith((b"PK", b"\x93NUMPY")):
             raise UserError(f"{path} is no npz file: it begins with {content[:10]!r}; name another file") from error
         if "pickle" in str(error):
             raise UserError(

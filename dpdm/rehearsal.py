@@ -77,7 +77,7 @@ def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
         pass
     except UserError as error:
         raise UserError(f"{where}, tried on random images: {error}") from error
-    except Exception as error:  # whatever a method's code raises
+    except (Exception, SystemExit) as error:  # whatever a method's code raises
         reason = str(error).partition("\n")[0]
         raise UserError(f"{where}, tried on random images: {type(error).__name__}: {reason}") from error
 

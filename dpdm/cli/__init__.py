@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Where a full disk refuses the message too, exit status NO_SPACE says so on the terminal of the workflow.
     """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None where it was closed, as by `>&-`)
-    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter such as the one of plus or minus
+    if hasattr(sys.stdout, "reconfigure"):  # not one of Python code that calls this
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter such as the one of plus or minus
     try:
         return _run(arguments)
     except OSError as error:

@@ -121,6 +121,8 @@ def compare(results: tuple[str, ...], out: str | None) -> None:
     A column has one protocol and one extractor. Distances are left out where they were measured by different extractors
     or from different numbers of images.
     """
+    if out and not out.endswith(".html"):
+        raise UserError(f"--out {out}: the page is HTML, so name it .html")
     from dpdm import artifacts
     from dpdm.report import compare as comparing
     from dpdm.report.tables import to_markdown

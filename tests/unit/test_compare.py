@@ -121,6 +121,7 @@ def test_an_epsilon_that_is_no_number_is_named(folders, run_cli, epsilon):
 def test_what_cannot_be_compared_is_refused(folders, run_cli):
     folders("one", {}, images="some")
     refused(run_cli("compare", "results/one", "results/one/", "--out", "page.html"), "results/one")
+    refused(run_cli("compare", "results/one", "results/two", "--out", "study.yaml"), "study.yaml", ".html")
     refused(run_cli("compare", "results/one", "results/none"), "results/none", "metrics.csv")
     Path("results/old").mkdir()
     Path("results/old/metrics.csv").write_text("study,value\na,1\n")

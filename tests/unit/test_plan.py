@@ -180,7 +180,9 @@ def test_the_departures_of_a_ledger_are_those_of_its_recipe(tiny_study_dict, dig
 
 
 CONFIG = Path(__file__).parents[2] / "config"
-OVERLAYS = [f"{CONFIG}/ablation_{p.stem.removeprefix('laptop_')}.yaml,{p}" for p in sorted(CONFIG.glob("scale/*.yaml"))]
+SCALES = [f"{CONFIG}/scale/laptop_{name}.yaml" for name in ("guidance", "multiplicity", "parametrisation", "sampler")]
+OVERLAYS = [f"{CONFIG}/ablation_{Path(p).stem.removeprefix('laptop_')}.yaml,{p}" for p in SCALES]
+OVERLAYS.append(f"{OVERLAYS[1]},{CONFIG}/scale/laptop_multiplicity_compute.yaml")
 
 
 @pytest.mark.parametrize(
