@@ -50,6 +50,10 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
         if target not in TARGETS and not os.path.abspath(target).startswith(f"{results}{os.sep}"):
             hint = nearest(target, TARGETS)
             raise UserError(f"there is no target {target!r}, which is no file in {study.results_dir} either; {hint}")
+    for name, dataset in chosen.datasets.items():
+        missing = [file for file in dataset.files() if not os.path.exists(file)]
+        if missing and not os.path.exists(layout.data(name, "train.npz")):
+            raise UserError(f"datasets.{name}: there is no {missing[0]}; put it there, or correct the path")
     if cores != "all" and not (cores.isdecimal() and int(cores)):
         raise UserError(f"--cores {cores}: write a number above 0, or all")
     files = [layout.study] if os.path.isdir(named) else study_files(named)

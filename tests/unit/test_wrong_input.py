@@ -92,7 +92,7 @@ def test_a_file_that_is_no_ledger(work, run_cli):
     refused(run_cli("audit", "study.json"), "study.json", "no ledger")
 
 
-@pytest.mark.parametrize("content", [b"some text", b"\x80\x04\x95\x01", b""])
+@pytest.mark.parametrize("content", [b"some text", b"\x80\x04\x95\x01"])
 def test_a_file_that_is_no_npz(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     with refuses("x.npz", repr(content)):
@@ -130,7 +130,13 @@ def test_what_snakemake_cannot_do(work, run_cli, words):
     refused(run_cli("run", "study.yaml", *words), " ".join(words))
 
 
-# --- a method of one's own ------------------------------------------------------------------------------------------
+def test_a_missing_file_of_the_user_is_named_before_snakemake_starts(work, run_cli, tiny_study_dict):
+    source = {"source": "npz", "train": "nope.npz", "test": "nope.npz", "num_classes": 10, "delta": 1e-5}
+    (work / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict | {"datasets": {"own": source}}))
+    refused(run_cli("run", "study.yaml"), "datasets.own", "nope.npz")
+
+
+# --- your own method ------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_of_equal_names(tiny_study_dict, monkeypatch):
