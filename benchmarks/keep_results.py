@@ -100,7 +100,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
     return "\n\n".join(
         [
             f"# Results of {' with '.join(f'[{file}](../../../{file})' for file in files)}",
-            *([f"A part of the study: {part}."] if (part := spec.part()) else []),
+            *([f"A part of the study: {part.replace(',', ', ')}."] if (part := spec.part()) else []),
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
