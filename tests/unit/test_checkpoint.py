@@ -370,7 +370,7 @@ def test_the_command_line_destroys_the_key_when_the_run_is_done(images, tmp_path
     assert code == 2
     assert "--keep-key needs secret noise" in err
     models = []
-    for extra, kept in ([], False), (["--keep-key"], True):
+    for extra, kept in ([], False), (["--keep-key", "--again"], True):
         code, out, err = run_cli(*base, "--noise", "secret", *extra)
         assert code == 0
         models.append((tmp_path / "model.pt").read_bytes())
