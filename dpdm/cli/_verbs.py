@@ -9,8 +9,19 @@ from dpdm import __version__
 STUDIES, RUNS, MORE = "Studies", "One run by hand", "Your own methods, and several results"
 WORKFLOW = "For the workflow (Snakemake calls these)"
 SECTIONS = (STUDIES, RUNS, MORE, WORKFLOW)
-PATH = click.Path(path_type=str)
 COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.bashrc (or zsh_source, fish_source).'
+
+
+class _Path(click.Path):
+    """A path, which is not empty (as that of a variable which is not set)."""
+
+    def convert(self, value, param, ctx):
+        if not value:
+            self.fail("is empty; name a file or folder, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=str)
 
 
 class Verb(click.Command):

@@ -31,8 +31,8 @@ what_argument = click.argument(
 @click.option("--keep-key", is_flag=True, help="Leave the key of secret noise next to the results.")
 @click.option(
     "--checkpoint-interval",
-    type=click.FloatRange(0),
-    default=300.0,
+    type=click.IntRange(0),
+    default=300,
     show_default=True,
     metavar="SECONDS",
     help="Time between checkpoints; 0 is after every step.",

@@ -945,7 +945,15 @@ def test_a_wrong_call_prints_the_usage(run_cli, arguments):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--threads", "0"), ("--threads", "-1"), ("--processes", "0"), ("--checkpoint-interval", "-1")],
+    [
+        ("--threads", "0"),
+        ("--threads", "-1"),
+        ("--processes", "0"),
+        ("--checkpoint-interval", "-1"),
+        ("--checkpoint-interval", "nan"),
+        ("--out", ""),
+        ("--data", ""),
+    ],
 )
 def test_a_number_out_of_range_is_refused(run_cli, option, value):
     code, _, stderr = run_cli("train", "study.yaml", "digits/dpdm/10/0", option, value)
