@@ -28,7 +28,7 @@ from dpdm.report.tables import (
 
 # Numbers not to be used; with care; who is best by them; what else they say.
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
-SUBJECT = "dpdm.diffusion.method:DPDM"  # whose methods are compared with all others
+DIFFUSION = "dpdm.diffusion."  # whose methods are compared with all others
 SOUND = "sound"  # of published epsilons, of which nothing more need be said
 MARGIN = 0.5  # points by which a stronger classifier may be below a weaker one on real images
 
@@ -179,7 +179,7 @@ def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, 
 
 
 def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
-    """The study's DPDM (else another diffusion model, else its first method) against every other generator.
+    """The study's diffusion models (else its first method) against every other generator.
 
     A warm start without DP-SGD is compared only with sets of the same sampler, and the epsilon that it spends is said.
     """
@@ -188,11 +188,8 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     starts = {name for name, spec in study.methods.items() if spec.params.get("init_only")}
     ran = {method: study.methods[method].impl for cell in cells for method, _ in cell.found}
     ran = {name: ran[name] for name in study.methods if name in ran}
-    subjects = (
-        [name for name, impl in ran.items() if impl == SUBJECT]
-        or [name for name, impl in ran.items() if impl.startswith(f"{SUBJECT.rpartition('.')[0]}.")]
-        or list(ran)[:1]
-    )
+    subjects = [name for name, impl in ran.items() if impl.startswith(DIFFUSION) and name not in starts]
+    subjects = subjects or list(ran)[:1]
     for dataset, epsilon, here, columns, _, found in cells:
         marks, series = public_marks(here), list(found)
         for subject in (one for one in series if one[0] in subjects):

@@ -77,11 +77,14 @@ def test_the_best_by_each_measure_is_named_with_all_that_may_be_as_good():
     assert "best generator" not in said(*(group[:2] for group in rows))  # two seeds
 
 
-def test_of_a_part_without_dpdm_another_diffusion_model_is_compared():
+def test_every_diffusion_model_is_compared():
     gauss = {"impl": "dpdm.diffusion.gauss:DPDMGauss"}
     methods = {"mean": {"impl": "a:C"}, "dpdm": SUBJECT, "gauss": gauss}
     text = said(scored("mean", WORST), scored("gauss", BEST), methods=methods, level=FINDING)
     assert "gauss beats mean by CNN" in text
+    text = said(scored("mean", WORST), scored("gauss", BEST), scored("dpdm", BEST), methods=methods, level=FINDING)
+    assert "gauss beats mean by CNN" in text
+    assert "dpdm beats mean by CNN" in text
 
 
 def test_two_seeds_prove_nothing():
