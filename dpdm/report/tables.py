@@ -377,7 +377,7 @@ def _best(
 ) -> frozenset[tuple[int, str]]:
     """By data set, finite epsilon and metric the `leaders` of the generators.
 
-    Only those with FEW seeds or more, where another one is worse. Never of NEVER_BOLD.
+    Only those with FEW seeds or more, where two methods have them and not all are as good. Never of NEVER_BOLD.
     """
     groups: dict[tuple[str, str, MetricColumn], dict[int, Summary]] = {}
     for i, row in enumerate(data):
@@ -389,7 +389,7 @@ def _best(
     for (*_, column), rivals in groups.items():
         owners = {i: (study, data[i]["method"]) for i in rivals}
         even = leaders(rivals, column, owners)
-        if len(even) < len(rivals):  # bold for all would say nothing
+        if len(set(owners.values())) > 1 and len(even) < len(rivals):  # bold for all would say nothing
             bold |= {(i, column.header) for i in even}
     return frozenset(bold)
 

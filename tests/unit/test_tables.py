@@ -130,6 +130,12 @@ def test_where_all_are_as_good_as_the_best_none_is_bold():
     assert tables.results_table(pd.DataFrame([*rows, *rows_of("c", "1", [50.0, 40.0, 30.0])])).bold
 
 
+def test_sets_of_one_method_have_no_rival():
+    better, worse = (rows_of("a", "1", values) for values in ([90.0, 90.1, 90.2], [10.0, 10.1, 10.2]))
+    rows = [*better, *(row | {"sampler": "other"} for row in worse)]
+    assert not tables.results_table(pd.DataFrame(rows)).bold
+
+
 def test_within_what_machines_change_nobody_is_behind(monkeypatch):
     """In every seed 0.9 points, or 9 % of a distance, behind: none where another processor moves it by more."""
 
