@@ -106,7 +106,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
             "Models and images are kept of the first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
-            f"{rules(spec, metrics, audits)}",
+            rules(spec, metrics, audits),
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
             "and has another scale\nby each extractor. Noise can have a high precision.",

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field
 from dpdm import artifacts, jobs
 from dpdm.catalog import find_impl
 from dpdm.config import Study
-from dpdm.data import DELTA_RULE, ImageSet
+from dpdm.data import DELTA_RULE, ImageSet, fix_of_images
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.layout import Layout
@@ -190,9 +190,8 @@ def train_arrays(
     """
     images, labels = _array(images, "images"), _array(labels, "labels")
     images = images[:, None] if images.ndim == 3 else images
-    if images.ndim == 4 and images.shape[1] not in (1, 3):
-        hint = "; put the channels first by images.transpose(0, 3, 1, 2)" * (images.shape[3] in (1, 3))
-        raise UserError(f"images must be [n, 1 or 3, H, W], got {list(images.shape)}{hint}")
+    if fix := fix_of_images(images):
+        raise UserError(fix)
     labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
     num_classes = parse_params(_Whole, num_classes, "train_arrays: num_classes")
     data, impl = ImageSet(images, labels, num_classes, "the arrays"), find_impl(method)

@@ -67,6 +67,25 @@ class ImageSet:
         )
 
 
+def fix_of_images(images: np.ndarray) -> str:
+    """What is wrong with images that are not uint8 [n, 1 or 3, H, W], and the line that corrects it; else ""."""
+    found = f"images must be uint8 [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}"
+    if images.ndim == 3:
+        return f"{found}: add the channel by images[:, None]"
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        return f"{found}: put the channels first by images.transpose(0, 3, 1, 2)"
+    if images.dtype.kind == "f" and images.size:
+        low, high = images.min(), images.max()
+        unit, signed = 0 <= low <= high <= 1, -1 <= low < 0 < high <= 1
+        scaled = "images * 255" if unit else "(images + 1) * 127.5" if signed else "images"
+        return f"{found} from {low:g} to {high:g}: round them to 0..255 by ({scaled}).round().astype('uint8')"
+    if images.dtype != "uint8":
+        return f"{found}: convert them by images.astype('uint8'), if they lie in 0..255"
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        return f"{found}: a picture has 1 (gray) or 3 (RGB) channels"
+    return ""
+
+
 def write_images(path: str | Path, images: ImageSet) -> None:
     """Writes an image set as npz: the schema of real and synthetic sets alike."""
     arrays = {"images": images.images, "labels": images.labels, "num_classes": np.int64(images.num_classes)}

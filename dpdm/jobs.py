@@ -205,14 +205,6 @@ def _made(folder: str | Path) -> dict[str, Any]:
         return {}
 
 
-def check_entry(study: Study, run: RunSpec) -> None:
-    """Refuses (UserError) a method of another kind than its entry in the study says, and samplers it does not have."""
-    method = load_method(run.impl, study.methods[run.method].kind)
-    for name in study.samplers_of(run):
-        where = f"methods.{run.method}.samplers.{name}"
-        parse_params(method.SamplerParams, dict(study.sample(run, name).sampler_params), where)
-
-
 def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> str:
     from dpdm.plan import describe_events
     from dpdm.privacy import epsilons_spent

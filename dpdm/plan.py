@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +46,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         try:
             entry = study.methods[spec.method]
             method, params, plan, budget = prepare_run(spec, metas[spec.dataset], entry.kind)
-            for sampler in entry.samplers:
-                where = f"methods.{spec.method}.samplers.{sampler}"
-                chosen = parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
+            for where, chosen in _samplers(study, spec, method):
                 if hasattr(method, "check_sampler"):  # the one optional member of a method
                     try:
                         method.check_sampler(params, chosen, metas[spec.dataset])
@@ -72,6 +70,18 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     if problems:
         raise UserError("\n".join(problems))
     return planned
+
+
+def check_entry(study: Study, spec: RunSpec) -> None:
+    """Refuses (UserError) a method of another kind than its entry in the study says, and samplers it does not have."""
+    list(_samplers(study, spec, load_method(spec.impl, study.methods[spec.method].kind)))
+
+
+def _samplers(study: Study, spec: RunSpec, method: Any) -> Iterator[tuple[str, Any]]:
+    """The parameters of each sampler of a run, with their place in the study; UserError if the schema refuses them."""
+    for sampler in study.methods[spec.method].samplers:
+        where = f"methods.{spec.method}.samplers.{sampler}"
+        yield where, parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
 
 
 def doubts(study: Study) -> list[str]:

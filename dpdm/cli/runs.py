@@ -50,10 +50,11 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
         raise UserError("--keep-key needs secret noise: `noise: secret` in the study, or --noise secret")
     joined = "WORLD_SIZE" in os.environ
     from dpdm import jobs
+    from dpdm.plan import check_entry
 
     if not joined:
         if study:
-            jobs.check_entry(study, spec)
+            check_entry(study, spec)
         if not again:
             if not (data or keep_key) and jobs.finished(spec, images_file, folder):
                 print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it anew")
@@ -143,7 +144,7 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     if model and not out:
         raise UserError(f"--model {model} is not the study's own model: give --out, so that the study's images stay")
     if not os.path.exists(model or own):
-        fix = "" if model else f"; `dpdm train {named} {'/'.join(spec.place)}` makes it"
+        fix = "" if model else f"; `dpdm train {named} {spec.name}` makes it"
         raise UserError(f"there is no model {model or own}{fix}")
     from dpdm import jobs
     from dpdm.processes import device

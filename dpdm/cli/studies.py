@@ -45,8 +45,8 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
 
     part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
+    results = os.path.abspath(study.results_dir)
     for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
-        results = os.path.abspath(study.results_dir)
         if target not in TARGETS and not os.path.abspath(target).startswith(f"{results}{os.sep}"):
             hint = nearest(target, TARGETS)
             raise UserError(f"there is no target {target!r}, which is no file in {study.results_dir} either; {hint}")

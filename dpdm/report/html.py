@@ -99,7 +99,7 @@ def render_report(
         few=tables.FEW,
         machines=tables.machine_note(study.study),
         departed=(metrics["departures"] != "").any(),
-        extractors=[tables.NAMES.get(name, name) for name in study.evaluation.extractors],
+        extractors=list(map(tables.name_of, study.evaluation.extractors)),
         trained="small_cnn" in study.evaluation.extractors,
         spread=_spread(metrics),
         ceiling=not tables.above_ceiling(metrics),

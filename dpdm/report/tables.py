@@ -33,7 +33,7 @@ _TITLES: dict[str, tuple[str, int | None]] = {
     "recall": ("Recall", 3), "nearest_ratio": ("Nearest ÷ held-out", 2), "acc": ("accuracy %", 1),
     "teacher_acc": ("Accuracy of the DP teacher %", 1),
 }  # fmt: skip
-NAMES = {
+_NAMES = {
     "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0",
     "logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN", "resnext": "ResNeXt",
 }  # fmt: skip
@@ -135,6 +135,11 @@ class MetricColumn(NamedTuple):
         return self.metric.startswith("acc_")
 
 
+def name_of(network: str) -> str:
+    """An extractor or classifier as people read it."""
+    return _NAMES.get(network, network)
+
+
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     """The metrics present, in reading order; of several reference sets the training set is shown.
 
@@ -149,10 +154,10 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     columns = []
     for metric, extractor, reference, direction in shown.itertuples(index=False):
         title, decimals = _TITLES.get("acc" if metric.startswith("acc_") else metric, (metric, None))
-        by = NAMES.get(extractor, extractor)
+        by = name_of(extractor)
         if metric.startswith("acc_"):
             classifier = metric.removeprefix("acc_")
-            title = f"{NAMES.get(classifier, classifier)} {title}" + (f" ({by})" if by else "")
+            title = f"{name_of(classifier)} {title}" + (f" ({by})" if by else "")
         else:  # the reader needs the extractor only where two are compared; FID is Inception's by its name
             title = " ".join(filter(None, [title, by if several and metric != "fid" else "", f"({reference})"]))
         sign = {"lower": -1, "higher": 1}[direction]
@@ -354,7 +359,7 @@ def machine_note(study: str) -> str:
     accuracy = rows.loc[rows.loc[rows["metric"].str.startswith("acc_"), "difference"].idxmax()]
     fds = rows[rows["metric"] == "fd"]
     fds = fds.loc[fds.groupby("extractor", sort=False)["relative"].idxmax()].to_dict("records")
-    moved = (f"by {NAMES.get(fd['extractor'], fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
+    moved = (f"by {name_of(fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
     return (
         f"With other kernels of the processor, other threads or another processor, accuracies{where} moved by up to "
         f"{accuracy['difference']:.1f} points, and FD {' and '.join(moved)} (results/machines.csv)."

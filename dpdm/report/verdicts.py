@@ -12,7 +12,6 @@ from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
 from dpdm.report.tables import (
     FEW,
-    NAMES,
     MetricColumn,
     Summary,
     above_ceiling,
@@ -20,6 +19,7 @@ from dpdm.report.tables import (
     distinguished,
     epsilon_label,
     leaders,
+    name_of,
     public_marks,
     score_columns,
     summaries,
@@ -312,7 +312,7 @@ def _measures(columns: Iterable[MetricColumn]) -> str:
 
 def _distance(column: MetricColumn) -> str:
     """FID is Inception's by its name; other distances name their extractor."""
-    by = "" if column.metric == "fid" else f" ({NAMES.get(column.extractor, column.extractor)})"
+    by = "" if column.metric == "fid" else f" ({name_of(column.extractor)})"
     return column.metric.upper() + by
 
 
