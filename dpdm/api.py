@@ -30,6 +30,7 @@ from dpdm.privacy import Ledger, epsilons_spent
 from dpdm.processes import Processes, device
 from dpdm.progress import Log
 from dpdm.report import collect
+from dpdm.smoothing import parse_sampler
 from dpdm.specs import RunSpec
 from dpdm.study import find_run, open_study
 
@@ -206,8 +207,8 @@ def train_arrays(
         "train_arrays",
     )  # fmt: skip
     samplers = {}
-    if kind := getattr(load_method(impl), "SamplerParams", None):
-        parse_params(kind, sampler or {}, "train_arrays: sampler")
+    if hasattr(found := load_method(impl), "SamplerParams"):
+        parse_sampler(found, sampler or {}, "train_arrays: sampler")
         samplers = {"default": dict(sampler or {})}
     model, ledger = train_method(spec, data, Log(f"train {method}"), Processes(device=device()))
     return Run(spec, samplers, lambda: ledger, lambda: model)

@@ -25,6 +25,7 @@ from dpdm.processes import Processes, device
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
+from dpdm.smoothing import parse_sampler
 from dpdm.specs import Coordinates, RunSpec, SampleSpec, epsilon_text, parse_spec, spec_json
 
 DATA_FILES = ("train.npz", "test.npz", "dataset.json")
@@ -246,8 +247,8 @@ def draw(
 
     UserError, which names the YAML path `where`, if the parameters break the schema of the method's samplers.
     """
-    params = parse_params(load_method(run.impl, "generator").SamplerParams, dict(sampler_params), where)
-    return model.sample(labels, params, Streams(run.seed, f"sample/{sampler}"))
+    chosen = parse_sampler(load_method(run.impl, "generator"), sampler_params, where)
+    return chosen.draw(model, labels, Streams(run.seed, f"sample/{sampler}"))
 
 
 def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:

@@ -13,6 +13,7 @@ from dpdm.explain import parse_params
 from dpdm.method import departures, load_method, prepare_run, public_data
 from dpdm.privacy import Budget, Event, Ledger, Mechanism, budget_shares, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
+from dpdm.smoothing import parse_sampler
 from dpdm.specs import RunSpec, epsilon_text, parse_spec
 
 
@@ -81,7 +82,7 @@ def _samplers(study: Study, spec: RunSpec, method: Any) -> Iterator[tuple[str, A
     """The parameters of each sampler of a run, with their place in the study; UserError if the schema refuses them."""
     for sampler in study.methods[spec.method].samplers:
         where = f"methods.{spec.method}.samplers.{sampler}"
-        yield where, parse_params(method.SamplerParams, study.sample(spec, sampler).sampler_params, where)
+        yield where, parse_sampler(method, study.sample(spec, sampler).sampler_params, where).own
 
 
 def doubts(study: Study) -> list[str]:
@@ -97,7 +98,7 @@ def doubts(study: Study) -> list[str]:
             where = f"methods.{spec.method}.samplers.{sampler}"
             key = (spec.method, sampler, json.dumps(recipe))
             if key not in found:
-                chosen, meta = parse_params(method.SamplerParams, recipe, where), study.datasets[spec.dataset].meta()
+                chosen, meta = parse_sampler(method, recipe, where).own, study.datasets[spec.dataset].meta()
                 texts = method.doubts(params, chosen, meta)
                 at = f"{where} on {spec.dataset} at epsilon {epsilon_text(spec.epsilon)}"
                 found[key] = "\n".join(f"{at}: {text}" for text in texts)

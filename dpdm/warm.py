@@ -28,6 +28,7 @@ from dpdm.privacy.dpsgd import RowLosses
 from dpdm.privacy.loop import Stateful
 from dpdm.progress import Log
 from dpdm.rng import Streams, default_generator
+from dpdm.smoothing import parse_sampler
 from dpdm.sources import SOURCES
 from dpdm.specs import Impl, Recipe
 
@@ -136,7 +137,7 @@ class WarmStarted:
                 )
             return []
         method = self._load(stage.impl)
-        parse_params(method.SamplerParams, stage.sampler, "sampler")
+        parse_sampler(method, stage.sampler, "sampler")
         plan = method.plan(parse_params(method.Params, stage.params, "params"), meta)
         if any(mechanism.mechanism != "gaussian" for mechanism in plan):
             raise UserError(
@@ -174,13 +175,13 @@ class WarmStarted:
             return functools.cache(lambda: SOURCES[stage.public]().load()["train"])
         method, classes = self._load(stage.impl), door.meta.num_classes
         params = parse_params(method.Params, stage.params, "params")
-        sampler = parse_params(method.SamplerParams, stage.sampler, "sampler")
+        sampler = parse_sampler(method, stage.sampler, "sampler")
         model = method.fit(door, params, Streams(rng.seed, f"{rng.scope} generator"), log)
 
         @functools.cache
         def draw() -> ImageSet:
             labels = balanced_labels(stage.images, classes)
-            return ImageSet(model.sample(labels, sampler, Streams(rng.seed, f"{rng.scope} images")), labels, classes)
+            return ImageSet(sampler.draw(model, labels, Streams(rng.seed, f"{rng.scope} images")), labels, classes)
 
         return draw
 

@@ -64,14 +64,16 @@ MAY_IMPORT = {
     "dpdm.checkpoint": {"dpdm.artifacts", "dpdm.errors", "dpdm.processes", "dpdm.progress"},
     "dpdm.provenance": {"dpdm", "dpdm.artifacts"},
     "dpdm.privacy": FOUNDATIONS | {"dpdm.checkpoint", "dpdm.processes", "dpdm.progress"},
-    "dpdm.warm": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.sources"},
+    "dpdm.smoothing": {"dpdm.explain", "dpdm.params", "dpdm.rng"},
+    "dpdm.warm": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.smoothing", "dpdm.sources"},
     "dpdm.teacher": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.warm"},
     "dpdm.method": FOUNDATIONS
     | {"dpdm.checkpoint", "dpdm.layout", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.teacher", "dpdm.warm"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
-    "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method"},
-    "dpdm.attacks": FOUNDATIONS | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance"},
+    "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.smoothing"},
+    "dpdm.attacks": FOUNDATIONS
+    | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance", "dpdm.smoothing"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.efflite": {"dpdm.artifacts", "dpdm.errors"},
     "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.networks", "dpdm.progress"},
@@ -79,12 +81,12 @@ MAY_IMPORT = {
     "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.progress", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
-    | {"dpdm.checkpoint", "dpdm.evaluation"},
+    | {"dpdm.checkpoint", "dpdm.evaluation", "dpdm.smoothing"},
     "dpdm.catalog": FOUNDATIONS | {"dpdm.sources", "dpdm.layout", "dpdm.evaluation", "dpdm.method"},
     "dpdm.scaffold": SCHEMA | {"dpdm.artifacts", "dpdm.layout"},
     "dpdm.api": FOUNDATIONS
     | {"dpdm.catalog", "dpdm.jobs", "dpdm.layout", "dpdm.method", "dpdm.privacy", "dpdm.processes", "dpdm.progress"}
-    | {"dpdm.report", "dpdm.study"},
+    | {"dpdm.report", "dpdm.smoothing", "dpdm.study"},
     "dpdm.cli": {"dpdm"},  # everything: the only composition root
     "dpdm.__main__": {"dpdm.cli"},
     "baselines": METHOD_MAY,

@@ -17,10 +17,10 @@ import numpy as np
 from dpdm.attacks.white_box import CONFIDENCE, Played, attacked, one_run_audit
 from dpdm.data import ImageSet, balanced_labels
 from dpdm.errors import UserError
-from dpdm.explain import parse_params
 from dpdm.method import load_method, train
 from dpdm.progress import Log
 from dpdm.rng import Streams
+from dpdm.smoothing import parse_sampler
 from dpdm.specs import RunSpec, SampleSpec
 
 SHARES = 0.1, 0.1  # of all canaries: guessed in and guessed out, fixed beforehand
@@ -56,10 +56,10 @@ def attack_black_box(
     if sample is None:
         scores = (model.predict(pixels) == labels).astype(float)
     else:
-        params = parse_params(load_method(spec.impl).SamplerParams, sample.sampler_params, "sampler")
+        sampler = parse_sampler(load_method(spec.impl), sample.sampler_params, "sampler")
         drawn_labels = balanced_labels(sample.synthetic_images, images.num_classes)
         streams = Streams(spec.seed, f"sample/{sample.coordinates.sampler}")
-        scores = -distances(pixels, labels, model.sample(drawn_labels, params, streams), drawn_labels)
+        scores = -distances(pixels, labels, sampler.draw(model, drawn_labels, streams), drawn_labels)
     bound, guesses = one_run_audit(Played(scores, included), SHARES, ledger.delta, CONFIDENCE)
     found = {"method": "black_box", "confidence": CONFIDENCE, "runs": 1, "canaries": canaries}
     found |= {"epsilon": bound, "certified": bound} | guesses

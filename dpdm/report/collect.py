@@ -119,7 +119,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     """Reads all score files, `audits/*.json` and `attacks/*.json` in the folders.
 
     Results outside the study's grid are left out, as are those by Inception where the study asks for no FID. Missing
-    ones are no error: see `holes`. `delta`, `accountant`, `public_data` and `departures` of a score are its audit's.
+    ones are no error: see `holes`. `delta`, `accountant`, `public_data` and `departures` of a score are its audit's,
+    and `departures` also says how its images were smoothed.
 
     Args:
         study: whose grid decides what is kept and in which order, and which says what one table may mix.
@@ -182,10 +183,12 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     _refuse_mixed(seen, study)
     rows = [row for _, row in sorted(scores, key=lambda score: score[0])]
     facts = {_run_key(found[0]): found[0] for found in audits.values()}
+    smoothed = _smoothed(study)
     for row in rows:
         audit = facts.get(_run_key(row), {})
         row |= {"delta": audit.get("delta", math.nan)}
         row |= {name: audit.get(name, "") for name in ("accountant", "public_data", "departures")}
+        row["departures"] = ", ".join(filter(None, [row["departures"], smoothed.get((*_run_key(row), row["sampler"]))]))
     audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 
@@ -323,6 +326,18 @@ def _other_evaluation(c: Coordinates, content: Mapping[str, Any], study: Study) 
                 "`snakemake --forcerun sample`"
             )
     return ""
+
+
+def _smoothed(study: Study) -> dict[tuple[Any, ...], str]:
+    """By run and sampler, how the images of those sets were smoothed that were (`dpdm.smoothing`)."""
+    sets = (
+        (run, name, study.sample(run, name).sampler_params) for run in study.runs() for name in study.samplers_of(run)
+    )
+    return {
+        (*_run_key(_coordinate_row(run.coordinates())), name): f"smoothed, TV weight {params['tv_weight']:g}"
+        for run, name, params in sets
+        if params.get("tv_weight")
+    }
 
 
 def _run_key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -110,7 +110,7 @@ def paper_table(
     ]
     sides = pd.DataFrame(places, columns=["dataset", "side"]).groupby("dataset")["side"].unique().to_dict()
     headers = [header for name in shown for header in _headers(name)]
-    departed = tables.departure_marks(metrics, "dataset", "method", "epsilon")
+    departed = tables.departure_marks(metrics, "dataset", "method", "epsilon", "sampler")
     printed = [
         _printed(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in zip(rows, ours, strict=True)
     ]
@@ -211,7 +211,7 @@ def _printed(
     several = {runs.method for runs in row.runs if len(study.methods[runs.method].samplers) > 1}
     names = [
         (f"{runs.method}, {runs.sampler}" if runs.method in several else runs.method)
-        + departed.get((runs.dataset, runs.method, runs.epsilon), "")
+        + departed.get((runs.dataset, runs.method, runs.epsilon, runs.sampler), "")
         for runs in row.runs
     ]
     status = ", ".join(dict.fromkeys(line["status"] for line in row.lines.values()))

@@ -641,3 +641,19 @@ def test_every_accountant_has_its_column_next_to_the_target():
     assert list(AUDITS)[at : at + len(spent)] == spent
     kept = (Path(__file__).parents[2] / "results/digits/kept/audits.csv").read_text().splitlines()[0].split(",")
     assert kept[: at + len(spent)] == list(AUDITS)[: at + len(spent)]
+
+
+def test_a_smoothed_set_says_so(results):
+    samplers = {"default": {}, "smooth": {"tv_weight": 0.25}}
+    study = make_study(methods={"dpgan": {"impl": "a:B", "samplers": samplers}})
+    write_scores(results / "runs/0/smooth", study.runs()[0].coordinates("smooth"))
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    for run in content["runs"]:
+        run["departures"] = "K = 4"
+    artifacts.write_json(path, content)
+    metrics, audits = collect(study, [results])
+    marks = metrics[metrics["method"] == "dpgan"].groupby("sampler")["departures"].unique().map(list).to_dict()
+    assert marks["default"] == ["K = 4"]
+    assert marks["smooth"] == ["K = 4, smoothed, TV weight 0.25"]
+    assert set(audits["departures"]) == {"K = 4"}
