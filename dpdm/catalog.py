@@ -72,8 +72,9 @@ def datasets() -> list[tuple[str, str, str]]:
 def samplers() -> list[tuple[str, str, str, str]]:
     """The ways in which each generator draws: method, kind of sampler, what it is, and its keys."""
     from dpdm.method import load_method  # loads torch
+    from dpdm.smoothing import Smoothing
 
-    found = []
+    found = [("every generator", "any", _sentence(Smoothing.__doc__ or ""), ", ".join(Smoothing.model_fields))]
     for entry in methods():
         kind = getattr(load_method(entry.impl), "SamplerParams", None)
         for choice in models_of(kind) if kind else ():

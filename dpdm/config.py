@@ -178,7 +178,8 @@ class MethodSpec(Strict):
     params: Recipe = Field({}, description="the method's recipe; its keys are those of `class Params` in its file")
     samplers: dict[Name, Recipe] = Field(
         default_factory=lambda fields: {} if fields.get("kind") == "classifier" else {"default": {}},
-        description="ways to sample one trained model, by name (`class SamplerParams`); default: one, `default: {}`",
+        description="ways to sample one trained model, by name: keys of the method's `class SamplerParams`, and "
+        "`tv_weight` (total variation denoising of the images); default: one, `default: {}`",
     )
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = Field(
         (), description="recipe changes for some runs"

@@ -23,7 +23,7 @@ BATCH = 1000  # images that are smoothed at a time: memory only
 
 
 class Smoothing(Strict):
-    """The keys that every entry of `samplers:` has besides those of its method."""
+    """Total variation denoising of what is drawn: keys of every entry of `samplers:`, besides those of its method."""
 
     tv_weight: NotNegative = Field(
         0.0, description="weight of total variation denoising, for pixels in [0, 1]; 0: none"

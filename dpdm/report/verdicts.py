@@ -317,7 +317,7 @@ def _distance(column: MetricColumn) -> str:
 
 
 def _short(metric: str) -> str:
-    return {"acc_logreg": "LogReg", "acc_mlp": "MLP", "acc_cnn": "CNN"}.get(metric, metric.removeprefix("acc_"))
+    return name_of(metric.removeprefix("acc_"))
 
 
 def _name(one: tuple[str, str], series: Iterable[tuple[str, str]]) -> str:

@@ -75,6 +75,7 @@ def test_a_new_part_is_listed(dpdm):
         r"acc_linear +higher +.* linear, trained on synthetic ones",
         r"stripes +Images of stripes.* +count",
         r"dpdm +one_step +Denoises pure noise once",
+        r"every generator +any +Total variation denoising.* +tv_weight",
     ):
         assert re.search(rf"^{row}", listed, re.M), row
 
