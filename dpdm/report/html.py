@@ -151,12 +151,11 @@ def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
     """By method and sampler, at the largest epsilon, the picture of the synthetic images nearest to training images."""
     sets = shown_sets(study, dataset)
     largest = max((run.epsilon for run, _ in sets), default=0)
-    places = {
-        f"{run.method}, {sampler}": Path(layout.set(*run.place, sampler, "nearest.png"))
+    return {
+        f"{run.method}, {sampler}": _picture(path)
         for run, sampler in sets
-        if run.epsilon == largest
+        if run.epsilon == largest and (path := Path(layout.set(*run.place, sampler, "nearest.png"))).exists()
     }
-    return {name: _picture(path) for name, path in places.items() if path.exists()}
 
 
 def _methods(table: tables.Table) -> str:
@@ -264,17 +263,16 @@ def _verdict(run: RunSpec, audit: Mapping[str, Any] | None) -> str:
     if audit is None:
         return "not audited"
     verdict = tables.accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"])
-    spent = (f"{audit[column]:.4g} ({name.upper()})" for name, column in SPENT.items())
-    return verdict if math.isinf(run.epsilon) else f"{verdict}, spent ε = {', '.join(spent)}"
+    spent = ", ".join(f"{audit[column]:.4g} ({name.upper()})" for name, column in SPENT.items())
+    return verdict if math.isinf(run.epsilon) else f"{verdict}, spent ε = {spent}"
 
 
 def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
     """Names of a folder's files, and links relative to the page, so that a results folder can be moved whole."""
     files = [path for path in folder.rglob("*") if path.suffix in _SHOWN]
-    files.sort(key=lambda path: (path.parent, _SHOWN[path.suffix], path.name))
     return [
         (path.relative_to(folder).as_posix(), quote(Path(os.path.relpath(path, layout.root)).as_posix()))
-        for path in files
+        for path in sorted(files, key=lambda path: (path.parent, _SHOWN[path.suffix], path.name))
     ]
 
 
