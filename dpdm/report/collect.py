@@ -107,12 +107,12 @@ TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks where all their cells are empty
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
-_RULES = {  # that make a file of scores
+_DAMAGED = "the file is damaged or of another version: make it again with `snakemake --forcerun {}`"
+_RULES = {  # that make a file of scores; a table has the scores in this order of the files
     "fidelity.json": "score score_anchor",
     "inception.json": "score_inception score_inception_anchor",
     "utility.json": "score score_anchor score_classifier",
 }
-_SCORE_FILES = tuple(_RULES)
 
 
 def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -142,7 +142,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     audits: dict[Coordinates, list[dict[str, Any]]] = {}
     attacks: dict[tuple[str, ...], dict[str, Any]] = {}  # by the cell of all seeds
     for path in _result_files(folders):
-        if path.name in _SCORE_FILES:
+        if path.name in _RULES:
             content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
             c = parse_params(Coordinates, content["coordinates"], str(path))
             if c not in places or (path.name == "inception.json" and not study.evaluation.fid):
@@ -152,8 +152,9 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
             facts = {"num_synthetic": content["num_synthetic"], "protocol": content.get("protocol", "")}
             shared = _coordinate_row(c) | content["provenance"] | facts
             for position, measured in enumerate(content["metrics"]):
-                row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", _RULES[path.name])
-                scores.append(((places[c], _SCORE_FILES.index(path.name), position), row))
+                fix = _DAMAGED.format(_RULES[path.name])
+                row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", fix)
+                scores.append(((places[c], list(_RULES).index(path.name), position), row))
                 what = ", ".join([_place(c), row["metric"], row["extractor"], row["reference"]])
                 seen.append(("score", what, str(len(seen)), path))
             seen.append(("code", "", content["provenance"]["code"], path))
@@ -167,8 +168,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
             if c := _trained(path, run, specs):
                 shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
                 events = [{"steps": 1} | event for event in run["events"]] or [{}]
-                where = f"{path}: runs[{number}]"
-                audits[c] = [_parsed(_Event, shared | event, where, "audit") for event in events]
+                where, fix = f"{path}: runs[{number}]", _DAMAGED.format("audit")
+                audits[c] = [_parsed(_Event, shared | event, where, fix) for event in events]
                 seen.append(("audit", _place(c), str(len(seen)), path))
                 seen.append(("code", "", run["provenance"]["code"], path))
                 seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
@@ -221,14 +222,9 @@ def _refuse_mixed(seen: Sequence[tuple[str, str, str, Path]], study: Study) -> N
             raise UserError(message.format(kind=kind, owner=first.owner, others=others, **facts))
 
 
-def _parsed(kind: type[BaseModel], row: Mapping[str, Any], where: str, rule: str) -> dict[str, Any]:
-    fix = f"the file is damaged or of another version: make it again with `snakemake --forcerun {rule}`"
-    return _checked(kind, row, where, fix).model_dump()
-
-
-def _checked(kind: Any, value: Any, where: str, fix: str) -> Any:
+def _parsed(kind: type[BaseModel], row: Mapping[str, Any], where: str, fix: str) -> dict[str, Any]:
     try:
-        return parse_params(kind, value, where)
+        return parse_params(kind, row, where).model_dump()
     except UserError as error:
         raise UserError(f"{str(error).splitlines()[0]}; {fix}") from error
 
@@ -251,10 +247,11 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
 
     A classifier has one accuracy, that of its family, and no distance. An FID is expected where the study asks for it.
     """
-    found = {(*_run_key(row), row["sampler"], row["metric"]) for row in metrics.to_dict("records")}
-    judged = {_run_key(row) for row in metrics[metrics["protocol"] == DIRECT].to_dict("records")}
-    audited = {_run_key(row) for row in audits.to_dict("records")}
-    attacked = {_run_key(row) for row in audits[audits["attack"] != ""].to_dict("records")}
+    found = set(metrics[[*RUN, "sampler", "metric"]].itertuples(index=False, name=None))
+    judged, audited, attacked = (
+        set(frame[RUN].itertuples(index=False, name=None))
+        for frame in (metrics[metrics["protocol"] == DIRECT], audits, audits[audits["attack"] != ""])
+    )
     distances = {"fidelity": "fd"} | ({"FID": "fid"} if study.evaluation.fid else {})
     classifiers = {f"accuracy of {name}": f"acc_{name}" for name in study.evaluation.classifiers}
     lines = []
@@ -284,11 +281,7 @@ def _place(c: Coordinates, seed: bool = True) -> str:
 
 
 def _score_coordinates(study: Study) -> list[Coordinates]:
-    scored = [
-        run.coordinates(sampler)
-        for run in study.runs()
-        for sampler in ([None] if study.is_classifier(run.method) else study.samplers_of(run))
-    ]
+    scored = [run.coordinates(sampler) for run in study.runs() for sampler in study.samplers_of(run) or (None,)]
     return scored + study.anchor_coordinates()
 
 
@@ -299,7 +292,7 @@ def _result_files(folders: Sequence[str | Path]) -> list[Path]:
             found.setdefault(folder.resolve(), folder)
         for path in folder.rglob("*.json"):
             inside = (folder.name, *path.relative_to(folder).parts[:-1])
-            if not path.name.startswith(".") and (path.name in _SCORE_FILES or {"audits", "attacks"} & set(inside)):
+            if not path.name.startswith(".") and (path.name in _RULES or {"audits", "attacks"} & set(inside)):
                 found.setdefault(path.resolve(), path)
     return sorted(found.values())
 
@@ -330,13 +323,11 @@ def _other_evaluation(c: Coordinates, content: Mapping[str, Any], study: Study) 
 
 def _smoothed(study: Study) -> dict[tuple[Any, ...], str]:
     """By run and sampler, how the images of those sets were smoothed that were (`dpdm.smoothing`)."""
-    sets = (
-        (run, name, study.sample(run, name).sampler_params) for run in study.runs() for name in study.samplers_of(run)
-    )
     return {
-        (*_run_key(_coordinate_row(run.coordinates())), name): f"smoothed, TV weight {params['tv_weight']:g}"
-        for run, name, params in sets
-        if params.get("tv_weight")
+        (*_run_key(_coordinate_row(run.coordinates())), name): f"smoothed, TV weight {weight:g}"
+        for run in study.runs()
+        for name in study.samplers_of(run)
+        if (weight := study.sample(run, name).sampler_params.get("tv_weight"))
     }
 
 
@@ -377,7 +368,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
     if found != [name for name in columns if name in found or name not in OPTIONAL]:
         raise UserError(f"{path} is not a table of this kind: its columns are {', '.join(found)}; {fix}")
     kind = _Metric if "metric" in columns else _Event
-    rows = [_checked(kind, row, f"{path}, line {reader.line_num}", fix).model_dump() for row in reader]
+    rows = [_parsed(kind, row, f"{path}, line {reader.line_num}", fix) for row in reader]
     frame = _frame(rows, columns)
     if len(studies := frame["study"].unique()) > 1:
         raise UserError(

@@ -368,8 +368,7 @@ def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) ->
 def wins_figure(material: Material) -> Figure:
     """One panel per metric: the share of cells in which the method of a row beats the method of a column."""
     metrics = material.metrics
-    found = [pairwise_wins(metrics, columns) for columns in ranked_columns(metrics)]
-    found = [wins for wins in found if wins.cells.any()]
+    found = [wins for columns in ranked_columns(metrics) if (wins := pairwise_wins(metrics, columns)).cells.any()]
     several = methods_of_several_samplers(metrics)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         if not found:
@@ -402,17 +401,18 @@ def parameter_figure(material: Material) -> Figure:
     Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers or methods, if several).
     """
     study, metrics = material.study, material.metrics
-    rows = [(sweep, dataset) for sweep in sweeps(study) for dataset in study.datasets if _points(sweep, dataset)]
-    columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset in rows}
-    several = any(len({line for _, line in _points(*row)}) > 1 for row in rows)  # then every line says which it is
+    rows = [
+        (sweep, name, points) for sweep in sweeps(study) for name in study.datasets if (points := _points(sweep, name))
+    ]
+    columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset, _ in rows}
+    several = any(len({line for _, line in points}) > 1 for *_, points in rows)  # then every line says which it is
     known = tables.summaries(metrics, "dataset", "method", "sampler", "epsilon")
     across = max([1, *map(len, columns.values())])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), across, squeeze=False)
         looks: dict[str, dict[str, Any]] = {}  # the same in every row
-        for (sweep, dataset), row in zip(rows, panels, strict=True):
-            points = _points(sweep, dataset)
+        for (sweep, dataset, points), row in zip(rows, panels, strict=True):
             ticks = sorted({value for values in points.values() for value in values.values()})
             for panel in row[len(columns[dataset]) :]:
                 panel.set_axis_off()

@@ -27,9 +27,8 @@ from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, epsilons_run, privacy_table, published_table
 from dpdm.report.selection import score_files, shown_sets
 from dpdm.report.verdicts import joined, verdicts
-from dpdm.specs import Coordinates, RunSpec, epsilon_text
+from dpdm.specs import RunSpec, epsilon_text
 
-HOLES_IN_SENTENCE = 3  # more are folded away below it
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
 _SHOWN = {".json": 1, ".log": 2, ".jsonl": 3, ".png": 4}  # files of a run that the page links to, in this order
 _MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -85,15 +84,12 @@ def render_report(
         for name, (item, dataset) in registry.figures(study).items()
         if name in pictures
     ]
-    datasets = dict.fromkeys(run.dataset for run in study.runs())
+    grid = _grid(study, each)
     made_by = pd.concat([frame[["version", "commit", "code"]] for frame in (metrics, audits)]).drop_duplicates()
     return tables.template("report.html.j2").render(
-        study=study.study,
+        study=study,
         facts=facts,
-        grid=_grid(study, each),
-        part=study.part(),
-        accountant=study.accountant,
-        evaluation=study.evaluation,
+        grid=grid,
         joined=joined,
         verdicts=verdicts(material, published),
         few=tables.FEW,
@@ -104,15 +100,12 @@ def render_report(
         spread=_spread(metrics),
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,
-        holes_in_sentence=HOLES_IN_SENTENCE,
         kinds=set(metrics["metric"]),
         has_private=any(math.isfinite(e) for e in study.epsilons),
         has_inf=math.inf in study.epsilons,
         classifiers=[method for method in study.methods if study.is_classifier(method)],
-        anchors=study.anchors,
-        filters=_filters(study),
-        sections={dataset: _results(metrics, dataset) for dataset in datasets},
-        nearest={dataset: _nearest(study, material, dataset) for dataset in datasets},
+        sections={dataset: _results(metrics, dataset) for dataset in grid["datasets"]},
+        nearest={dataset: _nearest(study, layout, dataset) for dataset in grid["datasets"]},
         figures=figures,
         tables={
             name: (item.caption, tables.to_html(item.make(material)))
@@ -154,16 +147,15 @@ def _linked(table: tables.Table) -> str:
     return tables.to_html(table, {place: f"#{tables.run_anchor(*runs)}" for place, runs in table.runs.items()})
 
 
-def _nearest(study: Study, material: registry.Material, dataset: str) -> dict[str, str]:
+def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
     """By method and sampler, at the largest epsilon, the picture of the synthetic images nearest to training images."""
     sets = shown_sets(study, dataset)
     largest = max((run.epsilon for run, _ in sets), default=0)
-    places = {
-        f"{run.method}, {sampler}": Path(material.layout.set(*run.place, sampler, "nearest.png"))
+    return {
+        f"{run.method}, {sampler}": _picture(path)
         for run, sampler in sets
-        if run.epsilon == largest
+        if run.epsilon == largest and (path := Path(layout.set(*run.place, sampler, "nearest.png"))).exists()
     }
-    return {name: _picture(path) for name, path in places.items() if path.exists()}
 
 
 def _methods(table: tables.Table) -> str:
@@ -175,18 +167,6 @@ def _spread(metrics: pd.DataFrame) -> str | None:
     """The largest standard deviation of an FD over the extractors it is the mean of, in percent of it; None without."""
     parts = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").dropna()
     return f"{100 * parts.max():.0f}" if len(parts) else None
-
-
-def _filters(study: Study) -> list[tuple[str, str, dict[str, str]]]:
-    """Label, key, and the values (with their texts) that rows can be filtered by, where there are several."""
-    runs = study.runs()
-    epsilons = [epsilon_text(e) for e in sorted({run.epsilon for run in runs})]
-    found = [
-        ("Data set", "dataset", {run.dataset: run.dataset for run in runs}),
-        ("ε", "epsilon", {text: tables.epsilon_label(text) for text in epsilons}),
-        ("Method", "method", {run.method: run.method for run in runs}),
-    ]
-    return [one for one in found if len(one[2]) > 1]
 
 
 def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
@@ -212,22 +192,27 @@ def environment_facts() -> dict[str, str]:
 
 
 def _grid(study: Study, audits: pd.DataFrame) -> dict[str, Any]:
-    """What was run, for the sentence at the top of the page."""
+    """What was run, for the sentence at the top of the page, and the values that rows can be filtered by."""
 
-    def listed(epsilons: Iterable[float]) -> str:
-        return joined(tables.epsilon_label(epsilon_text(e)) for e in sorted(epsilons))
+    def labels(epsilons: Iterable[float]) -> dict[str, str]:
+        return {text: tables.epsilon_label(text) for text in map(epsilon_text, sorted(epsilons))}
 
     runs, of_part = study.runs(), study.part()
+    methods, datasets = {run.method: run.method for run in runs}, {run.dataset: run.dataset for run in runs}
+    epsilons = labels({run.epsilon for run in runs})
+    filters = [("Data set", "dataset", datasets), ("ε", "epsilon", epsilons), ("Method", "method", methods)]
+    fewer = {name: labels(spec.epsilons) for name, spec in study.datasets.items() if spec.epsilons and not of_part}
     deltas = audits[["dataset", "n", "delta"]].drop_duplicates().itertuples(index=False)
     return {
         "runs": runs,
         "least": min(Counter(run.place[:3] for run in runs).values()),
-        "methods": dict.fromkeys(run.method for run in runs),
-        "datasets": dict.fromkeys(run.dataset for run in runs),
+        "methods": methods,
+        "datasets": datasets,
         "seeds": dict.fromkeys(str(run.seed) for run in runs),
-        "epsilons": listed({run.epsilon for run in runs}),
-        "fewer": [f"{d} at {listed(s.epsilons)} only" for d, s in study.datasets.items() if s.epsilons and not of_part],
+        "epsilons": joined(epsilons.values()),
+        "fewer": [f"{name} at {joined(theirs.values())} only" for name, theirs in fewer.items()],
         "deltas": [f"δ = {delta:.2g} on {dataset} (n = {n:,})" for dataset, n, delta in deltas],
+        "filters": [one for one in filters if len(one[2]) > 1],
     }
 
 
@@ -236,7 +221,7 @@ def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
     here: dict[str, list[str]] = {}
     for dataset in epsilons_run(study):
         here.setdefault(study.datasets[dataset].published_as()[0], []).append(dataset)
-    shown = published[published["dataset"].isin(list(here))]
+    shown = published[published["dataset"].isin(here)]
     if shown.empty:
         return {}
     return {
@@ -253,30 +238,24 @@ def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
 
 def _picture(path: Path) -> str:
     content = base64.b64encode(artifacts.read_bytes(path)).decode()
-    return f"data:{_MIME[Path(path).suffix]};base64,{content}"
+    return f"data:{_MIME[path.suffix]};base64,{content}"
 
 
 def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By data set and method (anchors last), a group of runs per epsilon, with links to the files that are there."""
     judged = {tuple(row[key] for key in RUN): row for row in audits.to_dict("records")}
+    runs = [(run, epsilon_text(run.epsilon), Path(layout.run(*run.place))) for run in study.runs()]
+    anchors = [(c, "", Path(layout.anchor(c.dataset, c.method, str(c.seed)))) for c in study.anchor_coordinates()]
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-
-    def add(c: RunSpec | Coordinates, epsilon: str, recipe: str, folder: str, verdict: str) -> None:
+    for c, epsilon, folder in [*runs, *anchors]:
         groups = found.setdefault(c.dataset, {}).setdefault(c.method, [])
         if not groups or groups[-1]["value"] != epsilon:
-            shown = {"id": tables.run_anchor(c.dataset, c.method, epsilon), "value": epsilon, "recipe": recipe}
-            groups.append(shown | {"epsilon": epsilon and tables.epsilon_label(epsilon), "runs": []})
-        files = _links(Path(folder), layout) if not recipe or Path(folder, "ledger.json").exists() else []
-        run = {"seed": c.seed, "verdict": verdict, "failed": "FAILED" in verdict, "files": files}
-        groups[-1]["runs"].append(run)
-
-    for run in study.runs():
-        recipe = json.dumps(run.model_dump(mode="json", exclude={"seed"}), indent=2, ensure_ascii=False)
-        epsilon = epsilon_text(run.epsilon)
-        verdict = _verdict(run, judged.get((run.dataset, run.method, epsilon, run.seed)))
-        add(run, epsilon, recipe, layout.run(*run.place), verdict)
-    for c in study.anchor_coordinates():
-        add(c, "", "", layout.anchor(c.dataset, c.method, str(c.seed)), "")
+            recipe = json.dumps(c.model_dump(mode="json", exclude={"seed"}), indent=2, ensure_ascii=False)
+            shown = {"id": tables.run_anchor(c.dataset, c.method, epsilon), "value": epsilon, "runs": []}
+            groups.append(shown | {"recipe": epsilon and recipe, "epsilon": epsilon and tables.epsilon_label(epsilon)})
+        verdict = _verdict(c, judged.get((c.dataset, c.method, epsilon, c.seed))) if epsilon else ""
+        files = _links(folder, layout) if not epsilon or (folder / "ledger.json").exists() else []
+        groups[-1]["runs"].append({"seed": c.seed, "verdict": verdict, "failed": "FAILED" in verdict, "files": files})
     return found
 
 
@@ -284,17 +263,16 @@ def _verdict(run: RunSpec, audit: Mapping[str, Any] | None) -> str:
     if audit is None:
         return "not audited"
     verdict = tables.accounting_verdict(audit["passed"], run.epsilon, audit["recipe_checked"])
-    spent = (f"{audit[column]:.4g} ({name.upper()})" for name, column in SPENT.items())
-    return verdict if math.isinf(run.epsilon) else f"{verdict}, spent ε = {', '.join(spent)}"
+    spent = ", ".join(f"{audit[column]:.4g} ({name.upper()})" for name, column in SPENT.items())
+    return verdict if math.isinf(run.epsilon) else f"{verdict}, spent ε = {spent}"
 
 
 def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
     """Names of a folder's files, and links relative to the page, so that a results folder can be moved whole."""
     files = [path for path in folder.rglob("*") if path.suffix in _SHOWN]
-    files.sort(key=lambda path: (path.parent, _SHOWN[path.suffix], path.name))
     return [
         (path.relative_to(folder).as_posix(), quote(Path(os.path.relpath(path, layout.root)).as_posix()))
-        for path in files
+        for path in sorted(files, key=lambda path: (path.parent, _SHOWN[path.suffix], path.name))
     ]
 
 

@@ -301,11 +301,8 @@ def _notes(
             "{method: NAME, sampler: NAME, published: NAME, variant: TEXT} with a row of "
             "results/published/published.csv."
         )
-    by_method: dict[str, dict[str, None]] = {}
-    for one in ours:
-        if one.departures:
-            by_method.setdefault(one.method, {}).update(dict.fromkeys(one.departures))
-    for method, departures in by_method.items():
+    for method in dict.fromkeys(one.method for one in ours if one.departures):
+        departures = dict.fromkeys(part for one in ours if one.method == method for part in one.departures)
         yield f"{MARK} {method}: {'; '.join(departures)}."
     if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
         yield f"What protocol {', '.join(protocols)} reaches on the real images is `real` in the results."
@@ -320,6 +317,5 @@ def _notes(
     elif "fid" in set(chosen["metric"]) and "fd" in measured:
         yield "FID is not run: fd is a distance by other features than Inception's."
     doubtful = chosen[~chosen["privacy_status"].isin(["sound", "unknown"])]
-    named = dict.fromkeys(f"{row.method} ({row.privacy_status})" for row in doubtful.itertuples())
-    if named:
+    if named := dict.fromkeys(f"{row.method} ({row.privacy_status})" for row in doubtful.itertuples()):
         yield f"The published ε of these cannot be taken as it is: {', '.join(named)}."

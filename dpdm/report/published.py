@@ -237,9 +237,7 @@ def best_table(published: pd.DataFrame) -> Table:
     images &= published["privacy_status"] != "not DP as released"
     chosen = published[images & (published["public_data"] == "no") & (published["epsilon"] != "inf")]
     best = chosen.loc[chosen.groupby(["dataset", "epsilon", "protocol"], sort=False)["value"].idxmax()]
-    best = best.sort_values(
-        ["dataset", "epsilon"], key=lambda c: c.map(float) if c.name == "epsilon" else c, kind="stable"
-    )
+    best = best.assign(number=best["epsilon"].map(float)).sort_values(["dataset", "number"], kind="stable")
     names = {**{name: title.removesuffix(" accuracy %") for name, title in _COLUMNS.items()}, **_OTHER}
     cells = pd.DataFrame({
         "Data set": best["dataset"], "ε": best["epsilon"], "Protocol": best["protocol"],

@@ -67,10 +67,9 @@ def table_runs(
         places: the published datasets of the table, see `Source.published_as`.
         runs: the study's, if the caller has them: of a large one they take a while.
     """
-    runs = study.runs() if runs is None else runs
     mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
     kind = {"table_1": "generator", "table_2": "classifier"}.get(table)
-    has = {(run.dataset, run.method, name) for run in runs for name in study.samplers_of(run) or ("",)}
+    has = {(run.dataset, run.method, name) for run in runs or study.runs() for name in study.samplers_of(run) or ("",)}
     shared = [dataset for dataset, spec in study.datasets.items() if spec.published_as() in places]
     return [
         (dataset, method, sampler)
@@ -123,9 +122,7 @@ def table_files(
 def shown_sets(study: Study, dataset: str) -> list[tuple[RunSpec, str]]:
     """The synthetic sets on a data set's sample page: run and sampler of the first seed of every method and epsilon."""
     runs = [run for run in study.runs() if run.dataset == dataset]
-    first: dict[tuple[str, ...], int] = {}
-    for run in runs:
-        first[run.place[:3]] = min(first.get(run.place[:3], run.seed), run.seed)
+    first = {run.place[:3]: run.seed for run in sorted(runs, key=lambda run: -run.seed)}  # the last one counts
     return [(run, name) for run in runs if run.seed == first[run.place[:3]] for name in study.samplers_of(run)]
 
 

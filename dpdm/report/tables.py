@@ -146,29 +146,25 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     Only FID has a column for each, the training set's first: papers report either.
     """
     rows = metrics[["metric", "extractor", "reference", "direction"]].drop_duplicates()
-    measured = list(dict.fromkeys(zip(rows["metric"], rows["extractor"], strict=True)))  # in this order
-    rows = rows.sort_values("reference", key=lambda column: column != "train", kind="stable")
-    shown = rows[(rows["metric"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
-    distances = shown[~shown["metric"].str.fullmatch("fid|acc_.*").astype(bool)]
-    several = distances.loc[distances["extractor"] != "", "extractor"].nunique() > 1
+    kind = rows["metric"].replace("^acc_.*", "acc", regex=True)
+    order = kind.map({name: place for place, name in enumerate(_TITLES)}).fillna(len(_TITLES))
+    measured = rows.groupby(["metric", "extractor"], sort=False).ngroup()
+    rows = rows.assign(kind=kind, order=order, measured=measured, other=rows["reference"] != "train")
+    rows = rows.sort_values(["order", "measured", "other"], kind="stable")
+    shown = rows[(rows["kind"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
+    named = shown.loc[~shown["kind"].isin(["fid", "acc"]) & (shown["extractor"] != ""), "extractor"]
     columns = []
-    for metric, extractor, reference, direction in shown.itertuples(index=False):
-        title, decimals = _TITLES.get("acc" if metric.startswith("acc_") else metric, (metric, None))
-        by = name_of(extractor)
-        if metric.startswith("acc_"):
-            classifier = metric.removeprefix("acc_")
-            title = f"{name_of(classifier)} {title}" + (f" ({by})" if by else "")
+    for row in shown.itertuples():
+        title, decimals = _TITLES.get(row.kind, (row.metric, None))
+        by = name_of(row.extractor)
+        if row.kind == "acc":
+            title = f"{name_of(row.metric.removeprefix('acc_'))} {title}" + (f" ({by})" if by else "")
         else:  # the reader needs the extractor only where two are compared; FID is Inception's by its name
-            title = " ".join(filter(None, [title, by if several and metric != "fid" else "", f"({reference})"]))
-        sign = {"lower": -1, "higher": 1}[direction]
-        columns.append(MetricColumn(metric, extractor, reference, title, sign, decimals))
-    order = {kind: place for place, kind in enumerate(_TITLES)}
-
-    def place(column: MetricColumn) -> tuple[int, int]:
-        kind = "acc" if column.is_accuracy else column.metric
-        return order.get(kind, len(order)), measured.index(column[:2])
-
-    return sorted(columns, key=place)  # stable
+            by = by if named.nunique() > 1 and row.kind != "fid" else ""
+            title = " ".join(filter(None, [title, by, f"({row.reference})"]))
+        sign = {"lower": -1, "higher": 1}[row.direction]
+        columns.append(MetricColumn(row.metric, row.extractor, row.reference, title, sign, decimals))
+    return columns
 
 
 def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
@@ -543,8 +539,7 @@ def to_markdown(table: Table) -> str:
     """The cells as a Markdown pipe table; names keep their underscores, a pipe is escaped."""
     rows = [
         [f"**{text}**" if (i, name) in table.bold else text.replace("|", "\\|") for name, text in row.items()]
-        for body in table.bodies()
-        for i, row in body
+        for i, row in enumerate(table.cells.to_dict("records"))
     ]
     align = ["right" if name in table.flush_right else "left" for name in table.cells]
     frame = pd.DataFrame(rows, columns=table.cells.columns)
