@@ -82,7 +82,7 @@ MAY_IMPORT = {
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.checkpoint", "dpdm.evaluation", "dpdm.smoothing"},
-    "dpdm.catalog": FOUNDATIONS | {"dpdm.sources", "dpdm.layout", "dpdm.evaluation", "dpdm.method"},
+    "dpdm.catalog": FOUNDATIONS | {"dpdm.sources", "dpdm.layout", "dpdm.evaluation", "dpdm.method", "dpdm.smoothing"},
     "dpdm.scaffold": SCHEMA | {"dpdm.artifacts", "dpdm.layout"},
     "dpdm.api": FOUNDATIONS
     | {"dpdm.catalog", "dpdm.jobs", "dpdm.layout", "dpdm.method", "dpdm.privacy", "dpdm.processes", "dpdm.progress"}

@@ -67,9 +67,10 @@ def table_runs(
         places: the published datasets of the table, see `Source.published_as`.
         runs: the study's, if the caller has them: of a large one they take a while.
     """
+    runs = study.runs() if runs is None else runs
     mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
     kind = {"table_1": "generator", "table_2": "classifier"}.get(table)
-    has = {(run.dataset, run.method, name) for run in runs or study.runs() for name in study.samplers_of(run) or ("",)}
+    has = {(run.dataset, run.method, name) for run in runs for name in study.samplers_of(run) or ("",)}
     shared = [dataset for dataset, spec in study.datasets.items() if spec.published_as() in places]
     return [
         (dataset, method, sampler)
