@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], abreast: int
     """Looks by label, at most `abreast` in a row, below all panels."""
     if looks:
         handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast), handlelength=3.5)
 
 
 def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
@@ -144,7 +145,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
             legend |= _draw_panel(panel, shown, columns, epsilons, looks, labels)
         legend |= {labels[a]: ANCHOR_LOOKS[a] for a in ANCHORS if (chosen["method"] == a).any()}
         longest = max(map(len, legend), default=0)
-        _legend(figure, legend, max(int(figure.get_figwidth() * 12) // (longest + 8), 1))  # what its width holds
+        _legend(figure, legend, max(int(figure.get_figwidth() * 12) // (longest + 10), 1))  # what its width holds
     return figure
 
 
@@ -233,9 +234,11 @@ def _draw_panel(
 def samples(material: Material) -> Figure:
     """`sample_grid` of the material's data set; a method of several samplers names them."""
     study, layout, dataset = material.study, material.layout, material.dataset
+    shown = shown_sets(study, dataset)
+    drawn = Counter(method for method, _ in {(run.method, sampler) for run, sampler in shown})
     sets = {}
-    for run, sampler in shown_sets(study, dataset):
-        name = f"{run.method}, {sampler}" if len(study.samplers_of(run)) > 1 else run.method
+    for run, sampler in shown:
+        name = f"{run.method}, {sampler}" if drawn[run.method] > 1 else run.method
         sets[name, run.epsilon] = layout.set(*run.place, sampler, "synthetic.npz")
     return sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
 

@@ -10,10 +10,13 @@ from measured import measured
 from refusals import refuses
 
 from dpdm import artifacts
+from dpdm.config import parse_study
 from dpdm.errors import UserError
+from dpdm.layout import Layout
 from dpdm.report import figures
 from dpdm.report.collect import METRICS
 from dpdm.report.figures import epsilon_curves, sample_grid, save_figure
+from dpdm.report.registry import Material
 
 
 def make_metrics(fd=(100.0, 80.0, 60.0)):
@@ -165,6 +168,31 @@ def test_a_classifier_has_no_sampler_to_name():
     figure = epsilon_curves(pd.concat([metrics.assign(sampler="one"), other, net], ignore_index=True), "digits")
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels[:4] == ["dp_gan, one", "mean", "dp_gan, other", "net"]
+
+
+def test_a_method_has_the_same_rows_of_samples_at_every_epsilon(monkeypatch):
+    """Also where a part of a study leaves out one of its samplers at one epsilon."""
+    study = parse_study(
+        {
+            "study": "s", "datasets": {"digits": {"source": "digits", "delta": 1e-4}}, "epsilons": [1, 10],
+            "seeds": [0], "evaluation": {"synthetic_images": 20},
+            "methods": {
+                "two": {"impl": "a:B", "samplers": {"plain": {}, "smooth": {"tv_weight": 0.1}}}, "one": {"impl": "a:C"},
+            },
+            "without": {"sampler": ["smooth"], "epsilon": [1]},
+        },
+        "test",
+    )  # fmt: skip
+    drawn = {}
+    monkeypatch.setattr(figures, "sample_grid", lambda dataset, real, sets: drawn.update(sets))
+    figures.samples(Material(study, Layout("results/s", "results/data"), None, None, "digits"))
+    assert list(drawn) == [
+        ("two, plain", 1.0),
+        ("two, plain", 10.0),
+        ("two, smooth", 10.0),
+        ("one", 1.0),
+        ("one", 10.0),
+    ]
 
 
 @pytest.fixture
