@@ -108,6 +108,15 @@ def test_a_stage_learns_its_own_images(images):
     assert (model.predict(images.images) == images.labels).mean() > 0.7
 
 
+def test_a_stage_learns_smoothed_images_where_its_sampler_asks(images):
+    def reached(sampler: dict[str, float]) -> dict[str, torch.Tensor]:
+        run = spec(epsilon=float("inf"), init_from=[MEANS | {"sampler": sampler}], init_only=True)
+        return weights(train(run, images, Log("test"))[0])
+
+    assert distance(reached({}), reached({"tv_weight": 0.0})) == 0
+    assert distance(reached({}), reached({"tv_weight": 0.5})) > 0
+
+
 def test_the_methods_own_releases_are_made_once(images):
     bounds = {"max_image_norm": 4.0, "max_centered_norm": 3.0, "max_component_norm": 2.0}
     network = METHODS[DPDM]["network"]
