@@ -17,7 +17,7 @@ from dpdm.explain import parse_params
 from dpdm.params import NotNegative, Strict
 from dpdm.rng import Streams
 
-ITERATIONS = 100  # 28x28 images then change by less than a gray level
+ITERATIONS = 100  # grainy MNIST is then within 4 gray levels of what 1,000 give, 0.5 on average
 STEP = 0.24  # of Chambolle's iteration, which converges below 1/4
 BATCH = 1000  # images that are smoothed at a time: memory only
 
@@ -61,9 +61,9 @@ def smoothed(images: np.ndarray, weight: float) -> np.ndarray:
 
 def denoised(images: Tensor, weight: float) -> Tensor:
     """The minimizer u of the module docstring for images [..., H, W], by Chambolle 2004: u = x - weight * div(p)."""
-    dual = images.new_zeros(2, *images.shape)
+    dual, scaled = images.new_zeros(2, *images.shape), images / weight
     for _ in range(ITERATIONS):
-        slope = _gradient(_divergence(dual) - images / weight)
+        slope = _gradient(_divergence(dual) - scaled)
         dual = (dual + STEP * slope) / (1 + STEP * slope.square().sum(0).sqrt())
     return images - weight * _divergence(dual)
 

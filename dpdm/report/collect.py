@@ -150,9 +150,11 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
             if fault := _other_evaluation(c, content, study):
                 raise UserError(f"{path}: {fault}")
             facts = {"num_synthetic": content["num_synthetic"], "protocol": content.get("protocol", "")}
+            if weight := (content.get("drawn_by") or {}).get("sampler_params", {}).get("tv_weight"):
+                facts["departures"] = f"smoothed, TV weight {weight:g}"
             shared = _coordinate_row(c) | content["provenance"] | facts
+            fix = _DAMAGED.format(_RULES[path.name])
             for position, measured in enumerate(content["metrics"]):
-                fix = _DAMAGED.format(_RULES[path.name])
                 row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", fix)
                 scores.append(((places[c], list(_RULES).index(path.name), position), row))
                 what = ", ".join([_place(c), row["metric"], row["extractor"], row["reference"]])
@@ -184,12 +186,11 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     _refuse_mixed(seen, study)
     rows = [row for _, row in sorted(scores, key=lambda score: score[0])]
     facts = {_run_key(found[0]): found[0] for found in audits.values()}
-    smoothed = _smoothed(study)
     for row in rows:
         audit = facts.get(_run_key(row), {})
         row |= {"delta": audit.get("delta", math.nan)}
-        row |= {name: audit.get(name, "") for name in ("accountant", "public_data", "departures")}
-        row["departures"] = ", ".join(filter(None, [row["departures"], smoothed.get((*_run_key(row), row["sampler"]))]))
+        row |= {name: audit.get(name, "") for name in ("accountant", "public_data")}
+        row["departures"] = ", ".join(filter(None, [audit.get("departures", ""), row["departures"]]))
     audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 
@@ -319,16 +320,6 @@ def _other_evaluation(c: Coordinates, content: Mapping[str, Any], study: Study) 
                 "`snakemake --forcerun sample`"
             )
     return ""
-
-
-def _smoothed(study: Study) -> dict[tuple[Any, ...], str]:
-    """By run and sampler, how the images of those sets were smoothed that were (`dpdm.smoothing`)."""
-    return {
-        (*_run_key(_coordinate_row(run.coordinates())), name): f"smoothed, TV weight {weight:g}"
-        for run in study.runs()
-        for name in study.samplers_of(run)
-        if (weight := study.sample(run, name).sampler_params.get("tv_weight"))
-    }
 
 
 def _run_key(row: Mapping[str, Any]) -> tuple[Any, ...]:

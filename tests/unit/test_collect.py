@@ -393,8 +393,8 @@ def test_another_number_of_synthetic_images_than_the_studys_is_refused(results):
         collect(make_study(evaluation=more), [results])
 
 
-def drawn_by(study, run):
-    return {"drawn_by": study.sample(run, "default").model_dump(mode="json")}
+def drawn_by(study, run, sampler="default"):
+    return {"drawn_by": study.sample(run, sampler).model_dump(mode="json")}
 
 
 def test_images_that_were_drawn_by_another_sampler_than_the_studys_are_refused(results):
@@ -646,7 +646,11 @@ def test_every_accountant_has_its_column_next_to_the_target():
 def test_a_smoothed_set_says_so(results):
     samplers = {"default": {}, "smooth": {"tv_weight": 0.25}}
     study = make_study(methods={"dpgan": {"impl": "a:B", "samplers": samplers}})
-    write_scores(results / "runs/0/smooth", study.runs()[0].coordinates("smooth"))
+    run = study.runs()[0]
+    write_scores(results / "runs/0/smooth", run.coordinates("smooth"))
+    for name in ("fidelity", "utility"):
+        scored = results / f"runs/0/smooth/{name}.json"
+        artifacts.write_json(scored, artifacts.read_json(scored) | drawn_by(study, run, "smooth"))
     path = results / "audits/digits_dpgan.json"
     content = artifacts.read_json(path)
     for run in content["runs"]:
