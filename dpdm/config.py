@@ -100,6 +100,12 @@ def _selection(value: Any) -> Any:
     return value
 
 
+def _selections(value: Any) -> Any:
+    """One or several selections, also as text with ` or ` between them, as a tuple; nothing as None."""
+    parts = value.split(" or ") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return tuple(part for part in map(_selection, parts) if part is not None) or None
+
+
 class Selection(Strict, strict=False):  # its text form has numbers as text
     """Some runs of a study by their coordinates; a key left out matches all. Also written `method=a,b epsilon=1`."""
 
@@ -267,10 +273,14 @@ class Study(Strict):
         "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
         "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
     )
-    without: Annotated[Selection | None, BeforeValidator(_selection)] = Field(
+    without: Annotated[
+        tuple[Selection, ...] | None,
+        BeforeValidator(_selections, json_schema_input_type=Selection | tuple[Selection, ...] | None),
+    ] = Field(
         None,
         exclude_if=lambda part: part is None,
-        description="runs to leave out, in the same form: those that match all keys",
+        description="runs to leave out, in the same form: those that match all keys; several in a list, or with ` or ` "
+        "between their texts, leave out what matches one of them",
     )
 
     @model_validator(mode="after")
@@ -303,17 +313,17 @@ class Study(Strict):
         samplers = dict.fromkeys(name for spec in self.methods.values() for name in spec.samplers)
         known = {"dataset": self.datasets, "method": self.methods, "epsilon": [*map(epsilon_text, self.epsilons)],
                  "seed": [*map(str, self.seeds)], "sampler": samplers}  # fmt: skip
-        for place, chosen in self._parts().items():
+        for place, chosen in self._parts():
             for key, values in chosen.texts().items():
                 if unknown := [value for value in values if value not in known[key]]:
                     hint = nearest(unknown[0], known[key])
                     raise ValueError(f"{place}.{key}: the study has no {key} {unknown[0]!r}; {hint}")
         if self.part() and not self.runs():
-            raise ValueError(f"{' and '.join(self._parts())}: no run of the study is left by {self.part()}")
+            raise ValueError(f"{' and '.join(dict(self._parts()))}: no run of the study is left by {self.part()}")
         return self
 
-    def _parts(self) -> dict[str, Selection]:
-        return {key: part for key in ("only", "without") if (part := getattr(self, key)) is not None}
+    def _parts(self) -> list[tuple[str, Selection]]:
+        return [("only", self.only)] * (self.only is not None) + [("without", part) for part in self.without or ()]
 
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
         """Refuses a part of a method's recipe that no run of this study has."""
@@ -373,11 +383,12 @@ class Study(Strict):
 
     def _units(self, dataset: str, method: str, epsilon: float, seed: int) -> list[str]:
         """The samplers of a run that `only` and `without` leave; [""] of a classifier that they leave."""
-        place, only, without = (dataset, method, epsilon, seed), self.only or Selection(), self.without
+        place, only = (dataset, method, epsilon, seed), self.only or Selection()
         units = list(self.methods[method].samplers) or [""]
         kept = [unit for unit in units if not (unit and only.sampler) or unit in only.sampler]
-        if without and without.matches(*place):
-            kept = [unit for unit in kept if unit not in (without.sampler or units)]
+        for without in self.without or ():
+            if without.matches(*place):
+                kept = [unit for unit in kept if unit not in (without.sampler or units)]
         return kept if only.matches(*place) else []
 
     def samplers_of(self, run: RunSpec) -> tuple[str, ...]:
@@ -386,7 +397,7 @@ class Study(Strict):
 
     def part(self) -> str:
         """Which part of the study's grid its runs are, in words; empty for the whole."""
-        return ", ".join(f"{word} {selection}" for word, selection in self._parts().items())
+        return ", ".join(f"{word} {selection}" for word, selection in self._parts())
 
     def attacked_runs(self) -> list[RunSpec]:
         """The runs whose mechanism is attacked: one of each private cell, since all its seeds share the mechanism."""

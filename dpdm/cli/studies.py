@@ -26,7 +26,7 @@ HEADERS = {
 @study_argument()
 @click.argument("targets", nargs=-1, help="Targets: report, tables, audits, table_1, ...; behind `--` also options.")
 @click.option("--only", multiple=True, metavar="KEY=A,B", help="A part: by dataset, method, epsilon, seed or sampler.")
-@click.option("--without", multiple=True, metavar="KEY=A,B", help="Leave out what matches all of these.")
+@click.option("--without", multiple=True, metavar="KEY=A,B", help="Leave out; repeat it for more. 'A=B C=D': both.")
 @click.option("--cores", default="all", show_default=True, metavar="N", help="Cores that Snakemake may use.")
 @click.option("--dry-run", "-n", is_flag=True, help="Show the jobs, run none.")
 @click.pass_obj
@@ -43,7 +43,8 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     from dpdm.layout import SNAKEFILE
     from dpdm.study import selected
 
-    part = {key: " ".join(values) for key, values in (("only", only), ("without", without)) if values}
+    part = {"only": " ".join(only)} if only else {}
+    part |= {"without": " or ".join(without)} if without else {}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
     results = os.path.abspath(study.results_dir)
     for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):

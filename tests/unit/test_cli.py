@@ -556,11 +556,12 @@ def test_run_prints_an_estimate_first_and_passes_snakemakes_own_options_on(run_c
 
 
 def test_run_becomes_snakemake_on_the_study(run_cli, work, started):
-    arguments = ["study.yaml", "--only", "method=dpdm,class_mean", "--only", "epsilon=10", "--without", "seed=1"]
+    arguments = ["study.yaml", "--only", "method=dpdm,class_mean", "--only", "epsilon=10"]
+    arguments += ["--without", "seed=1 method=dpdm", "--without", "method=class_mean"]
     assert run_cli("run", *arguments, "--cores", "2", "tables", "report")[0] == 0
     assert started[1:5] == ["-m", "snakemake", "tables", "report"]
     given = started[started.index("--config") + 1 :]
-    assert given == ["only=method=dpdm,class_mean epsilon=10", "without=seed=1"]
+    assert given == ["only=method=dpdm,class_mean epsilon=10", "without=seed=1 method=dpdm or method=class_mean"]
     assert started[started.index("--configfile") + 1] == "study.yaml"
     assert started[started.index("--cores") + 1] == "2"
     assert Path(started[started.index("--snakefile") + 1]).name == "Snakefile"

@@ -799,6 +799,21 @@ def test_without_leaves_out_what_matches_all_its_keys(tiny_study_dict):
     assert whole - names(study) == {"digits/dpdm/inf/0", "digits/dpdm/inf/1"}
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "method=class_mean or method=dpdm epsilon=inf",
+        ["method=class_mean", {"method": "dpdm", "epsilon": math.inf}],
+        ({"method": ["class_mean"]}, "method=dpdm epsilon=inf"),
+    ],
+)
+def test_several_without_each_leave_out_what_matches_one(tiny_study_dict, form):
+    study = parse_study(tiny_study_dict | {"without": form}, "x")
+    assert names(study) == {"digits/dpdm/10/0", "digits/dpdm/10/1"}
+    assert study.part() == "without method=class_mean, without method=dpdm epsilon=inf"
+    assert parse_study(study.model_dump(mode="json"), "again") == study
+
+
 def test_a_part_can_be_some_samplers(tiny_study_dict):
     tiny_study_dict["methods"]["dpdm"]["samplers"] = {"fast": {}, "fine": {}}
     tiny_study_dict["methods"]["net"] = {"impl": "a:B", "kind": "classifier"}
@@ -841,6 +856,10 @@ def test_the_recipe_of_a_run_is_the_same_in_a_part(tiny_study_dict):
         ({"only": "methd=dpdm"}, ["only.methd", "'method'"]),
         ({"only": "epsilon=3"}, ["only.epsilon", "'3'", "10, inf"]),
         ({"without": {"seed": [7]}}, ["without.seed", "'7'"]),
+        ({"without": "seed=1 or seed=7"}, ["without.seed", "'7'"]),
+        ({"without": ["seed=1", "sed=1"]}, ["without[1].sed", "'seed'"]),
+        ({"without": "seed=1 or"}, ["without", "'or'"]),
+        ({"only": "seed=1 or seed=0"}, ["only", "'or'"]),
         ({"only": "epsilon=ten"}, ["only.epsilon", "ten"]),
         ({"without": "dataset=digits"}, ["without", "no run"]),
     ],

@@ -116,7 +116,7 @@ def test_an_empty_part_is_the_whole(tiny_study_dict):
 
 def test_both_keys_that_leave_no_run(work, run_cli):
     words = ["--only", "epsilon=10", "--without", "method=class_mean", "--without", "method=dpdm"]
-    refused(run_cli("run", "study.yaml", *words), "only epsilon=10", "without method=class_mean,dpdm")
+    refused(run_cli("run", "study.yaml", *words), "only epsilon=10", "without method=class_mean", "without method=dpdm")
 
 
 def test_a_dataset_of_a_part_of_a_recipe(tiny_study_dict):
