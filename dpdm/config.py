@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
@@ -27,11 +27,15 @@ from dpdm.specs import (
     FidSpec,
     Impl,
     Name,
+    Names,
     Noise,
+    Part,
+    Parts,
     PathEpsilon,
     Recipe,
     RunSpec,
     SampleSpec,
+    Selection,
     Text,
     epsilon_text,
 )
@@ -45,7 +49,6 @@ PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
 VERSION = 2  # of study.json: a change of the schema that an older study.json does not survive counts it up
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
-Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 Epsilons = Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce]
 
 
@@ -83,56 +86,6 @@ class When(Strict):
     def matches(self, dataset: str, epsilon: float) -> bool:
         """Whether the run of `dataset` at `epsilon` is meant."""
         return self.dataset in (None, dataset) and self.epsilon in (None, epsilon)
-
-
-def _selection(value: Any) -> Any:
-    """The text `method=dpdm,pearl epsilon=1` as a mapping of lists; a single value as a list; nothing as None."""
-    if isinstance(value, str):
-        found: dict[str, list[Any]] = {}
-        for part in value.split():
-            key, _, values = part.partition("=")
-            found.setdefault(key, []).extend(filter(None, values.split(",")))
-            if not found[key]:
-                raise ValueError(f"{part!r} names no value; write {key}=A or {key}=A,B")
-        return found or None
-    if isinstance(value, dict):
-        return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()} or None
-    return value
-
-
-def _selections(value: Any) -> Any:
-    """One or several selections, also as text with ` or ` between them, as a tuple; nothing as None."""
-    parts = value.split(" or ") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    return tuple(part for part in map(_selection, parts) if part is not None) or None
-
-
-class Selection(Strict, strict=False):  # its text form has numbers as text
-    """Some runs of a study by their coordinates; a key left out matches all. Also written `method=a,b epsilon=1`."""
-
-    dataset: Names | None = Field(None, description="runs on these data sets")
-    method: Names | None = Field(None, description="runs of these methods")
-    epsilon: Annotated[tuple[Epsilon, ...], Field(min_length=1)] | None = Field(
-        None, description="runs at these epsilons"
-    )
-    seed: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(None, description="runs with these seeds")
-    sampler: Names | None = Field(None, description="synthetic sets by these samplers")
-
-    def matches(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
-        """Whether a run is meant, whatever its samplers."""
-        chosen = (self.dataset, self.method, self.epsilon, self.seed)
-        return all(c is None or value in c for c, value in zip(chosen, (dataset, method, epsilon, seed), strict=True))
-
-    def texts(self) -> dict[str, list[str]]:
-        """The values that it asks for, as text."""
-        return {
-            key: [epsilon_text(value) if key == "epsilon" else str(value) for value in values]
-            for key, values in self
-            if values is not None
-        }
-
-    def __str__(self) -> str:
-        """The text form, which `only` and `without` take back."""
-        return " ".join(f"{key}={','.join(values)}" for key, values in self.texts().items())
 
 
 class Override(Strict):
@@ -266,17 +219,14 @@ class Study(Strict):
         "([docs/privacy.md](../docs/privacy.md)); `snakemake attacks` does it on demand; a change trains nothing again",
     )
 
-    only: Annotated[Selection | None, BeforeValidator(_selection)] = Field(
+    only: Part = Field(
         None,
         exclude_if=lambda part: part is None,  # a whole study has no word of a part in its JSON
         description="a part of the grid, the runs that match all keys: `{method: [dpdm, pearl], epsilon: [1]}` or as "
         "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
         "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
     )
-    without: Annotated[
-        tuple[Selection, ...] | None,
-        BeforeValidator(_selections, json_schema_input_type=Selection | tuple[Selection, ...] | None),
-    ] = Field(
+    without: Parts = Field(
         None,
         exclude_if=lambda part: part is None,
         description="runs to leave out, in the same form: those that match all keys; several in a list, or with ` or ` "

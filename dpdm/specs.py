@@ -1,4 +1,4 @@
-"""The specs of single jobs: all that decides each, as one line of JSON; and the types that they are made of."""
+"""The specs of single jobs, all that decides each as one line of JSON; their places in a grid; and their types."""
 
 import json
 import math
@@ -60,6 +60,7 @@ PathEpsilon = Annotated[Epsilon, AfterValidator(_check_epsilon)]  # above 0, and
 EachOnce = AfterValidator(_each_once)  # for a tuple
 NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
 Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
@@ -139,6 +140,63 @@ class Coordinates(Strict):
     epsilon: Epsilon | None  # None: an anchor row, which no mechanism made
     seed: Natural
     sampler: Name | None = None
+
+
+def _selection(value: Any) -> Any:
+    """The text `method=dpdm,pearl epsilon=1` as a mapping of lists; a single value as a list; nothing as None."""
+    if isinstance(value, str):
+        found: dict[str, list[Any]] = {}
+        for part in value.split():
+            key, _, values = part.partition("=")
+            found.setdefault(key, []).extend(filter(None, values.split(",")))
+            if not found[key]:
+                raise ValueError(f"{part!r} names no value; write {key}=A or {key}=A,B")
+        return found or None
+    if isinstance(value, dict):
+        return {key: one if isinstance(one, list | tuple | None) else [one] for key, one in value.items()} or None
+    return value
+
+
+def _selections(value: Any) -> Any:
+    """One or several selections, also as text with ` or ` between them, as a tuple; nothing as None."""
+    parts = value.split(" or ") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return tuple(part for part in map(_selection, parts) if part is not None) or None
+
+
+class Selection(Strict, strict=False):  # its text form has numbers as text
+    """Some runs of a study by their coordinates; a key left out matches all. Also written `method=a,b epsilon=1`."""
+
+    dataset: Names | None = Field(None, description="runs on these data sets")
+    method: Names | None = Field(None, description="runs of these methods")
+    epsilon: Annotated[tuple[Epsilon, ...], Field(min_length=1)] | None = Field(
+        None, description="runs at these epsilons"
+    )
+    seed: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(None, description="runs with these seeds")
+    sampler: Names | None = Field(None, description="synthetic sets by these samplers")
+
+    def matches(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
+        """Whether a run is meant, whatever its samplers."""
+        chosen = (self.dataset, self.method, self.epsilon, self.seed)
+        return all(c is None or value in c for c, value in zip(chosen, (dataset, method, epsilon, seed), strict=True))
+
+    def texts(self) -> dict[str, list[str]]:
+        """The values that it asks for, as text."""
+        return {
+            key: [epsilon_text(value) if key == "epsilon" else str(value) for value in values]
+            for key, values in self
+            if values is not None
+        }
+
+    def __str__(self) -> str:
+        """The text form, which `only` and `without` take back."""
+        return " ".join(f"{key}={','.join(values)}" for key, values in self.texts().items())
+
+
+Part = Annotated[Selection | None, BeforeValidator(_selection)]
+Parts = Annotated[
+    tuple[Selection, ...] | None,
+    BeforeValidator(_selections, json_schema_input_type=Selection | tuple[Selection, ...] | None),
+]
 
 
 class RunSpec(Strict):
