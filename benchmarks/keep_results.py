@@ -28,7 +28,7 @@ from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
 from dpdm.progress import duration
-from dpdm.report.collect import AUDITS, JOBS, METRICS, job_times, read_csv
+from dpdm.report.collect import AUDITS, JOBS, METRICS, SPENT, job_times, read_csv
 from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
 from dpdm.specs import RunSpec
 from dpdm.study import open_study
@@ -100,7 +100,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
     return "\n\n".join(
         [
             f"# Results of {' with '.join(f'[{file}](../../../{file})' for file in files)}",
-            *([f"A part of the study: {part.replace(',', ', ')}."] if (part := spec.part()) else []),
+            *([f"A part of the study: `{part}`."] if (part := spec.part()) else []),
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
@@ -109,7 +109,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             rules(spec, metrics, audits),
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
-            "and has another scale\nby each extractor. Noise can have a high precision.",
+            "and has another scale\nby each extractor. Precision and the nearest distance are checks, and never bold.",
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}"
                 for dataset in dict.fromkeys(run.dataset for run in spec.runs())
@@ -129,10 +129,14 @@ def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
     deltas = audits.drop_duplicates("dataset").set_index("dataset")["delta"].items()
     lines = [
         f"Cells are means ± standard deviations over {seeds} seeds. Bold: of each ε the best generator, and those that",
-        "a paired 95 % t-interval over the seeds, or the moves above, cannot distinguish from it. Few seeds detect",
-        "only large differences, and there is no correction for many comparisons.",
+        "a paired 95 % t-interval over the seeds, or the moves above, cannot distinguish from it; none, where that is",
+        "all of them. Few seeds detect only large differences, and there is no correction for many comparisons.",
         f"δ: {', '.join(f'{delta:.2g} on {name}' for name, delta in deltas)}.",
     ]
+    spent = audits.groupby(["method", "epsilon"], sort=False)[SPENT[study.accountant]].max()
+    for name in (name for name, spec in study.methods.items() if spec.params.get("init_only") and name in spent):
+        parts = (f"{least:.3g} of {epsilon}" for epsilon, least in spent[name].items())
+        lines.append(f"{name} is a warm start without DP-SGD: of ε it spends {', '.join(parts)}.")
     if study.noise == "repeatable":
         lines.append("Noise is repeatable and seeds are known, so these models are not private:")
         lines.append("epsilon describes the same mechanism with secret noise.")
@@ -145,8 +149,8 @@ def cost(jobs: pd.DataFrame, clock: float) -> str:
     each = f" ({', '.join(f'{duration(value)} on {name}' for name, value in times.items())})" if len(times) > 1 else ""
     by_clock = f", {duration(clock)} by the clock" if math.isfinite(clock) else ""
     return (
-        f"Preparation, trainings, sampling, scoring and audits together took {duration(jobs['seconds'].sum())}{each}, "
-        f"each job on one core{by_clock}."
+        f"The {jobs['jobs'].sum()} jobs of the last table together took {duration(jobs['seconds'].sum())}{each}, "
+        f"each on one core{by_clock}."
     )
 
 
@@ -165,7 +169,8 @@ def main() -> None:
         spec, _ = open_study(ROOT / "results" / load_study(study).study)  # as it ran last, which may be a part
         default = f"snakemake --cores 2 --configfile {study.replace(',', ' ')}"
         if spec.part():
-            parts = [f"{key}='{part}'" for key in ("only", "without") if (part := getattr(spec, key)) is not None]
+            parts = [f"only='{spec.only}'"] if spec.only else []
+            parts += [f"without='{' or '.join(map(str, spec.without))}'"] if spec.without else []
             default += f" --config {' '.join(parts)}"
         keep(study, spec, args.command or [default], args.machine or where(2))
 

@@ -5,7 +5,7 @@ make report && .venv/bin/python benchmarks/keep_results.py digits && .venv/bin/p
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,15 +14,16 @@ from _page import write_block
 from dpdm.config import DIRECT
 from dpdm.layout import PRIVACY_STATUS, PUBLISHED
 from dpdm.report.collect import AUDITS, METRICS, read_csv
-from dpdm.report.published import read_published
+from dpdm.report.published import best_table, read_published
 from dpdm.report.registry import Material
-from dpdm.report.tables import MISSING, dataset_results
-from dpdm.report.verdicts import BEST, WRONG, Verdict, verdicts
+from dpdm.report.tables import MISSING, dataset_results, name_of
+from dpdm.report.verdicts import FINDING, SOUND, WRONG, Verdict, leads, verdicts
 from dpdm.study import open_study
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "digits" / "kept"
 STUDIES = ("digits", "laptop", "teachers")  # those of the present protocol
+START = re.compile(r": (\w+)(?: \(\w+\))? .*\b\1_at_step_0\b")  # a warm start with and without DP-SGD
 
 
 def results_block() -> str:
@@ -45,28 +46,69 @@ def results_block() -> str:
 
 
 def verdict_block() -> str:
-    """What is wrong with the kept default study, and who is best on MNIST, by distance and CNN, at epsilon 1 and 10."""
-    texts = [text for level, text in kept_verdicts("digits") if level == WRONG]
-    found = kept_verdicts("laptop", without=("acc_logreg", "acc_mlp"))
-    texts += [text for level, text in found if level == BEST and re.match("mnist, ε = 10?:", text)]
-    return textwrap.fill(" ".join(texts), 120, break_long_words=False, break_on_hyphens=False)
+    """What is wrong with the kept default study; then the best generators of laptop by distances and CNN."""
+    wrong = [text for level, text in kept_verdicts("digits") if level == WRONG]
+    return "\n".join([*wrong, leads_table("laptop", ("1", "10"), lambda metric: metric in ("fd", "acc_cnn"))])
 
 
 def best_block() -> str:
-    """Who is best in each kept study, and what DP-SGD adds to a warm start, as a list."""
-    shown = re.compile(r": (\w+)(?: \(\w+\))? .*\b\1_at_step_0\b")
-    found = [(study, *verdict) for study in STUDIES for verdict in kept_verdicts(study)]
-    texts = [f"{study}: {text}" for study, level, text in found if level == BEST or shown.search(text)]
-    wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join(map(wrap.fill, texts))
+    """Of each kept study the best generators by all measures, then what DP-SGD adds to a warm start."""
+    parts = []
+    for study in STUDIES:
+        found = kept_verdicts(study)
+        texts = [text for level, text in found if "opposite" in text or (level == FINDING and START.search(text))]
+        wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        parts += [f"{study}:", leads_table(study), "\n".join(map(wrap.fill, texts))]
+    return "\n\n".join(filter(None, parts))
 
 
-def kept_verdicts(study: str, without: Sequence[str] = ()) -> list[Verdict]:
-    """The verdicts on a kept study, by all of its metrics but those `without`."""
+def leads_table(study: str, epsilons: Sequence[str] = (), measured: Callable[[str], bool] = lambda metric: True) -> str:
+    """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
+
+    Args:
+        epsilons: those to show, with methods instead of sets; default: all, with sets.
+        measured: which metrics to show.
+    """
+    material, rows = kept_material(study), {}
+    for lead in leads(material):
+        column, place = lead.column, (lead.dataset, lead.epsilon)
+        if measured(column.metric) and place[1] in (epsilons or [place[1]]):
+            samplers: dict[str, list[str]] = {}
+            for method, sampler in lead.sets:
+                samplers.setdefault(method, []).append(sampler)
+            several = {m for m in samplers if len(material.study.methods[m].samplers) > 1 and not epsilons}
+            name, *even = (f"{m} ({', '.join(of)})" if m in several else m for m, of in samplers.items())
+            header = column.header if column.is_accuracy else f"FD ({name_of(column.extractor)}) ↓"
+            value = f"{lead.mean:{'.1f' if column.is_accuracy else '.3g'}}"
+            rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
+    places = list(dict.fromkeys(place for row in rows.values() for place in row))
+    private = material.metrics[material.metrics["protocol"].eq(DIRECT) & material.metrics["metric"].map(measured)]
+    means = private.groupby(["dataset", "epsilon", "metric", "method"], sort=False)["value"].mean()
+    for (*place, metric), found in means.groupby(["dataset", "epsilon", "metric"], sort=False):
+        header = f"{name_of(metric.removeprefix('acc_'))} accuracy %, DP-SGD on private images"
+        rows.setdefault(header, {})[tuple(place)] = f"{found.max():.1f} {found.idxmax()[-1]}"
+    published = best_table(read_published(PUBLISHED, PRIVACY_STATUS)).data
+    sources = {name: dataset.published_as()[0] for name, dataset in material.study.datasets.items()}
+    for place in places:
+        for row in published.itertuples():
+            if (row.dataset, row.epsilon) == (sources[place[0]], place[1]):
+                status = "" if row.privacy_status == SOUND else f", privacy status {row.privacy_status}"
+                text = f"{row.value:g} {row.method} ({row.classifier}{status})"
+                rows.setdefault(f"published, protocol {row.protocol}", {})[place] = text
+    frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=places).fillna(MISSING)
+    return frame.set_axis([f"{dataset}, ε = {epsilon}" for dataset, epsilon in places], axis=1).to_markdown()
+
+
+def kept_verdicts(study: str) -> list[Verdict]:
+    """The verdicts on a kept study."""
+    return verdicts(kept_material(study), read_published(PUBLISHED, PRIVACY_STATUS))
+
+
+def kept_material(study: str) -> Material:
+    """What is kept of a study."""
     kept = ROOT / "results" / study / "kept"
     metrics, audits = read_csv(kept / "metrics.csv", METRICS), read_csv(kept / "audits.csv", AUDITS)
-    material = Material(*open_study(kept), metrics[~metrics["metric"].isin(without)], audits)
-    return verdicts(material, read_published(PUBLISHED, PRIVACY_STATUS))
+    return Material(*open_study(kept), metrics, audits)
 
 
 def main() -> None:

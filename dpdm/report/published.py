@@ -237,14 +237,15 @@ def best_table(published: pd.DataFrame) -> Table:
     images &= published["privacy_status"] != "not DP as released"
     chosen = published[images & (published["public_data"] == "no") & (published["epsilon"] != "inf")]
     best = chosen.loc[chosen.groupby(["dataset", "epsilon", "protocol"], sort=False)["value"].idxmax()]
-    best = best.assign(number=best["epsilon"].map(float)).sort_values(["dataset", "number"], kind="stable")
     names = {**{name: title.removesuffix(" accuracy %") for name, title in _COLUMNS.items()}, **_OTHER}
+    best = best.assign(number=best["epsilon"].map(float), classifier=best["metric"].map(names))
+    best = best.sort_values(["dataset", "number"], kind="stable")
     cells = pd.DataFrame({
         "Data set": best["dataset"], "ε": best["epsilon"], "Protocol": best["protocol"],
-        "Method": best["method"], "Best accuracy %": best["quoted"] + " (" + best["metric"].map(names) + ")",
+        "Method": best["method"], "Best accuracy %": best["quoted"] + " (" + best["classifier"] + ")",
         "Privacy status": best["privacy_status"], "Source": best["source"],
     })  # fmt: skip
-    keys = ["dataset", "epsilon", "protocol", "method", "metric", "value", "privacy_status", "source"]
+    keys = ["dataset", "epsilon", "protocol", "method", "metric", "classifier", "value", "privacy_status", "source"]
     groups = group_numbers(best["dataset"] + best["epsilon"])
     return Table(best[keys], cells, frozenset(["ε", "Best accuracy %"]), groups=groups)
 

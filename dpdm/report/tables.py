@@ -348,7 +348,7 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: S
 
 
 def machine_note(study: str) -> str:
-    """How far scores moved by another processor, in one sentence: those of this study, or of all if it has none."""
+    """How far scores moved by another processor, by the methods of this study that were measured, or of all if none."""
     rows = machines.spreads()
     own = rows[rows["study"] == study]
     rows, where = (own, "") if len(own) else (rows, f" in {' and '.join(rows['study'].unique())}")
@@ -357,8 +357,10 @@ def machine_note(study: str) -> str:
     fds = fds.loc[fds.groupby("extractor", sort=False)["relative"].idxmax()].to_dict("records")
     moved = (f"by {name_of(fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
     return (
-        f"With other kernels of the processor, other threads or another processor, accuracies{where} moved by up to "
-        f"{accuracy['difference']:.1f} points, and FD {' and '.join(moved)} (results/machines.csv)."
+        "With other kernels of the processor, other threads or another processor, accuracies of "
+        f"{', '.join(rows['method'].unique())}{where} moved by up to {accuracy['difference']:.1f} points, and FD "
+        f"{' and '.join(moved)} (results/machines.csv). Another method counts as the worst of these and of its own in "
+        "other studies."
     )
 
 

@@ -154,28 +154,48 @@ def _disagreements(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
             )
 
 
-def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, str], str]]:
-    """By data set and epsilon the best generator by each measure, of those with enough seeds, with its mean, and all
-    that cannot be distinguished from it.
-    """
+class Lead(NamedTuple):
+    """The best generator by one measure at one data set and epsilon."""
+
+    dataset: str
+    epsilon: str
+    column: MetricColumn
+    mean: float
+    sets: list[tuple[str, str]]  # its method and sampler, then those that cannot be distinguished from it
+    names: list[str]  # of these sets, as sentences have them
+
+
+def leads(material: Material) -> list[Lead]:
+    """The best generators of a study; see `verdicts`."""
+    metrics = with_values(material.metrics)
+    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    return list(_leads(material.study, _cells(material.study, metrics, known)))
+
+
+def _leads(study: Study, cells: Iterable[_Cell]) -> Iterator[Lead]:
+    """By data set, epsilon and measure, distances by every extractor, of the generators with enough seeds."""
     for cell in cells:
         marks = public_marks(cell.rows)
-        led: dict[tuple[str, tuple[str, ...]], dict[MetricColumn, float]] = {}
-        for column in cell.columns:
+        for column in dict.fromkeys([*cell.distances, *cell.columns]):
             rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
-            if len({method for method, _ in rivals}) < 2:
-                continue
-            even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
-            first, *others = (_name(one, cell.found) + marks.get(one[0], "") for one in even)
-            led.setdefault((first, tuple(others)), {})[column] = rivals[even[0]].mean
-        if led:
-            parts = (
-                f"by {_measures(means)}: {name}, {joined(_value(column, mean) for column, mean in means.items())}"
-                + (f" (not distinguished from {joined(others)})" if others else "")
-                for (name, others), means in led.items()
-            )
-            place = cell.dataset, cell.epsilon
-            yield place, f"{_place(*place)}: best generator {'; '.join(parts)}."
+            if len({method for method, _ in rivals}) > 1:
+                even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
+                names = [_name(one, cell.found) + marks.get(one[0], "") for one in even]
+                yield Lead(cell.dataset, cell.epsilon, column, rivals[even[0]].mean, even, names)
+
+
+def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, str], str]]:
+    """By data set and epsilon one sentence of all `leads`."""
+    for place, found in itertools.groupby(_leads(study, cells), key=lambda lead: (lead.dataset, lead.epsilon)):
+        led: dict[tuple[str, ...], dict[MetricColumn, float]] = {}
+        for lead in found:
+            led.setdefault(tuple(lead.names), {})[lead.column] = lead.mean
+        parts = (
+            f"by {_measures(means)}: {first}, {joined(_value(column, mean) for column, mean in means.items())}"
+            + (f" (not distinguished from {joined(others)})" if others else "")
+            for (first, *others), means in led.items()
+        )
+        yield place, f"{_place(*place)}: best generator {'; '.join(parts)}."
 
 
 def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
@@ -193,7 +213,7 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     for dataset, epsilon, here, columns, _, found in cells:
         marks, series = public_marks(here), list(found)
         for subject in (one for one in series if one[0] in subjects):
-            said: dict[str, list[str]] = {}
+            said: dict[tuple[str, bool], list[str]] = {}  # a start has its own sentence, for the epsilon that it spends
             done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
             for rival in (one for one in series if one[0] not in done):
                 if rival[0] in starts and rival[1] != subject[1]:
@@ -202,8 +222,9 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
                 spends = f" (which spends ε = {less:.3g})" if less is not None else ""
                 pairs = {c: (found[subject][c], found[rival][c]) for c in columns}
                 if relation := _relation(pairs, [(study.study, one[0]) for one in (subject, rival)]):
-                    said.setdefault(relation, []).append(_name(rival, series) + marks.get(rival[0], "") + spends)
-            for relation, rivals in said.items():
+                    name = _name(rival, series) + marks.get(rival[0], "") + spends
+                    said.setdefault((relation, rival[0] in starts), []).append(name)
+            for (relation, _), rivals in said.items():
                 name = _name(subject, series) + marks.get(subject[0], "")
                 yield f"{_place(dataset, epsilon)}: {name} {relation.format(joined(rivals))}."
 
@@ -283,14 +304,15 @@ def _against_published(
             for row in found.to_dict("records"):
                 status = row["privacy_status"]
                 claim = f", privacy status {status}" if status != SOUND else ""
-                theirs.append(f"{row['value']:g} % ({row['method']}, protocol {row['protocol']}{claim})")
+                facts = f"{row['classifier']}, {row['method']}, protocol {row['protocol']}{claim}"
+                theirs.append(f"{row['value']:g} % ({facts})")
                 mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
                 ours += [f"{mine.max():.1f} % ({mine.idxmax()[3]}, protocol {row['protocol']})"] if len(mine) else []
             these = "this protocol" if len(theirs) == 1 else "these protocols"
             yield (
                 (dataset, epsilon),
-                f"best published without public data: {joined(theirs)}; ours by "
-                f"{these}: {joined(ours) if ours else 'none'}.",
+                f"best published accuracy{' of each protocol' * (len(theirs) > 1)}, without public data: "
+                f"{joined(theirs)}; ours by {these}: {joined(ours) if ours else 'none'}.",
             )
 
 

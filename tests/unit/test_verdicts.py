@@ -148,8 +148,8 @@ def test_published_numbers_name_their_protocol_and_ours_is_under_the_same():
 
     published = read_published(PUBLISHED, PRIVACY_STATUS)
     text = said(scored("dpdm", BEST), level=FINDING, published=published)
-    assert "95.3 % (DPDM, protocol paper)" in text
-    assert "97.26 % (FETA-Pro, protocol dpimagebench, privacy status unknown)" in text
+    assert "95.3 % (CNN, DPDM, protocol paper)" in text
+    assert "97.26 % (WRN, FETA-Pro, protocol dpimagebench, privacy status unknown)" in text
     assert "ours by these protocols: none" in text
     same = said(scored("dpdm", BEST, protocol="dpimagebench"), level=FINDING, published=published)
     assert "82.0 % (dpdm, protocol dpimagebench)" in same
@@ -190,3 +190,18 @@ def test_a_warm_start_is_compared_by_the_same_sampler_and_with_what_it_spends():
     text = said(*rows, methods=methods, audits=audits, level=FINDING)
     assert "dpdm (a) beats start (which spends ε = 0.686) by CNN" in text
     assert "dpdm (b)" not in text
+    methods["gan"] = SUBJECT | {"impl": "baselines.x:X"}
+    rows.append(scored("gan", WORST, sampler="a"))
+    text = said(*rows, methods=methods, audits=audits, level=FINDING)
+    assert "dpdm (a) beats gan by CNN" in text  # nobody reads that the other rival spends less too
+    assert "dpdm (a) beats start (which spends" in text
+
+
+def test_the_best_by_the_distance_of_every_extractor_is_named():
+    def distances(extractor, dpdm, gan):
+        sets = zip(("dpdm", "gan"), (dpdm, gan), strict=True)
+        return [row | {"extractor": extractor} for name, values in sets for row in scored(name, values, "fd")]
+
+    low, high = [1.0, 1.1, 1.0, 1.2, 1.0], [2.0, 2.2, 2.1, 2.0, 2.1]
+    text = said(distances("efflite", low, high), distances("small_cnn", high, low), level="best")
+    assert "by FD (EfficientNet-Lite0): dpdm, 1.06; by FD (small CNN): gan, 1.06" in text
