@@ -59,6 +59,8 @@ def best_block() -> str:
         texts = [text for level, text in found if "opposite" in text or (level == FINDING and START.search(text))]
         wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         parts += [f"{study}:", leads_table(study), "\n".join(map(wrap.fill, texts))]
+        if smoothed := smoothing_table(study):
+            parts += [f"{study}: FD of smoothed sets, as a multiple of the FD before smoothing:", smoothed]
     return "\n\n".join(filter(None, parts))
 
 
@@ -97,6 +99,24 @@ def leads_table(study: str, epsilons: Sequence[str] = (), measured: Callable[[st
                 rows.setdefault(f"published, protocol {row.protocol}", {})[place] = text
     frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=places).fillna(MISSING)
     return frame.set_axis([f"{dataset}, ε = {epsilon}" for dataset, epsilon in places], axis=1).to_markdown()
+
+
+def smoothing_table(study: str) -> str:
+    """FD to the training images of each smoothed set, as a multiple of that of the same set before it was smoothed."""
+    material = kept_material(study)
+    fd = material.metrics[material.metrics["metric"].eq("fd") & material.metrics["reference"].eq("train")]
+    means = fd.groupby(["dataset", "extractor", "epsilon", "method", "sampler"])["value"].mean()
+    rows: dict[str, dict[str, str]] = {}
+    for name, method in material.study.methods.items():
+        for smooth, entry in method.samplers.items():
+            plain = {key: value for key, value in entry.items() if key != "tv_weight"}
+            before = next((sampler for sampler, other in method.samplers.items() if other == plain), "")
+            for dataset, extractor, epsilon in dict.fromkeys(key[:3] for key in means.index):
+                pair = [(dataset, extractor, epsilon, name, sampler) for sampler in (smooth, before)]
+                if "tv_weight" in entry and all(key in means for key in pair):
+                    row = rows.setdefault(f"{name} ({smooth} ÷ {before})", {})
+                    row[f"{dataset}, {name_of(extractor)}, ε = {epsilon}"] = f"{means[pair[0]] / means[pair[1]]:.2f}"
+    return pd.DataFrame.from_dict(rows, orient="index").fillna(MISSING).to_markdown() if rows else ""
 
 
 def kept_verdicts(study: str) -> list[Verdict]:
