@@ -47,7 +47,7 @@ DIRECT = "direct"  # the protocol of a classifier method, which was trained on t
 RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
-VERSION = 2  # of study.json: a change of the schema that an older study.json does not survive counts it up
+VERSION = 2  # of study.json; raised when a change of the schema makes older files invalid
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 Epsilons = Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce]
 
@@ -200,7 +200,7 @@ class Study(Strict):
     )
     evaluation: EvaluationSpec = Field(description="how synthetic images are judged")
     results_dir: Annotated[str, Field(pattern=r"^[\w./@=+][\w./@=+-]*$"), AfterValidator(os.path.normpath)] = Field(
-        "results",  # goes into commands and patterns bare
+        "results",  # commands and patterns contain it without quotes
         description="folder of all results, from the folder that Snakemake runs in",
     )
     allow_mixed_code: bool = Field(False, description="let one table mix runs that different versions of the code made")
@@ -221,7 +221,7 @@ class Study(Strict):
 
     only: Part = Field(
         None,
-        exclude_if=lambda part: part is None,  # a whole study has no word of a part in its JSON
+        exclude_if=lambda part: part is None,  # the JSON of a whole study does not mention parts
         description="a part of the grid, the runs that match all keys: `{method: [dpdm, pearl], epsilon: [1]}` or as "
         "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
         "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
@@ -276,7 +276,7 @@ class Study(Strict):
         return [("only", self.only)] * (self.only is not None) + [("without", part) for part in self.without or ()]
 
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
-        """Refuses a part of a method's recipe that no run of this study has."""
+        """Refuses a part of a method's recipe that applies to no run of this study."""
         served, samplers = self.datasets_of(method), self.methods[method].samplers
         if (dataset := part.when.dataset) not in (None, *self.datasets):
             raise ValueError(f"{place}.when.dataset: no dataset {dataset!r}; {nearest(dataset, self.datasets)}")
@@ -292,12 +292,12 @@ class Study(Strict):
         return self.methods[method].datasets or tuple(self.datasets)
 
     def epsilons_of(self, dataset: str, method: str | None = None) -> tuple[float, ...]:
-        """The epsilons that a dataset is run at, or a method on it, in the study's order."""
+        """The epsilons at which a dataset is run, or a method on it, in the study's order."""
         chosen = [self.datasets[dataset].epsilons, self.methods[method].epsilons if method else None]
         return tuple(e for e in self.epsilons if all(part is None or e in part for part in chosen))
 
     def is_classifier(self, method: str) -> bool:
-        """Whether `method` (or an anchor) has no images and is judged itself."""
+        """Whether `method` is a classifier, which draws no images; false for an anchor."""
         return method in self.methods and self.methods[method].kind == "classifier"
 
     def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
@@ -332,7 +332,7 @@ class Study(Strict):
         ]
 
     def _units(self, dataset: str, method: str, epsilon: float, seed: int) -> list[str]:
-        """The samplers of a run that `only` and `without` leave; [""] of a classifier that they leave."""
+        """The samplers of a run that `only` and `without` keep; [""] for a classifier that they keep."""
         place, only = (dataset, method, epsilon, seed), self.only or Selection()
         units = list(self.methods[method].samplers) or [""]
         kept = [unit for unit in units if not (unit and only.sampler) or unit in only.sampler]
@@ -342,7 +342,7 @@ class Study(Strict):
         return kept if only.matches(*place) else []
 
     def samplers_of(self, run: RunSpec) -> tuple[str, ...]:
-        """The samplers whose synthetic sets of a run are wanted; none of a classifier."""
+        """The samplers whose synthetic sets of a run are wanted; none for a classifier."""
         return tuple(filter(None, self._units(run.dataset, run.method, run.epsilon, run.seed)))
 
     def part(self) -> str:
@@ -370,11 +370,11 @@ class Study(Strict):
         )  # fmt: skip
 
     def fid(self) -> FidSpec:
-        """How Inception judges, also where the study does not ask for it but somebody for one of its files."""
+        """The study's `fid`, or the defaults, for somebody who asks for a file of Inception's by hand."""
         return self.evaluation.fid or FidSpec()
 
     def scoring(self, coordinates: Coordinates) -> dict[str, Strict]:
-        """All that decides the scores of a synthetic set, without `fid`: to ask for the FID scores nothing again."""
+        """All that decides the scores of a synthetic set, without `fid`: adding the FID repeats no other score."""
         return {"coordinates": coordinates, "evaluation": self.evaluation.model_copy(update={"fid": None})}
 
     def anchor_coordinates(self) -> list[Coordinates]:
@@ -413,7 +413,7 @@ def study_files(files: str | Path) -> list[str]:
 
 
 def shown_file(path: str | Path) -> str:
-    """The inverse of `study_files` for one file: seen from the working folder, but a wheel's study by its name."""
+    """The inverse of `study_files` for one file: its path from the working folder, or the name of a wheel's study."""
     path = Path(path).absolute()
     return path.stem if INSTALLED and path.parent == STUDIES else os.path.relpath(path)
 

@@ -57,7 +57,7 @@ def validate(file, again: bool) -> None:
 
 
 def _refuse_other_code(study, layout) -> None:
-    """Refuses runs that other code trained: new ones could not share their tables."""
+    """Refuses runs that other code trained: new runs could not be in one table with them."""
     from dpdm import artifacts
     from dpdm.provenance import provenance
 
