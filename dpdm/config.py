@@ -62,7 +62,7 @@ class DatasetKeys(Strict):
         False, description="accept delta >= 1/n, which permits publishing a record outright"
     )
     epsilons: Epsilons | None = Field(
-        None, description="the study's epsilons that this data set is run at, e.g. `[10]`; default: all"
+        None, description="epsilons of the study at which this data set is run, e.g. `[10]`; default: all"
     )
 
     def source_spec(self) -> Source:
@@ -97,15 +97,15 @@ class Override(Strict):
 
 
 class Unverified(Strict):
-    """What of a recipe could not be verified to be the paper's: noted below the tables, and part of no run."""
+    """A part of a recipe that could not be verified against the paper: noted below the tables; it changes no run."""
 
     what: Text = Field(description="in a few words, for the note")
     when: When = Field(When(), description="for which runs: `dataset`, `epsilon`, or both; default: all")
-    samplers: Names | None = Field(None, description="for which samplers; default: all, by their model")
+    samplers: Names | None = Field(None, description="for which samplers; default: all")
 
 
 class TuningSpec(Strict):
-    """What it took to find a recipe: printed in the report, and part of no run."""
+    """How a recipe was found: printed in the report; it changes no run."""
 
     settings: Natural = Field(description="how many settings were tried to find this recipe; 0: fixed beforehand")
     data: Text = Field(description="on which data they were tried")
@@ -127,7 +127,7 @@ class MethodSpec(Strict):
     recipe: Name | None = Field(
         None,
         exclude=True,  # resolved by `parse_study`
-        description="a recipe of config/shared/recipes.yaml that the keys below are laid over: mappings key by key",
+        description="a recipe of config/shared/recipes.yaml; the keys below override it, mappings key by key",
     )
     kind: Literal["generator", "classifier"] = Field(
         "generator",
@@ -149,15 +149,15 @@ class MethodSpec(Strict):
     epsilons: Epsilons | None = Field(
         None,
         exclude_if=lambda epsilons: epsilons is None,  # a study without it keeps its study.json
-        description="the study's epsilons that it is run at, e.g. `[1, 10]`; default: all",
+        description="epsilons of the study at which it is run, e.g. `[1, 10]`; default: all",
     )
     gpus_per_run: Count = Field(
         1,
-        description="GPUs of one machine that train one run together, through torchrun: each batch is dealt out in "
-        "chunks of `dp.max_physical_batch_size`, which should be well below the batch; a change trains nothing again",
+        description="GPUs of one machine that train one run together, through torchrun: each batch is split into "
+        "chunks of `dp.max_physical_batch_size`, which should be well below the batch; a change retrains nothing",
     )
     tuning: TuningSpec | None = Field(
-        None, description="what it took to find this recipe: the report shows it, and a change trains nothing again"
+        None, description="how this recipe was found: the report shows it; a change retrains nothing"
     )
     scale: Text | None = Field(
         None,
@@ -166,8 +166,8 @@ class MethodSpec(Strict):
     )
     unverified: Annotated[tuple[Unverified, ...], Field(strict=False)] = Field(
         (),
-        description="what of the recipe could not be verified to be the paper's, and for which runs: the paper's "
-        "tables mark their numbers and quote the words; a change trains nothing again",
+        description="parts of the recipe that could not be verified against the paper, and for which runs: the paper's "
+        "tables mark their numbers and quote the words; a change retrains nothing",
     )
 
 
@@ -196,12 +196,12 @@ class Study(Strict):
     )
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)] = Field(description="the methods by name")
     anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False), EachOnce] = Field(
-        ANCHORS, description="rows that no mechanism made: `real` (ceiling), `label_only` (floor)"
+        ANCHORS, description="reference rows without a mechanism: `real` (ceiling), `label_only` (floor)"
     )
     evaluation: EvaluationSpec = Field(description="how synthetic images are judged")
     results_dir: Annotated[str, Field(pattern=r"^[\w./@=+][\w./@=+-]*$"), AfterValidator(os.path.normpath)] = Field(
         "results",  # commands and patterns contain it without quotes
-        description="folder of all results, from the folder that Snakemake runs in",
+        description="folder of all results, relative to the folder in which Snakemake runs",
     )
     allow_mixed_code: bool = Field(False, description="let one table mix runs that different versions of the code made")
     tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = Field(
@@ -211,26 +211,26 @@ class Study(Strict):
     )
     allow_mixed_protocols: bool = Field(
         False,
-        description="let one table mix accuracies of several `evaluation.protocol`, but never those of one row's seeds",
+        description="let one table mix accuracies of several protocols; the seeds of one row never mix them",
     )
     attacks: bool = Field(
         False,
-        description="attack what every private run did, and show the lower bound of its epsilon next to the target "
-        "([docs/privacy.md](../docs/privacy.md)); `snakemake attacks` does it on demand; a change trains nothing again",
+        description="attack the mechanisms of every private run, and show a lower bound of epsilon next to the target "
+        "([docs/privacy.md](../docs/privacy.md)); `snakemake attacks` does it on demand; a change retrains nothing",
     )
 
     only: Part = Field(
         None,
         exclude_if=lambda part: part is None,  # the JSON of a whole study does not mention parts
         description="a part of the grid, the runs that match all keys: `{method: [dpdm, pearl], epsilon: [1]}` or as "
-        "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
-        "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
+        "text `method=dpdm,pearl epsilon=1`; on the command line `dpdm run STUDY --only method=dpdm` or `snakemake "
+        "--config only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
     )
     without: Parts = Field(
         None,
         exclude_if=lambda part: part is None,
-        description="runs to leave out, in the same form: those that match all keys; several in a list, or with ` or ` "
-        "between their texts, leave out what matches one of them",
+        description="runs to leave out, in the same form: those that match all keys. Several, in a list or as texts "
+        "with ` or ` between them, leave out the runs that match one of them",
     )
 
     @model_validator(mode="after")

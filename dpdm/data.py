@@ -110,7 +110,7 @@ def read_images(path: str | Path) -> ImageSet:
 def doubts(splits: Mapping[str, ImageSet]) -> list[str]:
     """What is probably a mistake in the splits of a data set, a sentence each."""
     found = [
-        f"{images.origin}: no pixel is above 1 of 255, so that all images are black; multiply by 255 what was 0 or 1"
+        f"{images.origin}: no pixel is above 1 of 255, so all images are black; if pixels are 0 or 1, multiply by 255"
         for images in splits.values()
         if images.images.size and images.images.max() <= 1
     ]

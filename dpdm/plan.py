@@ -62,7 +62,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             public, source = public_data(method, params), study.datasets[spec.dataset].source
             if source in public:
                 raise UserError(
-                    f"methods.{spec.method} on {spec.dataset}: it takes {source} for public data, but these are the "
+                    f"methods.{spec.method} on {spec.dataset}: it uses {source} as public data, but these are the "
                     "private images; choose another public data set"
                 )
             planned.append(PlannedRun(spec, budget.delta, *calibrated[key], public))
@@ -205,8 +205,8 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
         if or_without:
             return False
         raise MethodMissing(
-            f"{origin}: {error}, so its events cannot be compared with its recipe; do so where the code of the method "
-            "is, or let `dpdm audit --without-recipe` go without"
+            f"{origin}: {error}, so its events cannot be compared with its recipe; audit it where the code of the "
+            "method is, or skip the comparison by `dpdm audit --without-recipe`"
         ) from error
     try:
         meta = ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes)

@@ -70,7 +70,7 @@ Classifier = Literal[tuple(CLASSIFIERS | DPIMAGEBENCH)]
 
 
 class FidSpec(Strict):
-    """Asks for the FID and its like by Inception; present but empty is enough."""
+    """Asks for FID, KID, precision and recall by Inception; an empty mapping is enough."""
 
     weights_path: Text | None = Field(None, description="file of Inception's weights; default: torch-fidelity's own")
 
@@ -97,15 +97,15 @@ class EvaluationSpec(Strict):
     ] = Field(
         tuple(EXTRACTORS),
         exclude_if=lambda names: names == tuple(EXTRACTORS),
-        description="whose features FD, KID, precision and recall are of, the one to show first in front: `small_cnn` "
-        "(three small networks, trained on the real images), `efflite` (EfficientNet-Lite0 of ImageNet, the same for "
-        "all data sets; needs the extra `efflite`)",
+        description="networks that give the features for FD, KID, precision and recall; the first is shown first: "
+        "`small_cnn` (three small networks, trained on the real images), `efflite` (EfficientNet-Lite0 of ImageNet, "
+        "the same for all data sets; needs the extra `efflite`)",
     )
     fid: FidSpec | None = Field(
         None,
         exclude_if=lambda fid: fid is None,  # a study without it keeps its specs: nothing is scored again
-        description="`{}`: FID, and KID, precision and recall, by Inception too "
-        "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change scores nothing else again",
+        description="`{}`: also FID, KID, precision and recall by Inception "
+        "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change repeats no other score",
     )
 
     @property

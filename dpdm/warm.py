@@ -141,7 +141,7 @@ class WarmStarted:
         plan = method.plan(parse_params(method.Params, stage.params, "params"), meta)
         if any(mechanism.mechanism != "gaussian" for mechanism in plan):
             raise UserError(
-                f"{stage.impl} takes private steps; take a generator of one-shot releases, as "
+                f"{stage.impl} takes private steps; choose a generator of one-shot releases, such as "
                 "baselines.class_mean:ClassMean or baselines.dp_merf:DPMERF"
             )
         whole = sum(mechanism.noise_ratio**-2 for mechanism in plan)

@@ -319,8 +319,8 @@ def _least_scale(plan: tuple[Mechanism, ...], budget: Budget, accountant: Accoun
         high *= factor
         if high > 2**40:
             raise UserError(
-                f"accountant {accountant} certifies epsilon = {target:g} at delta = {budget.delta:g} for no amount of "
-                f"noise; choose a larger epsilon" + (", or accountant pld" if accountant != "pld" else "")
+                f"accountant {accountant} reaches epsilon = {target:g} at delta = {budget.delta:g} with no amount of "
+                "noise; choose a larger epsilon" + (", or accountant pld" if accountant != "pld" else "")
             )
     low = high / factor
     while (above := _cost(plan, low, budget.delta, accountant)) <= target:

@@ -128,8 +128,8 @@ class BlockGradients(PrivateLoop[BlockStep]):
                 raise UserError(f"a block's gradient must be a dense tensor, got {got}")
         if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num()):
             raise UserError(
-                "the gradient remembers records: called again with the same random ones, it gives something else; let "
-                "it change nothing that outlives it (train a copy of a critic), and draw from torch's default generator"
+                "the gradient remembers records: called again with the same random records, it gives another result; "
+                "let it keep nothing between calls (train a copy of a critic), and draw from torch's default generator"
             )
         self._passed = True
 

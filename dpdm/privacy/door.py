@@ -292,8 +292,8 @@ class _PerRecord:
             and all(map(torch.equal, before, after))
         ):
             raise UserError(
-                f"{self._name}: its statistic remembers records: called again with the same random record, it says "
-                "something else, or a buffer of a module has changed; let it keep nothing from one call to the next"
+                f"{self._name}: its statistic remembers records: called again with the same random record, it gives "
+                "another result, or a buffer of a module has changed; let it keep nothing from one call to the next"
             )
         return first.shape[1:]
 

@@ -55,7 +55,7 @@ class DpSgdParams(Strict):
     max_grad_norm: Positive = Field(description="L2 norm to which each example's gradient is clipped")
     max_physical_batch_size: Count = Field(
         512,
-        description="examples per backward pass: limits memory; the guarantee does not depend on it, random draws can",
+        description="examples per backward pass: limits memory; random draws can depend on it, the guarantee does not",
     )
 
     def mechanism(self, name: str, n: int, noise_ratio: float = 1.0) -> Mechanism:

@@ -252,7 +252,7 @@ def _unfit(layer: nn.Module) -> str | None:
     if any(p.is_quantized or (p.requires_grad and p.is_complex()) for p in _own(layer)):
         return "its parameters are quantized or complex; train real floating-point ones"
     if isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return "it parts the batch itself; give the module inside, the harness parts batches among processes"
+        return "it parts the batch itself; give the module inside it: the harness splits batches among processes"
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is TorchScript, whose layers cannot be reached; give the module that it was made from"
     if any(kind.__name__ == "OptimizedModule" for kind in type(layer).__mro__):
