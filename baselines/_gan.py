@@ -66,7 +66,7 @@ def check_generator_steps(dp: DpSgdParams, d_steps_per_g_step: int) -> None:
 
 
 def departures(params: BaseModel, meta: ImageMeta, **names: str) -> tuple[str, ...]:
-    """In what a run of a method with `dp` is not the published one: side, the keys `names`, and how long it trains."""
+    """How a run of a method with `dp` differs from the published one: side, the keys `names`, and the epochs."""
 
     def epochs(dp: DpSgdParams, n: int) -> float:
         return dp.expected_batch_size * dp.steps / n
@@ -147,7 +147,7 @@ class ConvDiscriminator(nn.Module):
             )
         )
         self.head = nn.Conv2d(channels[-1], 1, sides[-1])
-        # A label map is the same number everywhere, so that its convolution has but three different rows and columns:
+        # A label map is the same number everywhere, so its convolution has only three different rows and columns:
         # first, middle, last. A 6x6 map has them all; repeating the middle gives the whole at a fraction of the cost.
         self.register_buffer("spread", torch.tensor([0, *[1] * (sides[1] - 2), 2]), persistent=False)
 
@@ -252,8 +252,8 @@ def draw_fakes(generator: Generator, count: int, rng: torch.Generator) -> tuple[
 def frozen_view(discriminator: nn.Module) -> nn.Module:
     """The same weights, always up to date, for the generator's step: they take no gradient through this view.
 
-    To be made before the discriminator goes to `PrivateData.dpsgd`, whose per-example machinery it then lacks. Weights
-    must be changed in place, as optimizers and `load_state_dict` do.
+    Make it before the discriminator goes to `PrivateData.dpsgd`, so that it has no per-example hooks. Weights must be
+    changed in place, as optimizers and `load_state_dict` do.
     """
     view = copy.deepcopy(discriminator).requires_grad_(False)
     for mine, shared in zip(view.parameters(), discriminator.parameters(), strict=True):
@@ -271,7 +271,7 @@ def generator_step(
 ) -> Tensor:
     """Moves the generator down the mean of `loss` (elementwise, of the discriminator's numbers) over `count` fakes.
 
-    Returns what the discriminator said of them, [count], before the move.
+    Returns the discriminator's numbers for them, [count], before the move.
     """
     latents, labels = draw_inputs(generator, count, rng)
     said = view(generator(latents, labels), labels)

@@ -9,7 +9,7 @@ public stream "frequencies"; s2 is a public constant, never a function of the da
 
 Unequal classes. Sums are divided by the released counts, which gives the mean embedding m_y of each class, and the
 distance of a class to its m_y is weighted by the class's released share. So a rare class cannot drown the others in its
-noise. On balanced data this is the published objective up to a constant factor, to which Adam is blind.
+noise. On balanced data this is the published objective up to a constant factor, which does not change Adam's steps.
 """
 
 import math
@@ -37,7 +37,7 @@ Features = Callable[[Tensor], Tensor]  # phi: pixels in [0, 1] [n, C, H, W] -> [
 
 
 class GeneratorParams(Strict):
-    """Public constants of all methods, which give the defaults."""
+    """Public constants of all kernel methods. A method may have other defaults."""
 
     count_share: Share = Field(0.05, description="part of the budget for the counts; the embeddings get the rest")
     latent_dim: Count = Field(5, description="dimension of the generator's noise z")
@@ -94,7 +94,7 @@ class Model(GeneratorModel):
 
 
 def departures(params: GeneratorParams, meta: ImageMeta, **names: str) -> tuple[str, ...]:
-    """In what a run is not the published one: the side of its images, and the keys `names`."""
+    """How a run differs from the published one: the side of its images, and the keys `names`."""
     return (*side(meta, 28), *changed(params, **names))
 
 

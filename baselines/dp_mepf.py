@@ -1,9 +1,9 @@
 """DP-MEPF: a generator that matches one noised mean of a public network's features (Harder, Jalali Asadabadi,
 Sutherland, Park, TMLR 2023, arXiv 2205.12900).
 
-The data are summarized once, by the sum per class of perceptual features: what a network trained on public images makes
-of an image, and the squares of that. The generator minimizes the squared distance between the means of its images'
-features and the released ones.
+The data are summarized once, by the sum per class of perceptual features: the outputs of a network trained on public
+images, and their squares. The generator minimizes the squared distance between the means of its images' features and
+the released ones.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
 removing one record: both halves of the features have norm 1 / sqrt(2). More in `_kernel`.
@@ -11,14 +11,14 @@ Cost: one-shot releases, then a generator: about half an hour of one core at 28 
 Published as: DP-MEPF.
 
 Public data: the network is EfficientNet-Lite0, trained on ImageNet, and the features are those of its blocks 2, 4, 10
-and 15 at every position, each block's scaled to norm 1. The paper's networks are VGG-19 and ResNet-18; its published
-numbers are of other features. `fd_efflite` is measured by the same network, and favors this method: judge it by
+and 15 at every position, each block's scaled to norm 1. The paper's networks are VGG-19 and ResNet-18, so its published
+numbers are for other features. `fd_efflite` is measured by the same network, and favors this method: judge it by
 accuracy.
 
-Other differences from the paper: it releases the two halves by two mechanisms, which comes to the same; its bound is
-that of replacing a record; and its generator is larger. The squared mean of few images is too large by their variance,
-which would make a generator draw them all alike. The paper averages the generated means over steps; here the estimate
-of the squared distance has no bias: features of norm 1 leave n / (n - 1) |mean|^2 in place of |mean|^2.
+Other differences from the paper: it releases the two halves by two mechanisms, which is equivalent; its bound is for
+replacing a record; and its generator is larger. The squared mean of few images has a bias, their variance, so a
+generator would learn to draw all images alike. The paper averages the generated means over steps. Here the estimate of
+the squared distance has no bias: for features of norm 1, n / (n - 1) |mean|^2 takes the place of |mean|^2.
 """
 
 import functools

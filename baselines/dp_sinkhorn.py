@@ -12,14 +12,14 @@ The gradient at the images is that of a last half-step with the other side's pot
 theorem that of the converged cost.
 
 Released: one noised block of gradients per step. Sensitivity 2 max_block_norm under adding or removing one record,
-since one record can turn a clipped block into its opposite.
+since one record can flip the sign of a clipped block.
 Cost: one noised block per step.
 Published as: DP-Sinkhorn.
 
 What was loose. The original accounts an add/remove bound of Poisson sampling with the sensitivity of replacing a
-record; with ours, 2 max_block_norm is right. It generates as many images as were drawn, whose number then leaks; here
-it is the constant `generated_batch_size`. It reports the checkpoint with the best score on real test data; here the
-last step counts. Its epsilon is sound up to the relation.
+record; with ours, 2 max_block_norm is right. It generates as many images as records were drawn, which leaks their
+number; here it is the constant `generated_batch_size`. It reports the checkpoint with the best score on real test data;
+here the last step counts. Apart from the neighboring relation its epsilon is sound.
 
 Networks: 16 uniform numbers and a label embedding of 8 -> transposed convolutions to 4 `width` (a quarter of the side),
 2 `width` (half), `width` (the side) -> 3x3 convolution, tanh; batch norm in between.

@@ -6,8 +6,8 @@ cut to [-weight_clip, weight_clip]. The generator minimizes -f(G(z), y), labels 
 
 Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
 record. A record and its fake are two rows of one example, clipped together as in the paper: the fake has the record's
-label, which leaves only in its gradient. Clipped apart, the two gradients, nearly opposite and each far larger than
-their difference, would lose most of it.
+label, which leaves the step only through this clipped gradient. The two gradients are nearly opposite and far larger
+than their difference, so clipping each by itself would lose most of the difference.
 Cost: DP-SGD.
 
 What was wrong. The released code clips no example's gradient, adds noise of a fixed size to the batch gradient, has

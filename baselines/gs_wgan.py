@@ -2,12 +2,12 @@
 2020, NeurIPS, arXiv 2006.08265).
 
 Records are dealt to K shards, each record on its own. A shard's critic is a Wasserstein critic with gradient penalty,
-trained on its shard without noise, against a generator that only it has. Every step draws one shard, brings its critic
-up to date with the public generator G, and takes the gradient of the critic's loss at one batch of G's images. This
-block of gradients is clipped as a whole and noised. Critics are never released.
+trained on its shard without noise, against a separate generator. Every step draws one shard, brings its critic up to
+date with the public generator G, and takes the gradient of the critic's loss at one batch of G's images. This block of
+gradients is clipped as a whole and noised. Critics are never released.
 
 Released: one noised block of gradients per step, of one of K shards. Sensitivity 2 max_block_norm under adding or
-removing one record, which is in one shard only: a Gaussian of the 1 of K kind (`ShardBlocks`).
+removing one record, which is in one shard only; accounted as a draw of one of K shards (`ShardBlocks`).
 Cost: one noised block per step, and a critic's steps before it.
 Published as: GS-WGAN.
 
@@ -126,7 +126,7 @@ class Critic(nn.Module):
         return self.linear(h).flatten() + (self.label(labels) * h).sum(1) / math.sqrt(h.shape[1])
 
 
-# What follows sees records without noise. Nothing but a block of gradients leaves it, and that through the door.
+# The code below sees records without noise. Only a block of gradients leaves it, through the door.
 
 
 State = tuple[Critic, torch.optim.Optimizer]  # of a shard
@@ -161,8 +161,8 @@ def train_critic(
 class Shards:
     """The critics' part: `prepare` once per shard, `gradient` at every visit.
 
-    The networks are public, as is `rng`: critics begin from copies of them as they are now, and visits meet `generator`
-    as it then is.
+    The networks are public, as is `rng`: critics begin from copies of their present weights, and a visit uses the
+    weights that `generator` then has.
     """
 
     def __init__(self, params: Params, generator: Generator, critic: Critic, rng: Streams, log: Log):
@@ -187,7 +187,7 @@ class Shards:
     def gradient(
         self, fakes: Tensor, images: Tensor, labels: Tensor, state: State, fake_labels: Tensor, index: int
     ) -> Tensor:
-        """The gradient of the generator's loss at `fakes`, once this copy of the critic has met the present G."""
+        """The gradient of the generator's loss at `fakes`, after training this copy of the critic on the present G."""
         train_critic(state, self._generator, images, labels, self.params, self._rng.torch("visit", index))
         fakes = fakes.detach().requires_grad_()
         return torch.autograd.grad(generator_loss(state[0], fakes, fake_labels), fakes)[0]

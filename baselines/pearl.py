@@ -16,7 +16,7 @@ Differences from the paper and its repository:
 - The repository's noise is a constant (25.3 at epsilon 0.2) at every epsilon; here it is calibrated.
 - The repository stops after one epoch, with a rate schedule that is never made. We use DP-MERF's: x0.9 per epoch.
 - One of its losses takes the imaginary part of the generated embedding from the released one; here both are G's own.
-- Its factor of 500 on the objective, to which Adam is blind, is left out.
+- Its factor of 500 on the objective, which does not change Adam's steps, is left out.
 Other defaults are the repository's for 28 pixels, MNIST and Fashion-MNIST alike.
 """
 

@@ -52,7 +52,7 @@ class Run:
     Args:
         spec: its recipe.
         samplers: the parameters of each sampler, by name; none of a classifier.
-        ledger, model, scores: what make them, called when they are asked for.
+        ledger, model, scores: functions that load them, called when they are needed.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Run:
 
 
 class Results:
-    """A study, and the layout of the folder with what there is of it."""
+    """A study, and the layout of its results folder."""
 
     def __init__(self, study: Study, layout: Layout):
         self.study, self.layout = study, layout
@@ -128,7 +128,7 @@ class Results:
         ])  # fmt: skip
 
     def run(self, name: str) -> Run:
-        """The run DATASET/METHOD/EPSILON/SEED; UserError names the nearest where the study has no such run."""
+        """The run DATASET/METHOD/EPSILON/SEED; if the study has no such run, a UserError names the nearest."""
         spec = find_run(self.study, name)
         model, ledger = (self.layout.run(*spec.place, file) for file in ("model.pt", "ledger.json"))
 
@@ -155,7 +155,7 @@ class Results:
 
 
 def open_results(path: str | Path) -> Results:
-    """Opens the results folder of a study, or that which a study file (YAML) names; UserError if it holds none."""
+    """Opens the results of a study, given its folder or study file (YAML); UserError if the folder holds no study."""
     return Results(*open_study(path))
 
 
@@ -187,7 +187,7 @@ def train_arrays(
         noise: "repeatable" from the seed, or "secret", which real private data need.
 
     Raises:
-        UserError: an array is of another form, or an argument is none that a study would accept.
+        UserError: an array has another type or shape, or a study would not accept an argument.
     """
     images, labels = _array(images, "images"), _array(labels, "labels")
     images = images[:, None] if images.ndim == 3 else images
@@ -223,7 +223,7 @@ class _Grid(Figure):
 
 
 def show(images: np.ndarray, columns: int = 10) -> Figure:
-    """A grid of images (uint8 [n, 1 or 3, H, W]), row by row, `columns` abreast; UserError for other arguments."""
+    """A grid of images (uint8 [n, 1 or 3, H, W]), row by row, `columns` in a row; UserError for other arguments."""
     images, columns = _array(images, "images"), parse_params(_Whole, columns, "columns")
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or not len(images):
         raise UserError(f"a grid needs uint8 images [n, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")

@@ -20,9 +20,9 @@ from dpdm.errors import UserError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes `content`, and the folders above it; once it has returned, a crash of the machine does not lose it either.
+    """Writes `content`, and makes the folders above it; after it has returned, a crash of the machine loses nothing.
 
-    Nobody ever sees a half-written artifact, also on a shared file system: rename within one folder is atomic.
+    Nobody ever sees a half-written file, even on a shared file system: a rename within one folder is atomic.
 
     Raises:
         UserError: it cannot be written.
@@ -89,7 +89,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Reads a JSON object; UserError if the file is missing, holds none, or one without a `required` key."""
+    """Reads a JSON object; UserError if the file is missing, is no JSON object, or lacks a `required` key."""
     again = "delete it and run snakemake again"
     try:
         value = json.loads(read_bytes(path))
@@ -141,7 +141,7 @@ def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...]
 
 
 def instead(path: str | Path) -> str:
-    """What a file often is in place of data, in words with the fix; "" for anything else."""
+    """What a file is by a common mistake (Git LFS pointer, gzip, web page), with the fix; "" for anything else."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         begin = file.read(200).lstrip().lower()
         if begin.startswith(b"version https://git-lfs"):
@@ -176,7 +176,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
 
 
 def unpacked(content: bytes, path: str | Path) -> dict[str, Any]:
-    """What `packed` packed; `path`: where it is from, for a UserError if it is anything else."""
+    """The inverse of `packed`; for any other content, a UserError names `path`."""
     import torch
 
     try:
@@ -189,7 +189,7 @@ def unpacked(content: bytes, path: str | Path) -> dict[str, Any]:
 
 
 def download(url: str, sha256: str) -> bytes:
-    """The content of a URL; UserError with the reason where it cannot be had, or has another SHA-256."""
+    """The content of a URL; UserError with the reason if the transfer fails or the SHA-256 differs."""
     try:
         with urllib.request.urlopen(url, timeout=20) as response:
             content = response.read()

@@ -1,7 +1,7 @@
 """What there is to choose from: methods, data sets, samplers, metrics and studies, each described by its own file.
 
-Of a method the docstring of its file is shown: its first sentence, the paper in the first brackets that name one on
-arXiv, and the first sentence of its paragraphs `Released:` and `Cost:`. `Published as:` holds the method's name in
+A method is described by the docstring of its file: its first sentence, its paper (the first brackets with an arXiv
+number), and the first sentences after `Released:` and `Cost:`. `Published as:` gives the method's name in
 results/published/privacy_status.csv.
 """
 
@@ -21,7 +21,7 @@ NO_PAPER = "none"
 
 
 class MethodEntry(NamedTuple):
-    """One method; `impl` is what a study names it by, `paper` its source, `published` its numbers' privacy status."""
+    """One method; `impl` is its name in a study, `paper` its source, `published` the privacy status of its numbers."""
 
     name: str
     what: str
@@ -34,7 +34,7 @@ class MethodEntry(NamedTuple):
 
 def methods() -> list[MethodEntry]:
     """The methods of this repository, read off their files: nothing is imported."""
-    status: dict[str, str] = {}  # by published method, from its first line in the file, which is for its paper
+    status: dict[str, str] = {}  # by published method; its first line in the file, that of its paper, counts
     with open(PRIVACY_STATUS, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             status.setdefault(row["method"], row["privacy_status"])
@@ -59,7 +59,7 @@ def methods() -> list[MethodEntry]:
 
 
 def datasets() -> list[tuple[str, str, str]]:
-    """The sources of data sets: name, what it is, and its keys in a study, without those of all."""
+    """The sources of data sets: name, what it is, and its keys in a study, without those that all sources have."""
     from dpdm.sources import SOURCES
     from dpdm.sources.base import Source
 
@@ -123,7 +123,7 @@ def studies() -> list[tuple[str, str, str, str, str]]:
 
 
 def find_impl(method: str) -> str:
-    """`module:Class` of a method by its short name, or by itself; UserError names the nearest where it is none."""
+    """The `module:Class` of a short name; a `module:Class` stays as it is. UserError names the nearest known name."""
     if ":" in method:
         return method
     known = {entry.name: entry.impl for entry in methods()}
@@ -133,13 +133,13 @@ def find_impl(method: str) -> str:
 
 
 def _sentence(text: str, stop: str = r"(?<!et al)\.(?:\s|$)") -> str:
-    """The first sentence of a text in one line, without its full stop and its links; `stop`: what else ends it."""
+    """The first sentence of a text in one line, without its full stop and its links; `stop`: what ends it."""
     line = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(text.split("\n\n")[0].split()))
     return re.split(stop, line, maxsplit=1)[0]
 
 
 def _said(text: str, word: str) -> str:
-    """The first sentence behind `word: ` at the beginning of a line."""
+    """The first sentence after `word: ` at the beginning of a line."""
     found = re.search(rf"^{word}: (.*?)(?:[.;:](?:\s|\Z)|\n\n|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()) if found else "not stated"
 

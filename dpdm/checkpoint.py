@@ -27,7 +27,7 @@ class Checkpoint:
 
     Args:
         path: the file; None never saves (a run that can afford to start again).
-        fingerprint: of all that decides the run (spec and data); a checkpoint of another one is not used.
+        fingerprint: digest of spec, data and code; a checkpoint with another one is not used.
         log: whose rows are saved and restored along.
         interval: seconds between two saves.
         processes: all of them read it and stop after the same step; only the first one writes it.
@@ -56,7 +56,7 @@ class Checkpoint:
     def restore(self, name: str, loop: bool = True) -> dict[str, Any] | None:
         """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why.
 
-        A mechanism is a `loop` if it has steps; the first such gets the log's rows back as well.
+        `loop`: whether the mechanism has steps; the first loop also restores the rows of the log.
         """
         first, self._begun = loop and not self._begun, self._begun or loop
         if self.path is None or not self.path.exists():
@@ -68,10 +68,10 @@ class Checkpoint:
         except UserError as error:
             aside = self.aside(self.path)
             if self._processes.is_first:
-                self.path.replace(aside)  # hours of work, it may be, which a slip in the recipe must not cost
+                self.path.replace(aside)  # it may be hours of work: a slip in the recipe must not delete it
             self.say(f"not resumed, starting at step 0: {error} (kept as {aside})")
             return None
-        if first:  # what was logged before it is logged again; a later loop must not lose the rows since the last save
+        if first:  # a later loop must not: it would drop the rows since the last save
             self.log.rows[:] = saved["rows"]
         for other, state in saved["states"].items():
             self._states.setdefault(other, lambda state=state: state)
@@ -95,7 +95,7 @@ class Checkpoint:
             artifacts.write_tensors(self.path, content)
         self._last = time.monotonic()
         if stop:
-            number, self._stop = self._stop or signal.SIGTERM, None  # only another process may have the signal
+            number, self._stop = self._stop or signal.SIGTERM, None  # perhaps only another process got the signal
             by = signal.Signals(number).name
             self.say(f"stopped by {by}: {self.path} saved, from which the same command continues")
             raise SystemExit(128 + number)
@@ -110,7 +110,7 @@ class Checkpoint:
     def on_signal(self) -> Iterator[None]:
         """Inside the block a signal of STOPS lets the current step finish, save, and exit.
 
-        A second Ctrl-C does not wait. A signal that no step came to obey acts as usual when the block ends.
+        A second Ctrl-C stops at once. If no step follows the signal, it acts as usual at the end of the block.
         """
         if self.path is None:
             yield

@@ -47,7 +47,7 @@ DIRECT = "direct"  # the protocol of a classifier method, which was trained on t
 RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
-VERSION = 2  # of study.json: a change of the schema that an older study.json does not survive counts it up
+VERSION = 2  # of study.json; raised when a change of the schema makes older files invalid
 TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 Epsilons = Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce]
 
@@ -62,7 +62,7 @@ class DatasetKeys(Strict):
         False, description="accept delta >= 1/n, which permits publishing a record outright"
     )
     epsilons: Epsilons | None = Field(
-        None, description="the study's epsilons that this data set is run at, e.g. `[10]`; default: all"
+        None, description="epsilons of the study at which this data set is run, e.g. `[10]`; default: all"
     )
 
     def source_spec(self) -> Source:
@@ -97,15 +97,15 @@ class Override(Strict):
 
 
 class Unverified(Strict):
-    """What of a recipe could not be verified to be the paper's: noted below the tables, and part of no run."""
+    """A part of a recipe that could not be verified against the paper: noted below the tables; it changes no run."""
 
     what: Text = Field(description="in a few words, for the note")
     when: When = Field(When(), description="for which runs: `dataset`, `epsilon`, or both; default: all")
-    samplers: Names | None = Field(None, description="for which samplers; default: all, by their model")
+    samplers: Names | None = Field(None, description="for which samplers; default: all")
 
 
 class TuningSpec(Strict):
-    """What it took to find a recipe: printed in the report, and part of no run."""
+    """How a recipe was found: printed in the report; it changes no run."""
 
     settings: Natural = Field(description="how many settings were tried to find this recipe; 0: fixed beforehand")
     data: Text = Field(description="on which data they were tried")
@@ -127,7 +127,7 @@ class MethodSpec(Strict):
     recipe: Name | None = Field(
         None,
         exclude=True,  # resolved by `parse_study`
-        description="a recipe of config/shared/recipes.yaml that the keys below are laid over: mappings key by key",
+        description="a recipe of config/shared/recipes.yaml; the keys below override it, mappings key by key",
     )
     kind: Literal["generator", "classifier"] = Field(
         "generator",
@@ -149,15 +149,15 @@ class MethodSpec(Strict):
     epsilons: Epsilons | None = Field(
         None,
         exclude_if=lambda epsilons: epsilons is None,  # a study without it keeps its study.json
-        description="the study's epsilons that it is run at, e.g. `[1, 10]`; default: all",
+        description="epsilons of the study at which it is run, e.g. `[1, 10]`; default: all",
     )
     gpus_per_run: Count = Field(
         1,
-        description="GPUs of one machine that train one run together, through torchrun: each batch is dealt out in "
-        "chunks of `dp.max_physical_batch_size`, which should be well below the batch; a change trains nothing again",
+        description="GPUs of one machine that train one run together, through torchrun: each batch is split into "
+        "chunks of `dp.max_physical_batch_size`, which should be well below the batch; a change retrains nothing",
     )
     tuning: TuningSpec | None = Field(
-        None, description="what it took to find this recipe: the report shows it, and a change trains nothing again"
+        None, description="how this recipe was found: the report shows it; a change retrains nothing"
     )
     scale: Text | None = Field(
         None,
@@ -166,8 +166,8 @@ class MethodSpec(Strict):
     )
     unverified: Annotated[tuple[Unverified, ...], Field(strict=False)] = Field(
         (),
-        description="what of the recipe could not be verified to be the paper's, and for which runs: the paper's "
-        "tables mark their numbers and quote the words; a change trains nothing again",
+        description="parts of the recipe that could not be verified against the paper, and for which runs: the paper's "
+        "tables mark their numbers and quote the words; a change retrains nothing",
     )
 
 
@@ -196,12 +196,12 @@ class Study(Strict):
     )
     methods: Annotated[dict[Name, MethodSpec], Field(min_length=1)] = Field(description="the methods by name")
     anchors: Annotated[tuple[Literal["real", "label_only"], ...], Field(strict=False), EachOnce] = Field(
-        ANCHORS, description="rows that no mechanism made: `real` (ceiling), `label_only` (floor)"
+        ANCHORS, description="reference rows without a mechanism: `real` (ceiling), `label_only` (floor)"
     )
     evaluation: EvaluationSpec = Field(description="how synthetic images are judged")
     results_dir: Annotated[str, Field(pattern=r"^[\w./@=+][\w./@=+-]*$"), AfterValidator(os.path.normpath)] = Field(
-        "results",  # goes into commands and patterns bare
-        description="folder of all results, from the folder that Snakemake runs in",
+        "results",  # commands and patterns contain it without quotes
+        description="folder of all results, relative to the folder in which Snakemake runs",
     )
     allow_mixed_code: bool = Field(False, description="let one table mix runs that different versions of the code made")
     tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = Field(
@@ -211,26 +211,26 @@ class Study(Strict):
     )
     allow_mixed_protocols: bool = Field(
         False,
-        description="let one table mix accuracies of several `evaluation.protocol`, but never those of one row's seeds",
+        description="let one table mix accuracies of several protocols; the seeds of one row never mix them",
     )
     attacks: bool = Field(
         False,
-        description="attack what every private run did, and show the lower bound of its epsilon next to the target "
-        "([docs/privacy.md](../docs/privacy.md)); `snakemake attacks` does it on demand; a change trains nothing again",
+        description="attack the mechanisms of every private run, and show a lower bound of epsilon next to the target "
+        "([docs/privacy.md](../docs/privacy.md)); `snakemake attacks` does it on demand; a change retrains nothing",
     )
 
     only: Part = Field(
         None,
-        exclude_if=lambda part: part is None,  # a whole study has no word of a part in its JSON
+        exclude_if=lambda part: part is None,  # the JSON of a whole study does not mention parts
         description="a part of the grid, the runs that match all keys: `{method: [dpdm, pearl], epsilon: [1]}` or as "
-        "text `method=dpdm,pearl epsilon=1`; for one time `dpdm run STUDY --only method=dpdm` or `snakemake --config "
-        "only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
+        "text `method=dpdm,pearl epsilon=1`; on the command line `dpdm run STUDY --only method=dpdm` or `snakemake "
+        "--config only='method=dpdm epsilon=1'`; tables and report say that they show a part; no run changes",
     )
     without: Parts = Field(
         None,
         exclude_if=lambda part: part is None,
-        description="runs to leave out, in the same form: those that match all keys; several in a list, or with ` or ` "
-        "between their texts, leave out what matches one of them",
+        description="runs to leave out, in the same form: those that match all keys. Several, in a list or as texts "
+        "with ` or ` between them, leave out the runs that match one of them",
     )
 
     @model_validator(mode="after")
@@ -276,7 +276,7 @@ class Study(Strict):
         return [("only", self.only)] * (self.only is not None) + [("without", part) for part in self.without or ()]
 
     def _check_part(self, place: str, method: str, part: Override | Unverified) -> None:
-        """Refuses a part of a method's recipe that no run of this study has."""
+        """Refuses a part of a method's recipe that applies to no run of this study."""
         served, samplers = self.datasets_of(method), self.methods[method].samplers
         if (dataset := part.when.dataset) not in (None, *self.datasets):
             raise ValueError(f"{place}.when.dataset: no dataset {dataset!r}; {nearest(dataset, self.datasets)}")
@@ -292,12 +292,12 @@ class Study(Strict):
         return self.methods[method].datasets or tuple(self.datasets)
 
     def epsilons_of(self, dataset: str, method: str | None = None) -> tuple[float, ...]:
-        """The epsilons that a dataset is run at, or a method on it, in the study's order."""
+        """The epsilons at which a dataset is run, or a method on it, in the study's order."""
         chosen = [self.datasets[dataset].epsilons, self.methods[method].epsilons if method else None]
         return tuple(e for e in self.epsilons if all(part is None or e in part for part in chosen))
 
     def is_classifier(self, method: str) -> bool:
-        """Whether `method` (or an anchor) has no images and is judged itself."""
+        """Whether `method` is a classifier, which draws no images; false for an anchor."""
         return method in self.methods and self.methods[method].kind == "classifier"
 
     def run(self, dataset: str, method: str, epsilon: float, seed: int) -> RunSpec:
@@ -332,7 +332,7 @@ class Study(Strict):
         ]
 
     def _units(self, dataset: str, method: str, epsilon: float, seed: int) -> list[str]:
-        """The samplers of a run that `only` and `without` leave; [""] of a classifier that they leave."""
+        """The samplers of a run that `only` and `without` keep; [""] for a classifier that they keep."""
         place, only = (dataset, method, epsilon, seed), self.only or Selection()
         units = list(self.methods[method].samplers) or [""]
         kept = [unit for unit in units if not (unit and only.sampler) or unit in only.sampler]
@@ -342,7 +342,7 @@ class Study(Strict):
         return kept if only.matches(*place) else []
 
     def samplers_of(self, run: RunSpec) -> tuple[str, ...]:
-        """The samplers whose synthetic sets of a run are wanted; none of a classifier."""
+        """The samplers whose synthetic sets of a run are wanted; none for a classifier."""
         return tuple(filter(None, self._units(run.dataset, run.method, run.epsilon, run.seed)))
 
     def part(self) -> str:
@@ -370,11 +370,11 @@ class Study(Strict):
         )  # fmt: skip
 
     def fid(self) -> FidSpec:
-        """How Inception judges, also where the study does not ask for it but somebody for one of its files."""
+        """The study's `fid`, or the defaults, for somebody who asks for a file of Inception's by hand."""
         return self.evaluation.fid or FidSpec()
 
     def scoring(self, coordinates: Coordinates) -> dict[str, Strict]:
-        """All that decides the scores of a synthetic set, without `fid`: to ask for the FID scores nothing again."""
+        """All that decides the scores of a synthetic set, without `fid`: adding the FID repeats no other score."""
         return {"coordinates": coordinates, "evaluation": self.evaluation.model_copy(update={"fid": None})}
 
     def anchor_coordinates(self) -> list[Coordinates]:
@@ -413,7 +413,7 @@ def study_files(files: str | Path) -> list[str]:
 
 
 def shown_file(path: str | Path) -> str:
-    """The inverse of `study_files` for one file: seen from the working folder, but a wheel's study by its name."""
+    """The inverse of `study_files` for one file: its path from the working folder, or the name of a wheel's study."""
     path = Path(path).absolute()
     return path.stem if INSTALLED and path.parent == STUDIES else os.path.relpath(path)
 

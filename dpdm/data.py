@@ -37,7 +37,7 @@ class ImageSet:
 
     Args:
         origin: names the source in errors.
-        drawn_by: of a synthetic set, the spec by which it was drawn, as JSON; stays with it in its file.
+        drawn_by: for a synthetic set, the spec that it was drawn by, as JSON; kept in its file.
     """
 
     images: np.ndarray
@@ -110,7 +110,7 @@ def read_images(path: str | Path) -> ImageSet:
 def doubts(splits: Mapping[str, ImageSet]) -> list[str]:
     """What is probably a mistake in the splits of a data set, a sentence each."""
     found = [
-        f"{images.origin}: no pixel is above 1 of 255, so that all images are black; multiply by 255 what was 0 or 1"
+        f"{images.origin}: no pixel is above 1 of 255, so all images are black; if pixels are 0 or 1, multiply by 255"
         for images in splits.values()
         if images.images.size and images.images.max() <= 1
     ]
@@ -147,7 +147,7 @@ def balanced_labels(count: int, num_classes: int) -> np.ndarray:
 
 
 def label_only(meta: ImageMeta, count: int) -> ImageSet:
-    """The floor that looked at nothing: uniform noise images with balanced labels."""
+    """The floor, made without any data: uniform noise images with balanced labels."""
     images = Streams(LABEL_ONLY_SEED, "label_only").numpy("images").integers(0, 256, (count, *meta.shape), np.uint8)
     return ImageSet(images, balanced_labels(count, meta.num_classes), meta.num_classes, "label_only")
 

@@ -1,6 +1,7 @@
-"""Words for how a run is not the published one of its method: a method's `departures` is made of them.
+"""Words for how a run differs from its published method: a method's `departures` is made of them.
 
-They follow the name of the method in tables, so each is short. All come from the recipe and public facts of the data.
+Tables show them after the name of the method, so each is short. All follow from the recipe and public facts of the
+data.
 """
 
 from collections.abc import Iterator
@@ -10,24 +11,24 @@ from pydantic import BaseModel
 
 from dpdm.data import ImageMeta
 
-TOLERANCE = 1.05  # a smaller factor is none
+TOLERANCE = 1.05  # a smaller factor does not count
 
 
 def side(meta: ImageMeta, *published: int) -> Iterator[str]:
-    """The side of the images in pixels, where the method was published on other sizes."""
+    """The side of the images in pixels, if the method was published only for other sizes."""
     if meta.shape[1] not in published:
         yield f"{meta.shape[1]} px"
 
 
 def changed(params: BaseModel, **names: str) -> Iterator[str]:
-    """The keys of a recipe that do not have their default, the published value: `changed(params, k="frequencies")`."""
+    """The keys of a recipe that differ from their default, the published value: `changed(params, k="frequencies")`."""
     for name, key in names.items():
         if (value := getattr(params, key)) != default(params, key):
             yield f"{name} = {value}"
 
 
 def factor(name: str, ours: float, published: float) -> Iterator[str]:
-    """How many times less or more a run has of something than the published one, in two digits."""
+    """How many times less (÷) or more of something a run has than the published one, in two digits."""
     ratio = published / ours
     sign, size = ("÷", ratio) if ratio >= 1 else ("×", 1 / ratio)  # noqa: RUF001
     if size > TOLERANCE:
@@ -35,5 +36,5 @@ def factor(name: str, ours: float, published: float) -> Iterator[str]:
 
 
 def default(params: BaseModel, key: str) -> Any:
-    """What a key of a recipe has where a study does not say it."""
+    """The value of a recipe's key that a study leaves out."""
     return type(params).model_fields[key].get_default(call_default_factory=True)

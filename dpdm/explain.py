@@ -1,4 +1,4 @@
-"""What a person reads when a file or a spec breaks its schema: one line per mistake, with its path and the fix."""
+"""The message for a file or spec that breaks its schema: one line per mistake, with its path and the fix."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ TAGS = ("kind", "source")  # keys that choose a model of a union
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
-    """The end of an error about a misspelt name: the name meant, or `otherwise` and all of them."""
+    """The end of an error about a misspelt name: the nearest name, or `otherwise` and all names."""
     close = difflib.get_close_matches(name, known := list(known), 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
 
@@ -116,7 +116,7 @@ def _inner(annotation: Any, part: str | int) -> list[Any]:
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a value may be of, not those within it."""
+    """The models that a value itself can have, without those of its keys."""
     if _is_model(annotation):
         return [annotation]
     return [model for branch in _branches(annotation) for model in models_of(branch)]

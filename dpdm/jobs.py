@@ -1,7 +1,7 @@
 """One piece of work each: prepare a data set, train a run, draw a synthetic set, score it. Reads and writes artifacts.
 
-The command line and the workflow call these with a study and its layout; paths come from the layout unless given. Each
-raises UserError that names the file if one that it reads is missing, damaged or another's.
+The command line and the workflow call these with a study and its layout; paths come from the layout unless given. If an
+input file is missing, damaged or of another run, a UserError names it.
 """
 
 import sys
@@ -101,7 +101,7 @@ def _refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
 
 
 def load_extractor(study: Study, layout: Layout, dataset: str, extractor: str) -> Any:
-    """An extractor: one that was trained on the data set, or a public one."""
+    """An extractor by its name: trained on the data set, or public."""
     from dpdm.evaluation.fidelity import Trained
 
     if extractor in registry.EXTRACTORS:
@@ -110,7 +110,7 @@ def load_extractor(study: Study, layout: Layout, dataset: str, extractor: str) -
 
 
 def load_public(study: Study, extractor: str) -> Any:
-    """A public extractor; of Inception with the weights that the study judges by."""
+    """A public extractor; Inception with the weights that the study names."""
     from dpdm.evaluation import inception
 
     if extractor != inception.NAME:
@@ -131,7 +131,7 @@ def train(
 ) -> str:
     """Trains one run, or goes on from its checkpoint; writes model.pt, train.jsonl and ledger.json into `out`.
 
-    Returns what became of it, in words for a person; nothing in all processes but the first.
+    Returns a summary for people; in all processes except the first, an empty text.
     """
     from dpdm.checkpoint import Checkpoint
 
@@ -167,7 +167,7 @@ def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
 
 
 def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
-    """Whether `folder` holds the run of this recipe, by this code, of such images, not newer than its model."""
+    """Whether `folder` holds the run of this recipe and code, and the images have its size and are not newer."""
     model, images, made = Path(folder, "model.pt"), Path(images_file), _made(folder)
     if not model.exists() or made.get("recipe") != spec.model_dump(mode="json"):
         return False
@@ -183,10 +183,11 @@ def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
 
 
 def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
-    """Holds a run that is to be trained against the one in its folder; `chosen`: the user named the folder.
+    """Compares a run before training with the run in its folder; `chosen`: the user named the folder.
 
     Raises:
-        UserError: that one is another run, or has secret noise, so that training again would be one more release.
+        UserError: the folder holds another run, or a run with secret noise, of which training would be one more
+            release.
     """
     found = _made(folder)
     if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
@@ -229,7 +230,7 @@ def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file:
     spec = study.sample(run, sampler)
     model = on_device(restored(load_method(spec.impl, "generator"), model_file, spec.impl))
     ledger = layout.run(*run.place, "ledger.json")
-    if Path(ledger).exists():  # of a kept run there is no data set
+    if Path(ledger).exists():  # a kept run has no data set
         classes = artifacts.read_json(ledger, ("num_classes",))["num_classes"]
     else:
         classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
@@ -262,7 +263,7 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
     synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
     train = data.read_images(layout.data(dataset, "train.npz"))
     compared, sides = _for_distances(study, coordinates, synthetic, test)
-    judged = fidelity.chosen(compared, len(test.images))  # of all sets as many as of the ceiling: FD falls with them
+    judged = fidelity.chosen(compared, len(test.images))  # as many as the ceiling has: FD falls with their number
     distances, facts = [], {"num_judged": len(judged.images)}
     for name in evaluation.extractors:
         network = load_extractor(study, layout, dataset, name)
@@ -281,7 +282,7 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
 
 
 def _of_teacher(study: Study, layout: Layout, c: Coordinates, test: data.ImageSet) -> list[dict[str, Any]]:
-    """The accuracy on test images of the teacher that chose a run's images, where it has one (dpdm.teacher)."""
+    """The accuracy on test images of the teacher that chose a run's images, if it has one (dpdm.teacher)."""
     from dpdm.evaluation import classifiers
 
     run = None if c.epsilon is None else study.run(c.dataset, c.method, c.epsilon, c.seed)  # anchors have no run
@@ -295,7 +296,7 @@ def _of_teacher(study: Study, layout: Layout, c: Coordinates, test: data.ImageSe
 def score_inception(
     study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path
 ) -> None:
-    """Scores images by Inception (inception.json): FID and its like, against the statistics of the real images."""
+    """Scores images by Inception (inception.json): FID, KID, precision and recall against the real images."""
     from dpdm.evaluation.fidelity import INCEPTION, measure
 
     test = data.read_images(layout.data(coordinates.dataset, "test.npz"))
@@ -311,10 +312,10 @@ def _for_distances(
 ) -> tuple[data.ImageSet, tuple[str, ...]]:
     """The images whose distances are measured, and the real sides to measure them against.
 
-    The ceiling of a distance is that of held-out real images: of the anchor `real`, test images take the place of
-    synthetic ones, as many as a synthetic set has where there are as many, since FD and recall depend on the number.
-    The training images would have distance 0 to themselves. Nothing is chosen by the test images in this: they
-    decide no recipe, and are only the line that others are compared with.
+    The ceiling of a distance is the distance of held-out real images. So for the anchor `real`, test images take the
+    place of synthetic ones: as many as a synthetic set has, if there are enough, since FD and recall depend on the
+    number. The training images would have distance 0 to themselves. The test images choose nothing here: they are only
+    a reference for other rows.
     """
     from dpdm.evaluation.fidelity import chosen
 
@@ -352,14 +353,14 @@ def restored(method: Any, path: str | Path, impl: str) -> Any:
 
 
 def on_device(model: Any) -> Any:
-    """The model, moved to the GPU where there is one; the floors have nothing to move."""
+    """The model, moved to the GPU if there is one; a model without networks stays as it is."""
     if hasattr(model, "to"):
         model.to(device())
     return model
 
 
 def _judged(synthetic: data.ImageSet | None, coordinates: Coordinates) -> dict[str, Any]:
-    """What every file of scores says of its synthetic set: which, how many images, drawn how, judged by which code."""
+    """The facts in every file of scores: coordinates, number of images, how they were drawn, the code."""
     facts = {
         "coordinates": coordinates.model_dump(mode="json"),
         "provenance": provenance(),

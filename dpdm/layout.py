@@ -2,8 +2,8 @@
 
 A run is named by its coordinates `DATASET/METHOD/EPSILON/SEED`; a synthetic set adds `/SAMPLER`; the scores of an
 anchor are `DATASET/ANCHOR/SEED`. Every method takes these parts as text, so that a Snakefile passes wildcards
-("{dataset}") and gets a pattern. Paths are text with forward slashes, relative where the results folder is; without
-`file` a method gives the folder. Standard library only.
+("{dataset}") and gets a pattern. Paths are text with forward slashes, and relative if the results folder is; without
+`file` a method returns the folder. Standard library only.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ TABLE_KINDS = (".csv", ".md", ".tex", ".html")
 FIGURE_KINDS = (".svg", ".pdf", ".png")
 BY_HAND = "by_hand"  # folder next to the studies, for runs that no study has
 
-# What `snakemake` and people read, not Python: a clone's root, or the same tree in the package that a wheel installs.
+# The files that Snakemake and people read: the root of a clone, or its copy in the package that a wheel installs.
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = PACKAGE / "_shipped"  # setup.py makes it
 INSTALLED = SHIPPED.is_dir()  # from a wheel
@@ -78,7 +78,7 @@ class Layout:
         return f"{self.root}/anchors/{dataset}/label_only{kind}"
 
     def anchor_images(self, dataset: str, anchor: str) -> str:
-        """What an anchor has for synthetic images."""
+        """The images that an anchor has in place of synthetic ones."""
         return self.data(dataset, "train.npz") if anchor == "real" else self.label_only(dataset)
 
     def audit(self, dataset: str, method: str, kind: str = ".json") -> str:
@@ -90,11 +90,11 @@ class Layout:
         return f"{self.root}/attacks/{dataset}/{method}{kind}"
 
     def table(self, name: str, kind: str = "") -> str:
-        """A table; without a kind of TABLE_KINDS the stem of them all."""
+        """A table's file by its kind of TABLE_KINDS; without `kind` the common stem."""
         return f"{self.root}/tables/{name}{kind}"
 
     def figure(self, name: str, kind: str = "") -> str:
-        """A figure; without a kind of FIGURE_KINDS the stem of them all. Those of a data set are DATASET_NAME."""
+        """A figure's file by its kind of FIGURE_KINDS; without `kind` the stem, DATASET_NAME of a data set."""
         return f"{self.root}/figures/{name}{kind}"
 
     def log(self, name: str) -> str:

@@ -65,8 +65,8 @@ class ClassifierModel(Model, Protocol):
 class Method(Protocol):
     """A class with these members, named in a study as `impl: module:Class`.
 
-    `kind: generator`, the default, also has `SamplerParams`, an entry of the study's `samplers:`, and its model is a
-    GeneratorModel. `kind: classifier` is trained on the private images and judged itself: a ClassifierModel.
+    A generator (`kind: generator`, the default) also has `SamplerParams`, for an entry of the study's `samplers:`; its
+    model is a GeneratorModel. A classifier (`kind: classifier`) is judged itself; its model is a ClassifierModel.
     """
 
     Params: ClassVar[type[BaseModel]]  # the study's `params:`
@@ -102,7 +102,7 @@ def load_method(impl: str, kind: str | None = None) -> Method:
     """
     module_name, _, class_name = impl.partition(":")
     if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # there is `baselines`, which no wheel installs under a name as common as that
+        sys.path.append(str(ROOT))  # for `baselines`: a wheel does not install so common a name as a package
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
@@ -151,7 +151,7 @@ def _missing(method: Any, members: tuple[str, ...]) -> list[str]:
 def prepare_run(
     spec: RunSpec, meta: ImageMeta, kind: str | None = None
 ) -> tuple[Method, Any, tuple[Mechanism, ...], Budget]:
-    """Everything about a run that can be known, and refused, before it trains.
+    """Makes and checks everything of a run that is known before it trains.
 
     Raises:
         UserError: the method cannot be imported or is not of `kind`, its params break its schema, it cannot serve
@@ -173,7 +173,7 @@ def prepare_run(
 
 
 def _tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-    """What a member of a method returns; UserError where it fails, or that is no tuple of `kind`."""
+    """What a member of a method returns; UserError if it fails, or returns no tuple of `kind`."""
     try:
         values = tuple(call(*arguments))
         if wrong := [value for value in values if not isinstance(value, kind)]:
@@ -187,12 +187,12 @@ def _tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any
 
 
 def public_data(method: Method, params: Any) -> tuple[str, ...]:
-    """The public images, or networks trained on some, that a method learns from: its optional `public_data(params)`."""
+    """The public data that a method learns from, also by networks trained on it: its optional `public_data(params)`."""
     return getattr(method, "public_data", lambda _: ())(params)
 
 
 def departures(method: Method, params: Any, meta: ImageMeta) -> tuple[str, ...]:
-    """In what, in a few words each, such a run is not the published one: its optional `departures(params, meta)`."""
+    """How such a run differs from the published method, in a few words each: its optional `departures`."""
     return tuple(getattr(method, "departures", lambda *_: ())(params, meta))
 
 
@@ -234,7 +234,7 @@ def train(
         public_data=public_data(method, params),
     )
     run = run_fingerprint(spec, images)
-    # Other sources lose a checkpoint and a secret key; a commit that changed neither source must not lose a day.
+    # Other code makes a checkpoint and a secret key invalid; a commit that leaves this code as it is does not.
     made = sha256_of(run.encode(), *(ledger.provenance[name].encode() for name in ("code", "method_code")))
     saves = Checkpoint(checkpoint, made, log, checkpoint_interval, processes)
     if spec.noise == "secret":
@@ -246,7 +246,7 @@ def train(
 
 
 def finite(state: Any, spec: RunSpec, name: str = "state") -> Any:
-    """The state of a trained model itself; UserError if a number in it is not finite: its training diverged."""
+    """The state of a trained model, unchanged; UserError if a number in it is not finite: the training diverged."""
     if isinstance(state, Tensor) and state.is_floating_point() and not state.isfinite().all():
         raise UserError(
             f"{spec.name}: {name} of the trained model is not finite; lower the learning rate of {spec.impl}"
@@ -258,10 +258,10 @@ def finite(state: Any, spec: RunSpec, name: str = "state") -> Any:
 
 
 def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
-    """Digest of recipe and data, the key of repeatable noise: the same noise in two releases would cancel.
+    """Digest of recipe and data, from which repeatable noise follows: equal noise in two different runs would cancel.
 
-    Two versions of the code share it, so that a later version repeats a run. Secret noise shares nothing. Not for
-    publication: a guess at the data fits it or not.
+    Two versions of the code share it, so that a later version can repeat a run. Secret noise is never shared. Do not
+    publish the digest: it can confirm a guess at the data.
     """
     return sha256_of(spec_json(spec).encode(), images.digest().encode())
 

@@ -1,6 +1,6 @@
 """What methods that train a network share: the model that holds it, a generator's draws, the average of weights.
 
-And the paper's classifiers, which judge synthetic images and which DP-SGD trains on private ones.
+And the paper's classifiers: they judge synthetic images, and DP-SGD trains them on private images.
 """
 
 import math
@@ -34,7 +34,7 @@ class NetworkModel:
         return next(self.network.parameters()).device
 
     def to(self, device: str | torch.device) -> None:
-        """Where it computes from now on."""
+        """Moves it to `device`."""
         self.network.to(device)
 
     @torch.no_grad()

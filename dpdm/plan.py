@@ -1,4 +1,4 @@
-"""What a run will do, before it does anything, and whether a ledger says that it did: mechanisms, noise and epsilon."""
+"""The plan of a run before it starts (mechanisms, noise and epsilon), and the check of a ledger against its recipe."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             entry = study.methods[spec.method]
             method, params, plan, budget = prepare_run(spec, metas[spec.dataset], entry.kind)
             for where, chosen in _samplers(study, spec, method):
-                if hasattr(method, "check_sampler"):  # the one optional member of a method
+                if hasattr(method, "check_sampler"):  # an optional member of a method
                     try:
                         method.check_sampler(params, chosen, metas[spec.dataset])
                     except UserError as error:
@@ -62,7 +62,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             public, source = public_data(method, params), study.datasets[spec.dataset].source
             if source in public:
                 raise UserError(
-                    f"methods.{spec.method} on {spec.dataset}: it takes {source} for public data, but these are the "
+                    f"methods.{spec.method} on {spec.dataset}: it uses {source} as public data, but these are the "
                     "private images; choose another public data set"
                 )
             planned.append(PlannedRun(spec, budget.delta, *calibrated[key], public))
@@ -86,7 +86,7 @@ def _samplers(study: Study, spec: RunSpec, method: Any) -> Iterator[tuple[str, A
 
 
 def doubts(study: Study) -> list[str]:
-    """What is allowed, and yet likely a mistake, of the methods and their samplers: sentences, one per sampler."""
+    """Settings of the methods and samplers that are allowed but likely a mistake: a text for each sampler."""
     found: dict[tuple[str, str, str], str] = {}
     for spec in study.runs():
         method = load_method(spec.impl)
@@ -108,10 +108,10 @@ def doubts(study: Study) -> list[str]:
 def _accounted(
     plan: Sequence[Mechanism], budget: Budget, accountant: str
 ) -> tuple[Mapping[str, float], tuple[Event, ...]]:
-    """What the audit will say of a run: the epsilon of every accountant, and the events.
+    """The epsilon of a run under every accountant, as the audit will find it, and the events.
 
     Raises:
-        UserError: an accountant has no answer, or one that the audit asks says more than the target.
+        UserError: an accountant finds no epsilon, or one that the audit uses finds more than the target.
     """
     scale = calibrate(plan, budget, accountant)
     events = tuple(mechanism.event(scale) for mechanism in plan)
@@ -123,7 +123,7 @@ def _accounted(
 
 
 def describe(study: Study) -> str:
-    """The grid in words: numbers of runs and jobs; then per dataset, method and epsilon what it spends on what."""
+    """The grid in words: numbers of runs and jobs; then the events and epsilons of each dataset, method and target."""
     planned = planned_runs(study)
     synthetic = sum(len(study.methods[run.spec.method].samplers) for run in planned)
     classifiers = sum(study.is_classifier(run.spec.method) for run in planned)
@@ -155,7 +155,7 @@ def describe(study: Study) -> str:
 
 
 def describe_events(events: Sequence[Event], delta: float) -> list[str]:
-    """The events in words, each with its part of the budget where a one-shot release shares it."""
+    """The events in words, each with its part of the budget if several share it."""
     shares = {
         name: "; " + ", ".join(f"{share:.1%} of the {accountant.upper()} budget" for accountant, share in of.items())
         for name, of in budget_shares(events, delta).items()
@@ -181,11 +181,11 @@ class MethodMissing(UserError):
 def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False) -> bool:
     """Compares what a ledger (as JSON) says was released with what its own recipe implies, event by event.
 
-    Plan and calibration are made anew from the recipe and the public facts of the ledger: n, shape and classes. Noise
-    multipliers may differ by the tolerance of the calibration, as another version of an accountant finds another one.
+    Plan and calibration are computed anew from the recipe and the public facts of the ledger: n, shape and classes.
+    Noise multipliers may differ by the tolerance of the calibration, since versions of an accountant differ a little.
 
     Args:
-        or_without: go without the comparison, rather than refuse, where the method cannot be imported.
+        or_without: skip the comparison, instead of refusing, if the method cannot be imported.
 
     Returns:
         Whether anything could be compared: False only by `or_without`.
@@ -205,8 +205,8 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
         if or_without:
             return False
         raise MethodMissing(
-            f"{origin}: {error}, so its events cannot be compared with its recipe; do so where the code of the method "
-            "is, or let `dpdm audit --without-recipe` go without"
+            f"{origin}: {error}, so its events cannot be compared with its recipe; audit it where the code of the "
+            "method is, or skip the comparison by `dpdm audit --without-recipe`"
         ) from error
     try:
         meta = ImageMeta(ledger.n, tuple(ledger.shape), ledger.num_classes)
@@ -240,7 +240,7 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
 
 
 def run_departures(value: Mapping[str, Any], origin: str) -> str:
-    """In what the run of a ledger (as JSON) is not the published one, by its method; "" where it is not in anything.
+    """How the run of a ledger (as JSON) differs from the published method; "" if it does not.
 
     Raises:
         UserError: see `check_recipe`, which comes before.

@@ -1,7 +1,7 @@
 """The processes of one training run: one, or several under torchrun, each with its own device.
 
-Every process runs the same code on the same random streams and holds the same weights; they part the chunks of a
-private batch among themselves and add up what they got. Nothing else is divided, so nothing else can differ.
+Every process runs the same code on the same random streams and holds the same weights; they split the chunks of a
+private batch among themselves and add up the results. Nothing else is split, so nothing else can differ.
 """
 
 import os

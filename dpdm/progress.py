@@ -31,7 +31,7 @@ class Log:
         self._start = time.monotonic()
 
     def aside(self, what: str, quiet: bool = False) -> "Log":
-        """A log of a part of the work, which the title then names, whose rows are not in train.jsonl."""
+        """A log for a part of the work: its title names the part, and its rows are not in train.jsonl."""
         log = copy.copy(self)
         log.rows, log.title, log.quiet = [], f"{self.title}, {what}".lstrip(", "), self.quiet or quiet
         return log
@@ -54,5 +54,5 @@ class Log:
                     print(f"{self.title}: {done}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def record(self, step: int, **released: float) -> None:
-        """Adds a row to the training curve. No times: a step's depends on the size of its secret batch."""
+        """Adds a row to the training curve. No times: the time of a step depends on the size of its secret batch."""
         self.rows.append({"step": step, **released})

@@ -15,8 +15,8 @@ def provenance() -> dict[str, str]:
     """Version, commit (with `-dirty` where the tree differs from it; "unknown" outside a checkout), code digest.
 
     `code` digests what results depend on: the sources of the `dpdm` package without its report and its command line,
-    and without comments and docstrings. Adding a baseline, or an edit of a table, does not part the runs of the other
-    methods, which that edit cannot have changed.
+    and without comments and docstrings. So a new baseline or an edit of a table does not change the digest, since it
+    cannot change the runs of other methods.
     """
     package = Path(__file__).parent
     without = {package / "report", package / "cli", package / "_shipped"}
@@ -48,7 +48,7 @@ def _commit(folder: Path) -> str:
             ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
 
-    if (folder / "dpdm" / "_shipped").is_dir():  # of a wheel, in whatever checkout its environment is
+    if (folder / "dpdm" / "_shipped").is_dir():  # installed from a wheel; a checkout around it is not its source
         return "unknown"
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,4 +1,4 @@
-"""The beginning of a run on random images, before anything real: does the method start, and keep records apart?"""
+"""The start of a run, tried on random images: does the method start, and does it keep records apart?"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ IMAGES = 8  # random ones in place of all records
 
 
 class _Done(BaseException):
-    """Everything that was to be tried has been."""
+    """Ends a rehearsal: all that it tests has run."""
 
 
 class _Rehearsal(PrivateData):
@@ -83,7 +83,7 @@ def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
 
 
 def rehearse_study(study: Study) -> list[str]:
-    """Rehearses every method of a study once for each choice of words in its recipe, where its images are smallest.
+    """Rehearses every method of a study once per choice of text values and flags, on its smallest images.
 
     Returns the names of the methods. A UserError has all that failed, one per line.
     """

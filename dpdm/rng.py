@@ -32,7 +32,7 @@ class Streams:
     def __init__(self, seed: int, scope: str = ""):
         self.seed = seed
         self.scope = scope
-        self._image: Callable[[int], int] = lambda i: i  # the image that number i of a draw is
+        self._image: Callable[[int], int] = lambda i: i  # from a position in a draw to the number of its image
 
     def _sequence(self, name: str, index: tuple[int, ...]) -> np.random.SeedSequence:
         # A spawn key, since plain entropy ignores trailing zeros: ("x") and ("x", 0) would be one stream.
@@ -46,8 +46,9 @@ class Streams:
     def torch(self, name: str, *index: int) -> "torch.Generator":
         """A torch generator for `name` (and, say, the index of a step) on the CPU.
 
-        torch's CPU generator keeps only 32 bits of a seed, in which hashed seeds of 100,000 steps would likely
-        collide, and two steps share their noise. Counted ones cannot: the last index is added to a hash of the rest.
+        torch's CPU generator keeps only 32 bits of a seed. Hashed seeds of 100,000 steps would likely collide, and two
+        steps would share their noise. So the last index is added to a hash of the rest: seeds of different steps
+        differ.
         """
         import torch
 
@@ -56,7 +57,7 @@ class Streams:
 
     @contextmanager
     def torch_default(self, name: str) -> Iterator[None]:
-        """Inside the block torch's global CPU generator is this stream, for constructors and layers that take none."""
+        """Inside the block torch's global CPU generator is this stream, for layers that take no generator."""
         with default_generator(self.integer(name)):
             yield
 
@@ -65,7 +66,7 @@ class Streams:
         return int(self._sequence(name, index).generate_state(1)[0] >> np.uint32(1))
 
     def of_images(self, scope: str, images: np.ndarray) -> "Streams":
-        """New streams within this scope, of which number i per image is that of image `images[i]`."""
+        """New streams within this scope: number i of a draw per image has the stream of image `images[i]`."""
         streams = Streams(self.seed, f"{self.scope}/{scope}")
         streams._image = lambda i: int(images[i])
         return streams

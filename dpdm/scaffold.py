@@ -34,8 +34,8 @@ def new_method(name: str, out: str | None = None) -> tuple[str, str]:
     """Writes a minimal method that works; returns its file, and the entry of a study as YAML.
 
     Its file `out` is below the current folder, from where methods are imported: by default baselines/NAME.py, or
-    NAME.py where there is no such folder. UserError if the name is none for a method, the file is there already, or
-    cannot be imported by its path.
+    NAME.py where there is no such folder. UserError if no method can have this name, or if the file exists or cannot be
+    imported by its path.
     """
     if not re.fullmatch(NAME, name) or keyword.iskeyword(name) or name in ANCHORS:
         raise UserError(

@@ -17,7 +17,7 @@ from dpdm.explain import parse_params
 from dpdm.params import NotNegative, Strict
 from dpdm.rng import Streams
 
-ITERATIONS = 100  # grainy MNIST is then within 4 gray levels of what 1,000 give, 0.5 on average
+ITERATIONS = 100  # then grainy MNIST differs from 1,000 iterations by at most 4 gray levels, 0.5 on average
 STEP = 0.24  # of Chambolle's iteration, which converges below 1/4
 BATCH = 1000  # images that are smoothed at a time: memory only
 
@@ -31,7 +31,7 @@ class Smoothing(Strict):
 
 
 class Sampler(NamedTuple):
-    """An entry of `samplers:`, checked: the method's `SamplerParams`, and what every method has."""
+    """An entry of `samplers:`, checked: the method's `SamplerParams`, and the keys of every generator."""
 
     own: Any
     smoothing: Smoothing

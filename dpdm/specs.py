@@ -1,4 +1,4 @@
-"""The specs of single jobs, all that decides each as one line of JSON; their places in a grid; and their types."""
+"""The specs of single jobs (all that decides a job, as one line of JSON), their places in a grid, and their types."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _check_plain(value: Any, path: str = "") -> Any:
-    """Recipes travel as JSON; what JSON would change on the way (.inf, a date) is refused here, by its path."""
+    """Refuses, by its path, a value that JSON would change (.inf, a date), since recipes are passed on as JSON."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -70,7 +70,7 @@ Classifier = Literal[tuple(CLASSIFIERS | DPIMAGEBENCH)]
 
 
 class FidSpec(Strict):
-    """Asks for the FID and its like by Inception; present but empty is enough."""
+    """Asks for FID, KID, precision and recall by Inception; an empty mapping is enough."""
 
     weights_path: Text | None = Field(None, description="file of Inception's weights; default: torch-fidelity's own")
 
@@ -97,20 +97,20 @@ class EvaluationSpec(Strict):
     ] = Field(
         tuple(EXTRACTORS),
         exclude_if=lambda names: names == tuple(EXTRACTORS),
-        description="whose features FD, KID, precision and recall are of, the one to show first in front: `small_cnn` "
-        "(three small networks, trained on the real images), `efflite` (EfficientNet-Lite0 of ImageNet, the same for "
-        "all data sets; needs the extra `efflite`)",
+        description="networks that give the features for FD, KID, precision and recall; the first is shown first: "
+        "`small_cnn` (three small networks, trained on the real images), `efflite` (EfficientNet-Lite0 of ImageNet, "
+        "the same for all data sets; needs the extra `efflite`)",
     )
     fid: FidSpec | None = Field(
         None,
         exclude_if=lambda fid: fid is None,  # a study without it keeps its specs: nothing is scored again
-        description="`{}`: FID, and KID, precision and recall, by Inception too "
-        "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change scores nothing else again",
+        description="`{}`: also FID, KID, precision and recall by Inception "
+        "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change repeats no other score",
     )
 
     @property
     def public_extractors(self) -> tuple[str, ...]:
-        """The extractors that no private image had a part in."""
+        """The extractors that were trained without any private image."""
         return tuple(name for name in self.extractors if name in PUBLIC_EXTRACTORS)
 
     @field_validator("fid", mode="before")
@@ -132,7 +132,7 @@ class EvaluationSpec(Strict):
 
 
 class Coordinates(Strict):
-    """Where a result belongs; every JSON artifact carries it, and nobody parses a path."""
+    """The place of a result in the grid. Every JSON artifact contains it, so that no path is parsed."""
 
     study: Name
     dataset: Name
@@ -200,7 +200,7 @@ Parts = Annotated[
 
 
 class RunSpec(Strict):
-    """All that decides one training run: its change, and nothing else, retrains it."""
+    """All that decides one training run: only a change of it trains the run again."""
 
     study: Name
     dataset: Name

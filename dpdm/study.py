@@ -121,7 +121,7 @@ def find_dataset(study: Study, name: str) -> str:
 
 
 def _parts(coordinates: str) -> list[str]:
-    """The parts, with epsilon in the one way in which a path has it."""
+    """The parts, with epsilon written as in paths."""
     parts = [part for part in coordinates.split("/") if part]
     if len(parts) > 2 and parts[1] not in ANCHORS:
         with contextlib.suppress(ValueError):
@@ -130,7 +130,7 @@ def _parts(coordinates: str) -> list[str]:
 
 
 def _find(study: Study, coordinates: str, known: Callable[[Study], Mapping[str, Found]], form: str) -> Found:
-    """What the study knows by these coordinates, or the whole study where this is a part of it."""
+    """What the study has by these coordinates; if it is a part of a study, the rest is searched too."""
     key, found = "/".join(_parts(coordinates)), known(study)
     if key not in found and study.part():
         found = known(study.model_copy(update={"only": None, "without": None}))
@@ -183,7 +183,7 @@ def read_recipe(path: str | Path) -> RunSpec:
 
 
 def layout_of_run(path: str | Path, run: RunSpec) -> Layout | None:
-    """The layout in which `path` lies where the run's files are; None if it lies elsewhere."""
+    """The layout in which the folder of `path` is that of the run; None if there is no such layout."""
     folder, inside = Path(path).resolve().parent.as_posix(), Layout("", "").run(*run.place).removeprefix("/")
     return Layout.of(folder.removesuffix(inside)) if folder.endswith(inside) else None
 

@@ -1,8 +1,8 @@
-"""A DP teacher: a generator draws again what a classifier, trained privately in the same plan, does not recognize.
+"""A DP teacher: a classifier, trained privately in the same plan, decides which generated images are drawn again.
 
 The key `teacher` of any generator's params names the classifier and its `share` of the budget; its mechanism joins the
-generator's in one plan (`dpdm.privacy.accounting.settled`). Which of the images are kept is post-processing of the two
-models: of up to `tries` draws of an image, the first whose label the teacher says, or else the first of all.
+generator's in one plan (`dpdm.privacy.accounting.settled`). The choice of the images is post-processing of the two
+models: of up to `tries` draws of an image, the first is kept whose label the teacher predicts, or else the first draw.
 """
 
 import functools
@@ -61,7 +61,7 @@ class Taught:
         return getattr(self.method, name)
 
     def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """The generator's mechanisms, then the teacher's, their names after `teacher.`.
+        """The generator's mechanisms, then the teacher's, whose names begin with `teacher.`.
 
         Raises:
             UserError: the teacher does not fit.
@@ -106,7 +106,7 @@ class TaughtModel:
         self.model, self.teacher, self._impl, self._tries = model, teacher, impl, tries
 
     def to(self, device: Any) -> None:
-        """Where both compute from now on."""
+        """Moves both to `device`."""
         for model in (self.model, self.teacher):
             if hasattr(model, "to"):
                 model.to(device)
@@ -133,7 +133,7 @@ class TaughtModel:
 
 
 class _Opener:
-    """In the place of the generator's `Model`: opens what was saved, with a teacher or without."""
+    """Takes the place of the generator's `Model`, and loads what was saved with or without a teacher."""
 
     def __init__(self, method: Any, load: Callable[[str], Any]):
         self._method, self._load = method, load

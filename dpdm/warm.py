@@ -1,8 +1,8 @@
 """Warm starts: any method with DP-SGD first trains on images that cost no further privacy (`init_from`).
 
 The images of a stage come from a generator of one-shot releases, which has a share of the budget in the same plan, or
-from a public data set. On them the method's own training runs as it is, with ordinary gradients: post-processing, so
-its length is free. Then DP-SGD goes on from these networks. Several stages follow each other.
+from a public data set. The method's own training runs on these images with ordinary gradients. This is post-processing,
+so its length costs no privacy. Then DP-SGD goes on from these networks. There can be several stages, one after another.
 
 Each stage has `share` of the budget mu^2 of one Gaussian release (`dpdm.privacy.accounting.settled`), whatever shares
 its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (USENIX Security 2026), by their formulas.
@@ -89,7 +89,7 @@ class WarmStarted:
         return "dp" in fields and fields["dp"].annotation is DpSgdParams
 
     def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """The releases of the stages, their names after `init_0.`, `init_1.`, ..., then the method's own mechanisms.
+        """The releases of the stages, named `init_0.NAME`, `init_1.NAME`, ..., then the method's own mechanisms.
 
         Raises:
             UserError: a stage's generator or data set does not fit.
@@ -112,7 +112,7 @@ class WarmStarted:
         return tuple(dict.fromkeys([*(stage.public for stage in params.init_from if stage.public), *own]))
 
     def departures(self, params: Any, meta: ImageMeta) -> tuple[str, ...]:
-        """The warm start, then what the method says of its DP-SGD, if that is not left out."""
+        """The warm start, then the method's own departures, unless DP-SGD is left out."""
         if params.init_only:
             return ("warm start only",)
         own = getattr(self.method, "departures", lambda *_: ())(params, meta)
@@ -141,7 +141,7 @@ class WarmStarted:
         plan = method.plan(parse_params(method.Params, stage.params, "params"), meta)
         if any(mechanism.mechanism != "gaussian" for mechanism in plan):
             raise UserError(
-                f"{stage.impl} takes private steps; take a generator of one-shot releases, as "
+                f"{stage.impl} takes private steps; choose a generator of one-shot releases, such as "
                 "baselines.class_mean:ClassMean or baselines.dp_merf:DPMERF"
             )
         whole = sum(mechanism.noise_ratio**-2 for mechanism in plan)
@@ -164,7 +164,7 @@ class WarmStarted:
             aside = log.aside(f"warm start {i + 1} of {len(params.init_from)}")  # train.jsonl is of DP-SGD
             draw = self._images(Door(private, f"init_{i}."), stage, streams, aside)
             door = _OpenDoor(private, f"init_{i}.training.", released, reached, draw, streams)
-            # With the streams of the last fit, so that the method's own releases are those that it will ask for again.
+            # With the streams of the last fit, so that both fits ask for the same releases of the method.
             self.method.fit(door, self._trained_by(params, stage), rng, aside)
             reached = door.reached
         return self.method.fit(_LastDoor(private, released, reached, params.init_only), params, rng, log)
@@ -187,11 +187,11 @@ class WarmStarted:
 
 
 class Door:
-    """The door as one part of a plan sees it: a name asked for is PREFIX + name of the plan.
+    """The door for one part of a plan: it puts `prefix` in front of every mechanism's name.
 
     Args:
-        released: what was released so far, by name, so that a method which is trained several times releases once;
-            None: nothing is asked for twice.
+        released: earlier releases by name, so that a method that is trained several times releases once; None if
+            nothing is asked for twice.
     """
 
     def __init__(self, private: PrivateData, prefix: str = "", released: dict[str, Tensor] | None = None):
@@ -223,7 +223,8 @@ class _OpenDoor(Door):
     """The door in a stage: `dpsgd` trains on the images of the stage, the method's own releases are the real ones.
 
     Attributes:
-        reached: the networks that the stage trains, in the order of `module, *keep`; at first those of the last stage.
+        reached: the networks that the stage trains, in the order of `module, *keep`; at first those of the stage
+            before.
     """
 
     def __init__(
@@ -260,7 +261,7 @@ class _OpenDoor(Door):
 
 
 class _LastDoor(Door):
-    """The door after the stages: DP-SGD goes on from the networks that they `reached`, or with `only` not at all."""
+    """The door after the stages: DP-SGD goes on from the networks that they `reached`; with `only` it is skipped."""
 
     def __init__(self, private: PrivateData, released: dict[str, Tensor], reached: list[nn.Module], only: bool):
         super().__init__(private, "", released)

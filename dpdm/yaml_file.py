@@ -56,7 +56,8 @@ for _kind in ("int", "float"):
 def read_yaml(path: str | Path) -> Any:
     """What a study file holds, before any check of its keys.
 
-    UserError if it cannot be read, is not YAML, holds a key twice or one that is no text, or an odd number.
+    UserError if it cannot be read, is not YAML, or holds a key twice, a key that is no text, or a number that is not
+    plain.
     """
     try:
         text = Path(path).read_text()
@@ -93,8 +94,8 @@ def without_nulls(value: Any) -> Any:
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`base` with `change` laid over it, nested mappings key by key; neither is modified.
 
-    A mapping of another `kind` replaces the old one whole: keys of one kind mean nothing to another. Where the old one
-    leaves `kind` to its default, which is not known here, its keys stay: one that means nothing is then refused.
+    A mapping of another `kind` replaces the old one, since a kind does not know the keys of another. If the old one
+    leaves `kind` to its default, which is not known here, its keys stay, and an unknown key is refused later.
     """
     if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
         return dict(change)

@@ -1,11 +1,11 @@
 """On request: an attack that sees nothing but what a run publishes, its synthetic images or its predictions.
 
 The method itself is trained once more, as the study says, on the training images and on canaries: random images with
-random labels, each there by a fair coin. Of all canaries those nearest to the synthetic images of their class (or
-which a classifier labels right) are guessed in, the farthest out, and one-run auditing certifies the guesses.
+random labels, each included by a fair coin. The attack guesses "in" for the canaries nearest to the synthetic images of
+their class (or labeled right by a classifier), and "out" for the farthest. One-run auditing certifies the guesses.
 
-Weak by nature: one model spreads its budget over all it learns, and of most canaries nothing can be seen in it. Unlike
-the white-box attack it runs through the method's own code. n counts the canaries that are there; no guess uses it.
+The attack is weak: a model shows nothing of most canaries. Unlike the white-box attack, it runs the method's own code.
+n includes the canaries that are in, but no guess uses n.
 """
 
 import json

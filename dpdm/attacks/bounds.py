@@ -1,7 +1,7 @@
 """Lower bounds of epsilon, with a stated confidence, from what an attacker guessed right and wrong.
 
-Each bound refutes claims: were the mechanism (epsilon, delta)-DP for an epsilon below the bound, guesses as good as the
-attacker's would have a probability of at most 1 - confidence.
+If the mechanism were (epsilon, delta)-DP with an epsilon below the bound, guesses as good as the attacker's would have
+a probability of at most 1 - confidence.
 """
 
 import math
@@ -52,7 +52,7 @@ def delta_by_errors(errors: Errors, epsilon: float, confidence: float) -> float:
 def mu_by_errors(errors: Errors, confidence: float) -> float:
     """The largest mu that the two error rates refute for a mu-GDP mechanism (Nasr et al. 2023); 0 for none.
 
-    Only of a mechanism that is Gaussian: it has Phi^-1(1 - FPR) - Phi^-1(FNR) <= mu (Dong et al. 2022).
+    Only for a Gaussian mechanism: it has Phi^-1(1 - FPR) - Phi^-1(FNR) <= mu (Dong et al. 2022).
     """
     fpr, fnr = _upper_rates(errors, confidence)
     return max(0.0, float(stats.norm.isf(fpr) - stats.norm.ppf(fnr))) if max(fpr, fnr) < 1 else 0.0
@@ -79,12 +79,13 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
 
 def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """How likely at most an (epsilon, delta)-DP mechanism lets an attacker guess so well.
+    """An upper bound of the probability that an attacker of an (epsilon, delta)-DP mechanism guesses so well.
 
     Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", corollary 5.4.
 
-    Each of `canaries` records is included by its own fair coin; of what the mechanism released, the attacker makes
-    `guesses` guesses, in or out, and abstains from the others. With W ~ Binomial(guesses, e^epsilon / (1 + e^epsilon)),
+    Each of `canaries` records is included by its own fair coin; the attacker sees the releases, guesses "in" or "out"
+    for `guesses` of the canaries, and abstains from the others. With
+    W ~ Binomial(guesses, e^epsilon / (1 + e^epsilon)),
 
         P[correct guesses >= v] <= P[W >= v] + 2 canaries delta max_{i >= 1} P[v - i <= W < v] / i.
 

@@ -1,11 +1,11 @@
-"""The default attack: canaries of the worst kind through the real door, by an attacker who sees every release.
+"""The default attack: worst-case canaries behind the real door, by an attacker who sees every release.
 
-What a run's ledger says it did is done again by `PrivateData`: the same plan, budget, batch size, steps, clip norms
-and number of records. Only the records are ours: each canary owns a coordinate, points along it far beyond the clip
-norm, and is there or not by a fair coin (else its place holds a null record, which contributes nothing). Over all
-releases the attacker adds up the log likelihood ratio of each canary's coordinate: of tests that look at one canary,
-the best (Neyman and Pearson). Which scores to guess in, and which out, is fixed beforehand, on simulated releases of
-what the ledger claims.
+What a run's ledger says it did is done again by `PrivateData`: the same plan, budget, batch size, steps, clip norms and
+number of records. Only the records are ours: each canary owns a coordinate, points along it far beyond the clip norm,
+and is there or not by a fair coin (else its place holds a null record, which contributes nothing). For each canary the
+attacker adds up the log likelihood ratios of its coordinate over all releases: the best test of one canary (Neyman and
+Pearson). The rule for guessing "in" or "out" from the scores is fixed beforehand, on simulated releases of what the
+ledger claims.
 
 - One-shot Gaussian plans: many runs, each with some canaries on coordinates of their own, alternately by `release_sum`
   and `release_second_moment`.
@@ -13,12 +13,12 @@ what the ledger claims.
 - Block gradients: their joint clipping leaves room for one canary, which turns the whole block. Many runs, each with a
   different canary, are one run on all of them, as no record is in two.
 
-Two lower bounds follow. One takes the noise for Gaussian and the canaries for independent trials, as they are if the
-door does what it says: a test of the claim, with power. The other, certified, is weaker: by one-run auditing, which
-assumes nothing, or for one-shot plans by Clopper-Pearson, for which the canaries must be independent.
+There are two lower bounds. The first assumes that the noise is Gaussian and the canaries are independent, which holds
+if the door is right: a powerful test of the claim. The second is certified but weaker: one-run auditing, which assumes
+nothing, or for one-shot plans Clopper-Pearson, which assumes independent canaries.
 
-Such canaries see noise, clipping, sampling and accounting. They do not see examples that mix (the swap test's part),
-nor what a method does outside the door.
+The attack can find faults in noise, clipping, sampling and accounting. It cannot find records that mix (the swap test
+does), nor what a method does outside the door.
 """
 
 import functools
@@ -68,12 +68,12 @@ EACH = 1 - (1 - CONFIDENCE) / 2  # of two bounds of which the larger is taken
 CONFIRMATIONS = 2  # attacks anew, of other randomness, before a bound above the target is believed
 ONE_SHOT_RUNS, ONE_SHOT_CANARIES = 200, 50  # the latter in each run
 CANARIES = 1000  # of one DP-SGD run; all records where there are fewer
-BLOCK_STEPS = 60_000  # that all runs of a plan with block gradients take together, about
+BLOCK_STEPS = 60_000  # of all runs together of a plan with block gradients, about
 BLOCK_RUNS = (40, 1000)  # at least and at most
-EXCESS = 10.0  # times its clip norm is how far a canary reaches
+EXCESS = 10.0  # the norm of a canary before clipping, in clip norms
 SIMULATED_DRAWS = 2_000_000  # of the noise, for the guess rule
 PROFILE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)  # epsilons at which a claimed profile is tested
-NOISE_FACTORS = (0.25, 2.0)  # times the claimed noise: what a bound is looked for among
+NOISE_FACTORS = (0.25, 2.0)  # times the claimed noise: the range in which a bound is searched
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of all canaries: guessed in, and guessed out
 
 
@@ -100,7 +100,8 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Attacks the mechanism that a run's ledger describes.
 
     Args:
-        value: JSON of the ledger; it decides everything, the attack's randomness included, but the run's seed does not.
+        value: JSON of the ledger; it decides everything, even the attack's randomness; only the run's seed plays no
+            role.
         origin: names it in errors.
 
     Returns:
@@ -126,7 +127,7 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
 
 
 def attacked(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
-    """What `attack` returns, of what one was found to be."""
+    """What `attack` returns, from a ledger and what was found."""
     facts = ledger.to_json()
     return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
         "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},
@@ -295,12 +296,12 @@ def simulate(events: tuple[Event, ...]) -> Played:
 
 
 def by_errors(claim: Claim, played: Played) -> float:
-    """The bound of the two error rates, the noise being taken for Gaussian as it is said to be.
+    """The bound by the two error rates, if the noise is Gaussian as claimed.
 
-    Every canary is a trial, and the threshold is fixed on a simulation. A claim is refuted where no mechanism with its
-    privacy profile can have such rates: of Gaussian releases where mu is too small (Nasr et al. 2023), of others where
-    the profile by PLD has too small a delta at some epsilon. The largest noise, in multiples of the claimed one, that
-    is not refuted gives the bound.
+    Every canary is a trial, and the threshold is fixed on a simulation. A claim is refuted if no mechanism with its
+    privacy profile can have such rates. For Gaussian releases, mu is then too small (Nasr et al. 2023); for others, the
+    profile by PLD has too small a delta at some epsilon. The largest noise, in multiples of the claimed one, that is
+    not refuted gives the bound.
     """
     errors = _errors_of(claim, played, lambda errors: mu_by_errors(errors, EACH))
     delta = claim.budget.delta
@@ -379,7 +380,7 @@ def _best_shares(simulated: Played, canaries: int, delta: float) -> tuple[float,
         places = [max(round(share * len(order)), 1) - 1 for share in shares]
         rates = np.array([right_in[places[0]], right_out[places[1]]])
         mean, deviation = float((counts * rates).sum()), math.sqrt(float((counts * rates * (1 - rates)).sum()))
-        # With a little bad luck; where that leaves nothing, without.
+        # The bound one standard deviation below the mean; among equals, the bound at the mean.
         return tuple(
             epsilon_by_one_run(canaries, int(counts.sum()), max(math.floor(correct), 0), delta, EACH)
             for correct in (mean - deviation, mean)

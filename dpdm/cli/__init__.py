@@ -20,11 +20,11 @@ from dpdm.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; a UserError, or a wrong call, becomes one message on stderr and exit status 2.
 
-    Where a full disk refuses the message too, exit status NO_SPACE says so on the terminal of the workflow.
+    A full disk may refuse the message, too: exit status NO_SPACE then gives the reason to the workflow.
     """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None where it was closed, as by `>&-`)
-    if hasattr(sys.stdout, "reconfigure"):  # not one of Python code that calls this
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter such as the one of plus or minus
+    if hasattr(sys.stdout, "reconfigure"):  # a replacement by calling code may lack it
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character such as ±
     try:
         return _run(arguments)
     except OSError as error:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         with contextlib.suppress(OSError):
             print(f"error: {error}; free some space, and run the same command again", file=sys.stderr, flush=True)
-        # Else Python writes what is left once more, and exits by another status.
+        # Otherwise Python writes the rest again at exit, and exits with another status.
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return NO_SPACE

@@ -13,7 +13,7 @@ COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.
 
 
 class _Path(click.Path):
-    """A path, which is not empty (as that of a variable which is not set)."""
+    """A path that is not empty, as an unset variable of the shell would make it."""
 
     def convert(self, value, param, ctx):
         if not value:
@@ -72,7 +72,7 @@ def verbs() -> None:
 
 
 def study_argument(required: bool = True):
-    """STUDY, which the verb gets as `study` and `layout`; as it was written it is the context's `obj`."""
+    """STUDY: the verb gets it as `study` and `layout`; the context's `obj` is the word as it was written."""
 
     def opened(ctx: click.Context, _: click.Parameter, named: str | None):
         from dpdm.study import open_study

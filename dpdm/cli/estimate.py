@@ -1,7 +1,7 @@
 """What a study will cost, by the times and memory that kept results (results/*/kept) measured.
 
 A kept jobs.csv has seconds and memory by rule and method, and study.json the recipes that took them. A job is measured
-if a kept one differs from it in nothing but its amount of work: steps x batch x K of a training, images of a set.
+if a kept job differs from it only in its amount of work: steps x batch x K of a training, images of a set.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ AMOUNTS = ("steps", "expected_batch_size", "noise_multiplicity")  # in a recipe 
 
 
 class Job(NamedTuple):
-    """A job of a study, and how it compares."""
+    """A job of a study; jobs of one `kind` are comparable."""
 
     rule: str
     method: str  # "" where the rule knows none
@@ -47,7 +47,7 @@ class Kept(NamedTuple):
 
 
 def estimate(study: Study, results: Path = ROOT / "results") -> str:
-    """Hours and memory of a study's jobs, done or not, by which kept `results`, and what is not measured."""
+    """Hours and memory of all jobs of a study, the kept `results` that they are from, and what is not measured."""
     kept = sorted(read_kept(results), key=lambda one: (one.name != f"results/{study.study}/kept", one.name))
     planned = list(jobs(study))
     rated = [(one, measured(one)) for one in kept]
@@ -103,7 +103,7 @@ def read_kept(results: Path) -> Iterator[Kept]:
 def measured(kept: Kept) -> dict[tuple[str, str, str], tuple[float, float]]:
     """Of each kind of job: seconds per unit of its amount, and peak memory in MB; nothing where no recipe is kept.
 
-    Of a rule whose jobs did not all run, those that did are taken to be as large as the others on average.
+    If only some jobs of a rule ran, they are assumed to be as large as its other jobs on average.
     """
     if kept.study is None:
         return {}

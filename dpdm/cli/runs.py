@@ -24,8 +24,8 @@ what_argument = click.argument(
 @click.argument("run", required=False, help="DATASET/METHOD/EPSILON/SEED.")
 @set_option()
 @click.option("--spec", type=PATH, metavar="FILE", help="Train this recipe: `dpdm spec` printed it, or a ledger.json.")
-@click.option("--data", type=PATH, metavar="NPZ", help="Training images of --spec, if not found by its place.")
-@out_option("Folder for the results. Default: where the study has the run; of a changed run results/by_hand/NAME.")
+@click.option("--data", type=PATH, metavar="NPZ", help="Training images for --spec, if the results folder has none.")
+@out_option("Folder for the results. Default: the run's folder in the study; for a changed run results/by_hand/NAME.")
 @click.option("--noise", type=click.Choice(["repeatable", "secret"]), help="Noise from the seed, or from a secret key.")
 @click.option("--again", is_flag=True, help="Train the run even if it is finished.")
 @click.option("--keep-key", is_flag=True, help="Leave the key of secret noise next to the results.")
@@ -41,8 +41,8 @@ what_argument = click.argument(
 def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, checkpoint_interval, processes) -> None:
     """Train one run of a study, or a changed one; print its epsilon, noise and files.
 
-    A run of the study is written where the workflow looks for it, which then does not train it again. With --set or
-    --noise it is another run, in a folder outside the study's results. A stopped training continues from its
+    A run of the study is written where the workflow looks for it, so the workflow does not train it again. With --set
+    or --noise it is another run, in a folder outside the study's results. A stopped training continues from its
     checkpoint. A finished run of the same recipe and code is left as it is.
     """
     spec, images_file, folder, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
@@ -162,7 +162,7 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
 @verbs.command("score", section=RUNS)
 @study_argument()
 @click.argument("coordinates", metavar="RUN", help="DATASET/METHOD/EPSILON/SEED[/SAMPLER], or DATASET/ANCHOR/SEED.")
-@click.option("--inception", is_flag=True, help="By Inception: the FID and its like, instead of the other scores.")
+@click.option("--inception", is_flag=True, help="FID, KID, precision and recall by Inception, not the other scores.")
 @click.option("--synthetic", type=PATH, metavar="NPZ", help="The images to score, if not the study's own.")
 @click.option("--model", type=PATH, metavar="FILE", help="The model of a classifier method, if not the study's own.")
 @out_option("Folder for the scores. Default: that of the synthetic set, classifier or anchor.")
@@ -170,7 +170,7 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
 def score(named, study, layout, coordinates, inception, synthetic, model, out) -> None:
     """Score synthetic images: distances to real ones, and classifiers trained on them.
 
-    Of a classifier method, whose coordinates have no sampler, the accuracy of its model on the test images.
+    For a classifier method, give RUN without a sampler: the score is the accuracy of its model on the test images.
     """
     from dpdm.study import find_anchor, find_sets
 
@@ -230,11 +230,11 @@ def _scores(folder: str, *files: str) -> str:
 @what_argument
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write the audit as JSON.")
 @click.option("--export", type=PATH, metavar="FILE", help="Where to write the events in the form of dp-accounting.")
-@click.option("--without-recipe", is_flag=True, help="Pass a ledger by its epsilon where its method is not here.")
+@click.option("--without-recipe", is_flag=True, help="If a ledger's method cannot be imported, check only its epsilon.")
 def audit(what, out, export, without_recipe) -> None:
     """Recompute epsilon from the ledgers of runs, under all accountants.
 
-    It fails above a target, or where a ledger's events are not those of its recipe.
+    It fails if epsilon is above its target, or if the events of a ledger are not those of its recipe.
     """
     ledgers = _ledgers(what)
     for written in filter(None, (out, export)):
@@ -268,18 +268,19 @@ def audit(what, out, export, without_recipe) -> None:
 
 @verbs.command("attack", section=RUNS)
 @what_argument
-@click.option("--out", type=PATH, metavar="FILE", help="Where to write what was found as JSON.")
+@click.option("--out", type=PATH, metavar="FILE", help="Where to write the findings as JSON.")
 @click.option("--black-box", is_flag=True, help="Train again with canaries, and look at what is published (weak).")
-@click.option("--canaries", type=click.IntRange(1), help="Of a black-box attack.  [default: 1000]")
+@click.option("--canaries", type=click.IntRange(1), help="Number of canaries of a black-box attack.  [default: 1000]")
 def attack(what, out, black_box, canaries) -> None:
     """Attack private runs on canaries: a lower bound of epsilon for each.
 
-    Of several runs one seed of each private epsilon is attacked. It fails if a bound is above the run's target.
+    If several runs are named, it attacks one seed of each private epsilon. It fails if a bound is above the run's
+    target.
     """
     if black_box:
         found = _black_box(what, canaries or 1000)
     elif canaries:
-        raise UserError("--canaries is of a black-box attack: add --black-box, or leave it out")
+        raise UserError("--canaries belongs to a black-box attack: add --black-box, or leave it out")
     else:
         ledgers = _ledgers(what, attacked=True)
         from dpdm import artifacts
@@ -295,7 +296,7 @@ def attack(what, out, black_box, canaries) -> None:
     if out:
         artifacts.write_json(out, {"attacks": found})
     if broken := [describe_attack(one) for one in found if one["attack"]["exceeded"]]:
-        raise UserError("the code does not keep its promise, publish nothing that it made:\n" + "\n".join(broken))
+        raise UserError("the code does not keep its promise; publish nothing that it made:\n" + "\n".join(broken))
 
 
 def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[str]:

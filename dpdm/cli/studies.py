@@ -26,7 +26,7 @@ HEADERS = {
 @study_argument()
 @click.argument("targets", nargs=-1, help="Targets: report, tables, audits, table_1, ...; behind `--` also options.")
 @click.option("--only", multiple=True, metavar="KEY=A,B", help="A part: by dataset, method, epsilon, seed or sampler.")
-@click.option("--without", multiple=True, metavar="KEY=A,B", help="Leave out; repeat it for more. 'A=B C=D': both.")
+@click.option("--without", multiple=True, metavar="KEY=A,B", help="Runs to leave out; repeatable. 'A=B C=D': both.")
 @click.option("--cores", default="all", show_default=True, metavar="N", help="Cores that Snakemake may use.")
 @click.option("--dry-run", "-n", is_flag=True, help="Show the jobs, run none.")
 @click.pass_obj
@@ -106,7 +106,7 @@ def list_(what: str) -> None:
 
 
 @verbs.command("new", section=MORE)
-@click.argument("kind", type=click.Choice(["method"]), help="What to begin.")
+@click.argument("kind", type=click.Choice(["method"]), help="What to create.")
 @click.argument("name", help="Its name in a study.")
 @click.option("--out", type=PATH, metavar="FILE", help="Its file. Default: baselines/NAME.py, or NAME.py.")
 def new(kind: str, name: str, out: str | None) -> None:

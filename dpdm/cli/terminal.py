@@ -63,7 +63,7 @@ def show(workflow: Any, logger: logging.Logger) -> None:
 
 
 class Terminal(logging.Handler):
-    """Writes what Snakemake's own handler `former` would, but little of each job; of a `dry` run it counts the jobs."""
+    """Writes by Snakemake's own handler `former`, but one line per job; for a `dry` run it counts the jobs."""
 
     def __init__(self, former: logging.Handler, dry: bool = False):
         super().__init__(former.level)
@@ -108,7 +108,7 @@ class Terminal(logging.Handler):
             full = " No space is left on a disk, or in a quota." if f"status {NO_SPACE}." in ended[1] else ""
             self._line(f"error: the command of a job {ended[1].strip()}{full}", record)
         elif event not in HIDDEN and not (record.levelno == logging.INFO and CHATTER.match(record.getMessage())):
-            if event or record.getMessage() != self._last:  # that it is asked to stop, Snakemake says at every second
+            if event or record.getMessage() != self._last:  # Snakemake repeats every second that it was asked to stop
                 self.former.handle(record)
             self._last = record.getMessage()
 
@@ -140,7 +140,7 @@ class Terminal(logging.Handler):
         return f"{done:{len(str(total))}} of {total}  {job.name}: {duration(seconds)}{about}"
 
     def left(self, now: float) -> float:
-        """Seconds until the end, as the finished jobs of each rule took; of a rule that has none, as all jobs took."""
+        """Seconds until the end, from the mean of each rule's finished jobs (of all jobs, if the rule has none)."""
         every = [seconds for finished in self.seconds.values() for seconds in finished]
         missing = 0.0
         for rule in self.planned.keys() - {"total"}:
@@ -150,7 +150,7 @@ class Terminal(logging.Handler):
         return missing / max(at_once, 1e-3)
 
     def _failed(self, record: logging.LogRecord, what: str) -> str:
-        """A failed job or, before its jobs, a group that was one job of a cluster."""
+        """The lines for a failed job, or for a failed group (one job of a cluster), which comes before its jobs."""
         logs = getattr(record, "aux_logs", None) or getattr(record, "log", [])
         facts = {"message": getattr(record, "rule_msg", None), **getattr(record, "aux", {})}
         lines = [f"error: {what} failed", *(f"    {key}: {value}" for key, value in facts.items() if value)]
@@ -199,7 +199,7 @@ def measured(path: str | None) -> float | None:
 
 
 def listed(jobs: Iterable[Job]) -> list[str]:
-    """A line, with their number, for the jobs of a rule on a data set that are a full grid of methods and the like."""
+    """One line, with their number, for jobs of a rule on a data set that form a full grid of methods and so on."""
     runs: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for job in jobs:
         runs.setdefault((job.rule, *job.place[:2]), set()).add(job.place[2:])

@@ -17,7 +17,7 @@ FILES = ("dataset.json", "extractor.pt", *(f"{name}.npz" for name in NETWORKS), 
 
 @verbs.command("validate")
 @click.argument("file", type=click.File("rb"), help="The study as JSON; - for standard input.")
-@click.option("--again", is_flag=True, help="What was trained before is trained again.")
+@click.option("--again", is_flag=True, help="Runs that other code trained will be trained again.")
 def validate(file, again: bool) -> None:
     """Check a whole study before any job, and write the study.json that the jobs read.
 
@@ -57,7 +57,7 @@ def validate(file, again: bool) -> None:
 
 
 def _refuse_other_code(study, layout) -> None:
-    """Refuses runs that other code trained: new ones could not share their tables."""
+    """Refuses runs that other code trained: new runs could not be in one table with them."""
     from dpdm import artifacts
     from dpdm.provenance import provenance
 
@@ -112,7 +112,7 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
 
 @verbs.command("tables")
 @study_argument()
-@click.option("--partial", is_flag=True, help="All tables of what is finished by now, into STUDY/partial.")
+@click.option("--partial", is_flag=True, help="Write all tables of the finished runs into STUDY/partial.")
 def tables(study, layout, partial: bool) -> None:
     """Write the tables of results and audits as csv, md, tex and html."""
     from dpdm.report import registry

@@ -76,7 +76,7 @@ class VPrediction(_Parametrisation):
 
 
 class Vp(_Parametrisation):
-    """The VP SDE (Song et al. 2021) with t uniform. Constants very likely the paper's, not printed by it."""
+    """The VP SDE (Song et al. 2021) with t uniform. The paper prints no constants; very likely these are its own."""
 
     kind: Literal["vp"] = "vp"
     beta_d: Positive = 19.9
@@ -98,7 +98,7 @@ class Vp(_Parametrisation):
 
 
 class Ve(_Parametrisation):
-    """The VE SDE (Song et al. 2021): ln sigma uniform. Constants very likely the paper's, not printed by it."""
+    """The VE SDE (Song et al. 2021): ln sigma uniform. The paper prints no constants; very likely these are its own."""
 
     kind: Literal["ve"] = "ve"
     sigma_min: Positive = 0.002

@@ -122,7 +122,7 @@ class Prior(nn.Module):
 
 
 class GaussUNet(UNet):
-    """A U-Net that carries the prior and says nothing at first: its last layer is zero."""
+    """A U-Net with the prior. Its output is 0 at first, since its last layer is zero."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, params: NetworkParams, prior: Prior):
         super().__init__(shape, num_classes, params)

@@ -163,7 +163,7 @@ class Model(NetworkModel):
         """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream.
 
         Raises:
-            UserError: guidance on a model that never learned to go without a label.
+            UserError: guidance on a model that was not also trained without labels.
         """
         chosen, classes = sampler.root, self.facts["num_classes"]
         params = ModelParams.model_validate(self.facts["params"])
@@ -196,7 +196,7 @@ class DPDM:
         check_guidance(sampler.root.guidance, meta.num_classes if params.conditional else 0, params)
 
     def doubts(self, params: Params, sampler: SamplerParams, meta: ImageMeta) -> list[str]:
-        """That the sampler's own error changes the spread of the images."""
+        """A warning if the sampler's own error changes the spread of the images."""
         run = sampler.root
         ratios = samplers.spread(run.run, run.num_sampling_steps + 1)
         if abs(ratios - 1).max() <= SPREAD_TOLERANCE:
@@ -207,7 +207,7 @@ class DPDM:
         ]
 
     def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
-        """K, always; the side of images that the paper has not; and the noise draws per training image."""
+        """K, always; the side of the images, if the paper lacks it; and the noise draws per training image."""
         draws = params.noise_multiplicity * params.dp.expected_batch_size * params.dp.steps / meta.n
         published = PAPER_DRAWS.get((meta.shape[1], params.conditional and meta.num_classes > 1), 32 * 300)
         return (
@@ -233,11 +233,12 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
     """Trains the denoiser's network by DP-SGD; returns the EMA of its weights at the last step.
 
     With `train_only` the mechanism is the same on fewer coordinates: only their gradient is clipped and noised, and all
-    others stay what they were without a look at a record. Noise of one multiplier is smaller in fewer coordinates.
+    other parameters keep their initial values. At the same multiplier, the noise in fewer coordinates has a smaller
+    norm.
 
     With `precision: bf16` the layers compute outputs and per-example gradients in bfloat16. Such a gradient is less
-    exact, and still that of one record. It becomes float32 before its norm is taken; norms, clipping, sums, noise,
-    weights and Adam are those of float32. So one record moves the sum by max_grad_norm at most, as in float32.
+    exact, but still depends on one record only. It becomes float32 before its norm is taken; norms, clipping, sums,
+    noise, weights and Adam are those of float32. So one record moves the sum by max_grad_norm at most, as in float32.
 
     Args:
         classes: number of classes, which is also the null label; 0 for an unconditional network.
@@ -265,7 +266,7 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
 
 
 def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> None:
-    """Raises UserError where a model cannot be guided: it never learned to go with a label, or without one."""
+    """Raises UserError for guidance of a model that was not trained both with labels and without."""
     if guidance > 0 and not (num_classes and params.label_dropout > 0):
         raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
 

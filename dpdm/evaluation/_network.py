@@ -1,6 +1,6 @@
 """Training and applying a classification network: what the extractor and the classifiers share.
 
-On the CPU where nothing else is said: small networks, and equal seeds give equal numbers on every machine of one kind.
+On the CPU by default: the networks are small, and equal seeds give equal numbers on every machine of one kind.
 """
 
 import copy
@@ -25,7 +25,7 @@ _CHUNK = 500  # images per forward pass when applying a network: bounds memory, 
 class Recipe:
     """How a network is trained: Adam, by shuffled batches; the last step is the result.
 
-    A small set is seen for so many steps, but at most for `most_epochs`; a large one for `least_epochs`.
+    A small set is trained on for `steps`, but at most for `most_epochs`; a large one for `least_epochs`.
     """
 
     steps: int
@@ -93,10 +93,10 @@ class EpochRecipe:
     held_out: float = 0.1  # share of every class that judges the epochs, and is not trained on
     cut_every: int | None = None  # epochs after which the rate is multiplied by `cut`; none: a constant rate
     cut: float = 1.0
-    average: float | None = None  # decay per step of the average of the weights that is judged; none: the weights
+    average: float | None = None  # decay per step of averaged weights, which are judged; None: no average
 
     def average_after(self, steps: int) -> float:
-        """The decay of the average at a step; at first it is a short one, so that the initialization is forgotten."""
+        """The decay of the average at a step; it is small at first, so that the initialization is forgotten."""
         return min(self.average, (1 + steps) / (10 + steps))
 
 
@@ -108,10 +108,10 @@ def train_and_select(
     log: Log,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """A network as of the epoch that was best on held-out images of `data` itself, the first one of equals.
+    """The network after the epoch that was best on held-out images of `data` itself; of equal epochs the first.
 
-    `build` makes it, to map images in [-1, 1] to class logits. No other image plays a part; where no class has enough
-    to hold one out, the last epoch is taken. All randomness is of `streams`, and torch's global generators on the CPU
+    `build` makes it, to map images in [-1, 1] to class logits. It sees no other image. If every class is too small to
+    hold an image out, the last epoch is taken. All randomness is of `streams`, and torch's global generators on the CPU
     are left as they were. On a GPU, though, dropout follows no seed, and networks differ a little.
     """
     train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)

@@ -3,13 +3,13 @@
 Nothing is selected on real data. The test labels are read once, to count correct predictions. Three protocols train the
 classifiers. Every number carries its protocol's name: accuracies of different protocols must not share a table row.
 
-    standard      the networks of the paper, trained until they are trained, at the cost of a laptop: Adam under a
-                  one-cycle rate of at most 3e-3, batches of 128; 12 epochs, or 1,000 steps where these are more, but of
-                  the CNN at most 40 epochs; the last step.
+    standard      the networks of the paper, trained long enough at a cost that suits a laptop: Adam under a
+                  one-cycle rate of at most 3e-3, batches of 128; 12 epochs or 1,000 steps, whichever is more, but at
+                  most 40 epochs for the CNN; the last step.
     paper         the networks and the protocol of the paper (Dockhorn et al. 2022; Cao et al. 2021): Adam at 3e-4,
-                  batches of 128, 50 epochs, the epoch being chosen on synthetic images. Its authors judge the epochs by
-                  a second synthetic set and do not shuffle; here a tenth of every class of the one set is held out for
-                  it, and every epoch has its own order.
+                  batches of 128, 50 epochs; synthetic images choose the epoch. Its authors judge the epochs by a second
+                  synthetic set and do not shuffle; here a tenth of every class of the one set is held out, and every
+                  epoch is shuffled.
     dpimagebench  three residual networks (`residual`), as DPImageBench trains them (Gong et al. 2025): Adam at 0.01, a
                   fifth of it after every 20 epochs, batches of 256, 50 epochs, an average of the weights (decay 0.9999)
                   that is judged after every epoch on a twelfth of the synthetic images. The benchmark takes the last
@@ -48,8 +48,8 @@ def measure(
     """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "direction": "higher", "reference": "test", ...}`.
 
     Values are in percent, 0..100, or None where the data set has one class. Classifiers learn from `synthetic`, and
-    each touches `test`, real images and labels, once; equal seeds give equal numbers. UserError for unknown names, sets
-    that do not match, an empty set, or synthetic images of one class only.
+    each is judged once by `test`, real images and labels; equal seeds give equal numbers. UserError for unknown names,
+    sets that do not match, an empty set, or synthetic images of one class only.
     """
     _refuse_empty(test)
     if synthetic.meta.num_classes != test.meta.num_classes:
@@ -72,7 +72,7 @@ def _row(classifier: str, value: float | None) -> dict[str, Any]:
 
 
 def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, test: ImageSet) -> list[dict[str, Any]]:
-    """Accuracy of a classifier that somebody else trained, as the one row of its family, in the form of `measure`.
+    """Accuracy of a classifier that is already trained, as the one row of its family, in the form of `measure`.
 
     `predict` maps uint8 images [n, C, H, W] to classes (int64 [n]). Only this function reads the labels of `test`, real
     images. UserError if CLASSIFIERS has no such `family`, for no test images, and for predictions that are no classes.
@@ -91,7 +91,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
 def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, seed: int, protocol: str) -> np.ndarray:
     """Trains on `synthetic` and predicts the classes (int64 [n]) of uint8 `images` [n, C, H, W].
 
-    Real labels are no argument: nothing in here could be chosen by them. UserError as of `measure`.
+    It gets no real labels, so that they can choose nothing. UserError as of `measure`.
     """
     registry.check(PROTOCOLS, protocol, "protocol")
     build = registry.load(PROTOCOLS[protocol], classifier, f"classifier of protocol {protocol}")

@@ -1,8 +1,8 @@
 """The extractor `efflite`: EfficientNet-Lite0 of ImageNet, the same for all data sets (dpdm/efflite.py).
 
-A distance by these features is comparable across studies and data sets of one number of images. It is no FID, which is
-Inception's. Features are the 320 of the last block, averaged over positions, without the 1,280 of the classifier's
-layer: the covariance of 1,000 images then has full rank.
+Distances by these features are comparable across studies and data sets, for equal numbers of images. They are no FID,
+which uses Inception. Features are the 320 of the last block, averaged over positions, without the 1,280 of the
+classifier's layer: the covariance of 1,000 images then has full rank.
 """
 
 from dataclasses import dataclass

@@ -57,8 +57,8 @@ class SmallCnn(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images [n, C, H, W] -> features float32 [n, FEATURE_SIZE] on the network's device.
 
-        Not negative; `scale` makes their mean square over the training images 1, so that distances have one size
-        whatever the training made of the weights (kid's cubic kernel would otherwise span orders of magnitude).
+        Not negative. `scale` makes their mean square over the training images 1, so that distances of all trained
+        networks have the same scale (otherwise kid's cubic kernel would span orders of magnitude).
         """
         inputs = to_network(images.cpu().numpy())  # the one converter reads NumPy
         return self.scale * self.trunk(inputs.to(self.scale.device))
@@ -67,7 +67,7 @@ class SmallCnn(nn.Module):
 def train_extractor(train_set: ImageSet, test_set: ImageSet, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """Trains one network per seed on real images; the test images only fill in one fact, after the last step.
 
-    They learn to classify the images; where there is one class, they learn to predict an image's rotation. Returns a
+    The networks learn to classify the images, or to predict an image's rotation if there is only one class. Returns a
     state for `artifacts.write_tensors`: `facts` (JSON), `weights` (one per seed), `shape` [C, H, W], `num_classes`.
     UserError for an empty set, sets of different shapes or classes, and images in which nothing can be found.
     """
@@ -138,7 +138,7 @@ def _loaded(path: str | Path, modified: int) -> tuple[list[SmallCnn], dict[str, 
     try:
         networks = []
         for weights in state["weights"]:
-            with torch.random.fork_rng(devices=[]):  # the initialization about to be overwritten draws numbers
+            with torch.random.fork_rng(devices=[]):  # the initialization draws numbers, and is overwritten below
                 network = SmallCnn(tuple(state["shape"]), state["num_classes"])
             network.load_state_dict(weights)
             if not all(value.isfinite().all() for value in network.state_dict().values()):

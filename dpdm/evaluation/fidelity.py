@@ -12,14 +12,14 @@ live on different scales, so every row names its extractor; `direction` says whi
                A real outlier reaches far and may admit nonsense: read it together with fd and recall.
     recall     share of real images within the reach of a synthetic one; 1 is best, about 0 is mode collapse.
 
-kid, precision and recall look at SUBSET_SIZE images of either side at most, a fixed random choice: the cost of the last
-two grows with the square. Where an extractor is several networks, a value is the mean over them, and `spread` is their
-sample deviation. The order of images matters neither to fd nor, where none is left out, to precision and recall
-(relative 1e-9); kid draws its subsets by position.
+kid, precision and recall use at most SUBSET_SIZE images of either side, a fixed random choice, since the cost of
+precision and recall grows with the square of their number. If an extractor has several networks, a value is the mean
+over them, and `spread` is its sample deviation. The order of the images does not change fd (relative 1e-9), nor
+precision and recall if no image is left out; kid draws its subsets by position.
 
-The real side is computed once per data set and extractor (`reference`) and kept: of all images mean and covariance, of
-the chosen ones the features. It was computed from private images without any noise: for evaluation only, and not to be
-published.
+The real side is computed once per data set and extractor (`reference`) and kept: mean and covariance of all images, and
+the features of the chosen ones. It was computed from private images without any noise: for evaluation only, and not to
+be published.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class Metric(NamedTuple):
 
 
 class Extractor(Protocol):
-    """A network, or several, whose features images are compared by.
+    """A network, or several, whose features represent the images.
 
     Args:
         name: in the rows.
@@ -97,7 +97,7 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """One that is trained on a data set's real images: a line of EXTRACTORS with the data set's extractor.pt."""
+    """An extractor trained on a data set's real images: a line of EXTRACTORS, and the data set's extractor.pt."""
 
     name: str
     path: Path
@@ -173,7 +173,7 @@ def measure(
 
 
 def _networks(features: torch.Tensor) -> torch.Tensor:
-    """[k, n, d], of one network too."""
+    """[k, n, d], where k is 1 for one network."""
     return features if features.dim() == 3 else features[None]
 
 

@@ -5,8 +5,8 @@ no training saw. It reads the private images and shows some of them: its numbers
 differential privacy does not cover them.
 
     nearest_ratio  median distance of synthetic images to the training set over that of held-out ones, at most 1; below
-                   1 they are nearer than unseen images: copies, or images that are smoother than real ones.
-                   Noise has 1 too: it says nothing of quality.
+                   1 they are nearer than unseen images: copies, or images that are smoother than real ones. Noise has
+                   1, too: the ratio does not measure quality.
 """
 
 import io

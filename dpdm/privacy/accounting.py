@@ -23,7 +23,7 @@ from dpdm.specs import Accountant
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
 SMALLEST_DELTA = 1e-12  # below, the double precision of the PRV and PLD accountants is not enough
 SENSITIVITIES = (1e-30, 1e30)  # beyond, the grid to which a release is rounded could leave the range of float64
-LARGEST_EPSILON = 1000.0  # of a budget; ten times as much is still accounted for, and beyond it epsilon is called inf
+LARGEST_EPSILON = 1000.0  # of a budget; PRV and PLD go up to ten times as much, and give inf above
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def epsilon_spent(events: Iterable[Event], delta: float, accountant: Accountant)
     error interval. PLD: Google's dp-accounting, with pessimistic discretization.
 
     Returns:
-        At least 0, which it is without events. inf if an event has no noise or next to none, and under PRV and PLD
-        where RDP says more than 10,000: they do not resolve that.
+        At least 0; 0 without events. inf if an event has almost no noise. PRV and PLD also return inf if RDP finds more
+        than 10,000, which they do not resolve.
 
     Raises:
         UserError: the accountant is unknown, or could not account for these events.
@@ -184,12 +184,12 @@ def _epsilon_by(accountant: Accountant) -> Callable[[Sequence[Part], float], flo
 def budget_shares(events: Sequence[Event], delta: float) -> dict[str, dict[str, float]]:
     """What part of the budget each event has, by its name and accountant ("rdp", "prv"); each adds up to 1.
 
-    RDP: of the Renyi divergence of all, at the order that gives epsilon. PRV: of mu^2, where mu is that of the Gaussian
-    release that costs as much as the event; exact for Gaussian releases.
+    RDP: the event's part of the total Renyi divergence, at the order that gives epsilon. PRV: its part of the total
+    mu^2, where mu is that of a Gaussian release with the epsilon of the event; exact for Gaussian releases.
 
     Returns:
-        Nothing for one event, for the parts of one training, or where an accountant says that no epsilon is
-        spent, or an infinite one.
+        An empty dict for one event, for the parts of one training, or if an accountant finds an epsilon of 0 or
+        infinity.
     """
     owners = {event.name.rpartition(".")[0] for event in events}  # a generator, its teacher, the stages of its start
     several = len(owners) > 1 or (len(events) > 1 and any(event.mechanism == "gaussian" for event in events))
@@ -222,12 +222,12 @@ def _shares(events: tuple[Event, ...], delta: float) -> dict[str, dict[str, floa
 
 
 def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> tuple[Mechanism, ...]:
-    """The plan with the noise of all fixed that has a share of the budget, where something is left to be calibrated.
+    """The plan with fixed noise for every mechanism with a share of the budget, if others are left to calibrate.
 
-    Of a plan with a mechanism of many steps, a one-shot release with share s (`Mechanism.gaussian`) has 1/sqrt(s) times
-    the noise multiplier of one release that spends the whole budget, whatever the steps of the other mechanism are.
-    Steps that have a `share` cost as much as such a release does at the budget's delta. `calibrate` finds the
-    noise of the others for what is left. A plan of only releases is returned as it is.
+    If a plan has a mechanism of many steps, a one-shot release with share s (`Mechanism.gaussian`) has 1/sqrt(s) times
+    the noise multiplier of one release that spends the whole budget. A mechanism of many steps with a `share` costs as
+    much as such a release at the budget's delta. `calibrate` finds the noise of the others for what is left. A plan of
+    releases only is returned unchanged.
 
     Raises:
         UserError: see `calibrate`; or nothing is left to the others.
@@ -255,7 +255,7 @@ def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -
 
 
 def _noise_of_share(mechanism: Mechanism, whole: float, budget: Budget, accountant: Accountant) -> float:
-    """The noise multiplier that its share of the budget gives; `whole` is that of a release of the whole budget."""
+    """The noise multiplier by a mechanism's share of the budget; `whole` is that of a release with the whole budget."""
     if mechanism.share is None or not whole:
         return whole * mechanism.noise_ratio
     part = Mechanism.gaussian("part", mechanism.share).event(whole)
@@ -264,10 +264,10 @@ def _noise_of_share(mechanism: Mechanism, whole: float, budget: Budget, accounta
 
 
 def calibrate(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> float:
-    """The noise scale at which the whole `plan` costs at most `budget`, under all that an audit will ask.
+    """The noise scale at which the whole `plan` costs at most `budget`, under every accountant that an audit checks.
 
-    These are `accountant`, PRV and PLD. Under the one of them that says most, the plan costs at least 0.999 of the
-    budget's epsilon: that is `accountant`, unless the error intervals of two tight ones part them.
+    These are `accountant`, PRV and PLD. The largest of their epsilons is at least 0.999 of the target. Usually it is
+    that of `accountant`; PRV and PLD can differ within their error intervals.
 
     Returns 0 for epsilon = inf or an empty plan. The scale that is returned was checked under all three.
 
@@ -319,8 +319,8 @@ def _least_scale(plan: tuple[Mechanism, ...], budget: Budget, accountant: Accoun
         high *= factor
         if high > 2**40:
             raise UserError(
-                f"accountant {accountant} certifies epsilon = {target:g} at delta = {budget.delta:g} for no amount of "
-                f"noise; choose a larger epsilon" + (", or accountant pld" if accountant != "pld" else "")
+                f"accountant {accountant} reaches epsilon = {target:g} at delta = {budget.delta:g} with no amount of "
+                "noise; choose a larger epsilon" + (", or accountant pld" if accountant != "pld" else "")
             )
     low = high / factor
     while (above := _cost(plan, low, budget.delta, accountant)) <= target:

@@ -4,8 +4,8 @@ A generator's loss on real data reaches its weights only through the images it g
 whole block of generated images is clipped jointly, noised, and back-propagated through the generator as
 post-processing: DP-Sinkhorn (Cao et al. 2021), GS-WGAN (Chen et al. 2020).
 
-The block's gradient may be any function of the records drawn, hence adding or removing one of them can turn a clipped
-block into its opposite: the sensitivity is twice the clip norm.
+The block's gradient may be any function of the records drawn. So adding or removing one of them can flip the sign of a
+clipped block, and the sensitivity is twice the clip norm.
 """
 
 import copy
@@ -87,9 +87,9 @@ class BlockStep(Step):
 class BlockGradients(PrivateLoop[BlockStep]):
     """Iterates over exactly `params.steps` private steps. Made by `PrivateData.block_gradients`.
 
-    With shards, what `prepare` made of a shard (a critic trained on it) stays in here, and every step gets a fresh
-    copy: nothing that a step does to it may reach a later one. For which shards were drawn before is secret, and only
-    when a step depends on the past only through its releases do the steps compose as the accountant assumes.
+    With shards, the state that `prepare` made for a shard (a critic trained on it) stays here, and every step gets a
+    fresh copy: no change by a step may reach a later one. Which shards were drawn before is secret, and the accountant
+    assumes that a step depends on the past only through its releases.
     """
 
     step_type = BlockStep
@@ -105,10 +105,10 @@ class BlockGradients(PrivateLoop[BlockStep]):
             self._shard_of = (self._rng.uniform("shards", count=self._n) * params.shards).astype(np.int64)
 
     def check(self, fakes: Tensor, gradient: BlockGradient, index: int) -> None:
-        """Tries `gradient` on random records: again the same ones, after others, must give the same.
+        """Tries `gradient` on random records, on others, and on the first ones again, which must give the same result.
 
-        One that remembers (a critic that goes on learning) makes later releases depend on who was drawn before, which
-        is secret, and which no accountant here covers.
+        If it remembers records (a critic that goes on learning), later releases depend on earlier secret draws, which
+        no accountant here covers.
         """
         if not callable(gradient):
             raise UserError(f"a block's gradient must be a function of fakes, images and labels, got {gradient!r}")
@@ -128,8 +128,8 @@ class BlockGradients(PrivateLoop[BlockStep]):
                 raise UserError(f"a block's gradient must be a dense tensor, got {got}")
         if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num()):
             raise UserError(
-                "the gradient remembers records: called again with the same random ones, it gives something else; let "
-                "it change nothing that outlives it (train a copy of a critic), and draw from torch's default generator"
+                "the gradient remembers records: called again with the same random records, it gives another result; "
+                "let it keep nothing between calls (train a copy of a critic), and draw from torch's default generator"
             )
         self._passed = True
 

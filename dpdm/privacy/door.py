@@ -41,8 +41,8 @@ class PrivateData(NoCopy):
         accountant: "rdp", "prv" or "pld", for the calibration.
         rng: the streams of sampling and DP noise.
         ledger: where releases are written; must be empty.
-        processes: among whom DP-SGD parts its batches, and where this one computes; the other mechanisms do all
-            their work in each of them.
+        processes: DP-SGD splits its batches among them, and this one computes on its device; other mechanisms do all
+            their work in every process.
         checkpoint: where long mechanisms save their state, and continue from.
     """
 
@@ -74,7 +74,7 @@ class PrivateData(NoCopy):
         self._served: set[str] = set()
 
     def noise_multiplier(self, name: str) -> float:
-        """The noise multiplier that the planned mechanism `name` will use: public, free to adapt to."""
+        """The noise multiplier that the planned mechanism `name` will use: public, so that a method may adapt to it."""
         return self._planned(name).noise_at(self._noise_scale)
 
     def release_sum(self, name: str, statistic: Statistic, l2_bound: float) -> Tensor:
@@ -83,10 +83,9 @@ class PrivateData(NoCopy):
         Args:
             name: a planned Gaussian mechanism.
             statistic: maps images (float in [-1, 1], [1, C, H, W]) and labels (int64, [1]) to [1, ...], of any real
-                dtype. It is shown one record at a time, vectorized by `torch.func.vmap` where that can be: written for
-                a batch, it gives every record what it would give a batch of one. What it draws (from torch's default
-                generator) is drawn per record.
-            l2_bound: the sensitivity, as planned: no record moves the sum further; clipping to it happens here.
+                dtype. It sees one record at a time, vectorized by `torch.func.vmap` if possible: code written for
+                batches sees batches of one. Its draws (from torch's default generator) are independent per record.
+            l2_bound: the sensitivity, as planned; the door clips each record's vector to it.
 
         Returns:
             float64 tensor of the statistic's shape without its first axis, plus N(0, (z * l2_bound)^2).
@@ -277,10 +276,10 @@ class _PerRecord:
         self._vectorized = True
 
     def rehearse(self, meta: ImageMeta, device: torch.device) -> torch.Size:
-        """Calls the statistic on random records, one again after another; returns the shape of what it says of each.
+        """Calls the statistic on a random record, on another, and on the first again; returns the shape of its result.
 
         Raises:
-            UserError: it remembers records, in what it says or in a buffer of a module that it holds.
+            UserError: it remembers records: the result changes, or a buffer of a module that it holds.
         """
         images, labels = random_records(2, meta, "statistic", device)
         held = [value for value in (self._statistic, *held_by(self._statistic)) if isinstance(value, nn.Module)]
@@ -293,13 +292,13 @@ class _PerRecord:
             and all(map(torch.equal, before, after))
         ):
             raise UserError(
-                f"{self._name}: its statistic remembers records: called again with the same random record, it says "
-                "something else, or a buffer of a module has changed; let it keep nothing from one call to the next"
+                f"{self._name}: its statistic remembers records: called again with the same random record, it gives "
+                "another result, or a buffer of a module has changed; let it keep nothing from one call to the next"
             )
         return first.shape[1:]
 
     def vectors(self, images: Tensor, labels: Tensor, start: int) -> Tensor:
-        """float64 [b, ...]: what the statistic says of each record; `start` is the first one's number."""
+        """float64 [b, ...]: the statistic of each record; `start` is the number of the first one."""
         if self._vectorized:
             try:
                 with self._rng.torch_default("draws", start):

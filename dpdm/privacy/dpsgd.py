@@ -19,10 +19,10 @@ from dpdm.privacy.noise import noised
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.processes import Processes
 
-# Per-example gradients are clipped to this share less than max_grad_norm, which pays for rounding. With u = 2^-24, the
-# norm is off by at most 512 u = 2^-15 of itself (squares summed in float32 over 1,024 numbers, then in float64), and
-# a sum of SUMMED gradients in float32 by 2^6 u = 2^-18 of the clip norm, on each of two neighboring data sets; all
-# other sums are in float64.
+# Per-example gradients are clipped to max_grad_norm (1 - ROUNDING), which leaves room for rounding. With u = 2^-24, the
+# norm is off by at most 512 u = 2^-15 of itself (squares summed in float32 over 1,024 numbers, then in float64), and a
+# sum of SUMMED gradients in float32 by 2^6 u = 2^-18 of the clip norm, on each of two neighboring data sets; all other
+# sums are in float64.
 ROUNDING = 2.0**-14
 NORM_BLOCK, SUMMED = 1024, 8
 WHOLE = 2**22  # numbers that are copied to float64 at once; more would cost more time than the sums themselves
@@ -55,7 +55,7 @@ class DpSgdParams(Strict):
     max_grad_norm: Positive = Field(description="L2 norm to which each example's gradient is clipped")
     max_physical_batch_size: Count = Field(
         512,
-        description="examples per backward pass: limits memory; the guarantee does not depend on it, random draws can",
+        description="examples per backward pass: limits memory; random draws can depend on it, the guarantee does not",
     )
 
     def mechanism(self, name: str, n: int, noise_ratio: float = 1.0) -> Mechanism:
@@ -139,7 +139,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         """What `DpSgdStep.update` says; the step was counted before."""
         batch = self._draw(index)
         total = self._clipped_sum(row_losses, len(batch), lambda chunk: self._images(batch[chunk]), "private", index)
-        # Every process draws the same noise and adds it to the same sum: once, wherever the weights are looked at.
+        # Every process draws the same noise and adds it to the same sum, so that all processes get the same weights.
         total = noised(total, self.declared.noise_multiplier * self.declared.sensitivity, self._rng, "noise", index)
         # Constant numbers of rows, never the number drawn: that is secret.
         rows = self.params.expected_batch_size

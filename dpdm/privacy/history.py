@@ -28,7 +28,7 @@ def history_of(events: Iterable[Event]) -> tuple[Part, ...]:
         if event.steps == 0:
             continue
         categorical = event.mechanism == "categorical_subsampled_gaussian"
-        # Neither more noise nor a lower rate than these, which arithmetic bears: that can only raise epsilon.
+        # The arithmetic needs an upper limit of the noise and a lower one of the rate: they can only raise epsilon.
         part = Part(min(event.noise_multiplier, 1e12), max(event.sample_rate, 1e-15), event.steps, categorical)
         if part.sample_rate == 1 and part.noise_multiplier >= NO_NOISE:
             precision += part.steps / part.noise_multiplier**2

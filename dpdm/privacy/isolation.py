@@ -1,10 +1,10 @@
 """The swap test: a record's gradient must not depend on the other records of its batch.
 
 DP-SGD's sensitivity is one clip norm only where every record acts only on its own gradient. Batch statistics, mixup,
-negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records, or rows laid out in
-another order than draw-major break that, and no layer shows it. So the loss is tried on random images: other records
-are replaced, left out, or come before it, at equal draws, and a record's gradient must stay. The images are public; the
-private ones are never looked at.
+negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records, or rows in another
+order than draw-major break that, and a look at the layers does not show it. So the loss is tried on random images with
+equal draws: other records are replaced, left out, or come before, and the gradient of a record must stay the same. The
+test never looks at the private images.
 """
 
 import time
@@ -21,8 +21,8 @@ from dpdm.errors import UserError
 from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.rng import Streams
 
-TOLERANCE = 1e-4  # of the gradient's norm; records on their own give 0 or a rounding
-SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round otherwise
+TOLERANCE = 1e-4  # of the gradient's norm; without mixing the change is 0 or a rounding error
+SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round differently
 SIZES = (3, 8, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
 SECONDS = 0.4
 
@@ -32,7 +32,7 @@ SHARP, GREY, SOFT = (4.0, 1.0), (0.02, 0.5), (0.5, 1.0)
 
 
 class SwapTest:
-    """Runs the test where it has to be run.
+    """Runs the test when it is due.
 
     In full before the first step, and when the code of the loss, or the kind, mode or a flag of a module changes. In
     brief at steps 1, 2, 4, 8, ..., for what changes later: a schedule in the loss, a memory that fills.
@@ -143,7 +143,7 @@ class SwapTest:
 
 
 def is_due(step: int) -> bool:
-    """Whether what passed a trial before is tried again at this step: at 1, 2, 4, 8, ..."""
+    """Whether a loss or gradient that passed before is tried again at this step: at 1, 2, 4, 8, ..."""
     return step > 0 and step & (step - 1) == 0
 
 

@@ -77,9 +77,9 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
 
 
 def _create(path: Path, text: str) -> None:
-    """Never readable by others, not even for a moment; complete and on the disk before it is seen under its name.
+    """Makes the file of a key: never readable by others, and complete on the disk before it has its name.
 
-    Of two commands at once one wins, and the other finds that one's key: a link, unlike a rename, replaces nothing.
+    If two commands run at once, one makes the key and the other reads it: a link, unlike a rename, replaces nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
@@ -95,8 +95,8 @@ def _create(path: Path, text: str) -> None:
 
 
 def _drop_temporaries(path: Path) -> None:
-    """Other names of the key, of a command killed before it dropped its own: they would outlive the key."""
+    """Removes other names of the key, which a killed command left: they would outlive the key."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
-        with contextlib.suppress(FileNotFoundError):  # its command, still alive, was quicker
+        with contextlib.suppress(FileNotFoundError):  # its command is alive and removed it first
             if other.samefile(path):
                 other.unlink()

@@ -13,7 +13,7 @@ from dpdm.specs import Accountant
 
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
-VERSION = 2  # of the ledger's form; 1 was without a version, named add_or_remove_one, and did not say shape and noise
+VERSION = 2  # of the ledger's form; version 1 had no such key, said add_or_remove_one, and lacked shape and noise
 # n is public: of two neighboring data sets of n records, one has a record that contributes nothing to any release.
 NEIGHBOURING_RELATION = "zero_out"
 NOISES = ("repeatable", "secret")
@@ -66,7 +66,7 @@ class Event:
 
 @dataclass
 class Ledger:
-    """What one run released about its `n` training records, and what it had been allowed to.
+    """What one run released about its `n` training records, and its budget.
 
     Grows only through `append` and `count_step`, both called inside `dpdm.privacy` before a release is
     handed out.
@@ -183,6 +183,6 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _seal(facts: Mapping[str, Any]) -> str:
-    # Guards against slips and half-hearted edits. Whoever rewrites events and seal together still cannot
-    # lower epsilon below what those events cost: the audit derives it from them.
+    # Guards against slips and partial edits. Whoever rewrites events and seal together still cannot lower epsilon below
+    # what those events cost: the audit derives it from them.
     return sha256_of(json.dumps(facts, sort_keys=True, allow_nan=True).encode())

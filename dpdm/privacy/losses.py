@@ -14,7 +14,7 @@ from scipy import signal, special
 
 
 def by_tilt(composed: Callable[[float], tuple[float, float]], order: float, steps: int, delta: float) -> float:
-    """Epsilon by the first tilt whose rounding does not count: the one that fits `order`, others, or none.
+    """Epsilon by the first tilt with a negligible rounding error: the one for `order`, then others, then none.
 
     Args:
         composed: maps theta to epsilon, and to the logarithm of what all masses together were divided by.

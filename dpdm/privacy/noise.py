@@ -32,7 +32,7 @@ GRID_BITS = 20  # a release is rounded to a power of two at most this many bits 
 
 
 class NoCopy:
-    """What must exist once: a copy would release with the same noise again, and no event."""
+    """Base of what must not be copied: a copy would release with the same noise again, and without an event."""
 
     def __copy__(self, *_: Any) -> None:
         raise UserError(

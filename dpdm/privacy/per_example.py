@@ -192,14 +192,14 @@ class PerExampleGradients:
                 vars(holder).clear()
                 vars(holder).update(before)
         _check_finite(losses)
-        if losses.requires_grad:  # by a way that does not lead through the module's own names
+        if losses.requires_grad:  # by a path that does not go through the module's attributes
             with _explained(self.module):
                 outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)
             self._refuse_outside(outside)
         return [gradient.detach() for gradient in gradients]
 
     def _refuse_outside(self, outside: Sequence[Tensor | None]) -> None:
-        """Raises where autograd found a way to a parameter that is not the engine's."""
+        """Raises if autograd found a path to a parameter that the engine does not see."""
         lost = {id(p) for p, gradient in zip(self._parameters, outside, strict=True) if gradient is not None}
         for name, layer in self.module.named_modules():
             for key, p in layer._parameters.items():
@@ -216,7 +216,7 @@ class PerExampleGradients:
 
 
 def validate(module: nn.Module) -> dict[str, nn.Module]:
-    """Refuses what no per-example gradient is right for, by flags; nothing is computed. Returns all layers by name.
+    """Refuses layers without right per-example gradients, by types and flags. Returns all layers by name.
 
     Batch norm with running statistics passes in eval mode: there it is a fixed function of one row.
 
@@ -252,7 +252,7 @@ def _unfit(layer: nn.Module) -> str | None:
     if any(p.is_quantized or (p.requires_grad and p.is_complex()) for p in _own(layer)):
         return "its parameters are quantized or complex; train real floating-point ones"
     if isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return "it parts the batch itself; give the module inside, the harness parts batches among processes"
+        return "it parts the batch itself; give the module inside it: the harness splits batches among processes"
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is TorchScript, whose layers cannot be reached; give the module that it was made from"
     if any(kind.__name__ == "OptimizedModule" for kind in type(layer).__mro__):
@@ -303,7 +303,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 class _BrokenUnit(RuntimeError):
-    """Of ours, to be passed on as it is."""
+    """Our own error, to be passed on unchanged."""
 
 
 @contextmanager
@@ -329,8 +329,8 @@ def _explained(module: nn.Module, everywhere: bool = True) -> Iterator[None]:
 def _state_unchanged(module: nn.Module, before: dict[str, nn.Module]) -> Iterator[None]:
     """Refuses a forward pass that changes tensors of the module, and puts all but parameters back whatever happens.
 
-    What a pass over private images leaves there is a release outside the ledger. Seen are buffers, parameters, and
-    plain attributes that are tensors or lists, tuples, sets and dicts of tensors; numbers and other objects are not.
+    Such a change by private images is a release outside the ledger. The check sees buffers, parameters, and plain
+    attributes that are tensors or lists, tuples, sets and dicts of tensors. It does not see numbers and other objects.
     """
     names = {layer: name for name, layer in before.items()}
     states = {layer: _State(layer) for layer in names}
@@ -416,7 +416,7 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(eq=False)
 class _Batch:
-    """What the fast functions know of the backward pass under way.
+    """What the fast functions know of the current backward pass.
 
     Attributes:
         k: K, rows per example.
@@ -439,8 +439,8 @@ class _Batch:
 
 
 def _is_fast(layer: nn.Module) -> bool:
-    # Another parametrization (spectral or weight norm) hides the real weight behind other names; a forward on
-    # the instance is somebody else's.
+    # Another parametrization (spectral or weight norm) hides the real weight behind other names; a `forward` on the
+    # instance is not the layer's own.
     return type(layer) in _FAST and set(layer._parameters) <= {"weight", "bias"} and "forward" not in vars(layer)
 
 
@@ -454,8 +454,8 @@ def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) ->
             "first axis: what is folded into that axis would be clipped piece by piece; keep it on another one"
         )
     out = _computed(layer, batch, input, *args, **kwargs)
-    # A compiled function has a backward pass that was traced, and leaves nothing in the batch. What raises while it is
-    # traced runs again untraced, but with the functions below compiled one by one.
+    # A compiled function has a traced backward pass, which adds nothing to the batch. If tracing raises an error, the
+    # function runs again untraced, but the functions below are then compiled one by one.
     if torch.compiler.is_compiling() or (out.requires_grad and getattr(out.grad_fn, "batch", None) is not batch):
         raise UserError(
             f"{batch.names[layer]} is compiled, where its per-example gradient is lost; leave out torch.compile"

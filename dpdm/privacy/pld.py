@@ -44,7 +44,8 @@ def _interval(history: Sequence[Part], delta: float, epsilon: float) -> float:
     """The grid of losses: about 0.1 % of epsilon, unless `MAX_POINTS` bind.
 
     Connecting dots h apart adds up to h^2 / 4 to the variance of one step's loss. With V the total loss's variance,
-    epsilon is near V / 2 + sqrt(2 V log(1 / delta)), hence grows by the share 0.002 where T h^2 is what is returned.
+    epsilon is near V / 2 + sqrt(2 V log(1 / delta)). With the interval h that is returned, it grows by about 0.2 % at
+    most.
     """
     steps = sum(part.steps for part in history)
     fine = math.sqrt(0.016 / (steps * (epsilon + 2 * math.log(1 / delta)))) * epsilon

@@ -23,13 +23,13 @@ DELTA_SHARE = 1e-3  # of delta, for the error of the tails: Opacus' choice
 def epsilon(history: Sequence[Part], delta: float) -> float:
     """The upper end of the error interval of epsilon at `delta`.
 
-    The error is half a per cent of epsilon up to 2, 0.01 up to 5, a fifth of a per cent above, and larger only where
-    `MAX_POINTS` bind.
+    The error is 0.5 % of epsilon for epsilon up to 2, 0.01 up to 5, and 0.2 % above. It is larger only if `MAX_POINTS`
+    limits the grid.
     """
     whole, order = best_rdp(history, delta)
     steps, delta_error = sum(part.steps for part in history), DELTA_SHARE * delta
     fineness = math.sqrt(steps * math.log(12 / delta_error) / 2)
-    # The domain (theorem 5.5): neither the sum of the losses nor one of them leaves it but with these masses, by RDP.
+    # The domain (theorem 5.5): by RDP, the sum of the losses and each single loss leave it with at most these masses.
     one = [largest_loss([part._replace(steps=1)], delta_error / (8 * steps)) for part in history]
     reach = max(largest_loss(history, delta_error / 8), *one)
     wanted = max(0.002 * whole, min(0.005 * whole, 0.01))

@@ -46,10 +46,10 @@ def largest_loss(history: Sequence[Part], mass: float) -> float:
 
 
 def _totals(history: Sequence[Part], extra: np.ndarray) -> dict[int, float]:
-    """Renyi divergence of a history by index of the order: at the order where it is least with `extra`, and at others.
+    """Renyi divergence of a history by index of the order: where its sum with `extra` is least, and at others.
 
-    All orders would take half a second. But the divergence does not fall as the order grows, so that one order bounds
-    it at all larger ones. No order is needed for safety: each gives a bound.
+    All orders would take half a second. But the divergence does not fall as the order grows, so its value at one order
+    is a lower bound for all larger orders. It is safe to skip an order: each order gives a bound of epsilon.
     """
     totals: dict[int, float] = {}
     floor, best = np.zeros(len(ORDERS)), math.inf

@@ -50,7 +50,7 @@ class _Metric(_Row):
     commit: str
     code: str
     public_data: str = ""  # that the method learnt from, by its audit
-    departures: str = ""  # in what its run is not the published one, by its audit: parts with ", " between them
+    departures: str = ""  # how its run differs from the published method, by its audit: parts with ", " between them
     spread: _Number = math.nan  # of `value`, where it is a mean over several extractors: their standard deviation
 
 
@@ -104,11 +104,11 @@ JOBS = "jobs.csv"  # of kept results: their TIMES by JOB_KEYS
 JOB_KEYS = ("machine", "rule", "dataset", "method")
 TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 
-OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks where all their cells are empty
+OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks if all their cells are empty
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DAMAGED = "the file is damaged or of another version: make it again with `snakemake --forcerun {}`"
-_RULES = {  # that make a file of scores; a table has the scores in this order of the files
+_RULES = {  # by file of scores the rules that make it; a table has the scores in this order
     "fidelity.json": "score score_anchor",
     "inception.json": "score_inception score_inception_anchor",
     "utility.json": "score score_anchor score_classifier",
@@ -118,21 +118,22 @@ _RULES = {  # that make a file of scores; a table has the scores in this order o
 def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads all score files, `audits/*.json` and `attacks/*.json` in the folders.
 
-    Results outside the study's grid are left out, as are those by Inception where the study asks for no FID. Missing
-    ones are no error: see `holes`. `delta`, `accountant`, `public_data` and `departures` of a score are its audit's,
-    and `departures` also says how its images were smoothed.
+    Results outside the study's grid are left out; so are the scores by Inception if the study has no `fid`. Missing
+    results are no error: see `holes`. `delta`, `accountant`, `public_data` and `departures` of a score are from its
+    audit; `departures` also says how its images were smoothed.
 
     Args:
-        study: whose grid decides what is kept and in which order, and which says what one table may mix.
-        folders: searched recursively, or single files, which need not be there; one inside another is read once.
+        study: its grid decides what is kept, and in which order; it also says what one table may mix.
+        folders: searched recursively, or single files, which may be missing; a file in several of them is read once.
 
     Returns:
         Metrics (columns METRICS, one row per run, sampler, metric and reference) and audits (columns AUDITS, one row
         per run and event, with the attack on its cell; a run without events has one row with an empty mechanism).
 
     Raises:
-        UserError: a file is malformed, a result is there twice, it was trained or judged otherwise than the study says,
-            code versions or weights of Inception are mixed, or, whatever is allowed, protocols within one cell.
+        UserError: a file is malformed; a result exists twice, or was trained or judged otherwise than the study says;
+            code versions or weights of Inception are mixed; or the seeds of one cell have several protocols, which is
+            never allowed.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
@@ -196,7 +197,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 
 
 _TWICE = "one {kind} is there twice, in {first} and in {second}; delete one of them"
-_ONE = {  # what one owner must have one value of
+_ONE = {  # kinds of which one owner must have only one value
     **dict.fromkeys(["score", "audit", "attack"], _TWICE),
     "method": "{second}: runs of {owner} were made by different versions of its code ({one} and {two}); redo them with "
     "`snakemake --forcerun train`, or set `allow_mixed_code: true` in the study",
@@ -231,7 +232,7 @@ def _parsed(kind: type[BaseModel], row: Mapping[str, Any], where: str, fix: str)
 
 
 def _trained(path: Path, run: Mapping[str, Any], specs: Mapping[Coordinates, RunSpec]) -> Coordinates | None:
-    """The coordinates of an audited or attacked run; None where the study does not have it."""
+    """The coordinates of an audited or attacked run; None if the study does not have the run."""
     if missing := [key for key in ("coordinates", "recipe", "provenance") if key not in run]:
         raise UserError(f"{path} lacks the key {missing[0]!r}; make it again with `snakemake --forcerun audit`")
     c = parse_params(Coordinates, run["coordinates"], str(path))
@@ -299,7 +300,7 @@ def _result_files(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def _other_evaluation(c: Coordinates, content: Mapping[str, Any], study: Study) -> str:
-    """What is wrong with scores from before the study was edited, where Snakemake's own notes of it were lost."""
+    """Why scores do not fit the study, as after an edit that Snakemake has no record of; "" if they fit."""
     place, expected, protocol = _place(c), study.evaluation, content.get("protocol", "")
     if protocol not in ("", DIRECT, expected.protocol) and not study.allow_mixed_protocols:
         return (
@@ -373,7 +374,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
 
 
 def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
-    """Every job below `folder` of what the study still has, from Snakemake's `benchmark:` files, plain or extended.
+    """The jobs below `folder` that the study still has, from Snakemake's `benchmark:` files, plain or extended.
 
     Returns:
         Columns BENCHMARKS: seconds of wall time, peak resident memory in MB (NaN where Snakemake could not measure it),
@@ -403,7 +404,7 @@ def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
 
 
 def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataFrame, float]:
-    """What all jobs took, by JOB_KEYS, with those of a restored jobs.csv; and `clock_seconds`, NaN of restored ones."""
+    """What all jobs took, by JOB_KEYS, and `clock_seconds`; a restored jobs.csv is added, and makes the latter NaN."""
     ours, restored = read_benchmarks(layout.benchmarks, study).assign(machine=machine), Path(layout.root, JOBS)
     if not restored.exists():
         return add_jobs([ours], JOB_KEYS), clock_seconds(ours)
@@ -413,8 +414,8 @@ def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataF
 def clock_seconds(benchmarks: pd.DataFrame) -> float:
     """Seconds by the clock in which at least one job ran: a study's time from start to end without its pauses.
 
-    Each job ended when its file was written. In a copied folder all files are of one moment: NaN, as all jobs follow
-    another, so that their ends are further apart than the longest job is long.
+    A job ends when its file is written. In a copied folder all files have the same time, which gives NaN: jobs that ran
+    here follow each other, so their ends differ by more than the longest job takes.
     """
     jobs = benchmarks.dropna(subset=["seconds"])
     if not jobs["ended"].max() - jobs["ended"].min() >= jobs["seconds"].max():

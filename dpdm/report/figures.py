@@ -47,7 +47,7 @@ STYLE = {
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
-# By color of a light page the one of a dark page, which an SVG takes where its reader prefers dark.
+# For each color of a light page that of a dark page, which an SVG uses if its reader prefers dark pages.
 DARK = {
     "#000000": "#ffffff", "#333333": "#d5d6d8", "#555555": "#b5b8bd", "#666666": "#85888e", "#e3e3e3": "#33373d",
     "#0072b2": "#4ba3d9",
@@ -55,7 +55,7 @@ DARK = {
 ANCHOR_LOOKS = {name: {"color": "#555555", "ls": ls, "lw": 1.2} for name, ls in (("real", "--"), ("label_only", ":"))}
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
 WORTH = 50  # per cent: an accuracy axis begins here where more than three quarters of its points are above
-FAR = 20  # per cent below the lowest point, and further than half of what the points span: an anchor that is not drawn
+FAR = 20  # per cent: an anchor so far below the lowest point, and half of the points' range, is not drawn
 
 # Sample grids are laid out in points of 1/100 inch and saved at twice that, so that pixels stay whole.
 UNITS, DPI = 100, 200
@@ -90,7 +90,7 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
 
 
 def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], abreast: int) -> None:
-    """Looks by label, at most `abreast` in a row, below all panels."""
+    """A legend below all panels: looks by label, at most `abreast` in a row."""
     if looks:
         handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast), handlelength=3.5)
@@ -116,9 +116,9 @@ def curves(material: Material) -> Figure:
 def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
-    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last.
-    The dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the
-    private images have the last panel. Looks go by the whole of `metrics`, so that all datasets of a study agree.
+    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. The
+    dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the private
+    images have the last panel. Looks follow from the whole of `metrics`, so that all datasets of a study have the same.
     """
     chosen = metrics[metrics["dataset"] == dataset]
     looks, labels = method_looks(metrics), tables.ANCHOR_LABELS | tables.method_labels(chosen)
@@ -344,9 +344,8 @@ def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
 def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Wins:
     """Compares generators in pairs, over the cells (dataset, finite epsilon, seed) that both have.
 
-    A tie counts half for each. A value that could not be computed (NaN) loses, and two of them are no contest. Two
-    samplers of one method are no rivals. Classifiers and anchors do not take part, nor does epsilon = inf: it is no
-    setting to choose. `columns`: by dataset, the metric to compare by.
+    A tie counts half for each. NaN loses against a number; two NaNs do not count. Two samplers of one method are not
+    compared. Classifiers, anchors and epsilon = inf are left out. `columns`: by dataset, the metric to compare by.
     """
     signs = {(dataset, *c.key): c.sign for dataset, c in columns.items()}
     keys = zip(*(metrics[name] for name in ("dataset", "metric", "extractor", "reference")), strict=True)
@@ -435,7 +434,7 @@ def parameter_figure(material: Material) -> Figure:
 
 
 def _points(sweep: Sweep, dataset: str) -> dict[tuple[float, str], dict[tuple[str, str], float]]:
-    """By line, lower epsilons first, the number that each method and sampler on it has on one dataset."""
+    """By line (lower epsilons first) the varied number of each method and sampler on one dataset."""
     points: dict[tuple[float, str], dict[tuple[str, str], float]] = {}
     for (where, epsilon, line, method, sampler), value in sweep.values.items():
         if where == dataset:

@@ -53,7 +53,7 @@ def render_report(
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
         published: what `read_published` returned; if left out, so are its section and the paper's tables.
-        described: by impl and header, more columns of the table of methods; what names arXiv leads there.
+        described: by impl and header, more columns of the table of methods; an arXiv number becomes a link.
 
     Raises:
         UserError: a figure cannot be read, or a table of the paper cannot be made (see `paper_table`).
@@ -131,9 +131,9 @@ def render_report(
 
 
 def _results(metrics: pd.DataFrame, dataset: str) -> list[tuple[str, int]]:
-    """What methods are compared by, accuracies first, then the other metrics: each table, and its number of seeds.
+    """A table of the main scores (accuracies first) and one of the other metrics, each with its number of seeds.
 
-    A cell of another number of seeds states it.
+    A cell with another number of seeds states it.
     """
     chosen = metrics[metrics["dataset"] == dataset]
     first = sorted(tables.score_columns(chosen), key=lambda column: not column.is_accuracy)  # stable
@@ -164,13 +164,13 @@ def _methods(table: tables.Table) -> str:
 
 
 def _spread(metrics: pd.DataFrame) -> str | None:
-    """The largest standard deviation of an FD over the extractors it is the mean of, in percent of it; None without."""
+    """The largest standard deviation of an FD over its extractor's networks, in percent of the FD; None without."""
     parts = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").dropna()
     return f"{100 * parts.max():.0f}" if len(parts) else None
 
 
 def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
-    """The paper's tables that the study names, in the paper's order, without those of only other data sets."""
+    """The paper's tables that the study names, in the paper's order, if they have a data set of the study."""
     study = material.study
     own = {study.datasets[name].published_as()[0] for name in epsilons_run(study)}
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
@@ -277,7 +277,7 @@ def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
 
 
 def repeating(study: Study, layout: Layout) -> dict[str, str]:
-    """By what it repeats a command, for one run of each kind; `cmp` is silent where the files have the same bytes."""
+    """Commands that repeat one run of each kind, by kind; `cmp` is silent if the files have the same bytes."""
     commands: dict[str, list[str]] = {}
     for run in study.runs():
         folder, processes = layout.run(*run.place), study.methods[run.method].gpus_per_run
@@ -301,7 +301,7 @@ def repeating(study: Study, layout: Layout) -> dict[str, str]:
 
 
 def _scoring(layout: Layout, place: str, of: str, folder: str, out: str, files: tuple[str, ...]) -> list[str]:
-    """Scores what `of` names (as an option), and compares; of another commit the files differ."""
+    """Commands that score what the option `of` names, and compare the files, which differ between commits."""
     score = " ".join(filter(None, ["python -m dpdm score", shlex.quote(layout.root), place, of, "--out", out]))
     commands = [score, *(_same(name, folder, out) for name in files if name != "inception.json")]
     return commands + [f"{score} --inception", _same("inception.json", folder, out)] * ("inception.json" in files)

@@ -1,4 +1,4 @@
-"""How far scores move from machine to machine, as benchmarks/machines.py measured it: a smaller lead is none."""
+"""How far scores move from machine to machine, by benchmarks/machines.py: a smaller lead does not count."""
 
 import functools
 
@@ -9,8 +9,8 @@ from dpdm.layout import MACHINES
 
 @functools.cache
 def spreads() -> pd.DataFrame:
-    """Per study, method, metric and extractor the largest `difference`, and that `relative` to the value, between the
-    scores by other kernels of the processor and other threads.
+    """Per study, method, metric and extractor the largest `difference` of a score by other kernels of the processor and
+    other threads, and the largest such difference `relative` to the score.
     """
     return pd.read_csv(MACHINES, keep_default_na=False)
 
@@ -18,8 +18,8 @@ def spreads() -> pd.DataFrame:
 def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) -> float:
     """By how much a score may move: accuracies by points, distances in proportion to their value.
 
-    A metric or extractor that was not measured moves as much as the worst of its kind. An `owner` (study and method)
-    that was not moves as much as the worst of that study and of that method elsewhere, else as the worst of any.
+    A metric or extractor that was not measured gets the largest value of its kind. An `owner` (study and method) that
+    was not measured gets the largest value of that study or that method, or else of all.
     """
     accuracy = metric.startswith("acc_")
     kind = spreads()[spreads()["metric"].str.startswith("acc_") == accuracy]

@@ -1,4 +1,4 @@
-"""The DPDM paper's tables again: each of its numbers, ours, and what keeps the two from being comparable."""
+"""The DPDM paper's tables: each of its numbers, ours, and the reasons why the two are not comparable."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,8 +51,8 @@ class _Ours(NamedTuple):
 
     found: Summary = Summary()
     method: str = ""
-    departures: tuple[str, ...] = ()  # in what it is not as the paper's, in words
-    no_value: bool = False  # it was run, and the metric has none there, as an accuracy on images without labels
+    departures: tuple[str, ...] = ()  # how it differs from the paper's, in words
+    no_value: bool = False  # it was run, but the metric has no value, as an accuracy without labels
     same_protocol: bool = False  # accuracies: the paper's classifiers; FID: as many images
 
 
@@ -76,9 +76,9 @@ def paper_table(
     """Table `number` (1 to 6) of the paper (arXiv v1) with the study's runs, as the study's key `tables` maps them.
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs of `table_runs` that match no
-    row. Data sets of the paper that the study lacks are left out, unless it has none of them; so are, in a part of a
-    study, the epsilons that it lacks. Columns per metric of the table: ours, the paper's, the difference. What was run
-    otherwise than in the paper is marked, and a note says how.
+    row. Data sets of the paper that the study lacks are left out, unless it lacks all of them. A part of a study also
+    leaves out the epsilons that it lacks. Columns per metric of the table: ours, the paper's, the difference. What was
+    run otherwise than in the paper is marked, and a note says how.
 
     Args:
         metrics, audits: columns METRICS and AUDITS of dpdm.report.collect.
@@ -133,7 +133,7 @@ def paper_table(
 
 
 def _of_part(study: Study, chosen: pd.DataFrame) -> pd.DataFrame:
-    """Of a part of a study the published rows at its epsilons: on their data set, or on any if it has not theirs."""
+    """For a part of a study, the published rows at its epsilons on their data set, or on any if it lacks theirs."""
     if not study.part():
         return chosen
     names, run = datasets_by_published_name(study), epsilons_run(study)
@@ -205,7 +205,7 @@ def _printed(
     """The row as numbers and as text; `sides`: of the images that the paper has of a data set of this name."""
     dataset = row.dataset
     if row.resolution is None and len(sides):
-        dataset += " (own)"  # another one by a name of the paper's
+        dataset += " (own)"  # another data set with a name of the paper's
     elif row.resolution is not None and len(sides) > 1:
         dataset += f" {row.resolution}x{row.resolution}"
     several = {runs.method for runs in row.runs if len(study.methods[runs.method].samplers) > 1}
@@ -254,10 +254,10 @@ def _headers(metric: str) -> tuple[str, str, str]:
 
 
 def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, study: Study) -> Iterator[str]:
-    """In what runs differ from the paper's, or may; `mine`: their rows of a metric, `sizes`: of their training sets."""
+    """How runs differ from the paper's, or may; `mine`: their rows of a metric, `sizes`: of their training sets."""
     method = study.methods[runs.method]
     published = math.nan if "/" in row.delta else float(row.delta or "nan")
-    expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without it, another set of that name
+    expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without: another data set of that name
     if method.scale != PAPER_SCALE:
         yield method.scale or "scale not stated"
     yield from (f"protocol {name}" for name in _other_protocols(mine))

@@ -141,7 +141,7 @@ def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
 
 
 def epsilons_run(study: Study) -> dict[str, set[float]]:
-    """The epsilons of the runs on each data set: in a part of a study fewer, on fewer data sets, than it has."""
+    """The epsilons of the runs on each data set; a part of a study may have fewer epsilons and data sets."""
     found: dict[str, set[float]] = {}
     for run in study.runs():
         found.setdefault(run.dataset, set()).add(run.epsilon)
@@ -166,7 +166,7 @@ def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str
 
 
 def check_tables(study: Study, path: str | Path) -> None:
-    """Holds the `tables` of a study against the numbers that are quoted from the paper.
+    """Checks the `tables` of a study against the numbers that are quoted from the paper.
 
     Raises:
         UserError: an entry names a row that its table does not have, two data sets would share a row, or the file is
@@ -230,7 +230,7 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
 def best_table(published: pd.DataFrame) -> Table:
     """Rows: per data set, epsilon and protocol the best published accuracy of synthetic images without public data.
 
-    A classifier trained on the private images draws none, and has no row. Nor has what gives no guarantee as released.
+    Classifiers trained on the private images have no row, nor have methods that are not DP as released.
     """
     images = ~published["method"].str.contains("classifier") & published["metric"].str.startswith("acc_")
     published = published.assign(protocol=published["protocol"].str.partition(" (")[0])

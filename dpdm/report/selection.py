@@ -27,7 +27,7 @@ class Sweep(NamedTuple):
 
 
 def check_entries(study: Study) -> None:
-    """Holds the `tables` of a study against its methods and samplers.
+    """Checks the `tables` of a study against its methods and samplers.
 
     Raises:
         UserError: an entry names a method or sampler that the study does not have, leaves the choice among several
@@ -60,8 +60,8 @@ def table_runs(
 ) -> list[tuple[str, str, str]]:
     """(dataset, method, sampler) of all that table `table_N` of the paper shows, at each epsilon of the dataset.
 
-    That is what `tables` maps to it, in table 1 all generators, in table 2 all classifiers, on the datasets that
-    the table has numbers on; on all of the study's if it has none of them. The sampler of a classifier is "".
+    That is what `tables` maps to it, in table 1 also all generators, in table 2 also all classifiers: on the datasets
+    for which the table has numbers, or on all datasets if there are none. The sampler of a classifier is "".
 
     Args:
         places: the published datasets of the table, see `Source.published_as`.
@@ -88,7 +88,7 @@ def score_files(study: Study) -> tuple[str, ...]:
 
 @functools.cache
 def _published_places(published: str) -> dict[str, set[tuple[str, int | None]]]:
-    """By table of the paper its data sets, with the sides of their images; of a file that cannot be read none."""
+    """By table of the paper its data sets, with the sides of their images; nothing if the file cannot be read."""
     places: dict[str, set[tuple[str, int | None]]] = {}
     try:
         with open(published, encoding="utf-8", newline="") as file:
@@ -144,7 +144,7 @@ def sweeps(study: Study) -> list[Sweep]:
         methods.setdefault(run.method, []).append(run)
     found = [_sweep(study, some, of_samplers=False) for some in impls.values()]
     of_samplers: dict[str, Sweep] = {}
-    for method, some in methods.items():  # at every start of Snakemake, so nothing is compared with itself
+    for method, some in methods.items():  # runs at every start of Snakemake, so only where it can find something
         if len(study.methods[method].samplers) > 1 and (sweep := _sweep(study, some, of_samplers=True)):
             of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
     return [sweep for sweep in found if sweep] + list(of_samplers.values())

@@ -202,9 +202,9 @@ def epsilon_label(epsilon: str) -> str:
 
 
 def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """By data set and accuracy: method and epsilon of all whose mean passes that of the real images.
+    """By data set and accuracy: method and epsilon of every mean above that of the real images.
 
-    Both under one protocol; a classifier trained on the private images has none, and is held against any.
+    Both have the same protocol; a classifier trained on the private images is compared with the best of any protocol.
     """
     scores = metrics[metrics["metric"].str.startswith("acc_")].dropna(subset="value")
     keys = ["dataset", "metric", "protocol", "method", "epsilon", "sampler"]
@@ -236,7 +236,7 @@ def public_marks(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def departure_marks(frame: pd.DataFrame, *keys: str) -> dict[Any, str]:
-    """What follows the name of a method: in what its run is not the published one; of several, what they share.
+    """What follows the name of a method: how its runs differ from the published one, as far as all of them do.
 
     By the values (of several `keys`, tuples) of these columns; `frame`: metrics or audits.
     """
@@ -257,14 +257,14 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
 # --- results --------------------------------------------------------------------------------------------------
 
 _STATS = ("mean", "std", "n")
-NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high one; checks, and no scores
+NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high precision; the others are checks
 FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
 
 def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
-    Cells are `cell_text`; bold is `_best`. Behind a name is in what its run is not the published one. The csv has
+    Cells are `cell_text`; bold is `_best`. After a name is how its run differs from the published one. The csv has
     `_mean`, `_std` and `_n` columns per metric, and how the classifiers were trained, `protocol`.
 
     Args:
@@ -332,8 +332,9 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
 
 
 def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: Sequence[tuple[str, str]]) -> bool:
-    """Whether `best` is better on any machine: a paired t-interval (95 %) over the seeds that both have, at least FEW,
-    is above 0, and the mean gap is above what machines change of either; `owners`: study and method of each.
+    """Whether `best` is better on any machine: the paired t-interval (95 %) over the seeds that both have, at least
+    FEW, is above 0, and the mean gap is larger than either score moves between machines; `owners`: study and method of
+    each.
     """
     gaps = [column.sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
     if len(gaps) < FEW:
@@ -365,7 +366,7 @@ def machine_note(study: str) -> str:
 
 
 def leaders(rivals: Mapping[Any, Summary], column: MetricColumn, owners: Mapping[Any, tuple[str, str]]) -> list[Any]:
-    """The best of these, then all that it cannot be distinguished from; `owners`: study and method of each."""
+    """The best of these, then all that are not distinguished from it; `owners`: study and method of each."""
     first = max(rivals, key=lambda one: column.sign * rivals[one].mean)
     others = [one for one in rivals if one != first]
     even = (not distinguished(rivals[first], rivals[one], column, [owners[first], owners[one]]) for one in others)
@@ -380,7 +381,8 @@ def _best(
 ) -> frozenset[tuple[int, str]]:
     """By data set, finite epsilon and metric the `leaders` of the generators.
 
-    Only those with FEW seeds or more, where two methods have them and not all are as good. Never of NEVER_BOLD.
+    Only those with FEW seeds or more, if two methods have so many and not all are leaders. Never a metric of
+    NEVER_BOLD.
     """
     groups: dict[tuple[str, str, MetricColumn], dict[int, Summary]] = {}
     for i, row in enumerate(data):

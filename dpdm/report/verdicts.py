@@ -1,4 +1,4 @@
-"""Sentences that the numbers of a study support, and what is wrong with it; no word of them is typed per study."""
+"""Sentences that the numbers of a study support, and what is wrong with it. None is written by hand for a study."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from dpdm.report.tables import (
 # Numbers not to be used; with care; who is best by them; what else they say.
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
 DIFFUSION = "dpdm.diffusion."  # whose methods are compared with all others
-SOUND = "sound"  # of published epsilons, of which nothing more need be said
+SOUND = "sound"  # the status of a published epsilon that needs no comment
 MARGIN = 0.5  # points by which a stronger classifier may be below a weaker one on real images
 
 
@@ -44,7 +44,7 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     """What is wrong with a study, then what its numbers say, by data set and epsilon.
 
     Methods are compared by the image distance and every accuracy, over the seeds that both have (see `distinguished`).
-    Below three seeds it is only counted who is ahead.
+    Below three seeds the sentences only say who is ahead.
 
     Args:
         published: what `read_published` returned, to set accuracies against the best published ones.
@@ -137,7 +137,7 @@ def _order(ours: Summary, theirs: Summary, column: MetricColumn, owners: Sequenc
 
 
 def _disagreements(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
-    """By data set and two extractors, how many pairs of synthetic sets they order oppositely, of those both order."""
+    """By data set and two extractors: how many pairs of synthetic sets they order oppositely, of those both order."""
     orders: dict[tuple[str, MetricColumn, MetricColumn], list[bool]] = {}
     for cell in cells:
         for columns in itertools.combinations(cell.distances, 2):
@@ -201,7 +201,7 @@ def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, 
 def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     """The study's diffusion models (else its first method) against every other generator.
 
-    A warm start without DP-SGD is compared only with sets of the same sampler, and the epsilon that it spends is said.
+    A warm start without DP-SGD is compared only with sets of the same sampler, and the sentence states its epsilon.
     """
     study = material.study
     spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()

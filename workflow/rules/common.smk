@@ -28,9 +28,9 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-# Jobs run the Python that runs Snakemake, even if its environment is not activated; with --sdm conda or apptainer that of
-# the environment, on this code. glibc keeps freed memory: otherwise the buffers of per-example gradients go back to the
-# kernel, and are faulted in again, at every step.
+# Jobs run the Python that runs Snakemake, even if its environment is not activated; with --sdm conda or apptainer the
+# Python of that environment, on this code. MALLOC lets glibc keep freed memory: otherwise every step returns the
+# buffers of per-example gradients to the kernel and gets them again.
 MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
 FOUND = f"PYTHONPATH={shlex.quote(str(ROOT))}"
 if not workflow.deployment_settings.deployment_method:
@@ -95,7 +95,7 @@ def anchor_of(wildcards):
 
 
 def references(wildcards):
-    """The extractors that the study asks for, and what they make of the real images."""
+    """The statistics of the study's extractors on the real images, and extractor.pt if one is trained."""
     names = STUDY.evaluation.extractors
     return [PATHS.data(wildcards.dataset, f"{name}.npz") for name in names] + trained_extractor(wildcards, names)
 
@@ -132,10 +132,10 @@ def once(function, runs=RUNS):
 
 
 # Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their
-# recipes. study.json is no file of the DAG, since its time would rerun everything; each job has its part of it as
-# params. A rule before training does not work. When it must run, Snakemake does not check whether the params of the
-# jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the report would
-# show its old scores.
+# recipes. study.json is no file of the DAG, since its modification time would rerun everything; each job has its part
+# of it as params. A rule before training does not work: when that rule must run, Snakemake does not check whether the
+# params of the jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the
+# report would show its old scores.
 def write_study():
     again = {"-F", "--forceall", "-R", "--forcerun"} & set(sys.argv)
     command = [sys.executable, "-m", "dpdm", "validate", "-", *(["--again"] if again else [])]
