@@ -32,7 +32,7 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
     """
     if checkpoint is None:
         if processes.size > 1:
-            raise UserError("noise: secret with several processes needs --checkpoint, next to which they share the key")
+            raise UserError("noise: secret with several processes needs a checkpoint, next to which they share the key")
         return secrets.token_bytes(KEY_BYTES)
     path = key_path(checkpoint)
     try:
@@ -55,7 +55,7 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
     except OSError as error:
         raise UserError(
             f"the key {path} cannot be made or read ({error.strerror or error}); make it and its folder yours to read "
-            "and write, or choose another --checkpoint"
+            "and write, or choose another results folder"
         ) from error
     mode = facts.st_mode & 0o777
     if mode & 0o077:

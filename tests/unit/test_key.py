@@ -34,7 +34,7 @@ def test_a_key_is_made_once_for_its_owner_and_found_again(tmp_path):
 
 def test_without_a_checkpoint_the_key_is_in_memory_alone():
     assert key(None) != key(None)
-    with pytest.raises(UserError, match="--checkpoint"):
+    with pytest.raises(UserError, match="checkpoint"):
         secret_key(None, "run", Processes(0, 2))
 
 
@@ -117,7 +117,7 @@ def test_what_the_system_does_not_permit_is_said_and_leaves_nothing(owner, name,
     """By a system that refuses, as these tests may be run by one to whom all is permitted."""
     checkpoint = tmp_path / "checkpoint.pt"
     monkeypatch.setattr(owner, name, refused(errno.EACCES))
-    with pytest.raises(UserError, match=rf"checkpoint\.pt\.key.*{os.strerror(errno.EACCES)}.*--checkpoint"):
+    with pytest.raises(UserError, match=rf"checkpoint\.pt\.key.*{os.strerror(errno.EACCES)}.*folder"):
         key(checkpoint)
     assert list(tmp_path.iterdir()) == []
 
