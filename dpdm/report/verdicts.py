@@ -1,6 +1,7 @@
 """Sentences that the numbers of a study support, and what is wrong with it. None is written by hand for a study."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -201,7 +202,8 @@ def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, 
 def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     """The study's diffusion models (else its first method) against every other generator.
 
-    A warm start without DP-SGD is compared only with sets of the same sampler, and the sentence states its epsilon.
+    A method that draws several sets is compared by the best of them for each measure. A warm start without DP-SGD is
+    compared with sets of the same sampler, and the sentence states its epsilon.
     """
     study = material.study
     spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()
@@ -211,22 +213,32 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     subjects = [name for name, impl in ran.items() if impl.startswith(DIFFUSION) and name not in starts]
     subjects = subjects or list(ran)[:1]
     for dataset, epsilon, here, columns, _, found in cells:
-        marks, series = public_marks(here), list(found)
-        for subject in (one for one in series if one[0] in subjects):
-            said: dict[tuple[str, bool], list[str]] = {}  # a start has its own sentence, for the epsilon that it spends
-            done = subjects[: subjects.index(subject[0]) + 1]  # with these it was compared already
-            for rival in (one for one in series if one[0] not in done):
-                if rival[0] in starts and rival[1] != subject[1]:
-                    continue
-                less = spent.get((dataset, rival[0], epsilon)) if rival[0] in starts else None
-                spends = f" (which spends ε = {less:.3g})" if less is not None else ""
-                pairs = {c: (found[subject][c], found[rival][c]) for c in columns}
-                if relation := _relation(pairs, [(study.study, one[0]) for one in (subject, rival)]):
-                    name = _name(rival, series) + marks.get(rival[0], "") + spends
-                    said.setdefault((relation, rival[0] in starts), []).append(name)
-            for (relation, _), rivals in said.items():
-                name = _name(subject, series) + marks.get(subject[0], "")
-                yield f"{_place(dataset, epsilon)}: {name} {relation.format(joined(rivals))}."
+        marks, sets = public_marks(here), Counter(method for method, _ in found)
+        best = {method: {c: _best_of(found, method, c) for c in columns} for method in sets}
+        for number, subject in enumerate(subjects):
+            said: dict[str, list[str]] = {}
+            for rival in (name for name in sets if subject in sets and name not in {*subjects[: number + 1], *starts}):
+                pairs = {c: (best[subject][c], best[rival][c]) for c in columns}
+                if relation := _relation(pairs, [(study.study, name) for name in (subject, rival)]):
+                    said.setdefault(relation, []).append(rival + marks.get(rival, ""))
+            which = ", by the best set of each" if max(sets.values()) > 1 else ""
+            for relation, rivals in said.items():
+                name = subject + marks.get(subject, "")
+                yield f"{_place(dataset, epsilon)}{which}: {name} {relation.format(joined(rivals))}."
+            for start, sampler in (one for one in found if one[0] in starts and (subject, one[1]) in found):
+                pairs = {c: (found[subject, sampler][c], found[start, sampler][c]) for c in columns}
+                less = spent.get((dataset, start, epsilon))
+                name, rival = (_name((method, sampler), found) + marks.get(method, "") for method in (subject, start))
+                rival += "" if less is None else f" (which spends ε = {less:.3g})"
+                if relation := _relation(pairs, [(study.study, method) for method in (subject, start)]):
+                    yield f"{_place(dataset, epsilon)}: {name} {relation.format(rival)}."
+
+
+def _best_of(found: Mapping[tuple[str, str], Mapping[MetricColumn, Summary]], method: str, c: MetricColumn) -> Summary:
+    """The scores of a method's best set by one measure; of equally many seeds where that can be."""
+    own = [scores[c] for one, scores in found.items() if one[0] == method]
+    most = max(summary.n for summary in own)
+    return max((summary for summary in own if summary.n == most), key=lambda summary: c.sign * summary.mean)
 
 
 def _relation(cells: Mapping[MetricColumn, Sequence[Summary]], owners: Sequence[tuple[str, str]]) -> str:
