@@ -1,6 +1,7 @@
 """Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, scores, and a page on how they were made.
 
-The model and 1,000 images of each first seed are kept too: `dpdm sample results/STUDY/kept RUN` draws more.
+Of each first seed the model is kept too, 1,000 images by the first sampler, and 100 by the others, for figures.
+`dpdm sample results/STUDY/kept RUN` draws the whole sets.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
 
@@ -47,7 +48,7 @@ KEPT = (
     "audits/**/*.json",
     "attacks/**/*.json",
 )
-IMAGES = 1000
+IMAGES = (1000, 100)  # of the first sampler, of each other
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
@@ -61,7 +62,7 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
-        keep_model(folder, folder / "kept", run)
+        keep_model(folder, folder / "kept", run, spec.samplers_of(run))
     jobs.to_csv(folder / "kept" / JOBS, index=False)
     (folder / "kept" / "README.md").write_text(text + "\n")
 
@@ -75,16 +76,16 @@ def restore(folder: Path) -> None:
             shutil.copyfile(path, copy)
 
 
-def keep_model(folder: Path, kept: Path, run: RunSpec) -> None:
-    """The model of a run, and the first IMAGES of each of its synthetic sets, which has its classes in turn."""
+def keep_model(folder: Path, kept: Path, run: RunSpec, samplers: tuple[str, ...]) -> None:
+    """The model of a run, and the first IMAGES of its synthetic sets, which have its classes in turn."""
     made = Path(Layout.of(folder).run(*run.place))
     copy = kept / made.relative_to(folder)
     copy.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(made / "model.pt", copy / "model.pt")
-    for file in made.glob("*/synthetic.npz"):
-        images = read_images(file)
-        some = replace(images, images=images.images[:IMAGES], labels=images.labels[:IMAGES])
-        write_images(copy / file.relative_to(made), some)
+    for number, sampler in enumerate(samplers):
+        images, kept_images = read_images(made / sampler / "synthetic.npz"), IMAGES[min(number, 1)]
+        some = replace(images, images=images.images[:kept_images], labels=images.labels[:kept_images])
+        write_images(copy / sampler / "synthetic.npz", some)
 
 
 def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock: float) -> str:
