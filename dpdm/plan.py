@@ -80,26 +80,22 @@ def check_entry(study: Study, spec: RunSpec) -> None:
 
 def _samplers(study: Study, spec: RunSpec, method: Any) -> Iterator[tuple[str, Any]]:
     """The parameters of each sampler of a run, with their place in the study; UserError if the schema refuses them."""
-    for sampler in study.methods[spec.method].samplers:
+    for sampler in study.samplers_of(spec):
         where = f"methods.{spec.method}.samplers.{sampler}"
         yield where, parse_sampler(method, study.sample(spec, sampler).sampler_params, where).own
 
 
 def doubts(study: Study) -> list[str]:
     """Settings of the methods and samplers that are allowed but likely a mistake: a text for each sampler."""
-    found: dict[tuple[str, str, str], str] = {}
+    found: dict[tuple[str, str], str] = {}
     for spec in study.runs():
         method = load_method(spec.impl)
         if not hasattr(method, "doubts"):  # an optional member, as check_sampler
             continue
         params = parse_params(method.Params, spec.params, f"methods.{spec.method}.params")
-        for sampler in study.methods[spec.method].samplers:
-            recipe = study.sample(spec, sampler).sampler_params
-            where = f"methods.{spec.method}.samplers.{sampler}"
-            key = (spec.method, sampler, json.dumps(recipe))
-            if key not in found:
-                chosen, meta = parse_sampler(method, recipe, where).own, study.datasets[spec.dataset].meta()
-                texts = method.doubts(params, chosen, meta)
+        for where, chosen in _samplers(study, spec, method):
+            if (key := (where, repr(chosen))) not in found:
+                texts = method.doubts(params, chosen, study.datasets[spec.dataset].meta())
                 at = f"{where} on {spec.dataset} at epsilon {epsilon_text(spec.epsilon)}"
                 found[key] = "\n".join(f"{at}: {text}" for text in texts)
     return list(filter(None, found.values()))
@@ -125,7 +121,7 @@ def _accounted(
 def describe(study: Study) -> str:
     """The grid in words: numbers of runs and jobs; then the events and epsilons of each dataset, method and target."""
     planned = planned_runs(study)
-    synthetic = sum(len(study.methods[run.spec.method].samplers) for run in planned)
+    synthetic = sum(len(study.samplers_of(run.spec)) for run in planned)
     classifiers = sum(study.is_classifier(run.spec.method) for run in planned)
     anchors = len(study.anchor_coordinates())
     seeds = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"

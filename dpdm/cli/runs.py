@@ -10,6 +10,8 @@ import click
 from dpdm.cli._verbs import PATH, RUNS, out_option, set_option, study_argument, verbs
 from dpdm.errors import UserError
 
+CANARIES = 1000  # of a black-box attack
+
 what_argument = click.argument(
     "what",
     nargs=-1,
@@ -270,7 +272,7 @@ def audit(what, out, export, without_recipe) -> None:
 @what_argument
 @click.option("--out", type=PATH, metavar="FILE", help="Where to write the findings as JSON.")
 @click.option("--black-box", is_flag=True, help="Train again with canaries, and look at what is published (weak).")
-@click.option("--canaries", type=click.IntRange(1), help="Number of canaries of a black-box attack.  [default: 1000]")
+@click.option("--canaries", type=click.IntRange(1), help=f"Canaries of a black-box attack.  [default: {CANARIES}]")
 def attack(what, out, black_box, canaries) -> None:
     """Attack private runs on canaries: a lower bound of epsilon for each.
 
@@ -278,7 +280,7 @@ def attack(what, out, black_box, canaries) -> None:
     target.
     """
     if black_box:
-        found = _black_box(what, canaries or 1000)
+        found = _black_box(what, canaries or CANARIES)
     elif canaries:
         raise UserError("--canaries belongs to a black-box attack: add --black-box, or leave it out")
     else:

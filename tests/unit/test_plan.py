@@ -122,6 +122,14 @@ def test_the_description_lists_every_cell_of_the_grid_once(tiny_study_dict, n64)
     ]
 
 
+def test_sets_outside_a_part_are_neither_counted_nor_checked(tiny_study_dict, n64):
+    tiny_study_dict["methods"]["dpdm"]["samplers"]["odd"] = {"kind": "none"}
+    with refuses("methods.dpdm.samplers.odd"):
+        planned_runs(parse_study(tiny_study_dict, "s"))
+    part = parse_study(tiny_study_dict | {"without": "sampler=odd"}, "s")
+    assert "8 runs (2 seeds each), 8 synthetic sets" in describe(part).splitlines()[0]
+
+
 @pytest.fixture
 def classifier():
     """An entry of a study."""
