@@ -163,7 +163,7 @@ class Lead(NamedTuple):
     column: MetricColumn
     mean: float
     sets: list[tuple[str, str]]  # its method and sampler, then those that cannot be distinguished from it
-    names: list[str]  # of these sets, as sentences have them
+    names: list[str]  # the best set, then the other methods of these sets
 
 
 def leads(material: Material) -> list[Lead]:
@@ -181,7 +181,8 @@ def _leads(study: Study, cells: Iterable[_Cell]) -> Iterator[Lead]:
             rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
             if len({method for method, _ in rivals}) > 1:
                 even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
-                names = [_name(one, cell.found) + marks.get(one[0], "") for one in even]
+                _, *others = (method + marks.get(method, "") for method in dict.fromkeys(m for m, _ in even))
+                names = [_name(even[0], cell.found) + marks.get(even[0][0], ""), *others]
                 yield Lead(cell.dataset, cell.epsilon, column, rivals[even[0]].mean, even, names)
 
 
