@@ -161,6 +161,9 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 what = ", ".join([_place(c), row["metric"], row["extractor"], row["reference"]])
                 seen.append(("score", what, str(len(seen)), path))
             seen.append(("code", "", content["provenance"]["code"], path))
+            for name in study.evaluation.extractors:
+                if weights := content.get(name, {}).get("weights_sha256"):  # older files have none
+                    seen.append(("features", f"{name} on {c.dataset}", weights, path))
             if "inception" in content:
                 seen.append(("weights", "", content["inception"]["weights_sha256"], path))
             if facts["protocol"]:
@@ -203,6 +206,9 @@ _ONE = {  # kinds of which one owner must have only one value
     "`snakemake --forcerun train`, or set `allow_mixed_code: true` in the study",
     "code": "{first} and {second} were made by different versions of the code ({one} and {two}); redo the old ones "
     "with `snakemake --forcerun train score_anchor`, or set `allow_mixed_code: true` in the study",
+    "features": "{first} and {second} have distances by different weights of the extractor {owner} ({one:.8} and "
+    "{two:.8}), which do not compare; make them again with `snakemake --forcerun extractor`, or set `allow_mixed_code: "
+    "true` in the study",
     "weights": "{first} and {second} were made with different weights of Inception, whose distances are not "
     "comparable; make them all again with `snakemake --forcerun reference`",
     "protocols": "the seeds of {owner} were scored by the protocols {one} and {two}, whose accuracies have no mean; "
@@ -216,7 +222,7 @@ def _refuse_mixed(seen: Sequence[tuple[str, str, str, Path]], study: Study) -> N
     frame = frame[frame.groupby(["kind", "owner"])["value"].transform("nunique") > 1]
     for kind, message in _ONE.items():
         files = frame[frame["kind"] == kind]
-        if len(files) and not (kind in ("method", "code") and study.allow_mixed_code):
+        if len(files) and not (kind in ("method", "code", "features") and study.allow_mixed_code):
             files = files[files["owner"] == files["owner"].iloc[0]]
             first, second = files.drop_duplicates("value").head(2).itertuples()
             others = ", ".join(map(str, files.loc[files["value"] != study.evaluation.protocol, "path"]))

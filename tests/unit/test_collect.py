@@ -567,6 +567,15 @@ def test_runs_of_one_method_made_by_different_versions_of_its_code_are_refused(r
     assert len(collect(make_study(allow_mixed_code=True), [results])[1]) == 4
 
 
+def test_distances_by_different_weights_of_an_extractor_are_refused(results):
+    for number, path in enumerate(sorted(results.glob("runs/*/fidelity.json"))[:2]):
+        content = artifacts.read_json(path)
+        artifacts.write_json(path, content | {"small_cnn": {"weights_sha256": f"{number}" * 64}})
+    with refuses("runs/0/fidelity.json", "runs/1/fidelity.json", "small_cnn on digits", "--forcerun extractor"):
+        collect(make_study(), [results])
+    assert len(collect(make_study(allow_mixed_code=True), [results])[0])
+
+
 # --- attacks --------------------------------------------------------------------------------------------------
 
 
