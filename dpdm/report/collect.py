@@ -132,8 +132,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 
     Raises:
         UserError: a file is malformed; a result exists twice, or was trained or judged otherwise than the study says;
-            code versions or weights of Inception are mixed; or the seeds of one cell have several protocols, which is
-            never allowed.
+            code versions or weights of an extractor are mixed; or, which is never allowed, the seeds of one cell have
+            several protocols.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
