@@ -60,7 +60,7 @@ def best_block() -> str:
         wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         parts += [f"{study}:", leads_table(study), "\n".join(map(wrap.fill, texts))]
         if smoothed := smoothing_table(study):
-            parts += [f"{study}: FD of smoothed sets, as a multiple of the FD before smoothing:", smoothed]
+            parts += [f"{study}, what smoothing changes (FD to the training images; CNN accuracy in points):", smoothed]
     return "\n\n".join(filter(None, parts))
 
 
@@ -102,21 +102,26 @@ def leads_table(study: str, epsilons: Sequence[str] = (), measured: Callable[[st
 
 
 def smoothing_table(study: str) -> str:
-    """FD to the training images of each smoothed set, as a multiple of that of the same set before it was smoothed."""
+    """What smoothing changes in each set: its FD to the training images as a factor, its CNN accuracy in points."""
     material = kept_material(study)
-    fd = material.metrics[material.metrics["metric"].eq("fd") & material.metrics["reference"].eq("train")]
-    means = fd.groupby(["dataset", "extractor", "epsilon", "method", "sampler"])["value"].mean()
+    shown = material.metrics["metric"].eq("fd") & material.metrics["reference"].eq("train")
+    metrics = material.metrics[shown | material.metrics["metric"].eq("acc_cnn")]
+    keys = ["dataset", "metric", "extractor", "epsilon"]
+    sets = metrics.pivot_table("value", ["method", *keys, "seed"], "sampler")
     rows: dict[str, dict[str, str]] = {}
     for name, method in material.study.methods.items():
         for smooth, entry in method.samplers.items():
             plain = {key: value for key, value in entry.items() if key != "tv_weight"}
             before = next((sampler for sampler, other in method.samplers.items() if other == plain), "")
-            for dataset, extractor, epsilon in dict.fromkeys(key[:3] for key in means.index):
-                pair = [(dataset, extractor, epsilon, name, sampler) for sampler in (smooth, before)]
-                if "tv_weight" in entry and all(key in means for key in pair):
-                    row = rows.setdefault(f"{name} ({smooth} ÷ {before})", {})
-                    row[f"{dataset}, {name_of(extractor)}, ε = {epsilon}"] = f"{means[pair[0]] / means[pair[1]]:.2f}"
-    return pd.DataFrame.from_dict(rows, orient="index").fillna(MISSING).to_markdown() if rows else ""
+            if "tv_weight" not in entry or before not in sets or name not in sets.index:
+                continue
+            pairs = sets.loc[name][[before, smooth]].dropna().groupby(keys, sort=False).mean()  # over seeds of both
+            for (dataset, metric, extractor, epsilon), (old, new) in zip(pairs.index, pairs.to_numpy(), strict=True):
+                text = f"× {new / old:.2f}" if metric == "fd" else f"{new - old:+.1f}"  # noqa: RUF001
+                header = f"{dataset}, {'FD ' + name_of(extractor) if metric == 'fd' else 'CNN'}, ε = {epsilon}"
+                rows.setdefault(f"{name}, {smooth}", {})[header] = text
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna(MISSING)
+    return frame[sorted(frame.columns)].to_markdown(disable_numparse=True) if rows else ""
 
 
 def kept_verdicts(study: str) -> list[Verdict]:
