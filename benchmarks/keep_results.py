@@ -1,6 +1,6 @@
 """Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, scores, and a page on how they were made.
 
-Of each first seed the model is kept too, 1,000 images by the first sampler, and 100 by the others, for figures.
+Of each first seed the model is kept too, 1,000 images by the first sampler, and 50 by the others, for figures.
 `dpdm sample results/STUDY/kept RUN` draws the whole sets.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pandas as pd
 from _page import where
+from PIL import Image
 
 from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
@@ -48,7 +49,7 @@ KEPT = (
     "audits/**/*.json",
     "attacks/**/*.json",
 )
-IMAGES = (1000, 100)  # of the first sampler, of each other
+IMAGES = (1000, 50)  # of the first sampler, of each other
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
@@ -60,7 +61,10 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
     for path in (path for pattern in KEPT for path in folder.glob(pattern)):
         copy = folder / "kept" / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        if path.suffix == ".png":  # 256 colors are enough, in half the space
+            Image.open(path).convert("RGB").quantize().save(copy, optimize=True)
+        else:
+            shutil.copyfile(path, copy)
     for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
         keep_model(folder, folder / "kept", run, spec.samplers_of(run))
     jobs.to_csv(folder / "kept" / JOBS, index=False)
