@@ -121,7 +121,7 @@ def smoothing_table(study: str) -> str:
                 header = f"{dataset}, {'FD ' + name_of(extractor) if metric == 'fd' else 'CNN'}, ε = {epsilon}"
                 rows.setdefault(f"{name}, {smooth}", {})[header] = text
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna(MISSING)
-    return frame[sorted(frame.columns)].to_markdown(disable_numparse=True) if rows else ""
+    return frame[sorted(frame.columns)].T.to_markdown(disable_numparse=True) if rows else ""
 
 
 def kept_verdicts(study: str) -> list[Verdict]:
