@@ -47,31 +47,35 @@ def results_block() -> str:
 
 def verdict_block() -> str:
     """What is wrong with the kept default study; then the best generators of laptop by distances and CNN."""
-    wrong = [text for level, text in kept_verdicts("digits") if level == WRONG]
-    return "\n".join([*wrong, leads_table("laptop", ("1", "10"), lambda metric: metric in ("fd", "acc_cnn"))])
+    wrong = [text for level, text in kept_verdicts(kept_material("digits")) if level == WRONG]
+    table = leads_table(kept_material("laptop"), ("1", "10"), lambda metric: metric in ("fd", "acc_cnn"))
+    return "\n".join([*wrong, table])
 
 
 def best_block() -> str:
     """Of each kept study the best generators by all measures, then what DP-SGD adds to a warm start."""
     parts = []
     for study in STUDIES:
-        found = kept_verdicts(study)
+        material = kept_material(study)
+        found = kept_verdicts(material)
         texts = [text for level, text in found if "opposite" in text or (level == FINDING and START.search(text))]
         wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        parts += [f"{study}:", leads_table(study), "\n".join(map(wrap.fill, texts))]
-        if smoothed := smoothing_table(study):
+        parts += [f"{study}:", leads_table(material), "\n".join(map(wrap.fill, texts))]
+        if smoothed := smoothing_table(material):
             parts += [f"{study}, what smoothing changes (FD to the training images; CNN accuracy in points):", smoothed]
     return "\n\n".join(filter(None, parts))
 
 
-def leads_table(study: str, epsilons: Sequence[str] = (), measured: Callable[[str], bool] = lambda metric: True) -> str:
+def leads_table(
+    material: Material, epsilons: Sequence[str] = (), measured: Callable[[str], bool] = lambda metric: True
+) -> str:
     """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
 
     Args:
         epsilons: those to show, with methods instead of sets; default: all, with sets.
         measured: which metrics to show.
     """
-    material, rows = kept_material(study), {}
+    rows: dict[str, dict[tuple[str, str], str]] = {}
     for lead in leads(material):
         column, place = lead.column, (lead.dataset, lead.epsilon)
         if measured(column.metric) and place[1] in (epsilons or [place[1]]):
@@ -101,9 +105,8 @@ def leads_table(study: str, epsilons: Sequence[str] = (), measured: Callable[[st
     return frame.set_axis([f"{dataset}, ε = {epsilon}" for dataset, epsilon in places], axis=1).to_markdown()
 
 
-def smoothing_table(study: str) -> str:
+def smoothing_table(material: Material) -> str:
     """What smoothing changes in each set: its FD to the training images as a factor, its CNN accuracy in points."""
-    material = kept_material(study)
     shown = material.metrics["metric"].eq("fd") & material.metrics["reference"].eq("train")
     metrics = material.metrics[shown | material.metrics["metric"].eq("acc_cnn")]
     keys = ["dataset", "metric", "extractor", "epsilon"]
@@ -124,9 +127,9 @@ def smoothing_table(study: str) -> str:
     return frame[sorted(frame.columns)].T.to_markdown(disable_numparse=True) if rows else ""
 
 
-def kept_verdicts(study: str) -> list[Verdict]:
+def kept_verdicts(material: Material) -> list[Verdict]:
     """The verdicts on a kept study."""
-    return verdicts(kept_material(study), read_published(PUBLISHED, PRIVACY_STATUS))
+    return verdicts(material, read_published(PUBLISHED, PRIVACY_STATUS))
 
 
 def kept_material(study: str) -> Material:

@@ -358,10 +358,10 @@ def machine_note(study: str) -> str:
     fds = fds.loc[fds.groupby("extractor", sort=False)["relative"].idxmax()].to_dict("records")
     moved = (f"by {name_of(fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
     return (
-        "With other kernels of the processor, other threads or another processor, accuracies of "
-        f"{', '.join(rows['method'].unique())}{where} moved by up to {accuracy['difference']:.1f} points, and FD "
-        f"{' and '.join(moved)} (results/machines.csv). Another method counts as the worst of these and of its own in "
-        "other studies."
+        "Another processor, other kernels or other threads moved accuracies of "
+        f"{', '.join(rows['method'].unique())}{where} by up to {accuracy['difference']:.1f} points, and FD "
+        f"{' and '.join(moved)} (results/machines.csv). We assume that a method without a measurement moves as much as "
+        "the worst of these, or as much as in another study if that is more."
     )
 
 

@@ -216,9 +216,10 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     for dataset, epsilon, here, columns, _, found in cells:
         marks, sets = public_marks(here), Counter(method for method, _ in found)
         best = {method: {c: _best_of(found, method, c) for c in columns} for method in sets}
-        for number, subject in enumerate(subjects):
+        present = [subject for subject in subjects if subject in sets]
+        for number, subject in enumerate(present):
             said: dict[str, list[str]] = {}
-            for rival in (name for name in sets if subject in sets and name not in {*subjects[: number + 1], *starts}):
+            for rival in (name for name in sets if name not in {*present[: number + 1], *starts}):
                 pairs = {c: (best[subject][c], best[rival][c]) for c in columns}
                 if relation := _relation(pairs, [(study.study, name) for name in (subject, rival)]):
                     said.setdefault(relation, []).append(rival + marks.get(rival, ""))
