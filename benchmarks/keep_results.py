@@ -1,6 +1,6 @@
 """Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, scores, and a page on how they were made.
 
-Of each first seed the model is kept too, 1,000 images by the first sampler, and 50 by the others, for figures.
+Of each first seed the model is kept too, 500 images by the first sampler, and 50 by the others, for figures.
 `dpdm sample results/STUDY/kept RUN` draws the whole sets.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
@@ -49,7 +49,7 @@ KEPT = (
     "audits/**/*.json",
     "attacks/**/*.json",
 )
-IMAGES = (1000, 50)  # of the first sampler, of each other
+IMAGES = (500, 50)  # of the first sampler, of each other
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
