@@ -28,10 +28,13 @@ from PIL import Image
 
 from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
-from dpdm.layout import Layout
+from dpdm.layout import PRIVACY_STATUS, PUBLISHED, Layout
 from dpdm.progress import duration
 from dpdm.report.collect import AUDITS, JOBS, METRICS, SPENT, job_times, read_csv
+from dpdm.report.published import read_published
+from dpdm.report.registry import Material
 from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
+from dpdm.report.verdicts import leads_table
 from dpdm.specs import RunSpec
 from dpdm.study import open_study
 
@@ -101,6 +104,8 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{commands[-1]}`")
     metrics, audits = read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)
+    published = read_published(PUBLISHED, PRIVACY_STATUS)
+    best = leads_table(Material(spec, Layout.of(folder), metrics, audits), published)
     commits = sorted({commit for frame in (metrics, audits) for commit in frame["commit"]})
     return "\n\n".join(
         [
@@ -115,6 +120,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
             "and has another scale\nby each extractor. Precision and the nearest distance are checks, and never bold.",
+            *(["## Who is best", best.to_markdown()] if len(best) else []),
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}"
                 for dataset in dict.fromkeys(run.dataset for run in spec.runs())

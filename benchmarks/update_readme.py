@@ -5,8 +5,8 @@ make report && .venv/bin/python benchmarks/keep_results.py digits && .venv/bin/p
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from _page import write_block
@@ -14,16 +14,16 @@ from _page import write_block
 from dpdm.config import DIRECT
 from dpdm.layout import PRIVACY_STATUS, PUBLISHED
 from dpdm.report.collect import AUDITS, METRICS, read_csv
-from dpdm.report.published import best_table, read_published
+from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import MISSING, dataset_results, name_of
-from dpdm.report.verdicts import FINDING, SOUND, WRONG, Verdict, leads, verdicts
+from dpdm.report.verdicts import FINDING, WRONG, Verdict, leads_table, verdicts
 from dpdm.study import open_study
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "digits" / "kept"
 STUDIES = ("digits", "laptop", "teachers")  # those of the present protocol
-START = re.compile(r": (\w+)(?: \(\w+\))? .*\b(\w+_at_step_0)\b")  # a model with and a start without DP-SGD
+START = re.compile(r": (\w+)(?: \(\w+\))? (?:against|beats|is|cannot) .*\b(\w+_at_step_0)\b")  # its start
 
 
 def results_block() -> str:
@@ -48,7 +48,7 @@ def results_block() -> str:
 def verdict_block() -> str:
     """What is wrong with the kept default study; then the best generators of laptop by distances and CNN."""
     wrong = [text for level, text in kept_verdicts(kept_material("digits")) if level == WRONG]
-    table = leads_table(kept_material("laptop"), ("1", "10"), lambda metric: metric in ("fd", "acc_cnn"))
+    table = leads_markdown(kept_material("laptop"), ("1", "10"), lambda metric: metric in ("fd", "acc_cnn"))
     return "\n".join([*wrong, table])
 
 
@@ -62,7 +62,7 @@ def best_block() -> str:
             text for level, text in found if "opposite" in text or (level == FINDING and own_start(material, text))
         ]
         wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        parts += [f"{study}:", leads_table(material), "\n".join(map(wrap.fill, texts))]
+        parts += [f"{study}:", leads_markdown(material), "\n".join(map(wrap.fill, texts))]
         if smoothed := smoothing_table(material):
             parts += [f"{study}, what smoothing changes (FD to the training images; CNN accuracy in points):", smoothed]
     return "\n\n".join(filter(None, parts))
@@ -74,43 +74,9 @@ def own_start(material: Material, text: str) -> bool:
     return found is not None and len({material.study.methods[name].impl for name in found.groups()}) == 1
 
 
-def leads_table(
-    material: Material, epsilons: Sequence[str] = (), measured: Callable[[str], bool] = lambda metric: True
-) -> str:
-    """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
-
-    Args:
-        epsilons: those to show, with methods instead of sets; default: all, with sets.
-        measured: which metrics to show.
-    """
-    rows: dict[str, dict[tuple[str, str], str]] = {}
-    for lead in leads(material):
-        column, place = lead.column, (lead.dataset, lead.epsilon)
-        if measured(column.metric) and place[1] in (epsilons or [place[1]]):
-            samplers: dict[str, list[str]] = {}
-            for method, sampler in lead.sets:
-                samplers.setdefault(method, []).append(sampler)
-            several = {m for m in samplers if len(material.study.methods[m].samplers) > 1 and not epsilons}
-            name, *even = (f"{m} ({', '.join(of)})" if m in several else m for m, of in samplers.items())
-            header = column.header if column.is_accuracy else f"FD ({name_of(column.extractor)}) ↓"
-            value = f"{lead.mean:{'.1f' if column.is_accuracy else '.3g'}}"
-            rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
-    places = list(dict.fromkeys(place for row in rows.values() for place in row))
-    private = material.metrics[material.metrics["protocol"].eq(DIRECT) & material.metrics["metric"].map(measured)]
-    means = private.groupby(["dataset", "epsilon", "metric", "method"], sort=False)["value"].mean()
-    for (*place, metric), found in means.groupby(["dataset", "epsilon", "metric"], sort=False):
-        header = f"{name_of(metric.removeprefix('acc_'))} accuracy %, DP-SGD on private images"
-        rows.setdefault(header, {})[tuple(place)] = f"{found.max():.1f} {found.idxmax()[-1]}"
-    published = best_table(read_published(PUBLISHED, PRIVACY_STATUS)).data
-    sources = {name: dataset.published_as()[0] for name, dataset in material.study.datasets.items()}
-    for place in places:
-        for row in published.itertuples():
-            if (row.dataset, row.epsilon) == (sources[place[0]], place[1]):
-                status = "" if row.privacy_status == SOUND else f", privacy status {row.privacy_status}"
-                text = f"{row.value:g} {row.method} ({row.classifier}{status})"
-                rows.setdefault(f"published, protocol {row.protocol}", {})[place] = text
-    frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=places).fillna(MISSING)
-    return frame.set_axis([f"{dataset}, ε = {epsilon}" for dataset, epsilon in places], axis=1).to_markdown()
+def leads_markdown(material: Material, *chosen: Any) -> str:
+    """What `leads_table` returns, as Markdown; `chosen`: its last arguments."""
+    return leads_table(material, read_published(PUBLISHED, PRIVACY_STATUS), *chosen).to_markdown()
 
 
 def smoothing_table(material: Material) -> str:

@@ -26,7 +26,7 @@ from dpdm.report.collect import RUN, SPENT, holes
 from dpdm.report.paper import TITLES, paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, epsilons_run, privacy_table, published_table
 from dpdm.report.selection import score_files, shown_sets
-from dpdm.report.verdicts import joined, verdicts
+from dpdm.report.verdicts import joined, leads_table, verdicts
 from dpdm.specs import RunSpec, epsilon_text
 
 REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
@@ -85,6 +85,7 @@ def render_report(
         if name in pictures
     ]
     grid = _grid(study, each)
+    best = leads_table(material, published)
     made_by = pd.concat([frame[["version", "commit", "code"]] for frame in (metrics, audits)]).drop_duplicates()
     return tables.template("report.html.j2").render(
         study=study,
@@ -92,6 +93,7 @@ def render_report(
         grid=grid,
         joined=joined,
         verdicts=verdicts(material, published),
+        best=tables.to_html(tables.Table(best, best.reset_index(names="Measure"))) if len(best) else "",
         few=tables.FEW,
         machines=tables.machine_note(study.study),
         departed=(metrics["departures"] != "").any(),

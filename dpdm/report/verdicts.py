@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,6 +13,7 @@ from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
 from dpdm.report.tables import (
     FEW,
+    MISSING,
     MetricColumn,
     Summary,
     above_ceiling,
@@ -162,8 +163,7 @@ class Lead(NamedTuple):
     epsilon: str
     column: MetricColumn
     mean: float
-    sets: list[tuple[str, str]]  # its method and sampler, then those that cannot be distinguished from it
-    names: list[str]  # the best set, then the other methods of these sets
+    names: list[str]  # the best set, then the other methods with a set that cannot be distinguished from it
 
 
 def leads(material: Material) -> list[Lead]:
@@ -183,7 +183,50 @@ def _leads(study: Study, cells: Iterable[_Cell]) -> Iterator[Lead]:
                 even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
                 _, *others = (method + marks.get(method, "") for method in dict.fromkeys(m for m, _ in even))
                 names = [_name(even[0], cell.found) + marks.get(even[0][0], ""), *others]
-                yield Lead(cell.dataset, cell.epsilon, column, rivals[even[0]].mean, even, names)
+                yield Lead(cell.dataset, cell.epsilon, column, rivals[even[0]].mean, names)
+
+
+def leads_table(
+    material: Material,
+    published: pd.DataFrame | None = None,
+    epsilons: Sequence[str] = (),
+    measured: Callable[[str], bool] = lambda metric: True,
+) -> pd.DataFrame:
+    """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
+
+    "even" names the other methods with a set that cannot be distinguished from the best one.
+
+    Args:
+        published: what `read_published` returned.
+        epsilons: those to show; default: all.
+        measured: which metrics to show.
+    """
+    rows: dict[str, dict[tuple[str, str], str]] = {}
+    for lead in leads(material):
+        column, place = lead.column, (lead.dataset, lead.epsilon)
+        if measured(column.metric) and place[1] in (epsilons or [place[1]]):
+            name, *even = lead.names
+            header = column.header if column.is_accuracy else f"{_distance(column)} ↓"
+            value = f"{lead.mean:{'.1f' if column.is_accuracy else '.3g'}}"
+            rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
+    places = list(dict.fromkeys(place for row in rows.values() for place in row))
+    private = material.metrics[
+        material.metrics["protocol"].eq(DIRECT) & material.metrics["metric"].map(measured).astype(bool)
+    ]
+    means = private.groupby(["dataset", "epsilon", "metric", "method"], sort=False)["value"].mean()
+    for (*place, metric), found in means.groupby(["dataset", "epsilon", "metric"], sort=False):
+        header = f"{_short(metric)} accuracy %, DP-SGD on private images"
+        rows.setdefault(header, {})[tuple(place)] = f"{found.max():.1f} {found.idxmax()[-1]}"
+    best = pd.DataFrame() if published is None else best_table(published).data
+    sources = {name: dataset.published_as()[0] for name, dataset in material.study.datasets.items()}
+    for place in places:
+        for row in best.itertuples():
+            if (row.dataset, row.epsilon) == (sources[place[0]], place[1]):
+                status = "" if row.privacy_status == SOUND else f", privacy status {row.privacy_status}"
+                text = f"{row.value:g} {row.method} ({row.classifier}{status})"
+                rows.setdefault(f"published, protocol {row.protocol}", {})[place] = text
+    frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=places).dropna(how="all").fillna(MISSING)
+    return frame.set_axis([_place(*place) for place in places], axis=1)
 
 
 def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, str], str]]:

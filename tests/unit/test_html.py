@@ -511,6 +511,16 @@ def test_verdict_and_first_picture_precede_facts_and_results(page):
     assert places == sorted(places)
 
 
+def test_a_table_says_first_who_is_best_where_seeds_suffice(page):
+    assert "Who is best" not in page  # two seeds
+    two = {name: {"impl": "a:B"} for name in ("dpgan", "mean")}
+    study = make_study(methods=two, seeds=[0, 1, 2])
+    page = render(study, *make_frames(study))
+    verdict = page[page.index('aria-label="Verdict"') : page.index('<dl class="facts">')]
+    assert "ε = 1</th>" in verdict
+    assert verdict.index("<td>FD (small CNN) ↓</td>") < verdict.index("Caution")
+
+
 def test_methods_say_what_they_are_and_release():
     study = make_study()
     described = {"a:B": {"What it is": "a GAN", "Releases": "its noised gradients"}}

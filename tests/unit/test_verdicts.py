@@ -6,11 +6,11 @@ from measured import measured
 from refusals import holds
 
 from dpdm.config import parse_study
-from dpdm.layout import Layout
+from dpdm.layout import PRIVACY_STATUS, PUBLISHED, Layout
 from dpdm.report.collect import AUDITS, METRICS, write_csv
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
-from dpdm.report.verdicts import CAUTION, FINDING, WRONG, verdicts
+from dpdm.report.verdicts import CAUTION, FINDING, WRONG, leads_table, verdicts
 from dpdm.study import study_json
 
 SUBJECT = {"impl": "dpdm.diffusion.method:DPDM"}
@@ -31,11 +31,14 @@ def scored(method, values, metric="acc_cnn", epsilon="1", sampler="default", pro
     return [{**blank, **place, **what, "seed": seed, "value": value} for seed, value in enumerate(values)]
 
 
-def said(*groups, level=None, audits=(), published=None, **changes):
-    study = parse_study(STUDY | changes, "s")
+def material(*groups, audits=(), **changes):
     metrics = pd.DataFrame([row for group in groups for row in group], columns=list(METRICS))
     frame = pd.DataFrame(audits, columns=list(AUDITS))
-    found = verdicts(Material(study, Layout("r", "s"), metrics, frame), published)
+    return Material(parse_study(STUDY | changes, "s"), Layout("r", "s"), metrics, frame)
+
+
+def said(*groups, level=None, audits=(), published=None, **changes):
+    found = verdicts(material(*groups, audits=audits, **changes), published)
     return "\n".join(v.text for v in found if level in (None, v.level))
 
 
@@ -75,6 +78,24 @@ def test_the_best_by_each_measure_is_named_with_all_that_may_be_as_good():
         f"best generator by FD (small CNN): gan, 1.08; by CNN: gan, {mean:.1f} % (not distinguished from dpdm)." in text
     )
     assert "best generator" not in said(*(group[:2] for group in rows))  # two seeds
+
+
+def test_the_table_of_the_best_has_classifiers_on_private_images_and_published_numbers():
+    near = [value + 0.1 * (-1) ** i for i, value in enumerate(BEST)]
+    direct = (
+        scored("dpsgd", [90.0] * 3, protocol="direct"),
+        scored("dpsgd", [95.0] * 3, epsilon="inf", protocol="direct"),
+    )
+    rows = scored("dpdm", BEST), scored("gan", near), scored("mean", WORST), *direct
+    table = leads_table(material(*rows), read_published(PUBLISHED, PRIVACY_STATUS))
+    best = sum(near) / len(near)
+    assert list(table) == ["d, ε = 1"]
+    assert table.loc["CNN accuracy % ↑"].item() == f"{best:.1f} gan; even: dpdm"
+    assert table.loc["CNN accuracy %, DP-SGD on private images"].item() == "90.0 dpsgd"
+    assert table.loc["published, protocol paper"].item() == "95.3 DPDM (CNN)"
+    assert leads_table(material(*rows), epsilons=["10"]).empty
+    assert leads_table(material(*rows), measured=lambda metric: metric == "fd").empty
+    assert leads_table(material(*(group[:2] for group in rows))).empty  # two seeds
 
 
 def test_every_diffusion_model_is_compared():
