@@ -28,7 +28,7 @@ from dpdm.provenance import meaning, provenance
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec, spec_json
 from dpdm.teacher import Taught
-from dpdm.warm import WarmStarted
+from dpdm.warm import WarmStarted, public_data, refuse_private
 
 
 class NoParams(Strict):
@@ -186,11 +186,6 @@ def _tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any
         raise UserError(f"{member} must return a tuple of {kind.__name__} ({reason})") from error
 
 
-def public_data(method: Method, params: Any) -> tuple[str, ...]:
-    """The public data that a method learns from, also by networks trained on it: its optional `public_data(params)`."""
-    return getattr(method, "public_data", lambda _: ())(params)
-
-
 def departures(method: Method, params: Any, meta: ImageMeta) -> tuple[str, ...]:
     """How such a run differs from the published method, in a few words each: its optional `departures`."""
     return tuple(getattr(method, "departures", lambda *_: ())(params, meta))
@@ -218,8 +213,8 @@ def train(
         UserError: see `prepare_run`; or training failed in a way the user can fix.
     """
     method, params, plan, budget = prepare_run(spec, images.meta)
-    if hasattr(method, "check_private"):
-        method.check_private(params, images)
+    public = public_data(method, params)
+    refuse_private(public, images)
     ledger = Ledger(
         n=images.meta.n,
         delta=budget.delta,
@@ -231,7 +226,7 @@ def train(
         shape=images.meta.shape,
         num_classes=images.meta.num_classes,
         noise=spec.noise,
-        public_data=public_data(method, params),
+        public_data=public,
     )
     run = run_fingerprint(spec, images)
     # Other code makes a checkpoint and a secret key invalid; a commit that leaves this code as it is does not.

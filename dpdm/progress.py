@@ -33,6 +33,7 @@ class Log:
     def aside(self, what: str, quiet: bool = False) -> "Log":
         """A log for a part of the work: its title names the part, and its rows are not in train.jsonl."""
         log = copy.copy(self)
+        log.resumed = 0
         log.rows, log.title, log.quiet = [], f"{self.title}, {what}".lstrip(", "), self.quiet or quiet
         return log
 

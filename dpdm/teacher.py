@@ -21,7 +21,7 @@ from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 from dpdm.specs import Impl, Recipe
-from dpdm.warm import Door
+from dpdm.warm import Door, public_data
 
 PREFIX = "teacher."  # of the names of its mechanisms
 
@@ -77,6 +77,11 @@ class Taught:
         except UserError as error:
             raise UserError("\n".join(f"teacher: {line}" for line in str(error).splitlines())) from error
         return (*plan, replace(own[0], name=PREFIX + own[0].name, share=params.teacher.share))
+
+    def public_data(self, params: Any) -> tuple[str, ...]:
+        """The public data that the generator and the teacher learn from."""
+        own = public_data(self.method, params)
+        return own if params.teacher is None else (*own, *public_data(*self._teacher(params.teacher)))
 
     def departures(self, params: Any, meta: ImageMeta) -> tuple[str, ...]:
         """The teacher, then what the generator says."""

@@ -9,11 +9,12 @@ its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (US
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
-import numpy as np
 import torch
 from pydantic import BaseModel, Field, create_model, model_validator
 from torch import Tensor, nn
@@ -107,9 +108,13 @@ class WarmStarted:
         return tuple(plan)
 
     def public_data(self, params: Any) -> tuple[str, ...]:
-        """The public data sets that it learns from."""
-        own = getattr(self.method, "public_data", lambda _: ())(params)
-        return tuple(dict.fromkeys([*(stage.public for stage in params.init_from if stage.public), *own]))
+        """The public data that its stages, their generators and the method itself learn from."""
+        parts = [(stage.public,) if stage.public else self._public_data(stage) for stage in params.init_from]
+        return tuple(dict.fromkeys(itertools.chain(*parts, public_data(self.method, params))))
+
+    def _public_data(self, stage: Stage) -> tuple[str, ...]:
+        method = self._load(stage.impl)
+        return public_data(method, parse_params(method.Params, stage.params, "params"))
 
     def departures(self, params: Any, meta: ImageMeta) -> tuple[str, ...]:
         """The warm start, then the method's own departures, unless DP-SGD is left out."""
@@ -117,15 +122,6 @@ class WarmStarted:
             return ("warm start only",)
         own = getattr(self.method, "departures", lambda *_: ())(params, meta)
         return (*["warm start"] * bool(params.init_from), *own)
-
-    def check_private(self, params: Any, private: ImageSet) -> None:
-        """Refuses private images that are those of a public data set of the recipe."""
-        for stage in params.init_from:
-            if stage.public is None:
-                continue
-            for images in SOURCES[stage.public]().load().values():
-                if np.array_equal(images.images, private.images):
-                    raise UserError(f"{stage.public} is no public data set here: it holds the private images")
 
     def _releases(self, stage: Stage, meta: ImageMeta) -> list[Mechanism]:
         if stage.public is not None:
@@ -184,6 +180,26 @@ class WarmStarted:
             return ImageSet(sampler.draw(model, labels, Streams(rng.seed, f"{rng.scope} images")), labels, classes)
 
         return draw
+
+
+def public_data(method: Any, params: Any) -> tuple[str, ...]:
+    """The public data that a method learns from, also by networks trained on it: its optional `public_data(params)`."""
+    found = getattr(method, "public_data", lambda _: ())(params)
+    if isinstance(found, str):
+        raise TypeError(f"it returned the text {found!r}")
+    return tuple(found)
+
+
+def refuse_private(public: Iterable[str], private: ImageSet) -> None:
+    """UserError if a data set of `public` has private images. Those of a single color are no sign of it."""
+    for name in (name for name in public if name in SOURCES):
+        seen = set[bytes]().union(*(_digests(images) for images in SOURCES[name]().load().values()))
+        if shared := len(seen & _digests(private)):
+            raise UserError(f"{name} is no public data set here: {shared} of its images are private; choose another")
+
+
+def _digests(images: ImageSet) -> set[bytes]:
+    return {hashlib.sha256(image.tobytes()).digest() for image in images.images if image.min() < image.max()}
 
 
 class Door:

@@ -22,7 +22,8 @@ from dpdm.specs import Accountant
 
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
 SMALLEST_DELTA = 1e-12  # below, the double precision of the PRV and PLD accountants is not enough
-SENSITIVITIES = (1e-30, 1e30)  # beyond, the grid to which a release is rounded could leave the range of float64
+# Below, squares of float32 numbers may vanish from norms; above, the grid of a release could leave float64.
+SENSITIVITIES = (1e-12, 1e30)
 LARGEST_EPSILON = 1000.0  # of a budget; PRV and PLD go up to ten times as much, and give inf above
 
 
@@ -49,7 +50,7 @@ class Budget:
 class Mechanism:
     """One planned mechanism: an event without its noise.
 
-    `sensitivity` is the L2 bound on what one record changes, in [1e-30, 1e30]; the door refuses to serve the mechanism
+    `sensitivity` is the L2 bound on what one record changes, in [1e-12, 1e30]; the door refuses to serve the mechanism
     with another.
     `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; the common scale is
     what `calibrate` finds. For Gaussian releases, giving a share s of the budget mu^2 means ratio 1/sqrt(s).
@@ -233,7 +234,7 @@ def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -
         UserError: see `calibrate`; or nothing is left to the others.
     """
     shared = [mechanism for mechanism in plan if mechanism.share is not None]
-    releases = [mechanism for mechanism in plan if mechanism.mechanism == "gaussian"]
+    releases = [mechanism for mechanism in plan if mechanism.mechanism == "gaussian" and mechanism.share is None]
     if len(releases) + len(shared) == len(plan):
         releases = []  # they take what is left
     if not releases and not shared:
@@ -259,7 +260,10 @@ def _noise_of_share(mechanism: Mechanism, whole: float, budget: Budget, accounta
     if mechanism.share is None or not whole:
         return whole * mechanism.noise_ratio
     part = Mechanism.gaussian("part", mechanism.share).event(whole)
-    cost = Budget(epsilon_spent([part], budget.delta, accountant), budget.delta)
+    epsilon = epsilon_spent([part], budget.delta, accountant)
+    if not epsilon:
+        raise UserError(f"{mechanism.name}: a share of {mechanism.share:g} is too small; give it a larger one")
+    cost = Budget(epsilon, budget.delta)
     return calibrate([mechanism], cost, accountant) * mechanism.noise_ratio
 
 

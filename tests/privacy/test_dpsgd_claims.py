@@ -14,6 +14,7 @@ from torch import nn
 from dpdm.data import ImageSet
 from dpdm.errors import UserError
 from dpdm.privacy import Budget, DpSgdParams, Ledger, PrivateData, PublicRows, Randomness
+from dpdm.privacy.accounting import SENSITIVITIES
 from dpdm.privacy.dpsgd import add_clipped
 from dpdm.rng import Streams
 
@@ -103,6 +104,15 @@ def test_one_record_moves_the_sum_by_at_most_the_clip_norm(rows):
     distance = float((all_of_them - fewer).norm())
     assert distance <= 0.3 * (1 + 1e-4)
     assert distance > 0.29  # the clip binds, so the bound is tight and the test is not vacuous
+
+
+@pytest.mark.parametrize("exponent", range(-30, -8))
+def test_the_smallest_clip_norm_holds_where_squares_vanish(exponent):
+    total, gradient = torch.zeros(200_000, dtype=torch.float64), torch.full((1, 200_000), 10.0**exponent)
+    add_clipped(total, [gradient], SENSITIVITIES[0])
+    assert total.norm() <= SENSITIVITIES[0]
+    small = 10.0**exponent * 200_000**0.5 < SENSITIVITIES[0] / 2
+    assert not small or torch.allclose(total, gradient[0].double(), rtol=1e-6, atol=0)
 
 
 def test_chunks_change_nothing():

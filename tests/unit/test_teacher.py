@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from refusals import refuses
 
 from dpdm import jobs
 from dpdm.config import parse_study
-from dpdm.data import ImageMeta
+from dpdm.data import ImageMeta, ImageSet
 from dpdm.layout import Layout
-from dpdm.method import departures, load_method, prepare_run, train
+from dpdm.method import departures, load_method, prepare_run, public_data, train
 from dpdm.networks import BatchSize
 from dpdm.plan import check_recipe
 from dpdm.privacy import DpSgd, Mechanism, budget_shares, calibrate, epsilon_spent
-from dpdm.privacy.accounting import audited_under, settled
+from dpdm.privacy.accounting import Budget, audited_under, settled
 from dpdm.privacy.audit import audit
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -96,6 +97,29 @@ def test_shares_that_leave_nothing_are_refused():
 def test_a_teacher_that_cannot_be(teacher, parts):
     with refuses(*parts):
         prepare_run(spec(teacher=teacher), META)
+
+
+@pytest.mark.parametrize("impl", [MEANS, DPDM])
+def test_a_teacher_learns_from_no_private_images_in_secret(impl, digits64):
+    start = {"public": "digits", "training": {"dp": {"steps": 2}}}
+    teacher = TEACHER | {"params": TEACHER["params"] | {"init_from": [start]}}
+    method, params, *_ = prepare_run(spec(impl, teacher=teacher), META)
+    assert public_data(method, params) == ("digits",)
+    with refuses("digits", "private"):
+        train(spec(impl, teacher=teacher), digits64, Log("test"))
+    others = ImageSet(255 - digits64.images, digits64.labels, 10)
+    _, ledger = train(spec(impl, teacher=teacher), others, Log("test"))
+    assert ledger.public_data == ("digits",)
+
+
+def test_a_teacher_of_one_release_leaves_the_generators_noise():
+    """As one of many steps does."""
+    plain = [Mechanism.gaussian("prior", 0.5), Mechanism.poisson("steps", 16, 64, 3)]
+    teachers = Mechanism.gaussian("teacher"), Mechanism.poisson("teacher", 16, 64, 3)
+    first, second = (settled([*plain, replace(teacher, share=0.3)], Budget(1, 1e-5), "rdp") for teacher in teachers)
+    assert first[0].noise_multiplier == second[0].noise_multiplier is not None
+    with refuses("teacher", "1e-08", "larger"):
+        settled([*plain, replace(teachers[1], share=1e-8)], Budget(0.2, 1e-5), "rdp")
 
 
 def test_a_classifier_has_no_teacher():

@@ -6,6 +6,7 @@ import torch
 from refusals import refuses
 
 from baselines import _kernel
+from baselines.class_mean import ClassMean
 from dpdm import warm
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
@@ -214,10 +215,33 @@ def test_a_public_start_costs_no_privacy_and_is_in_the_ledger(others):
         check_recipe(hidden.to_json(), "ledger")
 
 
-def test_the_private_images_are_no_public_data(images):
-    train_split = Digits().load()["train"]
+@pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1), slice(100, 164)], ids=["all", "reversed", "some"])
+def test_private_images_are_no_public_data(rows):
+    split = Digits().load()["train"]
+    private = ImageSet(split.images[rows].copy(), split.labels[rows].copy(), 10)
     with refuses("digits", "private"):
-        train(spec(init_from=[PUBLIC]), train_split, Log("test"))
+        train(spec(init_from=[PUBLIC]), private, Log("test"))
+
+
+def test_blank_images_may_be_in_both(others, monkeypatch):
+    blank = ImageSet(others.images.copy(), others.labels, 10)
+    blank.images[0] = 0
+    split = Digits().load()["train"]
+    split.images[0] = 0
+    monkeypatch.setattr(Digits, "load", lambda self: {"train": split})
+    train(spec(init_from=[PUBLIC]), blank, Log("test"))
+
+
+def test_public_data_of_the_generator_of_a_stage_is_that_of_the_run(monkeypatch):
+    monkeypatch.setattr(ClassMean, "public_data", lambda self, params: ("imagenet",), raising=False)
+    method, params, _, _ = prepare_run(spec(init_from=[MEANS, PUBLIC]), META)
+    assert public_data(method, params) == ("imagenet", "digits")
+
+
+def test_public_data_are_names_and_no_text(monkeypatch):
+    monkeypatch.setattr(ClassMean, "public_data", lambda self, params: "imagenet", raising=False)
+    with refuses("public_data", "imagenet"):
+        prepare_run(spec(init_from=[MEANS]), META)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
