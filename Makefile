@@ -40,9 +40,10 @@ lint: $(INSTALLED)
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint --configfile config/paper.yaml
 
-# .snakemake stays: there Snakemake keeps the recipes by which the results of all studies were made.
+# .snakemake stays: there Snakemake keeps the recipes by which the results of all studies were made. Kept results stay, too.
 clean:
-	rm -rf $(VENV) results/data results/digits results/rivals results/tiny
+	rm -rf $(VENV) results/data
+	find results/digits results/rivals results/tiny -mindepth 1 -maxdepth 1 ! -name kept -exec rm -rf {} + 2>/dev/null || true
 
 # Installs again only when the requirements change: the package itself is editable. Without PINS=cpu or PINS=cuda, PyTorch's
 # CPU build where the index offers it, otherwise the build of PyPI.

@@ -38,6 +38,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; artifacts are shared like any other file
         os.replace(temporary, path)
+    except IsADirectoryError as error:
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free space, or change the folder's rights") from error
     finally:
@@ -49,6 +51,9 @@ def _temporary(path: Path) -> tuple[int, str]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(parent for parent in path.parents if parent.exists())
+        raise UserError(f"cannot write {path}: {there} is a file and no folder; choose another folder") from error
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; choose another folder, or change this one's rights"
@@ -75,7 +80,8 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run snakemake to make it, or check the path") from error
+        fix = "check the path, or make it by `dpdm run STUDY`"
+        raise UserError(f"cannot read {path}: {error.strerror}; {fix}") from error
 
 
 def canonical_json(value: Any) -> str:

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -394,17 +395,22 @@ def load_study(files: str | Path) -> Study:
     UserError if a file cannot be read, is not YAML, or the study breaks the schema.
     """
     names = study_files(files)
+    if Path(names[0]).resolve().parent in (STUDIES / "scale", STUDIES / "shared"):
+        raise UserError(
+            f"{names[0]} is no whole study; lay a file of config/scale over its study, as in "
+            "config/ablation_sampler.yaml,config/scale/laptop_sampler.yaml"
+        )
     values = {name: read_yaml(name) for name in names}
     for name, value in values.items():
         if not isinstance(value, dict) or not value:
-            found = f"{value!r:.40}" if value else "nothing"
+            found = reprlib.repr(value) if value else "nothing"
             raise UserError(f"{name} holds {found} where a study is wanted; `dpdm list studies` shows those of dpdm")
     return parse_study(functools.reduce(overlay, values.values()), " ".join(names), overlaid=len(names) > 1)
 
 
 def study_files(files: str | Path) -> list[str]:
     """The files of a study: each as it is, or the shipped study of that name (`digits`) if there is no such file."""
-    shipped, names = {path.stem: str(path) for path in STUDIES.glob("*.yaml")}, str(files).split(",")
+    shipped, names = {path.stem: str(path) for path in sorted(STUDIES.glob("*.yaml"))}, str(files).split(",")
     for name in names:
         if not os.path.exists(name) and name not in shipped:
             meant = nearest(Path(name).stem, shipped, "dpdm has")

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,6 +11,20 @@ from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 from dpdm.errors import UserError
 
 TAGS = ("kind", "source")  # keys that choose a model of a union
+SHOULD = "Input should be "  # how pydantic begins most messages
+PLAIN = {  # what to write, by pydantic's type of error
+    "tuple_type": "write a list, such as [10]",
+    "list_type": "write a list, such as [10]",
+    "too_short": "write at least one entry",
+    "dict_type": "write keys and values",
+    "model_type": "write keys and values",
+    "model_attributes_type": "write keys and values",
+    "float_type": "write a number",
+    "float_parsing": "write a number",
+    "int_type": "write a whole number",
+    "int_parsing": "write a whole number",
+}
+NAME = "write lower-case letters, digits and underscores, a letter first"
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
@@ -31,9 +46,9 @@ def explain(error: ValueError, kind: Any, origin: str) -> str:
     if not isinstance(error, ValidationError):
         return f"{origin}: {error}"
     items = error.errors()
-    lines = []
+    found: dict[str, list[str]] = {}
     for item in items:
-        if item["type"] == "too_short" and any(len(i["loc"]) > len(item["loc"]) for i in items):
+        if item["type"] == "too_short" and any(_is_below(i["loc"], item["loc"]) for i in items):
             continue  # pydantic counts only the valid entries; the invalid ones are named already
         if item["type"] == "default_factory_not_called":
             continue  # a default that depends on another key, whose own mistake is named already
@@ -41,8 +56,22 @@ def explain(error: ValueError, kind: Any, origin: str) -> str:
         message = _message(item, around)
         if item["type"].startswith("union_tag"):
             path = f"{path}.{_misspelt(item) or _discriminator(item)}".removeprefix(".")
-        lines.append(f"{origin}: {path}: {message}" if path else f"{origin}: {message}")
-    return "\n".join(dict.fromkeys(lines))
+        found.setdefault(f"{origin}: {path}" if path else origin, []).append(message)
+    return "\n".join(f"{place}: {line}" for place, messages in found.items() for line in _joined(messages))
+
+
+def _is_below(loc: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
+    return len(loc) > len(other) and loc[: len(other)] == other
+
+
+def _joined(messages: list[str]) -> list[str]:
+    """The messages on one value, each once; what the branches of a union want becomes one line."""
+    wants = [message for message in dict.fromkeys(messages) if message.startswith(SHOULD)]
+    if len(wants) > 1:
+        *others, last = (want.removeprefix(SHOULD) for want in wants)
+        one = SHOULD + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])
+        messages = [one if message == wants[0] else message for message in messages if message not in wants[1:]]
+    return list(dict.fromkeys(messages))
 
 
 def _message(item: Any, around: list[type[BaseModel]]) -> str:
@@ -63,8 +92,9 @@ def _message(item: Any, around: list[type[BaseModel]]) -> str:
     if isinstance(value, str) and (number := re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)", value)):
         whole, fraction, sign, exponent = number.groups()
         return f"{message}; YAML reads {value} as text: write {whole}{fraction or '.0'}e{sign or '+'}{exponent}"
-    if not isinstance(value, dict | list | tuple) and repr(value) not in message:
-        message = f"{message}, got {value!r}"
+    message = PLAIN.get(item["type"], message) if context.get("pattern") != "^[a-z][a-z0-9_]*$" else NAME
+    if not isinstance(value, dict) and not (item["type"] == "value_error" and repr(value) in message):
+        message = f"{message}, got {reprlib.repr(value) if isinstance(value, list | tuple) else repr(value)}"
     if item["type"] == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), 1, 0.5)
         message += f"; did you mean {close[0]!r}?" if close else ""

@@ -4,6 +4,7 @@ The command line and the workflow call these with a study and its layout; paths 
 input file is missing, damaged or of another run, a UserError names it.
 """
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from dpdm.errors import UserError
 from dpdm.evaluation import registry
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
-from dpdm.method import finite, load_method, method_code
+from dpdm.method import finite, load_method, method_code, prepare_run
 from dpdm.method import train as train_method
 from dpdm.privacy.key import key_path
 from dpdm.processes import Processes, device
@@ -136,10 +137,18 @@ def train(
     from dpdm.checkpoint import Checkpoint
 
     group, start, folder = group or Processes(device=device()), time.monotonic(), Path(out)
+    prepare_run(spec, images.meta)  # a refused recipe leaves no folder
     artifacts.check_folder(folder, "model.pt", "train.jsonl", "ledger.json")  # before hours of training
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
-    model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
+    try:
+        model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(r"out of memory|allocate memory", str(error)):
+            raise
+        raise UserError(
+            f"{spec.name}: too little memory; lower dp.max_physical_batch_size, or make the network smaller"
+        ) from error
     if not group.is_first:
         return ""
     artifacts.write_bytes(folder / "model.pt", _content(model, folder / "model.pt", spec))

@@ -18,6 +18,7 @@ from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
 from dpdm.yaml_file import parse_yaml
 
+KEPT = "kept"  # the folder of a study that holds the results which a repository keeps
 RUN_FORM, SET_FORM = "DATASET/METHOD/EPSILON/SEED", "DATASET/METHOD/EPSILON/SEED/SAMPLER"
 Found = TypeVar("Found")
 
@@ -49,6 +50,12 @@ def open_study(path: str | Path) -> tuple[Study, Layout]:
         )
     study = load_study(path)
     return study, Layout(study.results_dir, study.study)
+
+
+def refuse_kept(layout: Layout) -> None:
+    """UserError if a results folder holds kept results, which no command may replace."""
+    if Path(layout.root).name == KEPT:
+        raise UserError(f"{layout.root} holds kept results, which stay as they are; give --out, or name the study file")
 
 
 def study_json(study: Study) -> str:
@@ -136,9 +143,10 @@ def _find(study: Study, coordinates: str, known: Callable[[Study], Mapping[str, 
         found = known(study.model_copy(update={"only": None, "without": None}))
     if key in found:
         return found[key]
-    nearest = difflib.get_close_matches(coordinates, list(found), 1, 0)
+    begun = [name for name in found if name.startswith(f"{key}/")]
+    nearest = difflib.get_close_matches(coordinates, begun or list(found), 1, 0)
     hint = f"; the nearest is {nearest[0]}" if nearest else ""
-    raise UserError(f"the study {study.study} has no {coordinates!r}, written {form}{hint}")
+    raise UserError(f"the study {study.study} has no {coordinates!r}; write {form}{hint}")
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

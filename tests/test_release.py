@@ -1,6 +1,8 @@
 """What a release consists of: pins, environments, and the files about the project."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -57,6 +59,24 @@ def test_one_version():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
     assert citation["version"] == newest == dpdm.__version__
     assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+
+
+def test_make_clean_leaves_kept_results(tmp_path):
+    for path in (
+        "results/digits/kept/metrics.csv",
+        "results/digits/report.html",
+        "results/tiny/runs/x",
+        "results/data/x",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert [str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.*")] == [
+        "digits/kept/metrics.csv"
+    ]
+    assert not (tmp_path / "results/data").exists()
+    assert not list((tmp_path / "results/tiny").iterdir())
 
 
 def test_what_the_ci_of_a_public_host_runs_exists():

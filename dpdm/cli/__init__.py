@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno == errno.ENAMETOOLONG:
             print(f"error: {error.filename} is too long for the name of a file", file=sys.stderr, flush=True)
             return 2
+        if error.errno in (errno.EACCES, errno.EPERM):
+            what = f"{error.filename} cannot be opened: permission denied; change its rights, or name another file"
+            print(f"error: {what}", file=sys.stderr, flush=True)
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         with contextlib.suppress(OSError):

@@ -82,6 +82,10 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
 
     if bool(spec_file) == bool(study) or bool(study) != bool(run):
         raise UserError("train needs either STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
+    if data and study and not out:
+        raise UserError(f"--data {data} is not the study's own data: give --out, so that the study's run stays")
+    if study and not (out or changes or noise):
+        named.refuse_kept(layout)
     if spec_file:
         spec = named.read_recipe(spec_file)
         layout = named.layout_of_run(spec_file, spec) or named.Layout("results", spec.study)
@@ -101,7 +105,8 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
         if not data and (study or os.path.exists(layout.study)):
             jobs.make_missing(study or named.open_study(layout.root)[0], layout, spec.dataset)
         elif not os.path.exists(images):
-            raise UserError(f"there are no training images {images}; name them by --data train.npz")
+            fix = "check the path" if data else "name them by --data train.npz"
+            raise UserError(f"there are no training images {images}; {fix}")
 
     return spec, images, folder, prepare
 
@@ -137,16 +142,19 @@ def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
 @click.pass_obj
 def sample(named: str, study, layout, run: str, model: str | None, out: str | None) -> None:
     """Draw the synthetic images of a run from its model."""
-    from dpdm.study import find_sets
+    from dpdm.study import KEPT, find_sets, refuse_kept
 
     spec, samplers = find_sets(study, run)
     if not samplers:
         raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {named} {run}` judges it")
     own = layout.run(*spec.place, "model.pt")
+    if not out:
+        refuse_kept(layout)
     if model and not out:
         raise UserError(f"--model {model} is not the study's own model: give --out, so that the study's images stay")
     if not os.path.exists(model or own):
-        fix = "" if model else f"; `dpdm train {named} {spec.name}` makes it"
+        kept = os.path.basename(layout.root) == KEPT
+        fix = "" if model or kept else f"; `dpdm train {named} {spec.name}` makes it"
         raise UserError(f"there is no model {model or own}{fix}")
     from dpdm import jobs
     from dpdm.processes import device
@@ -174,8 +182,10 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
 
     For a classifier method, give RUN without a sampler: the score is the accuracy of its model on the test images.
     """
-    from dpdm.study import find_anchor, find_sets
+    from dpdm.study import find_anchor, find_sets, refuse_kept
 
+    if not out:
+        refuse_kept(layout)
     if anchor := find_anchor(study, coordinates):
         place = (anchor.dataset, anchor.method, str(anchor.seed))
         sets = [(anchor, layout.anchor_images(*place[:2]), layout.anchor(*place))]

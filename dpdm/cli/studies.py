@@ -38,11 +38,12 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     `dpdm run config/digits.yaml -- --keep-going tables`.
     """
     from dpdm.cli.estimate import estimate
-    from dpdm.config import study_files
+    from dpdm.config import check_writable, study_files
     from dpdm.explain import nearest
     from dpdm.layout import SNAKEFILE
-    from dpdm.study import selected
+    from dpdm.study import refuse_kept, selected
 
+    refuse_kept(layout)
     part = {"only": " ".join(only)} if only else {}
     part |= {"without": " or ".join(without)} if without else {}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
@@ -57,6 +58,7 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
             raise UserError(f"datasets.{name}: there is no {missing[0]}; put it there, or correct the path")
     if cores != "all" and not (cores.isdecimal() and int(cores)):
         raise UserError(f"--cores {cores}: write a number above 0, or all")
+    check_writable(study.results_dir)
     files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]
@@ -74,9 +76,10 @@ def check(study, layout) -> None:
     epsilons. Nothing is trained.
     """
     from dpdm.cli.estimate import estimate
-    from dpdm.report.selection import check_entries
+    from dpdm.layout import PUBLISHED
+    from dpdm.report.published import check_tables
 
-    check_entries(study)  # before the imports below, which take seconds
+    check_tables(study, PUBLISHED)  # before the imports below, which take seconds
     from dpdm.plan import describe, doubts
     from dpdm.rehearsal import rehearse_study
 

@@ -133,10 +133,18 @@ def tables(study, layout, partial: bool) -> None:
 
 def collected(study, layout):
     """What the figures and tables of a finished study are made from."""
+    from dpdm.config import ANCHORS
     from dpdm.report.collect import AUDITS, METRICS, read_csv
     from dpdm.report.registry import Material
 
-    return Material(study, layout, read_csv(layout.metrics, METRICS), read_csv(layout.audits, AUDITS))
+    frames = {path: read_csv(path, kind) for path, kind in ((layout.metrics, METRICS), (layout.audits, AUDITS))}
+    for path, frame in frames.items():
+        for dataset, method in frame[["dataset", "method"]].drop_duplicates().itertuples(index=False):
+            if dataset not in study.datasets or method not in (*study.methods, *ANCHORS):
+                raise UserError(
+                    f"{path} has rows of {method} on {dataset}, which the study does not have; run `dpdm collect` again"
+                )
+    return Material(study, layout, *frames.values())
 
 
 @verbs.command("paper-table")

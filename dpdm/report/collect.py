@@ -362,7 +362,8 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
     """
     fix = "it is of another version: delete it and run snakemake again"
     reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(errors="replace")))
-    found = list(reader.fieldnames or [])
+    if not (found := list(reader.fieldnames or [])):
+        raise UserError(f"{path} is empty; delete it and run snakemake again")
     if found != [name for name in columns if name in found or name not in OPTIONAL]:
         raise UserError(f"{path} is not a table of this kind: its columns are {', '.join(found)}; {fix}")
     kind = _Metric if "metric" in columns else _Event

@@ -72,6 +72,15 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path, write):
     assert files(tmp_path) == []
 
 
+def test_a_path_through_a_file_and_a_path_that_is_a_folder_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with refuses(tmp_path / "file" / "x" / "y", "is a file"):
+        artifacts.write_text(tmp_path / "file" / "x" / "y", "")
+    with refuses(tmp_path / "folder", "it is a folder"):
+        artifacts.write_text(tmp_path / "folder", "")
+
+
 def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()

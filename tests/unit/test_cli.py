@@ -266,7 +266,6 @@ def test_a_finished_run_is_not_trained_twice(train, work):
     assert not touched()
     assert touched("--again")
     images = work.data("digits", "train.npz")
-    assert touched("--data", images)
     os.utime(images, (later + 5, later + 5))
     assert touched()
     os.utime(images, (later - 5, later - 5))
@@ -283,9 +282,77 @@ def test_a_finished_run_is_not_trained_twice(train, work):
 def test_a_finished_run_of_other_images_is_trained_again(train, work, digits64):
     some = dataclasses.replace(digits64, images=digits64.images[:50], labels=digits64.labels[:50])
     data.write_images("some.npz", some)
-    assert train("digits/class_mean/10/0", "--data", "some.npz")[0] == 0
+    assert train("digits/class_mean/10/0", "--data", "some.npz", "--out", RUN)[0] == 0
     assert "--again" not in train()[1]
     assert "--again" in train()[1]
+
+
+def test_other_images_do_not_become_the_study_s_run(train, work):
+    refused(train("digits/class_mean/10/0", "--data", work.data("digits", "test.npz")), "--data", "test.npz", "--out")
+    assert not Path(work.study).exists()
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("words", [("train",), ("sample",), ("score",), ("run",)], ids=" ".join)
+def test_kept_results_stay(run_cli, train, work, words):
+    assert train()[0] == 0
+    shutil.copytree(work.root, "kept")
+    before = {path: path.read_bytes() for path in Path("kept").rglob("*") if path.is_file()}
+    run = [] if words == ("run",) else ["digits/class_mean/10/0"]
+    refused(run_cli(*words, "kept", *run), "kept", "--out")
+    assert before == {path: path.read_bytes() for path in Path("kept").rglob("*") if path.is_file()}
+
+
+def test_a_refused_recipe_leaves_no_folder(train, run_cli, work):
+    _, text, _ = run_cli("spec", "study.yaml", "digits/class_mean/10/0")
+    Path("r.json").write_text(json.dumps(json.loads(text) | {"epsilon": -1.0}))
+    refused(run_cli("train", "--spec", "r.json", "--data", work.data("digits", "train.npz"), "--out", "new"), "epsilon")
+    assert not Path("new").exists()
+
+
+def test_too_little_memory_is_one_sentence(train, monkeypatch):
+    def fit(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("baselines.class_mean.ClassMean.fit", fit)
+    refused(train(), "digits/class_mean/10/0", "memory", "max_physical_batch_size")
+
+
+def test_rows_of_what_the_study_has_no_longer_are_refused(run_cli, train, work, study_file, tiny_study_dict):
+    assert train()[0] == 0
+    run_cli("audit", "study.yaml", "digits/class_mean", "--out", work.audit("digits", "class_mean"))
+    run_cli("collect", "study.yaml")
+    methods = {name: entry for name, entry in tiny_study_dict["methods"].items() if name != "class_mean"}
+    table = Path(work.audits).read_text()
+    study_file(tiny_study_dict | {"methods": methods})
+    for verb in ("verdict", "tables", "report"):
+        Path(work.audits).write_text(table)
+        refused(run_cli(verb, "study.yaml"), "class_mean", "digits", "collect")
+
+
+def test_a_file_without_permission_is_named(run_cli, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "hidden/study.json")
+
+    monkeypatch.setattr("dpdm.study.open_study", refuse)
+    refused(run_cli("spec", "hidden", "x"), "hidden/study.json", "permission", "rights")
+
+
+def test_check_refuses_a_row_that_the_paper_does_not_have(run_cli, work, study_file, tiny_study_dict):
+    table = {"table_1": [{"method": "dpdm", "published": "nope"}]}
+    refused(run_cli("check", study_file(tiny_study_dict | {"tables": table})), "table_1", "nope")
+
+
+def test_a_file_that_is_laid_over_a_study_is_no_study(run_cli):
+    scale = Path(__file__).parents[2] / "config" / "scale" / "laptop_sampler.yaml"
+    refused(run_cli("check", scale), "laptop_sampler.yaml", "config/ablation_sampler.yaml,config/scale")
+
+
+def test_run_refuses_a_folder_that_cannot_be_written_before_snakemake_starts(run_cli, work, started):
+    shutil.rmtree("results")
+    Path("results").write_text("")
+    refused(run_cli("run", "study.yaml"), "results")
+    assert not started
 
 
 def test_a_run_with_secret_noise_is_released_again_only_when_asked(train):
@@ -639,7 +706,7 @@ def test_train_names_a_corrupt_npz(train, work, damage):
 
 
 def test_train_names_missing_images(train):
-    refused(train("digits/class_mean/10/0", "--data", "nowhere.npz"), "nowhere.npz")
+    refused(train("digits/class_mean/10/0", "--data", "nowhere.npz", "--out", "x"), "nowhere.npz")
 
 
 def test_train_refuses_a_budget_or_batch_the_data_cannot_meet(train, study_file, tiny_study_dict):
@@ -679,8 +746,8 @@ def test_a_kept_folder_draws_the_same_images_without_the_data(train, sample, run
     for name in ("model.pt", "ledger.json"):
         shutil.copyfile(RUN / name, kept / name)
     (tmp_path / "elsewhere" / "kept" / "study.json").write_text(study_json(study))
-    assert run_cli("sample", "elsewhere/kept", "digits/class_mean/10/0")[0] == 0
-    drawn = (data.read_images(folder / "default" / "synthetic.npz").digest() for folder in (RUN, kept))
+    assert run_cli("sample", "elsewhere/kept", "digits/class_mean/10/0", "--out", "again")[0] == 0
+    drawn = (data.read_images(folder / "default" / "synthetic.npz").digest() for folder in (RUN, Path("again")))
     assert len(set(drawn)) == 1
     assert not (tmp_path / "elsewhere" / "data").exists()
 

@@ -152,6 +152,12 @@ def test_the_departures_of_a_run_are_those_of_its_audit(results, tmp_path):
     pd.testing.assert_frame_equal(read_csv(tmp_path / "with.csv", METRICS), metrics, check_exact=True)
 
 
+def test_an_empty_csv_is_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("")
+    with refuses(tmp_path / "metrics.csv", "empty"):
+        read_csv(tmp_path / "metrics.csv", METRICS)
+
+
 def test_csv_of_another_kind_is_refused(results, tmp_path):
     metrics, _ = collect(make_study(), [results])
     write_csv(tmp_path / "x.csv", metrics)

@@ -205,8 +205,8 @@ def test_a_missing_key(tiny_study_dict, key):
         ("evaluation.fid", {"weights_pth": "a"}, ["evaluation.fid.weights_pth", "'weights_path'"]),
         ("evaluation.classifiers", ["svm"], ["evaluation.classifiers[0]", "'svm'", "'mlp'"]),
         ("methods.dpdm.tuning", {"settings": -1, "data": "a"}, ["tuning.settings", "-1"]),
-        ("methods.dpdm.tuning", {"settings": 2.0, "data": "a"}, ["tuning.settings", "integer", "2.0"]),
-        ("methods.dpdm.tuning", {"settings": True, "data": "a"}, ["tuning.settings", "integer", "True"]),
+        ("methods.dpdm.tuning", {"settings": 2.0, "data": "a"}, ["tuning.settings", "whole", "2.0"]),
+        ("methods.dpdm.tuning", {"settings": True, "data": "a"}, ["tuning.settings", "whole", "True"]),
         ("methods.dpdm.tuning", {"settings": 2, "data": " "}, ["tuning.data"]),
         ("methods.dpdm.tuning", {"settings": 2}, ["tuning.data"]),
         ("methods.dpdm.tuning", {"setting": 2, "data": "a"}, ["tuning.setting", "'settings'"]),
@@ -223,6 +223,24 @@ def test_a_missing_key(tiny_study_dict, key):
 def test_refused_values(tiny_study_dict, path, value, parts):
     own_path = [] if path == "datasets.digits.source" else [path]
     refused(put(tiny_study_dict, path, value), *own_path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        ("epsilons", 10, ["epsilons", "list", "got 10"]),
+        ("seeds", [], ["seeds", "at least one", "got []"]),
+        ("study", "a/b", ["study", "lower-case", "got 'a/b'"]),
+        ("datasets.digits.delta", 2, ["datasets.digits.delta", "less than 1", "'1/(2n)'", "got 2"]),
+        ("evaluation.synthetic_images", 0, ["evaluation.synthetic_images", "10", "got 0"]),
+        ("evaluation.synthetic_images", [1, 2], ["evaluation.synthetic_images", "whole number", "got [1, 2]"]),
+        ("methods.dpdm.params", 5, ["methods.dpdm.params", "keys and values", "got 5"]),
+    ],
+)
+def test_a_wrong_value_is_one_plain_line_with_the_value(tiny_study_dict, path, value, parts):
+    message = refusal(put(tiny_study_dict, path, value))
+    holds(message, *parts)
+    assert not re.search("valid (tuple|dict|list)|pattern|unable to parse", message)
 
 
 def test_a_study_without_fid_has_the_specs_it_had_before_there_was_such_a_key(tiny_study_dict):
