@@ -3,8 +3,8 @@
 Released: class counts, first and second moments, by four Gaussian mechanisms. Images x (pixels in [0, 1], flattened)
 are clipped to norm C = `max_image_norm`. Sensitivities under adding or removing one record: 1 for class counts, C for
 class sums, C^2 (Frobenius norm) for the second moment sum x x^T and for the per-class ones in its top-k basis.
-For the per-class moments an image is clipped after its projection. An image above C then counts with a larger norm there
-than in the class sums, so that the covariances are too wide along the class means.
+For the per-class moments an image is clipped after its projection. An image above C then counts with a larger norm
+there than in the class sums, so that the covariances are too wide along the class means.
 DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". All else is post-processing.
 Cost: one-shot releases.
 """
