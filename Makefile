@@ -43,7 +43,7 @@ lint: $(INSTALLED)
 # .snakemake stays: there Snakemake keeps the recipes by which the results of all studies were made. Kept results stay, too.
 clean:
 	rm -rf $(VENV) results/data
-	find results/digits results/rivals results/tiny -mindepth 1 -maxdepth 1 ! -name kept -exec rm -rf {} + 2>/dev/null || true
+	find results -mindepth 2 -maxdepth 2 -regex 'results/\(digits\|rivals\|tiny\)/.*' ! -name kept -exec rm -rf {} +
 
 # Installs again only when the requirements change: the package itself is editable. Without PINS=cpu or PINS=cuda, PyTorch's
 # CPU build where the index offers it, otherwise the build of PyPI.

@@ -23,7 +23,7 @@ from dpdm.study import open_study
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "digits" / "kept"
 STUDIES = ("digits", "laptop", "teachers")  # those of the present protocol
-START = re.compile(r": (\w+)(?: \(\w+\))? (?:against|beats|is|cannot) .*\b(\w+_at_step_0)\b")  # its start
+START = re.compile(r": (\w+)(?: \(\w+\))? (?:against|beats|is|cannot) .*\b(\w+_at_step_0)\b")  # a model, a start
 
 
 def results_block() -> str:

@@ -24,7 +24,8 @@ PLAIN = {  # what to write, by pydantic's type of error
     "int_type": "write a whole number",
     "int_parsing": "write a whole number",
 }
-NAME = "write lower-case letters, digits and underscores, a letter first"
+NAME = r"^[a-z][a-z0-9_]*$"  # the pattern of names of data sets, methods and samplers, and what to write
+PLAIN_NAME = "write lower-case letters, digits and underscores, a letter first"
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
@@ -92,7 +93,7 @@ def _message(item: Any, around: list[type[BaseModel]]) -> str:
     if isinstance(value, str) and (number := re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)", value)):
         whole, fraction, sign, exponent = number.groups()
         return f"{message}; YAML reads {value} as text: write {whole}{fraction or '.0'}e{sign or '+'}{exponent}"
-    message = PLAIN.get(item["type"], message) if context.get("pattern") != "^[a-z][a-z0-9_]*$" else NAME
+    message = PLAIN_NAME if context.get("pattern") == NAME else PLAIN.get(item["type"], message)
     if not isinstance(value, dict) and not (item["type"] == "value_error" and repr(value) in message):
         message = f"{message}, got {reprlib.repr(value) if isinstance(value, list | tuple) else repr(value)}"
     if item["type"] == "literal_error":

@@ -9,7 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
 from dpdm.evaluation.registry import CLASSIFIERS, DPIMAGEBENCH, EXTRACTORS, PROTOCOLS, PUBLIC_EXTRACTORS
-from dpdm.explain import explain, parse_params
+from dpdm.explain import NAME, explain, parse_params
 from dpdm.params import Natural, Strict
 
 
@@ -58,7 +58,6 @@ Epsilon = Annotated[
 ]
 PathEpsilon = Annotated[Epsilon, AfterValidator(_check_epsilon)]  # above 0, and fit for a path
 EachOnce = AfterValidator(_each_once)  # for a tuple
-NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key

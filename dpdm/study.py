@@ -52,9 +52,14 @@ def open_study(path: str | Path) -> tuple[Study, Layout]:
     return study, Layout(study.results_dir, study.study)
 
 
+def is_kept(layout: Layout) -> bool:
+    """Whether a results folder holds kept results."""
+    return Path(layout.root).name == KEPT
+
+
 def refuse_kept(layout: Layout) -> None:
     """UserError if a results folder holds kept results, which no command may replace."""
-    if Path(layout.root).name == KEPT:
+    if is_kept(layout):
         raise UserError(f"{layout.root} holds kept results, which stay as they are; give --out, or name the study file")
 
 

@@ -110,7 +110,7 @@ class WarmStarted:
     def public_data(self, params: Any) -> tuple[str, ...]:
         """The public data that its stages, their generators and the method itself learn from."""
         parts = [(stage.public,) if stage.public else self._public_data(stage) for stage in params.init_from]
-        return tuple(dict.fromkeys(itertools.chain(*parts, public_data(self.method, params))))
+        return tuple(itertools.chain(*parts, public_data(self.method, params)))
 
     def _public_data(self, stage: Stage) -> tuple[str, ...]:
         method = self._load(stage.impl)
@@ -183,11 +183,14 @@ class WarmStarted:
 
 
 def public_data(method: Any, params: Any) -> tuple[str, ...]:
-    """The public data that a method learns from, also by networks trained on it: its optional `public_data(params)`."""
+    """The public data that a method learns from, each once: its optional `public_data(params)`.
+
+    Networks that were trained on public data count, too.
+    """
     found = getattr(method, "public_data", lambda _: ())(params)
     if isinstance(found, str):
         raise TypeError(f"it returned the text {found!r}")
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def refuse_private(public: Iterable[str], private: ImageSet) -> None:

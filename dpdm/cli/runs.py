@@ -142,7 +142,7 @@ def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
 @click.pass_obj
 def sample(named: str, study, layout, run: str, model: str | None, out: str | None) -> None:
     """Draw the synthetic images of a run from its model."""
-    from dpdm.study import KEPT, find_sets, refuse_kept
+    from dpdm.study import find_sets, is_kept, refuse_kept
 
     spec, samplers = find_sets(study, run)
     if not samplers:
@@ -153,8 +153,7 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     if model and not out:
         raise UserError(f"--model {model} is not the study's own model: give --out, so that the study's images stay")
     if not os.path.exists(model or own):
-        kept = os.path.basename(layout.root) == KEPT
-        fix = "" if model or kept else f"; `dpdm train {named} {spec.name}` makes it"
+        fix = "" if model or is_kept(layout) else f"; `dpdm train {named} {spec.name}` makes it"
         raise UserError(f"there is no model {model or own}{fix}")
     from dpdm import jobs
     from dpdm.processes import device

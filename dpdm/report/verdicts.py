@@ -222,8 +222,7 @@ def leads_table(
     for place in places:
         for row in best.itertuples():
             if (row.dataset, row.epsilon) == (sources[place[0]], place[1]):
-                status = "" if row.privacy_status == SOUND else f", privacy status {row.privacy_status}"
-                text = f"{row.value:g} {row.method} ({row.classifier}{status})"
+                text = f"{row.value:g} {row.method} ({row.classifier}{_claim(row.privacy_status)})"
                 rows.setdefault(f"published, protocol {row.protocol}", {})[place] = text
     frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=places).dropna(how="all").fillna(MISSING)
     return frame.set_axis([_place(*place) for place in places], axis=1)
@@ -359,8 +358,7 @@ def _against_published(
                 continue
             theirs, ours = [], []
             for row in found.to_dict("records"):
-                status = row["privacy_status"]
-                claim = f", privacy status {status}" if status != SOUND else ""
+                claim = _claim(row["privacy_status"])
                 facts = f"{row['classifier']}, {row['method']}, protocol {row['protocol']}{claim}"
                 theirs.append(f"{row['value']:g} % ({facts})")
                 mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
@@ -371,6 +369,10 @@ def _against_published(
                 f"best published accuracy{' of each protocol' * (len(theirs) > 1)}, without public data: "
                 f"{joined(theirs)}; ours by {these}: {joined(ours) if ours else 'none'}.",
             )
+
+
+def _claim(status: str) -> str:
+    return "" if status == SOUND else f", privacy status {status}"
 
 
 def _sentence(text: str) -> str:
