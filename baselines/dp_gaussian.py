@@ -3,8 +3,6 @@
 Released: class counts, first and second moments, by four Gaussian mechanisms. Images x (pixels in [0, 1], flattened)
 are clipped to norm C = `max_image_norm`. Sensitivities under adding or removing one record: 1 for class counts, C for
 class sums, C^2 (Frobenius norm) for the second moment sum x x^T and for the per-class ones in its top-k basis.
-For the per-class moments an image is clipped after its projection. An image above C then counts with a larger norm
-there than in the class sums, so that the covariances are too wide along the class means.
 DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". All else is post-processing.
 Cost: one-shot releases.
 """
@@ -23,7 +21,7 @@ from dpdm.errors import UserError
 from dpdm.method import NoParams
 from dpdm.mixture import by_class, semicircle
 from dpdm.params import NotNegative, Positive, Share, Strict
-from dpdm.privacy import Mechanism, PrivateData
+from dpdm.privacy import Mechanism, PrivateData, clipped_rows
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -91,7 +89,8 @@ class DPGaussian:
         classes, bound = private.meta.num_classes, params.max_image_norm
 
         def pixels(images: Tensor) -> Tensor:
-            return to_unit(images).flatten(1)
+            """Clipped here, before any projection, so that every release sums the same vectors."""
+            return clipped_rows(to_unit(images).flatten(1), bound)
 
         counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
         sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y, classes), bound)
@@ -102,8 +101,10 @@ class DPGaussian:
             "class_second_moments", lambda x, y: by_class(pixels(x) @ projection, y, classes), bound
         )
         means = sums / counts[:, None]
-        class_noise_std = private.noise_multiplier("class_second_moments") * bound**2
-        covariances = shrunk_covariances(moments, counts, means @ basis, class_noise_std)
+        covariances = shrunk_covariances(
+            moments, counts, means @ basis, private.noise_multiplier("class_second_moments") * bound**2,
+            private.noise_multiplier("class_counts"),
+        )  # fmt: skip
         values, vectors = torch.linalg.eigh(covariances)
         factors = vectors * values.clamp(min=params.variance_floor).sqrt()[:, None, :]
         return Model(basis.float(), means.float(), factors.float(), private.meta.shape)
@@ -120,16 +121,23 @@ def standing_out(moment: Tensor, noise_std: float) -> Tensor:
     return vectors.flip(1)[:, :k].contiguous()
 
 
-def shrunk_covariances(moments: Tensor, counts: Tensor, means: Tensor, noise_std: float) -> Tensor:
+def shrunk_covariances(
+    moments: Tensor, counts: Tensor, means: Tensor, noise_std: float, count_noise_std: float
+) -> Tensor:
     """Class covariances [classes, k, k], each drawn towards the pooled one as far as its noise demands.
+
+    A class whose count is below twice its noise has next to no mean: it takes no part in the pooled covariance, unless
+    all are so.
 
     Args:
         moments: noised class second moments [classes, k, k]; counts: [classes]; means: [classes, k].
-        noise_std: of a diagonal entry of `moments`.
+        noise_std: of a diagonal entry of `moments`; count_noise_std: of a count.
     """
     covariances = moments / counts[:, None, None] - means[:, :, None] * means[:, None, :]
-    pooled = (covariances * counts[:, None, None]).sum(0) / counts.sum()
+    counted = counts * (counts > 2 * count_noise_std)
+    weights = counted if counted.any() else counts
+    pooled = (covariances * weights[:, None, None]).sum(0) / weights.sum()
     k = len(pooled)
     noise = noise_std * math.sqrt(k * (k + 1) / 2) / counts  # expected Frobenius norm
-    weight = (noise / pooled.norm()).square().clamp(max=1)[:, None, None]
+    weight = (noise / pooled.norm().clamp(min=1e-12)).square().clamp(max=1)[:, None, None]
     return weight * pooled + (1 - weight) * covariances

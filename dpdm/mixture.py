@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from dpdm.data import to_unit
 from dpdm.errors import UserError
 from dpdm.params import Count, Positive, Share, Strict
-from dpdm.privacy import Mechanism, PrivateData
+from dpdm.privacy import Mechanism, PrivateData, clipped_rows
 from dpdm.rng import Streams
 
 COUNT_WEIGHT = 2.0  # of a record's count next to its clipped image in one round of k-means
@@ -132,7 +132,7 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     values, vectors = torch.linalg.eigh(moment / total)
     k = max(1, int((values > max(semicircle(std, len(values)), params.variance_floor)).sum()))
     basis = vectors[:, -k:].flip(1).contiguous()
-    outside = (values[:-k].sum() / max(len(values) - k, 1)).clamp(min=params.variance_floor)
+    outside = (left_outside(values, k, std) / max(len(values) - k, 1)).clamp(min=params.variance_floor)
     projection = basis.to(device, torch.float32)
 
     def projected(images: Tensor, labels: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     axes = []
     for scatter, count in zip(moments, counts, strict=True):
         # Each class's covariance moves towards the pooled one as far as its noise demands.
-        share = (std / 2**0.5 * k / count / pooled.norm()).square().clamp(max=1)
+        share = (std / 2**0.5 * k / count / pooled.norm().clamp(min=1e-12)).square().clamp(max=1)
         mixed = share * pooled + (1 - share) * scatter / count
         noise = torch.hypot(share * std * classes**0.5 / total, (1 - share) * std / count)
         axes.append(shrunk(mixed, float(noise), params.variance_floor))
@@ -189,14 +189,13 @@ def _round(
     def statistic(images: Tensor, labels: Tensor) -> Tensor:
         vectors = projected(images, labels)
         cell = labels * components + _nearest(vectors, centers[labels])
-        norms = vectors.norm(dim=1, keepdim=True)
-        clipped = vectors * (params.max_centered_norm / norms.clamp(min=params.max_centered_norm))
-        record = torch.cat([torch.full_like(norms, COUNT_WEIGHT), clipped], dim=1)
+        record = F.pad(clipped_rows(vectors, params.max_centered_norm), (1, 0), value=COUNT_WEIGHT)
         return by_class(record, cell, classes * components)
 
     found = private.release_sum(name, statistic, params.round_bound()).view(classes, components, k + 1)
     std = private.noise_multiplier(name) * params.round_bound()
-    counts = (found[..., :1] / COUNT_WEIGHT).clamp(min=20)  # a cell of next to nothing must not divide by it
+    # A count below its noise is not told from zero, and one record is the least that a cell can have.
+    counts = (found[..., :1] / COUNT_WEIGHT).clamp(min=max(1.0, std / COUNT_WEIGHT))
     centers = found[..., 1:] / counts
     noise = (std / counts).square() * k
     signal = (centers.square().sum(2, keepdim=True) - noise).clamp(min=0)
@@ -212,6 +211,19 @@ def by_class(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
 def semicircle(noise_std: float | Tensor, size: int) -> float:
     """The largest eigenvalue of pure noise [size, size], symmetric, of std noise_std / sqrt(2) off the diagonal."""
     return float(noise_std) * math.sqrt(2 * size)
+
+
+def left_outside(values: Tensor, k: int, noise_std: float) -> Tensor:
+    """The trace of a clean matrix [d, d] outside the span of the top k eigenvectors of its noised copy.
+
+    Noise leaves the trace as it is, but turns a top eigenvector. Where its value t is above the `edge` of noise, the
+    clean matrix has sqrt(t^2 - edge^2) along it (Benaych-Georges and Nadakuditi 2011).
+
+    Args:
+        values: [d], eigenvalues of the noised copy, in ascending order.
+    """
+    edge = semicircle(noise_std, len(values))
+    return values.sum() - (values[-k:].square() - edge**2).clamp(min=0).sqrt().sum()
 
 
 def shrunk(covariance: Tensor, noise_std: float, floor: float) -> tuple[Tensor, Tensor]:

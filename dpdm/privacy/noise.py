@@ -97,6 +97,11 @@ def clip_factor(norms: Tensor, bound: float) -> Tensor:
     return torch.where(norms <= bound, 1.0, bound * (1 - 2.0**-24) / norms)
 
 
+def clipped_rows(vectors: Tensor, bound: float) -> Tensor:
+    """Each row of `vectors` [b, d], scaled down to L2 norm `bound` where it is longer."""
+    return vectors * clip_factor(torch.linalg.vector_norm(vectors, dim=1, keepdim=True), bound)
+
+
 def noised(total: Tensor, std: float, rng: Randomness, name: str, *index: int) -> Tensor:
     """`total` plus N(0, std^2) on every coordinate, rounded to the grid; `total` itself where std = 0.
 

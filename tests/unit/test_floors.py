@@ -106,8 +106,34 @@ def test_shrinkage_goes_from_none_to_all():
     counts, means = torch.tensor([10.0, 20.0, 30.0]).double(), torch.randn(3, 4, dtype=torch.float64, generator=rng)
     moments = counts[:, None, None] * (covariances + means[:, :, None] * means[:, None, :])
     pooled = (covariances * counts[:, None, None]).sum(0) / 60
-    torch.testing.assert_close(shrunk_covariances(moments, counts, means, 0.0), covariances)
-    torch.testing.assert_close(shrunk_covariances(moments, counts, means, 1e9), pooled.expand(3, 4, 4))
+    torch.testing.assert_close(shrunk_covariances(moments, counts, means, 0.0, 0.0), covariances)
+    torch.testing.assert_close(shrunk_covariances(moments, counts, means, 1e9, 0.0), pooled.expand(3, 4, 4))
+    # The first count is within twice its noise: its class has no part in what all are drawn towards.
+    counted = (20 * covariances[1] + 30 * covariances[2]) / 50
+    torch.testing.assert_close(shrunk_covariances(moments, counts, means, 1e9, 6.0), counted.expand(3, 4, 4))
+    torch.testing.assert_close(shrunk_covariances(moments, counts, means, 1e9, 99.0), pooled.expand(3, 4, 4))
+
+
+def test_images_beyond_the_bound_have_one_length_in_all_releases_of_dp_gaussian():
+    """All images of a class are one image, far beyond the bound: its Gaussian is a point at that bound."""
+    images = np.zeros((200, 1, 2, 2), np.uint8)
+    images[::2, 0, 0], images[1::2, 0, :, 0] = 250, 250
+    model, _ = fit(
+        "baselines.dp_gaussian:DPGaussian", ImageSet(images, np.arange(200) % 2, 2), math.inf,
+        max_image_norm=0.5, variance_floor=0.0,
+    )  # fmt: skip
+    assert model.means.norm(dim=1).tolist() == pytest.approx([0.5, 0.5], rel=1e-6)
+    assert float(model.factors.square().sum((1, 2)).max()) < 1e-6
+
+
+def test_a_class_without_records_leaves_the_gaussians_of_the_others_as_they_are(digits):
+    """Its released mean is noise of many times an image's norm."""
+    train, ten = digits["train"], {}
+    for classes in (10, 11):
+        data = ImageSet(train.images.repeat(4, 0), train.labels.repeat(4), classes)
+        ten[classes] = fit("baselines.dp_gaussian:DPGaussian", data, 1.0, max_image_norm=4.0)[0].factors
+    spread = [float(ten[classes][:10].square().sum((1, 2)).mean()) for classes in (10, 11)]
+    assert spread[1] < 1.5 * spread[0]
 
 
 def test_shares_must_leave_something_for_the_class_moments():

@@ -9,7 +9,7 @@ import torch
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
 from dpdm.method import NoParams, train
-from dpdm.mixture import Mixture, MixtureParams, release, semicircle, shrunk
+from dpdm.mixture import Mixture, MixtureParams, left_outside, release, semicircle, shrunk
 from dpdm.privacy import Budget, Ledger, PrivateData, Randomness
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -81,6 +81,47 @@ def test_shrunk_eigenvalues_are_those_of_the_clean_matrix():
     assert float(torch.stack(seen).mean(0)[2]) > 3.25  # by theory 3 + 1 / 3
 
 
+def test_what_is_left_outside_the_basis_is_that_of_the_clean_matrix():
+    """Variance 0.02 in all directions and more in five, the basis being the top five of the noised eigenvectors."""
+    d, k, std = 300, 5, 0.02
+    clean = torch.full((d,), 0.02, dtype=torch.float64)
+    clean[:k] += torch.tensor([4.0, 2.0, 1.0, 0.8, 0.6])
+    formula, truth, naive = [], [], []
+    for seed in range(10):
+        noise = torch.randn(d, d, generator=Streams(seed).torch("z"), dtype=torch.float64) * std
+        values, vectors = torch.linalg.eigh((noise + noise.T) / 2 + torch.diag(clean))
+        formula.append(float(left_outside(values, k, std)))
+        truth.append(float(clean.sum() - (vectors[:, -k:].square() * clean[:, None]).sum()))
+        naive.append(float(values[:-k].sum()))
+    assert np.mean(formula) == pytest.approx(np.mean(truth), rel=0.05)
+    assert np.mean(naive) < 0.9 * np.mean(truth)  # it misses what the noise turned out of the basis
+
+
+def test_the_residual_is_the_variance_of_the_images_outside_the_basis():
+    rng = np.random.default_rng(0)
+    n, d = 5000, 144
+    x = rng.normal(size=(n, d)) * np.where(np.arange(d) < 12, 40, 6) + 128
+    images = ImageSet(x.clip(0, 255).round().astype(np.uint8).reshape(n, 1, 12, 12), np.zeros(n, np.int64), 1)
+    for epsilon in (1.0, 5.0):
+        mixture = released(images, epsilon, max_image_norm=8.0, max_centered_norm=1.0, variance_floor=1e-6)
+        centered = images.images.reshape(n, d) / 255 - mixture.means[0].double().numpy()
+        outside = centered - centered @ mixture.basis.double().numpy() @ mixture.basis.double().numpy().T
+        per_direction = np.square(outside).sum(1).mean() / (d - mixture.basis.shape[1])
+        assert float(mixture.residual) == pytest.approx(per_direction, rel=0.1)
+
+
+def test_cells_of_few_records_keep_their_weight_where_noise_is_low():
+    images, _ = two_clusters(60)
+    weights = released(images, 1000, components=2, rounds=6, variance_floor=1e-6).weights
+    assert sorted(weights[0].tolist()) == pytest.approx([0.3, 0.7], abs=0.1)
+
+
+def test_cells_without_records_do_not_move_far_by_noise():
+    images, _ = two_clusters()
+    empty = released(ImageSet(images.images, images.labels, 3), 0.2, components=8).offsets[2]
+    assert float(empty.norm(dim=1).max()) < 10.0  # max_centered_norm
+
+
 def test_a_record_moves_no_release_by_more_than_its_sensitivity():
     """Every statistic that the door is given, over bright, dark and random images of every class."""
     params = MixtureParams(max_image_norm=1.0, max_centered_norm=0.8, max_component_norm=0.5, components=3, rounds=2)
@@ -123,12 +164,13 @@ def empty_ledger(spec: RunSpec, meta: ImageMeta) -> Ledger:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("epsilon", [0.1, math.inf])
 @pytest.mark.parametrize("components", [1, 3])
-def test_classes_without_images_and_much_noise_give_finite_images(components):
+def test_classes_without_images_give_finite_images(components, epsilon):
     images = ImageSet(np.full((20, 1, 4, 4), 200, np.uint8), np.zeros(20, np.int64), 3)
     from baselines.dp_mixture import Model
 
-    model = Model(released(images, 0.1, components=components), (1, 4, 4))
+    model = Model(released(images, epsilon, components=components), (1, 4, 4))
     again = Model.from_state(model.state())
     out = again.sample(np.array([0, 1, 2]), NoParams(), Streams(0))
     assert out.shape == (3, 1, 4, 4)

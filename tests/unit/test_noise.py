@@ -12,7 +12,7 @@ from refusals import refuses
 from scipy import stats
 
 from dpdm.privacy import Randomness
-from dpdm.privacy.noise import GRID_BITS, clip_factor, noised
+from dpdm.privacy.noise import GRID_BITS, clip_factor, clipped_rows, noised
 
 
 def test_equal_keys_give_equal_streams_and_every_use_has_its_own():
@@ -138,6 +138,9 @@ def test_clipping_leaves_what_is_within_the_bound_and_ends_below_it():
     assert clipped[:3].tolist() == [0.0, 0.5, 1.0]
     assert (clipped[3:] < 1).all()
     assert (clipped[3:] > 1 - 1e-6).all()
+    rows = clipped_rows(torch.tensor([[0.0, 0.0], [0.3, -0.4], [3.0, -4.0]]), 1.0)
+    np.testing.assert_allclose(rows, [[0.0, 0.0], [0.3, -0.4], [0.6, -0.8]], atol=1e-6)
+    assert rows.norm(dim=1).max() <= 1
 
 
 @pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps])
