@@ -76,6 +76,8 @@ class _Event(_Spent):
     sample_rate: _Number = math.nan
     steps: int = 0
     sensitivity: _Number = math.nan
+    share_rdp: _Number = math.nan  # of the run's budget, 0 to 1; NaN where there is nothing to divide
+    share_prv: _Number = math.nan
     version: str
     commit: str
     code: str
@@ -104,7 +106,8 @@ JOBS = "jobs.csv"  # of kept results: their TIMES by JOB_KEYS
 JOB_KEYS = ("machine", "rule", "dataset", "method")
 TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 
-OPTIONAL = ("public_data", "departures", "spread")  # columns that a csv lacks if all their cells are empty
+SHARES = ("share_rdp", "share_prv")
+OPTIONAL = ("public_data", "departures", "spread", *SHARES)  # columns that a csv lacks if all their cells are empty
 
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DAMAGED = "the file is damaged or of another version: make it again with `snakemake --forcerun {}`"
@@ -173,7 +176,11 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
         for number, run in enumerate(content.get("runs", [])):
             if c := _trained(path, run, specs):
                 shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
-                events = [{"steps": 1} | event for event in run["events"]] or [{}]
+                parts = run.get("budget_shares", {})  # older audits have none
+                events = [
+                    {"steps": 1} | event | {f"share_{by}": part for by, part in parts.get(event["name"], {}).items()}
+                    for event in run["events"]
+                ] or [{}]
                 where, fix = f"{path}: runs[{number}]", _DAMAGED.format("audit")
                 audits[c] = [_parsed(_Event, shared | event, where, fix) for event in events]
                 seen.append(("audit", _place(c), str(len(seen)), path))

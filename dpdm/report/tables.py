@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from dpdm import artifacts
 from dpdm.config import ANCHORS, DIRECT, Study
 from dpdm.report import machines
-from dpdm.report.collect import RUN, SPENT, add_jobs
+from dpdm.report.collect import RUN, SHARES, SPENT, add_jobs
 from dpdm.report.registry import Material
 from dpdm.specs import epsilon_text
 
@@ -451,7 +451,10 @@ def audit_table(audits: pd.DataFrame) -> Table:
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
     groups = group_numbers(place[:2] for place in places)
-    return Table(data, cells, right, groups=groups, runs={(i, "Method"): place for i, place in enumerate(places)})
+    divided = audits[list(SHARES)].notna().any(axis=None)
+    notes = ("In parentheses: what part of the budget a mechanism has, by RDP / PRV.",) * bool(divided)
+    runs = {(i, "Method"): place for i, place in enumerate(places)}
+    return Table(data, cells, right, groups=groups, notes=notes, runs=runs)
 
 
 def audit(material: Material) -> Table:
@@ -487,13 +490,17 @@ def _mechanism(event: Mapping[str, Any]) -> str:
     rate = "" if whole else f", q = {event['sample_rate']:.3g}"
     label = f"{event['name']}: " if event["name"] else ""
     mechanism = _MECHANISMS.get(event["mechanism"], event["mechanism"])
-    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}"  # noqa: RUF001
+    shares = [event[name] for name in SHARES]
+    part = "" if any(map(math.isnan, shares)) else f" ({' / '.join(map('{:.1%}'.format, shares))})"
+    return f"{label}{event['steps']} × {mechanism}{rate}, noise {event['noise_multiplier']:.3g}{part}"  # noqa: RUF001
 
 
 def method_table(study: Study, described: Mapping[str, Mapping[str, str]] = {}) -> Table:
-    """Rows: the methods of a study; columns: those of `described` (by impl, header and text), tuning, and the code."""
-    rows = []
+    """Rows: the methods that a study runs; columns: `described` (by impl, header and text), tuning, and the code."""
+    rows, run = [], {spec.method for spec in study.runs()}
     for name, spec in study.methods.items():
+        if name not in run:  # the study is a part of another
+            continue
         tuned = {"Settings tried": str(spec.tuning.settings), "Tried on": spec.tuning.data} if spec.tuning else {}
         rows.append({"Method": name} | dict(described.get(spec.impl, {})) | tuned | {"Code": spec.impl})
     headers = ["Method", *next(iter(described.values()), ()), "Settings tried", "Tried on", "Code"]

@@ -437,6 +437,18 @@ def test_mixed_code_counts_audits_and_says_how_to_redo_an_anchor(results):
         collect(make_study(), [results])
 
 
+def test_the_shares_of_the_budget_are_those_of_the_audit(results, tmp_path):
+    path = results / "audits/digits_dpgan.json"
+    content = artifacts.read_json(path)
+    content["runs"][0]["budget_shares"] = {"net": {"rdp": 0.9, "prv": 0.8}}
+    artifacts.write_json(path, content)
+    _, audits = collect(make_study(), [results])
+    write_csv(tmp_path / "audits.csv", audits)
+    audits = read_csv(tmp_path / "audits.csv", AUDITS)
+    assert audits[["share_rdp", "share_prv"]].values.tolist()[0] == [0.9, 0.8]
+    assert audits["share_rdp"].notna().tolist() == [True, False, False, False]
+
+
 def test_an_audit_without_provenance_is_refused(results):
     path = results / "audits/digits_dpgan.json"
     content = artifacts.read_json(path)

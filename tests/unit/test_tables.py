@@ -389,7 +389,7 @@ def audits():
         **blank, "dataset": "digits", "method": "dp_gan", "epsilon": "1", "target_epsilon": 1.0, "delta": 3.5e-4,
         "mechanism": "poisson_subsampled_gaussian", "name": "net", "noise_multiplier": 3.14159, "sample_rate": 0.178,
         "steps": 300, "accountant": "rdp", "passed": True, "epsilon_prv": 0.9, "epsilon_pld": 0.8,
-        "recipe_checked": True,
+        "recipe_checked": True, "share_rdp": math.nan, "share_prv": math.nan,
     }  # fmt: skip
     release = {"mechanism": "gaussian", "name": "", "sample_rate": 1.0, "steps": 1, "noise_multiplier": 7.0}
     endless = {"epsilon": "inf"} | dict.fromkeys(
@@ -419,7 +419,14 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     )
     last = table.cells.iloc[1]
     assert (last["Target ε"], last["Spent, RDP"], last["Accounting"]) == ("∞", "∞", "no noise: no guarantee")
-    assert tables.to_tex(table).isascii()
+    assert (table.notes, tables.to_tex(table).isascii()) == ((), True)
+    audits.loc[[0, 2], "share_rdp"], audits.loc[[0, 2], "share_prv"] = 0.921, 0.934
+    audits.loc[[1, 3], "share_rdp"], audits.loc[[1, 3], "share_prv"] = 0.079, 0.066
+    shared = tables.audit_table(audits)
+    mechanisms = shared.cells["Mechanism"][0].split("; ")
+    assert [mechanism.partition(" (")[2] for mechanism in mechanisms] == ["92.1% / 93.4%)", "7.9% / 6.6%)"]
+    assert "(" not in shared.cells["Mechanism"][1]
+    assert "RDP / PRV" in shared.notes[0]
     audits.loc[0, "recipe_checked"] = False  # of one seed: nothing vouches for the row
     unchecked = tables.audit_table(audits)
     assert unchecked.cells["Accounting"][0] == "✗ FAILED, recipe unchecked"
