@@ -16,6 +16,7 @@ PLAIN = {  # what to write, by pydantic's type of error
     "tuple_type": "write a list, such as [10]",
     "list_type": "write a list, such as [10]",
     "too_short": "write at least one entry",
+    "too_long": "write fewer entries",
     "dict_type": "write keys and values",
     "model_type": "write keys and values",
     "model_attributes_type": "write keys and values",

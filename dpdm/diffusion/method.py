@@ -26,12 +26,13 @@ from dpdm.diffusion.loss import row_losses
 from dpdm.diffusion.network import NetworkParams, Part, UNet
 from dpdm.errors import UserError
 from dpdm.networks import NetworkModel, update_ema
-from dpdm.params import Count, Fraction, NotNegative, Positive, Strict
+from dpdm.params import Count, Finite, Fraction, NotNegative, Positive, Strict
 from dpdm.privacy import DpSgdParams, Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
 MECHANISM = "denoiser"
+Decay = Annotated[Finite, Field(ge=0, lt=1)]
 SPREAD_TOLERANCE = 0.05
 # By side of the images and whether they have labels: the paper's noise draws per training image, K times epochs.
 PAPER_DRAWS = {(28, True): 32 * 300, (32, True): 8 * 500, (32, False): 32 * 300, (64, False): 8 * 300}
@@ -60,6 +61,9 @@ class Params(ModelParams):
     lr: Positive = Field(3e-4, description="rate of Adam")
     lr_schedule: Literal["constant", "linear"] = Field(
         "constant", description="`linear`: the rate falls to 0 over the steps; not in the paper"
+    )
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
+        (0.9, 0.999), description="of Adam: what its two moving averages keep at each step"
     )
     ema_decay: Fraction = Field(0.999, description="of the weights that are kept, per step")
     train_only: Annotated[tuple[Part, ...], Field(strict=False)] = Field(
@@ -246,10 +250,10 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
     network = denoiser.network
     averaged = copy.deepcopy(network).requires_grad_(False)
     if params.train_only:
-        trained = network.requires_grad_(False).parts(params.train_only)
-        for p in trained:
+        for p in network.requires_grad_(False).parts(params.train_only):
             p.requires_grad_(True)
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=params.lr)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=params.lr, betas=params.betas)
     dp = private.dpsgd(MECHANISM, denoiser, optimizer, params.dp, params.noise_multiplicity, keep=[averaged])
 
     def losses(images: Tensor, labels: Tensor) -> Tensor:

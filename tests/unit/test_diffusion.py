@@ -464,19 +464,29 @@ def test_training_follows_the_schedule(digits64):
     params = {
         "network": {"channels": 8, "channel_mult": [1], "blocks_per_level": 1, "attention_resolutions": []},
         "dp": {"expected_batch_size": 8, "steps": 2, "max_grad_norm": 1.0},
-        "noise_multiplicity": 1, "lr": 0.01, "lr_schedule": "linear",
+        "noise_multiplicity": 1, "lr": 0.01, "lr_schedule": "linear", "betas": [0.5, 0.9],
     }  # fmt: skip
     spec = RunSpec(
         study="s", dataset="d", method="dpdm", impl="dpdm.diffusion.method:DPDM", params=params, epsilon=10.0,
         delta=1e-5, allow_large_delta=True, accountant="rdp", seed=0,
     )  # fmt: skip
-    rates = []
-    hook = register_optimizer_step_pre_hook(lambda adam, *_: rates.append(adam.param_groups[0]["lr"]))
+    rates, betas = [], set()
+
+    def look(adam, *_):
+        rates.append(adam.param_groups[0]["lr"])
+        betas.add(adam.param_groups[0]["betas"])
+
+    hook = register_optimizer_step_pre_hook(look)
     try:
         train(spec, digits64, Log("test"))
     finally:
         hook.remove()
     assert rates == pytest.approx([0.01, 0.005])
+    assert betas == {(0.5, 0.9)}
+    with refuses("betas", "1"):
+        parse_params(Params, params | {"betas": [0.9, 1.0]}, "methods.x.params")
+    with refuses("betas", "fewer", "0.5"):
+        parse_params(Params, params | {"betas": [0.9, 0.99, 0.5]}, "methods.x.params")
 
 
 def test_parts_that_are_not_trained_stay_as_they_were(digits64):
@@ -563,7 +573,9 @@ def test_accounting_does_not_depend_on_the_noise_multiplicity():
 def test_defaults_are_the_papers():
     params = Params(dp={"expected_batch_size": 4096, "steps": 4500, "max_grad_norm": 1.0})
     assert (params.noise_multiplicity, params.lr, params.parametrisation) == (32, 3e-4, Edm(p_mean=-1.2, p_std=1.2))
-    assert (params.label_dropout, params.ema_decay, params.lr_schedule) == (0.1, 0.999, "constant")
+    assert (params.label_dropout, params.ema_decay, params.lr_schedule, params.betas) == (
+        0.1, 0.999, "constant", (0.9, 0.999)
+    )  # fmt: skip
     assert np.prod(params.network.channel_mult) == 4
 
 
