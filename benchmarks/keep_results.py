@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--restore", action="store_true", help="copy back what was kept, and keep nothing")
     args = parser.parse_args()
     for study in args.study:
+        if missing := [path for path in study.split(",") if not Path(path).is_file()]:  # the page links to them
+            parser.error(f"{missing[0]!r} is no file; name study files, such as config/digits.yaml")
         if args.restore:
             restore(ROOT / "results" / load_study(study).study)
             continue
