@@ -42,7 +42,7 @@ def methods() -> list[MethodEntry]:
     own = {PACKAGE / "diffusion/method.py": "dpdm", PACKAGE / "diffusion/gauss.py": "dpdm_gauss"}
     for path in (*own, *sorted(BASELINES.glob("[!_]*.py"))):
         tree = ast.parse(path.read_text())
-        text = ast.get_docstring(tree) or ""
+        text = (ast.get_docstring(tree) or "").replace("`", "")  # plain text
         module = f"dpdm.diffusion.{path.stem}" if path in own else f"baselines.{path.stem}"
         paper = re.search(r"\(([^()]*arXiv\s[^()]*)\)", text)
         known = re.search(r"^Published as: (.+)\.$", text, re.M)

@@ -150,10 +150,9 @@ def _disagreements(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
                     orders.setdefault((cell.dataset, *columns), []).append(first != second)
     for (dataset, *columns), opposite in orders.items():
         if any(opposite):
-            yield (
-                f"{dataset}: of the {len(opposite)} pairs of synthetic sets that {joined(map(_distance, columns))} "
-                f"both distinguish, {sum(opposite)} are in opposite orders."
-            )
+            pairs = f"{len(opposite)} pair{'s' * (len(opposite) > 1)} of synthetic sets"
+            names = joined(map(_distance, columns))
+            yield f"{dataset}: of the {pairs} that {names} both distinguish, they order {sum(opposite)} oppositely."
 
 
 class Lead(NamedTuple):

@@ -170,7 +170,7 @@ def test_published_numbers_name_their_protocol_and_ours_is_under_the_same():
     published = read_published(PUBLISHED, PRIVACY_STATUS)
     text = said(scored("dpdm", BEST), level=FINDING, published=published)
     assert "95.3 % (CNN, DPDM, protocol paper)" in text
-    assert "97.26 % (WRN, FETA-Pro, protocol dpimagebench, privacy status unknown)" in text
+    assert "97.26 % (WRN, FETA-Pro, protocol dpimagebench, privacy status understated)" in text
     assert "ours by these protocols: none" in text
     same = said(scored("dpdm", BEST, protocol="dpimagebench"), level=FINDING, published=published)
     assert "82.0 % (dpdm, protocol dpimagebench)" in same
@@ -198,7 +198,9 @@ def test_extractors_that_order_sets_oppositely_are_a_caution():
 
     low, high = [1.0, 1.1, 1.0, 1.2, 1.0], [2.0, 2.2, 2.1, 2.0, 2.1]
     text = said(distances("efflite", low, high), distances("small_cnn", high, low), level=CAUTION)
-    assert holds(text.splitlines()[-1], "d: of the 1 pair", "FD (EfficientNet-Lite0)", "FD (small CNN)", "1 are")
+    assert holds(
+        text.splitlines()[-1], "d: of the 1 pair", "FD (EfficientNet-Lite0)", "FD (small CNN)", "order 1 opposite"
+    )
     assert "opposite" not in said(distances("efflite", low, high), distances("small_cnn", low, high), level=CAUTION)
     assert "opposite" not in said(distances("efflite", low, high), distances("small_cnn", low, low), level=CAUTION)
 
