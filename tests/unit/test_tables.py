@@ -9,6 +9,7 @@ import pytest
 from measured import measured
 
 from dpdm import artifacts
+from dpdm.config import parse_study
 from dpdm.report import machines, tables
 from dpdm.report.collect import AUDITS, BENCHMARKS, METRICS
 
@@ -431,6 +432,15 @@ def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):
     unchecked = tables.audit_table(audits)
     assert unchecked.cells["Accounting"][0] == "✗ FAILED, recipe unchecked"
     assert list(unchecked.data["recipe_checked"]) == [False, True]
+
+
+def test_the_table_of_methods_has_those_that_run_and_how_they_were_tuned(tiny_study_dict):
+    tiny_study_dict["methods"]["dpdm"]["tuning"] = {"settings": 5, "data": "MNIST"}
+    whole = tables.method_table(parse_study(tiny_study_dict, "s")).cells.set_index("Method")
+    assert list(whole.index) == list(tiny_study_dict["methods"])
+    assert tuple(whole.loc["dpdm", ["Settings tried", "Tried on"]]) == ("5", "MNIST")
+    part = tables.method_table(parse_study(tiny_study_dict | {"only": "method=dpdm"}, "s"))
+    assert list(part.cells["Method"]) == ["dpdm"]
 
 
 @pytest.mark.parametrize(("exceeded", "text"), [(False, "≥ 0.35"), (True, "≥ 0.35 ✗ ABOVE TARGET")])
