@@ -52,6 +52,7 @@ DARK = {
     "#000000": "#ffffff", "#333333": "#d5d6d8", "#555555": "#b5b8bd", "#666666": "#85888e", "#e3e3e3": "#33373d",
     "#0072b2": "#4ba3d9",
 }  # fmt: skip
+LEGEND_LINES = 5  # for which every figure has room
 ANCHOR_LOOKS = {name: {"color": "#555555", "ls": ls, "lw": 1.2} for name, ls in (("real", "--"), ("label_only", ":"))}
 LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
 WORTH = 50  # per cent: an accuracy axis begins here where more than three quarters of its points are above
@@ -90,10 +91,18 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
 
 
 def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], abreast: int) -> None:
-    """A legend below all panels: looks by label, at most `abreast` in a row."""
-    if looks:
-        handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), abreast), handlelength=3.5)
+    """A legend below all panels: looks by label, at most `abreast` in a row, and fewer where labels are long.
+
+    The figure grows with a legend of more than LEGEND_LINES.
+    """
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    for columns in range(min(len(handles), abreast), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            lines = math.ceil(len(handles) / columns)
+            figure.set_figheight(figure.get_figheight() + 0.19 * max(lines - LEGEND_LINES, 0))
+            break
+        legend.remove()
 
 
 def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
@@ -145,7 +154,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
             legend |= _draw_panel(panel, shown, columns, epsilons, looks, labels)
         legend |= {labels[a]: ANCHOR_LOOKS[a] for a in ANCHORS if (chosen["method"] == a).any()}
         longest = max(map(len, legend), default=0)
-        _legend(figure, legend, max(int(figure.get_figwidth() * 12) // (longest + 10), 1))  # what its width holds
+        _legend(figure, legend, max(int(figure.get_figwidth() * 12) // (longest + 10), 2))  # what its width holds
     return figure
 
 
@@ -189,12 +198,13 @@ def _draw_panel(
 ) -> dict[str, Mapping[str, Any]]:
     """Draws the methods of `rows`, each by those of `columns` that it has; returns their looks by label."""
     known, several = tables.summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
-    departed, legend = tables.departure_marks(rows, "method"), {}
+    departed, public, legend = tables.departure_marks(rows, "method"), tables.public_marks(rows), {}
     drawn: list[float] = []
     low: list[tuple[float, str, str]] = []
     for method, sampler in series_of(rows):
         look = looks[method, sampler]
-        legend[(f"{method}, {sampler}" if method in several else method) + departed[method]] = look
+        name = f"{method}, {sampler}" if method in several else method
+        legend[name + " (public data)" * (method in public) + departed[method]] = look
         for column in columns:
             found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]
             if any(summary.n for summary in found):

@@ -152,13 +152,29 @@ def test_classifiers_have_a_panel_for_themselves():
     assert labels == ["dp_gan", "mean", "net", "mlp", "real (ceiling)", "label_only (floor)"]
 
 
-def test_the_legend_has_what_all_runs_of_a_method_depart_in():
+def test_the_legend_says_what_learnt_from_public_data_and_where_all_runs_of_a_method_depart():
     metrics = make_metrics()
+    metrics.loc[metrics["method"] == "mean", "public_data"] = "imagenet"
     gan = metrics["method"] == "dp_gan"
     metrics.loc[gan, "departures"] = "K = 4, draws ÷ 90"
     metrics.loc[gan & (metrics["epsilon"] == "10"), "departures"] = "K = 4"
     labels = [text.get_text() for text in epsilon_curves(metrics, "digits").legends[0].get_texts()]
-    assert labels[:2] == ["dp_gan (K = 4)", "mean"]
+    assert labels[:2] == ["dp_gan (K = 4)", "mean (public data)"]
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns when a wide legend leaves no room for the panels
+def test_long_names_stand_below_each_other_in_the_legend(tmp_path):
+    metrics = make_metrics()
+    columns = [epsilon_curves(metrics, "digits").legends[0]._ncols]
+    metrics["method"] = metrics["method"].replace("dp_gan", "a_method_with_a_name_" * 4)
+    figure = epsilon_curves(metrics, "digits")
+    columns.append(figure.legends[0]._ncols)
+    assert columns[0] > columns[1] >= 1
+    figure.savefig(tmp_path / "figure.png")
+    many = pd.concat([metrics.assign(method=metrics["method"].replace("mean", f"mean_{i}")) for i in range(30)])
+    tall = epsilon_curves(many, "digits")
+    assert tall.get_figheight() > figure.get_figheight() + 3
+    tall.savefig(tmp_path / "tall.png")
 
 
 def test_a_classifier_has_no_sampler_to_name():
