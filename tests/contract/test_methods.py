@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from refusals import refuses
 
 from dpdm.config import load_study, merge, parse_study
-from dpdm.data import ImageSet, balanced_labels
+from dpdm.data import ImageMeta, ImageSet, balanced_labels
 from dpdm.errors import UserError
 from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIER_FAMILIES
 from dpdm.explain import parse_params
@@ -32,6 +32,8 @@ from dpdm.progress import Log
 from dpdm.rehearsal import words
 from dpdm.rng import Streams
 from dpdm.scaffold import new_method
+from dpdm.sources import SOURCES
+from dpdm.sources.fashion_mnist import FashionMnist
 from dpdm.specs import RunSpec
 
 # The default study comes first: its entries are the quick cases, and those that tests/mutants names.
@@ -139,6 +141,24 @@ def small(recipe: dict) -> dict:
 def small_run(run: RunSpec) -> RunSpec:
     """The run at that size."""
     return run.model_copy(update={"params": small(run.params), "delta": "1/(2n)"})
+
+
+class SmallFashion(FashionMnist):
+    """Public images of the digits' size, for starts from Fashion-MNIST."""
+
+    def meta(self) -> ImageMeta:
+        return self.load()["train"].meta
+
+    def load(self) -> dict[str, ImageSet]:
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+        return {"train": ImageSet(pixels, np.arange(40) % 10, 10)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def public_images_of_that_size():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, "fashion_mnist", SmallFashion)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def test_a_study_replaces_the_default_one_and_is_not_merged_with_it(folder, chec
 def test_a_scale_is_laid_over_a_study(folder, checkout):
     files = [str(checkout / "config" / name) for name in ("ablation_sampler.yaml", "scale/laptop_sampler.yaml")]
     dry = folder.dry("--configfile", *files, "--", "table_6", cwd=checkout, config=False)
-    assert (dry.counts["train"], dry.counts["sample"]) == (4, 16)
+    assert (dry.counts["train"], dry.counts["sample"]) == (6, 24)
     assert "score_inception" not in dry.counts
 
 
