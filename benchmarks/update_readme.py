@@ -1,6 +1,7 @@
 """Writes the results that README.md and results/README.md show, from results/*/kept: nothing is typed by hand.
 
-make report && .venv/bin/python benchmarks/keep_results.py config/digits.yaml && .venv/bin/python benchmarks/update_readme.py
+make report && .venv/bin/python benchmarks/keep_results.py config/digits.yaml
+.venv/bin/python benchmarks/update_readme.py
 """
 
 import re
