@@ -194,7 +194,7 @@ def _round(
 
     found = private.release_sum(name, statistic, params.round_bound()).view(classes, components, k + 1)
     std = private.noise_multiplier(name) * params.round_bound()
-    # A count below its noise is not told from zero, and one record is the least that a cell can have.
+    # We divide by counts: each is at least 1, and at least the standard deviation of its noise.
     counts = (found[..., :1] / COUNT_WEIGHT).clamp(min=max(1.0, std / COUNT_WEIGHT))
     centers = found[..., 1:] / counts
     noise = (std / counts).square() * k
