@@ -741,7 +741,7 @@ def test_the_multiplicities_of_equal_compute_have_as_many_noised_images():
     assert [params["noise_multiplicity"] for params in compute] == [1, 2, 4, 8]
     assert len({params["dp"]["expected_batch_size"] * params["noise_multiplicity"] for params in compute}) == 1
     assert len({params["dp"]["expected_batch_size"] for params in records}) == 1
-    assert {params["dp"]["steps"] for params in (*records, *compute)} == {300}
+    assert len({params["dp"]["steps"] for params in (*records, *compute)}) == 1
 
 
 def test_there_are_shipped_studies():
