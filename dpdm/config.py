@@ -49,7 +49,6 @@ RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
 PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
 VERSION = 2  # of study.json; raised when a change of the schema makes older files invalid
-TableName = Literal["table_1", "table_2", "table_3", "table_4", "table_5", "table_6"]
 Epsilons = Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce]
 
 
@@ -205,9 +204,9 @@ class Study(Strict):
         description="folder of all results, relative to the folder in which Snakemake runs",
     )
     allow_mixed_code: bool = Field(False, description="let one table mix runs that different versions of the code made")
-    tables: dict[TableName, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = Field(
+    tables: dict[Name, Annotated[tuple[TableEntry, ...], Field(strict=False)]] = Field(
         {},
-        description="`table_1` to `table_6`, the paper's: the runs that are compared with its rows "
+        description="by published table (`table_1`, ...) the runs that are compared with its rows "
         "([docs/reproducing.md](../docs/reproducing.md))",
     )
     allow_mixed_protocols: bool = Field(

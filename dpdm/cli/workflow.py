@@ -149,7 +149,7 @@ def collected(study, layout):
 
 @verbs.command("paper-table")
 @study_argument()
-@click.argument("number", type=click.IntRange(1, 6), help="Its number in the paper (arXiv v1), 1 to 6.")
+@click.argument("number", type=int, help="Its number in the paper (arXiv v1), 1 to 6.")
 def paper_table(study, layout, number: int) -> None:
     """Write one of the paper's tables with its numbers and ours."""
     _paper_table(study, layout, number, layout.table(f"table_{number}"))

@@ -23,9 +23,9 @@ from dpdm.progress import duration
 from dpdm.provenance import provenance
 from dpdm.report import registry, tables
 from dpdm.report.collect import RUN, SPENT, holes
-from dpdm.report.paper import TITLES, paper_table
+from dpdm.report.paper import paper_table
 from dpdm.report.published import PAPER, PRIVACY_STATUS, best_table, epsilons_run, privacy_table, published_table
-from dpdm.report.selection import score_files, shown_sets
+from dpdm.report.selection import PAPER_TABLES, score_files, shown_sets
 from dpdm.report.verdicts import joined, leads_table, verdicts
 from dpdm.specs import RunSpec, epsilon_text
 
@@ -178,7 +178,7 @@ def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[st
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
     numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)
     shown = {n: paper_table(n, study, material.metrics, material.audits, published) for n in numbers}
-    return [{"number": n, "title": TITLES[n], "text": _linked(table)} for n, table in shown.items()]
+    return [{"number": n, "title": PAPER_TABLES[n], "text": _linked(table)} for n, table in shown.items()]
 
 
 def environment_facts() -> dict[str, str]:

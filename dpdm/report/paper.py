@@ -12,18 +12,10 @@ from dpdm.config import DIRECT, PAPER_SCALE, Study
 from dpdm.errors import UserError
 from dpdm.report import tables
 from dpdm.report.published import PAPER, datasets_by_published_name, epsilons_run
-from dpdm.report.selection import sampler_of, table_runs
+from dpdm.report.selection import PAPER_TABLES, sampler_of, table_runs
 from dpdm.report.tables import MISSING, MetricColumn, Summary, Table
 from dpdm.specs import epsilon_text
 
-TITLES = {
-    1: "main results",
-    2: "classifiers trained on synthetic data, and by DP-SGD on the real ones",
-    3: "noise multiplicity K",
-    4: "CelebA",
-    5: "DM config",
-    6: "samplers",
-}
 NOT_RUN = "not run"
 NO_VALUE = "no value"
 MARK = "†"
@@ -88,9 +80,9 @@ def paper_table(
         UserError: no such table; two runs for one cell; two data sets for one row.
     """
     chosen = published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
-    if number not in TITLES or chosen.empty:
+    if number not in PAPER_TABLES or chosen.empty:
         raise UserError(
-            f"the paper has no table {number} among the published numbers; choose one of 1 to {len(TITLES)}"
+            f"the paper has no table {number} among the published numbers; choose one of 1 to {len(PAPER_TABLES)}"
         )
     places = list(zip(chosen["dataset"], chosen["resolution"], strict=True))
     named = table_runs(study, f"table_{number}", set(places))
@@ -292,7 +284,7 @@ def _notes(
     number: int, study: Study, metrics: pd.DataFrame, source: str, chosen: pd.DataFrame, ours: Sequence[_Ours]
 ) -> Iterator[str]:
     yield (
-        f"{source}: {TITLES[number]}. Ours: study {study.study}, mean ± standard "
+        f"{source}: {PAPER_TABLES[number]}. Ours: study {study.study}, mean ± standard "
         "deviation over n seeds (n). Difference, only under the same protocol: ours minus the paper's one seed."
     )
     if not study.tables.get(f"table_{number}"):

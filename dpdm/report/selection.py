@@ -15,6 +15,16 @@ from dpdm.explain import nearest
 from dpdm.layout import PUBLISHED, Layout
 from dpdm.specs import RunSpec
 
+# The tables of the DPDM paper (arXiv v1) by number. The key `tables` of a study names them table_1 and so on.
+PAPER_TABLES = {
+    1: "main results",
+    2: "classifiers trained on synthetic data, and by DP-SGD on the real ones",
+    3: "noise multiplicity K",
+    4: "CelebA",
+    5: "DM config",
+    6: "samplers",
+}
+
 
 class Sweep(NamedTuple):
     """A number that a study varies, all else equal: methods differ in one parameter, or a method's samplers do.
@@ -30,10 +40,12 @@ def check_entries(study: Study) -> None:
     """Checks the `tables` of a study against its methods and samplers.
 
     Raises:
-        UserError: an entry names a method or sampler that the study does not have, leaves the choice among several
-            samplers open, or shares its published row with another one.
+        UserError: the paper has no such table; an entry names a method or sampler that the study lacks, leaves the
+            choice among several samplers open, or shares its published row with another one.
     """
     for table, entries in study.tables.items():
+        if table not in (known := [f"table_{number}" for number in PAPER_TABLES]):
+            raise UserError(f"tables.{table}: the paper has no such table; {nearest(table, known)}")
         for number, entry in enumerate(entries):
             place = f"tables.{table}[{number}]"
             if entry.method not in study.methods:

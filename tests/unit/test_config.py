@@ -329,7 +329,7 @@ def test_a_method_may_be_called_by_the_name_of_a_kind(tiny_study_dict, name):
 @pytest.mark.parametrize(
     ("tables", "parts"),
     [
-        ({"table_7": []}, ["tables.table_7", "table_1"]),
+        ({"table 1": []}, ["tables", "'table 1'"]),
         ({"table_1": [{"method": "dpdm", "published": "x", "variants": "FID"}]}, ["table_1[0].variants", "'variant'"]),
         ({"table_1": [{"method": "dpdm", "published": " "}]}, ["table_1[0].published", "' '"]),
     ],

@@ -1,6 +1,6 @@
 # The paper's tables (arXiv v1 numbering), for any study: `snakemake --cores 2 table_1`. Each table waits only for the
 # runs that it shows, so a failing run does not hold up the other tables.
-for number in range(1, 7):
+for number in selection.PAPER_TABLES:
 
     rule:
         name:
