@@ -2,8 +2,9 @@
 
 Only a discriminator sees records, and only inside a private step. A generator learns from the discriminator's released
 weights and from latents and labels that it draws, which is post-processing. Hence three rules: labels of fakes are
-uniform, never those of a private batch; a discriminator treats every row on its own (no batch norm); and the
-generator's step reads the discriminator through a `frozen_view`, which cannot train it.
+uniform, or a record's own inside the example that is clipped with it (dp_wgan, dp_wgan_gp); a discriminator treats
+every row on its own (no batch norm); and the generator's step reads the discriminator through a `frozen_view`, which
+cannot train it.
 
 A generator maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1]. A discriminator maps such
 images and labels to one number per row, [n]: a logit or a critic's value.

@@ -5,9 +5,9 @@ cut to [-weight_clip, weight_clip]. The generator minimizes -f(G(z), y), labels 
 `d_steps_per_g_step` critic steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
-record. A record and its fake are two rows of one example, clipped together as in the paper: the fake has the record's
-label, which leaves the step only through this clipped gradient. The two gradients are nearly opposite and far larger
-than their difference, so clipping each by itself would lose most of the difference.
+record. A record and its fake are two rows of one example, paired as in the paper and clipped together: the fake has
+the record's label, which leaves the step only through this clipped gradient. The two gradients are nearly opposite and
+far larger than their difference, so clipping each by itself would lose most of the difference.
 Cost: DP-SGD.
 
 What was wrong. The released code clips no example's gradient, adds noise of a fixed size to the batch gradient, has
@@ -16,8 +16,8 @@ is calibrated for the whole run. One conditional critic and generator replace on
 
 Pitfall: cut weights make the critic's gradients small, so the clip norm must be small too: 0.01, not 1.
 
-Networks: those of DPGANr at width m, of the size of Xie's (64 and 128 filters). Defaults: rates, clips and batch of
-Xie's code, and max_grad_norm, weight_clip and 20 epochs of the DP-MERF authors' DP version of it. Xie's L1 penalty of
+Networks: those of DPGANr at width m, of the size of Xie's (64 and 128 filters). Defaults: rate and batch of Xie's
+code, and max_grad_norm, weight_clip and 20 epochs of the DP-MERF authors' DP version of it. Xie's L1 penalty of
 2.5e-5, and its 100 critic steps before each of the first 25 generator steps and every 500th, are left out.
 """
 

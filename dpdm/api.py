@@ -84,7 +84,7 @@ class Run:
         return epsilons_spent(self.ledger.events, self.ledger.delta)
 
     def draw(self, labels: ArrayLike, sampler: str | None = None) -> np.ndarray:
-        """One image per label (integers [n] in 0..num_classes-1): uint8 [n, C, H, W]; equal labels give equal images.
+        """One image per label (integers [n] in 0..num_classes-1): uint8 [n, C, H, W]. Equal lists give equal images.
 
         `sampler` is the run's first one by default. UserError for a classifier, an unknown sampler, or other labels.
         """

@@ -1,6 +1,6 @@
 """The extractor `efflite`: EfficientNet-Lite0 of ImageNet, the same for all data sets (dpdm/efflite.py).
 
-Distances by these features are comparable across studies and data sets, for equal numbers of images. They are no FID,
+Distances by these features are comparable across studies of one data set, for equal numbers of images. They are no FID,
 which uses Inception. Features are the 320 of the last block, averaged over positions, without the 1,280 of the
 classifier's layer: the covariance of 1,000 images then has full rank.
 """

@@ -30,9 +30,10 @@ Statistic = Callable[[Tensor, Tensor], Tensor]
 class PrivateData(NoCopy):
     """Training images behind a privacy budget.
 
-    A method announces its mechanisms as a plan; the door finds the one noise scale at which the whole plan
-    meets the budget, and then serves each planned mechanism exactly once, by name. Images are seen only by
-    the callbacks given to a mechanism. This is a capability, not a sandbox: it makes a review short.
+    A method announces its mechanisms as a plan; the door sets the noise of mechanisms with a share, finds the noise
+    scale of the rest at which the whole plan meets the budget, and then serves each planned mechanism exactly once, by
+    name. Images are seen only by the callbacks given to a mechanism. This is a capability, not a sandbox: it makes a
+    review short.
 
     Args:
         images: the training split.
