@@ -5,6 +5,7 @@
 
 import io
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from pydantic import BeforeValidator, Field
 
-from dpdm import artifacts, jobs
+from dpdm import jobs
 from dpdm.catalog import find_impl
 from dpdm.config import Study
 from dpdm.data import DELTA_RULE, ImageSet, fix_of_images
@@ -109,10 +110,10 @@ class Run:
 
 
 class Results:
-    """A study, and the layout of its results folder."""
+    """A study, the layout of its results folder, and the name by which it was opened."""
 
-    def __init__(self, study: Study, layout: Layout):
-        self.study, self.layout = study, layout
+    def __init__(self, study: Study, layout: Layout, named: str):
+        self.study, self.layout, self._named = study, layout, named
 
     def __repr__(self) -> str:
         return f"Results({self.layout.root!r})"
@@ -134,9 +135,9 @@ class Results:
 
         def read_ledger() -> Ledger:
             if not Path(ledger).exists():
-                command = f"dpdm train {self.layout.root} {spec.name}"
+                command = shlex.join(["dpdm", "train", self._named, spec.name])
                 raise UserError(f"{spec.name} is not trained: there is no {ledger}; `{command}` trains it")
-            return Ledger.from_json(artifacts.read_json(ledger), ledger)
+            return jobs.trained(self.layout, spec)
 
         def scores() -> pd.DataFrame:
             place = dict(zip(("dataset", "method", "epsilon", "seed"), (*spec.place[:3], spec.seed), strict=True))
@@ -156,7 +157,7 @@ class Results:
 
 def open_results(path: str | Path) -> Results:
     """Opens the results of a study, given its folder or study file (YAML); UserError if the folder holds no study."""
-    return Results(*open_study(path))
+    return Results(*open_study(path), str(path))
 
 
 def train_arrays(

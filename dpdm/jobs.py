@@ -21,13 +21,14 @@ from dpdm.explain import parse_params
 from dpdm.layout import Layout
 from dpdm.method import finite, load_method, method_code, prepare_run
 from dpdm.method import train as train_method
+from dpdm.privacy import Ledger
 from dpdm.privacy.key import key_path
 from dpdm.processes import Processes, device
 from dpdm.progress import Log
 from dpdm.provenance import provenance
 from dpdm.rng import Streams
 from dpdm.smoothing import parse_sampler
-from dpdm.specs import Coordinates, RunSpec, SampleSpec, epsilon_text, parse_spec, spec_json
+from dpdm.specs import Coordinates, RunSpec, SampleSpec, epsilon_text, parse_spec, refuse_other_recipe, spec_json
 
 DATA_FILES = ("train.npz", "test.npz", "dataset.json")
 
@@ -178,7 +179,11 @@ def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
 def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
     """Whether `folder` holds the run of this recipe and code, and the images have its size and are not newer."""
     model, images, made = Path(folder, "model.pt"), Path(images_file), _made(folder)
-    if not model.exists() or made.get("recipe") != spec.model_dump(mode="json"):
+    if made.get("recipe") != spec.model_dump(mode="json"):
+        return False
+    try:
+        artifacts.read_tensors(model)
+    except UserError:  # missing, or damaged
         return False
     params = parse_params(load_method(spec.impl).Params, spec.params, f"methods.{spec.method}.params")
     code = {"code": provenance()["code"], "method_code": method_code(spec, params)}
@@ -237,17 +242,30 @@ def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> s
 def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file: str, out: str | Path) -> None:
     """Draws one synthetic set from a model, with balanced labels."""
     spec = study.sample(run, sampler)
+    if own := Path(model_file) == Path(layout.run(*run.place, "model.pt")):
+        ledger = trained(layout, run)
     model = on_device(restored(load_method(spec.impl, "generator"), model_file, spec.impl))
-    ledger = layout.run(*run.place, "ledger.json")
-    if Path(ledger).exists():  # a kept run has no data set
-        classes = artifacts.read_json(ledger, ("num_classes",))["num_classes"]
-    else:
-        classes = data.read_meta(layout.data(run.dataset, "dataset.json")).num_classes
-    labels = data.balanced_labels(spec.synthetic_images, classes)
+    meta = ledger if own else data.read_meta(layout.data(run.dataset, "dataset.json"))  # a kept run has no data set
+    labels = data.balanced_labels(spec.synthetic_images, meta.num_classes)
     where = f"methods.{run.method}.samplers.{sampler}"
     images = draw(run, model, sampler, spec.sampler_params, labels, where)
-    synthetic = data.ImageSet(images, labels, classes, f"samples of {run.method}", spec_json(spec))
+    if images.shape[1:] != meta.shape:
+        raise UserError(
+            f"{where}: {run.impl} draws images {list(images.shape[1:])} and {run.dataset} has {list(meta.shape)}; "
+            "correct its sample(), or name a model of this data set"
+        )
+    synthetic = data.ImageSet(images, labels, meta.num_classes, f"samples of {run.method}", spec_json(spec))
     data.write_images(out, synthetic)
+
+
+def trained(layout: Layout, run: RunSpec) -> Ledger:
+    """The ledger of a study's run; UserError if there is none, or it is damaged, or of another recipe."""
+    path = layout.run(*run.place, "ledger.json")
+    if not Path(path).exists():
+        raise UserError(f"{run.name} is not trained: there is no {path}; train it by `dpdm train`, or by `dpdm run`")
+    ledger = Ledger.from_json(artifacts.read_json(path), path)
+    refuse_other_recipe(run, ledger.recipe, path)
+    return ledger
 
 
 def draw(
@@ -258,7 +276,14 @@ def draw(
     UserError, which names the YAML path `where`, if the parameters break the schema of the method's samplers.
     """
     chosen = parse_sampler(load_method(run.impl, "generator"), sampler_params, where)
-    return chosen.draw(model, labels, Streams(run.seed, f"sample/{sampler}"))
+    images = chosen.draw(model, labels, Streams(run.seed, f"sample/{sampler}"))
+    found = getattr(images, "dtype", type(images).__name__), list(getattr(images, "shape", ()))
+    if found[0] != np.uint8 or len(found[1]) != 4 or len(images) != len(labels):
+        raise UserError(
+            f"{where}: sample() of {run.impl} must return uint8 [{len(labels)}, C, H, W] for as many labels, got "
+            f"{found[0]} {found[1]}"
+        )
+    return images
 
 
 def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:
@@ -297,6 +322,7 @@ def _of_teacher(study: Study, layout: Layout, c: Coordinates, test: data.ImageSe
     run = None if c.epsilon is None else study.run(c.dataset, c.method, c.epsilon, c.seed)  # anchors have no run
     if run is None or not run.params.get("teacher"):
         return []
+    trained(layout, run)
     model = restored(load_method(run.impl, "generator"), layout.run(*run.place, "model.pt"), run.impl)
     (row,) = classifiers.measure_trained(model.teacher.predict, model.teacher.family, test)
     return [row | {"metric": "teacher_acc"}]
@@ -337,6 +363,8 @@ def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str 
     """Scores a classifier method (utility.json): the accuracy of its model on real test images."""
     from dpdm.evaluation import classifiers
 
+    if Path(model_file) == Path(layout.run(*run.place, "model.pt")):
+        trained(layout, run)
     model = restored(load_method(run.impl, "classifier"), model_file, run.impl)
     test = data.read_images(layout.data(run.dataset, "test.npz"))
     accuracy = classifiers.measure_trained(model.predict, model.family, test)
@@ -347,7 +375,7 @@ def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str 
 def restored(method: Any, path: str | Path, impl: str) -> Any:
     """The model of a method in a file that `train` wrote."""
     if not Path(path).exists():
-        raise UserError(f"there is no model {path}; `dpdm train STUDY RUN` makes it, and so does `dpdm run STUDY`")
+        raise UserError(f"there is no model {path}; `dpdm train` makes it, and so does `dpdm run`")
     saved = artifacts.read_tensors(path)
     if saved.get("impl") != impl:
         raise UserError(f"{path} was made by {saved.get('impl')}, not by {impl}; train the run again")

@@ -252,3 +252,21 @@ def parse_spec(kind: Any, text: str | bytes, origin: str = "the recipe") -> Any:
     except ValueError as error:
         raise UserError(explain(error, kind, origin)) from error
     return parse_params(kind, value, origin)
+
+
+def refuse_other_recipe(run: RunSpec, recipe: Any, path: Any) -> None:
+    """UserError if `recipe`, which the ledger of `path` holds, is not that of the study's run."""
+    if recipe != (wanted := run.model_dump(mode="json")):
+        raise UserError(
+            f"{path}: {run.name} was trained by another recipe than the study's ({_difference(recipe, wanted)}); "
+            "train it again, or name its own study"
+        )
+
+
+def _difference(found: Any, wanted: Any, key: str = "") -> str:
+    """The first key in which two recipes differ, and its values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        name = next(name for name in wanted | found if found.get(name) != wanted.get(name))
+        return _difference(found.get(name), wanted.get(name), f"{key}.{name}".removeprefix("."))
+    there, here = ("nothing" if value is None else repr(value) for value in (found, wanted))
+    return f"{key}: {there} there, {here} in the study"

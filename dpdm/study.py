@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,7 +191,8 @@ def _value(text: str, origin: str) -> Any:
 def read_recipe(path: str | Path) -> RunSpec:
     """The recipe of one run: what `dpdm spec` printed, or the `recipe` of a ledger.json; UserError for another file."""
     if Path(path).suffix in (".yaml", ".yml"):
-        raise UserError(f"{path} is a study file where the JSON of one run is wanted; `dpdm spec {path} RUN` prints it")
+        command = f"dpdm spec {shlex.quote(str(path))} {RUN_FORM}"
+        raise UserError(f"{path} is a study file where the JSON of one run is wanted; `{command}` prints it")
     value = _read_json(path)
     return parse_spec(RunSpec, json.dumps(value.get("recipe", value)), str(path))
 

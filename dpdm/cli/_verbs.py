@@ -1,12 +1,14 @@
 """The group of all verbs, and the arguments and options that several of them share."""
 
 import os
+import shlex
 
 import click
 
 from dpdm import __version__
 
 STUDIES, RUNS, MORE = "Studies", "One run by hand", "Your own methods, and several results"
+MOST_THREADS = 1024
 WORKFLOW = "For the workflow (Snakemake calls these)"
 SECTIONS = (STUDIES, RUNS, MORE, WORKFLOW)
 COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.bashrc (or zsh_source, fish_source).'
@@ -30,8 +32,8 @@ class Verb(click.Command):
     def __init__(self, *args, section: str = WORKFLOW, **kwargs):
         super().__init__(*args, **kwargs)
         self.section = section
-        help = "Threads that this command may use."
-        self.params.append(click.Option(["--threads"], type=click.IntRange(1), default=1, show_default=True, help=help))
+        count, help = click.IntRange(1, MOST_THREADS), "Threads that this command may use."
+        self.params.append(click.Option(["--threads"], type=count, default=1, show_default=True, help=help))
 
     def invoke(self, ctx: click.Context):
         """Runs the verb on its number of threads."""
@@ -69,6 +71,11 @@ def verbs() -> None:
     (results/digits). A run is written DATASET/METHOD/EPSILON/SEED, a synthetic set adds /SAMPLER:
     digits/dpdm/10/0/default. `dpdm VERB --help` explains a verb.
     """
+
+
+def pasted(*words: str) -> str:
+    """A command of dpdm as text for a shell."""
+    return shlex.join(("dpdm", *words))
 
 
 def study_argument(required: bool = True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dpdm.cli._verbs import PATH, RUNS, out_option, set_option, study_argument, verbs
+from dpdm.cli._verbs import PATH, RUNS, out_option, pasted, set_option, study_argument, verbs
 from dpdm.errors import UserError
 
 CANARIES = 1000  # of a black-box attack
@@ -146,20 +146,20 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
 
     spec, samplers = find_sets(study, run)
     if not samplers:
-        raise UserError(f"{spec.method} is a classifier and draws no images; `dpdm score {named} {run}` judges it")
+        raise UserError(f"{spec.method} is a classifier and draws no images; `{pasted('score', named, run)}` judges it")
     own = layout.run(*spec.place, "model.pt")
     if not out:
         refuse_kept(layout)
     if model and not out:
         raise UserError(f"--model {model} is not the study's own model: give --out, so that the study's images stay")
     if not os.path.exists(model or own):
-        fix = "" if model or is_kept(layout) else f"; `dpdm train {named} {spec.name}` makes it"
+        fix = "" if model or is_kept(layout) else f"; `{pasted('train', named, spec.name)}` makes it"
         raise UserError(f"there is no model {model or own}{fix}")
     from dpdm import jobs
     from dpdm.processes import device
 
-    if not os.path.exists(layout.run(*spec.place, "ledger.json")):
-        jobs.make_missing(study, layout, spec.dataset)
+    if model:
+        jobs.make_missing(study, layout, spec.dataset)  # else the ledger has its facts
     for sampler in samplers:
         start = time.monotonic()
         file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
@@ -207,14 +207,17 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
         if synthetic:
             data.read_images(synthetic)  # before features of the real images are made
         elif not (anchor or os.path.exists(images)):
-            raise UserError(f"there are no synthetic images {images}; `dpdm sample {named} {coordinates}` makes them")
+            command = pasted("sample", named, coordinates)
+            raise UserError(f"there are no synthetic images {images}; `{command}` makes them")
+    if not sets and not os.path.exists(model := model or layout.run(*run.place, "model.pt")):
+        raise UserError(f"there is no model {model}; `{pasted('train', named, run.name)}` makes it")
 
     dataset = (anchor or run).dataset
     own = ("extractor.pt", *(f"{name}.npz" for name in study.evaluation.extractors))
     jobs.make_missing(study, layout, dataset, *(("inception.npz",) if inception else own) * bool(sets))
     if not sets:
         folder = out or layout.run(*run.place)
-        jobs.score_classifier(layout, run, model or layout.run(*run.place, "model.pt"), folder)
+        jobs.score_classifier(layout, run, model, folder)
         print(_scores(folder, "utility.json"))
     for place, images, folder in sets:
         folder = out or folder
@@ -314,14 +317,20 @@ def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[str]:
     """The ledgers that the words behind `audit` or `attack` mean."""
     if all(word.endswith(".json") for word in what):
         return list(what)
+    from dpdm import artifacts
+    from dpdm.specs import refuse_other_recipe
+
     _, layout, runs = _named(what, attacked)
     ledgers = [layout.run(*run.place, "ledger.json") for run in runs]
-    there = [path for path in ledgers if os.path.exists(path)]
+    there = {path: run for run, path in zip(runs, ledgers, strict=True) if os.path.exists(path)}
     if not there:
-        raise UserError(f"cannot read {ledgers[0]}: the run is not trained; `dpdm train {what[0]} RUN` trains it")
+        command = pasted("train", what[0], runs[0].name)
+        raise UserError(f"cannot read {ledgers[0]}: the run is not trained; `{command}` trains it")
+    for path, run in there.items():
+        refuse_other_recipe(run, artifacts.read_json(path, ("recipe",))["recipe"], path)
     if missing := len(ledgers) - len(there):
         print(f"not trained yet, and left out: {missing} of {len(ledgers)} runs", file=sys.stderr)
-    return there
+    return list(there)
 
 
 def _named(what: tuple[str, ...], attacked: bool) -> tuple[Any, Any, list[Any]]:

@@ -16,7 +16,7 @@ from dpdm.config import DIRECT, Study
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
-from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text
+from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text, refuse_other_recipe
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
 
@@ -249,11 +249,8 @@ def _trained(path: Path, run: Mapping[str, Any], specs: Mapping[Coordinates, Run
     if missing := [key for key in ("coordinates", "recipe", "provenance") if key not in run]:
         raise UserError(f"{path} lacks the key {missing[0]!r}; make it again with `snakemake --forcerun audit`")
     c = parse_params(Coordinates, run["coordinates"], str(path))
-    if c in specs and run["recipe"] != specs[c].model_dump(mode="json"):
-        raise UserError(
-            f"{path}: {_place(c)} was trained by another recipe than the study's; train it again with "
-            "`snakemake --forcerun train`"
-        )
+    if c in specs:
+        refuse_other_recipe(specs[c], run["recipe"], path)
     return c if c in specs else None
 
 

@@ -560,7 +560,7 @@ def test_a_run_of_another_recipe_is_refused(results):
     assert len(collect(study, [results])[1]) == 4
     content["runs"][2]["recipe"]["params"] = {"lr": 1.0}
     artifacts.write_json(path, content)
-    with refuses("epsilon inf, seed 0", "recipe"):
+    with refuses("dpgan/inf/0", "recipe", "params.lr"):
         collect(study, [results])
 
 
