@@ -47,6 +47,15 @@ def _array(value: ArrayLike, what: str) -> np.ndarray:
         raise UserError(f"{what} cannot be made one array: {error}") from error
 
 
+def _plain(value: Any) -> Any:
+    """The value with Python's numbers in place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 class Run:
     """One trained run.
 
@@ -130,7 +139,7 @@ class Results:
 
     def run(self, name: str) -> Run:
         """The run DATASET/METHOD/EPSILON/SEED; if the study has no such run, a UserError names the nearest."""
-        spec = find_run(self.study, name)
+        spec = find_run(self.study, str(name))
         model, ledger = (self.layout.run(*spec.place, file) for file in ("model.pt", "ledger.json"))
 
         def read_ledger() -> Ledger:
@@ -157,6 +166,8 @@ class Results:
 
 def open_results(path: str | Path) -> Results:
     """Opens the results of a study, given its folder or study file (YAML); UserError if the folder holds no study."""
+    if not isinstance(path, str | Path):
+        raise UserError(f"open_results: name a folder or a study file, got {path!r}")
     return Results(*open_study(path), str(path))
 
 
@@ -196,21 +207,23 @@ def train_arrays(
         raise UserError(fix)
     labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
     num_classes = parse_params(_Whole, num_classes, "train_arrays: num_classes")
+    if not isinstance(method, str):
+        raise UserError(f"train_arrays: method must be text, got {method!r}")
     data, impl = ImageSet(images, labels, num_classes, "the arrays"), find_impl(method)
-    recipe = dict(params) if isinstance(params, Mapping) else params or {}
+    recipe = _plain(dict(params) if isinstance(params, Mapping) else params or {})
     spec = parse_params(
         RunSpec,
         {
             "study": ARRAYS, "dataset": ARRAYS, "method": method.partition(":")[2].lower() or method, "impl": impl,
             "params": recipe, "epsilon": epsilon, "delta": delta, "allow_large_delta": False,
-            "accountant": accountant, "noise": noise, "seed": seed,
+            "accountant": accountant, "noise": noise, "seed": _plain(seed),
         },
         "train_arrays",
     )  # fmt: skip
     samplers = {}
     if hasattr(found := load_method(impl), "SamplerParams"):
-        parse_sampler(found, sampler or {}, "train_arrays: sampler")
-        samplers = {"default": dict(sampler or {})}
+        parse_sampler(found, drawn := _plain(sampler or {}), "train_arrays: sampler")
+        samplers = {"default": dict(drawn)}
     model, ledger = train_method(spec, data, Log(f"train {method}"), Processes(device=device()))
     return Run(spec, samplers, lambda: ledger, lambda: model)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from dpdm.errors import UserError
-from dpdm.explain import nearest, parse_params
+from dpdm.explain import FOLDER, nearest, parse_params
 from dpdm.layout import INSTALLED, STUDIES
 from dpdm.params import Count, Natural, Strict
 from dpdm.sources import SOURCES
@@ -45,7 +45,7 @@ from dpdm.yaml_file import merge, overlay, read_yaml, without_nulls
 ANCHORS = ("real", "label_only")
 RECIPES = STUDIES / "shared" / "recipes.yaml"
 DIRECT = "direct"  # the protocol of a classifier method, which was trained on the private images themselves
-RESERVED_STUDIES = ("data", "published", "examples", "by_hand")
+RESERVED_STUDIES = ("data", "published", "examples", "by_hand", "kept")
 PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
 VERSION = 2  # of study.json; raised when a change of the schema makes older files invalid
@@ -199,7 +199,7 @@ class Study(Strict):
         ANCHORS, description="reference rows without a mechanism: `real` (ceiling), `label_only` (floor)"
     )
     evaluation: EvaluationSpec = Field(description="how synthetic images are judged")
-    results_dir: Annotated[str, Field(pattern=r"^[\w./@=+][\w./@=+-]*$"), AfterValidator(os.path.normpath)] = Field(
+    results_dir: Annotated[str, Field(pattern=FOLDER), AfterValidator(os.path.normpath)] = Field(
         "results",  # commands and patterns contain it without quotes
         description="folder of all results, relative to the folder in which Snakemake runs",
     )
@@ -436,7 +436,7 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
         )
     value = without_nulls(value) if overlaid else dict(value)
     if (version := value.pop("version", VERSION)) != VERSION:  # a study.json has one
-        raise UserError(f"{origin} has version {version}, and this dpdm reads version {VERSION}; {AGAIN}")
+        raise UserError(f"{origin} has version {version!r}, and this dpdm reads version {VERSION}; {AGAIN}")
     if isinstance(methods := value.get("methods"), dict):
         where = f"{origin}: methods"
         value["methods"] = {name: _with_recipe(spec, f"{where}.{name}.recipe") for name, spec in methods.items()}
@@ -445,7 +445,7 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
 
 def _with_recipe(spec: Any, where: str) -> Any:
     """The entry of a method, laid over the shared recipe that it names."""
-    if not isinstance(spec, dict) or "recipe" not in spec:
+    if not isinstance(spec, dict) or spec.get("recipe") is None:
         return spec
     recipes, name = _recipes(), str(spec["recipe"])
     if name not in recipes:

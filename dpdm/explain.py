@@ -13,8 +13,8 @@ from dpdm.errors import UserError
 TAGS = ("kind", "source")  # keys that choose a model of a union
 SHOULD = "Input should be "  # how pydantic begins most messages
 PLAIN = {  # what to write, by pydantic's type of error
-    "tuple_type": "write a list, such as [10]",
-    "list_type": "write a list, such as [10]",
+    "tuple_type": "write a list, [A, B]",
+    "list_type": "write a list, [A, B]",
     "too_short": "write at least one entry",
     "too_long": "write fewer entries",
     "dict_type": "write keys and values",
@@ -25,8 +25,13 @@ PLAIN = {  # what to write, by pydantic's type of error
     "int_type": "write a whole number",
     "int_parsing": "write a whole number",
 }
-NAME = r"^[a-z][a-z0-9_]*$"  # the pattern of names of data sets, methods and samplers, and what to write
-PLAIN_NAME = "write lower-case letters, digits and underscores, a letter first"
+NAME, IMPL, FOLDER, TEXT = r"^[a-z][a-z0-9_]{0,99}$", r"^[\w.]+:\w+$", r"^[\w./@=+][\w./@=+-]*$", r"\S"
+PLAIN_PATTERNS = {  # what to write, by the pattern of a text
+    NAME: "write lower-case letters, digits and underscores, a letter first, at most 100",
+    IMPL: "write module:Class, such as baselines.pearl:PEARL",
+    FOLDER: "write a path without spaces, of letters, digits and _ . / @ = + - only",
+    TEXT: "write some words",
+}
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
@@ -68,7 +73,16 @@ def _is_below(loc: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
 
 def _joined(messages: list[str]) -> list[str]:
     """The messages on one value, each once; what the branches of a union want becomes one line."""
+    if text := [message for message in messages if "YAML reads" in message]:
+        return text[:1]
     wants = [message for message in dict.fromkeys(messages) if message.startswith(SHOULD)]
+    plain = [message for message in messages if message.startswith("write ")]
+    if plain and wants:  # such as "write a number, got 'x'", and "Input should be 'y', got 'x'"
+        *others, last = [
+            *(message.removeprefix("write ") for message in plain),
+            *(w.removeprefix(SHOULD) for w in wants),
+        ]
+        return ["write " + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])]
     if len(wants) > 1:
         *others, last = (want.removeprefix(SHOULD) for want in wants)
         one = SHOULD + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])
@@ -94,7 +108,7 @@ def _message(item: Any, around: list[type[BaseModel]]) -> str:
     if isinstance(value, str) and (number := re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)", value)):
         whole, fraction, sign, exponent = number.groups()
         return f"{message}; YAML reads {value} as text: write {whole}{fraction or '.0'}e{sign or '+'}{exponent}"
-    message = PLAIN_NAME if context.get("pattern") == NAME else PLAIN.get(item["type"], message)
+    message = PLAIN_PATTERNS.get(context.get("pattern"), PLAIN.get(item["type"], message))
     if not isinstance(value, dict) and not (item["type"] == "value_error" and repr(value) in message):
         message = f"{message}, got {reprlib.repr(value) if isinstance(value, list | tuple) else repr(value)}"
     if item["type"] == "literal_error":

@@ -4,6 +4,7 @@ The command line and the workflow call these with a study and its layout; paths 
 input file is missing, damaged or of another run, a UserError names it.
 """
 
+import contextlib
 import re
 import sys
 import time
@@ -82,24 +83,31 @@ def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> Non
 
     UserError if those that are there were made from another source.
     """
-    _refuse_other_source(study, layout, dataset)
+    refuse_other_source(study, layout, dataset)
     for file in (*DATA_FILES, *files):
         if not Path(layout.data(dataset, file)).exists():
             print(f"making {layout.data(dataset, file)}, which is not there yet", file=sys.stderr)
             make(study, layout, dataset, file)
 
 
-def _refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
+def refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
+    """UserError if the images of a data set are there, and were made from another source than the study's."""
+    if found := other_source(study, layout, dataset):
+        source = study.datasets[dataset].source_spec()
+        raise UserError(
+            f"{layout.data(dataset, '')} has images of source: {found}, and datasets.{dataset} of the study is "
+            f"source: {source.source} {source.keys()}; rename the data set, or set another results_dir"
+        )
+
+
+def other_source(study: Study, layout: Layout, dataset: str) -> str | None:
+    """The source of a data set's images, in words, if they are there and the study has another; else None."""
     path, source = Path(layout.data(dataset, "dataset.json")), study.datasets[dataset].source_spec()
     if not path.exists():
-        return
+        return None
     wanted = {"source": source.source, "keys": source.keys()}
     found = wanted | {key: value for key, value in artifacts.read_json(path).items() if key in wanted}
-    if found != wanted:
-        raise UserError(
-            f"{path.parent} has images of source: {found['source']} {found['keys']}, and datasets.{dataset} of the "
-            f"study is source: {wanted['source']} {wanted['keys']}; rename the data set, or set another results_dir"
-        )
+    return None if found == wanted else f"{found['source']} {found['keys']}"
 
 
 def load_extractor(study: Study, layout: Layout, dataset: str, extractor: str) -> Any:
@@ -144,6 +152,10 @@ def train(
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
     try:
         model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is empty: a refused run leaves nothing
+        raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search(r"out of memory|allocate memory", str(error)):
             raise
@@ -152,9 +164,10 @@ def train(
         ) from error
     if not group.is_first:
         return ""
-    artifacts.write_bytes(folder / "model.pt", _content(model, folder / "model.pt", spec))
+    content = _content(model, folder / "model.pt", spec)
     artifacts.write_jsonl(folder / "train.jsonl", log.rows)
     artifacts.write_json(folder / "ledger.json", ledger.to_json())
+    artifacts.write_bytes(folder / "model.pt", content)
     kept = [] if keep_key else [key_path(checkpoint)]
     for path in (checkpoint, Checkpoint.aside(checkpoint), *kept):
         path.unlink(missing_ok=True)  # only now: the results are safe
@@ -163,6 +176,8 @@ def train(
 
 def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
     """The content of model.pt; UserError if the model could not be read back from it."""
+    if not hasattr(model, "state"):
+        raise UserError(f"methods.{spec.method}: fit() of {spec.impl} returned {model!r}; it must return a model")
     state = finite(model.state(), spec)
     try:
         content = artifacts.packed({"impl": spec.impl, "state": state})
@@ -171,7 +186,7 @@ def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"methods.{spec.method}: the model of {spec.impl} cannot be written and read back ({type(error).__name__}: "
-            f"{reason}); its state() must return tensors and JSON values by name, from which from_state makes the model"
+            f"{reason}); its state() must be tensors and JSON values by name, from which from_state makes the model"
         ) from error
     return content
 

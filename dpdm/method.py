@@ -106,10 +106,10 @@ def load_method(impl: str, kind: str | None = None) -> Method:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
-        reason, (package, _, last) = f"{type(error).__name__}: {error}", module_name.rpartition(".")
+        reason, package = f"{type(error).__name__}: {error}", module_name.rpartition(".")[0]
         if package and getattr(error, "name", None) == module_name:  # the package is there
-            known = [found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-            reason = f"{reason}; {nearest(last, known, f'in {package} there are')}"
+            found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+            reason = f"{reason}; {nearest(module_name, [one.name for one in found])}"
         raise UserError(f"impl {impl}: cannot import {module_name} ({reason})") from error
     if not hasattr(module, class_name):
         known = [name for name, value in vars(module).items() if hasattr(value, "plan") and hasattr(value, "fit")]
@@ -162,9 +162,9 @@ def prepare_run(
     params = parse_params(method.Params, spec.params, f"{where}.params")
     try:
         budget = Budget(spec.epsilon, resolve_delta(spec.delta, meta.n, spec.allow_large_delta))
-        plan = settled(_tuple_of(Mechanism, f"{spec.impl}: plan", method.plan, params, meta), budget, spec.accountant)
-        _tuple_of(str, f"{spec.impl}: public_data", public_data, method, params)
-        _tuple_of(str, f"{spec.impl}: departures", departures, method, params, meta)
+        plan = settled(tuple_of(Mechanism, f"{spec.impl}: plan", method.plan, params, meta), budget, spec.accountant)
+        tuple_of(str, f"{spec.impl}: public_data", public_data, method, params)
+        tuple_of(str, f"{spec.impl}: departures", departures, method, params, meta)
         if getattr(params, "init_only", False):  # the noise of the releases is that of the whole plan
             plan = tuple(m for m in plan if m.mechanism == "gaussian" or m.share is not None)
         return method, params, plan, budget
@@ -172,7 +172,7 @@ def prepare_run(
         raise UserError(f"{where} on {spec.dataset}: {error}") from error
 
 
-def _tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+def tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
     """What a member of a method returns; UserError if it fails, or returns no tuple of `kind`."""
     try:
         values = tuple(call(*arguments))

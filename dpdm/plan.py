@@ -10,7 +10,7 @@ from dpdm.config import Study
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
-from dpdm.method import departures, load_method, prepare_run, public_data
+from dpdm.method import departures, load_method, prepare_run, public_data, tuple_of
 from dpdm.privacy import Budget, Event, Ledger, Mechanism, budget_shares, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
 from dpdm.smoothing import parse_sampler
@@ -53,6 +53,9 @@ def planned_runs(study: Study) -> list[PlannedRun]:
                         method.check_sampler(params, chosen, metas[spec.dataset])
                     except UserError as error:
                         raise UserError(f"{where} on {spec.dataset}: {error}") from error
+                    except (Exception, SystemExit) as error:  # whatever a method's code raises
+                        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                        raise UserError(f"{where}: check_sampler of {spec.impl} failed ({reason})") from error
             key = (plan, budget)
             if key not in calibrated:  # seeds share a calibration
                 try:
@@ -95,7 +98,8 @@ def doubts(study: Study) -> list[str]:
         params = parse_params(method.Params, spec.params, f"methods.{spec.method}.params")
         for where, chosen in _samplers(study, spec, method):
             if (key := (where, repr(chosen))) not in found:
-                texts = method.doubts(params, chosen, study.datasets[spec.dataset].meta())
+                meta = study.datasets[spec.dataset].meta()
+                texts = tuple_of(str, f"{where}: {spec.impl}: doubts", method.doubts, params, chosen, meta)
                 at = f"{where} on {spec.dataset} at epsilon {epsilon_text(spec.epsilon)}"
                 found[key] = "\n".join(f"{at}: {text}" for text in texts)
     return list(filter(None, found.values()))

@@ -1,6 +1,7 @@
 """Progress of long work (a bar on a terminal, plain lines elsewhere) and the training curve."""
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -55,5 +56,8 @@ class Log:
                     print(f"{self.title}: {done}/{total}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def record(self, step: int, **released: float) -> None:
-        """Adds a row to the training curve. No times: the time of a step depends on the size of its secret batch."""
-        self.rows.append({"step": step, **released})
+        """Adds a row to the training curve; a number that is not finite becomes null.
+
+        No times: the time of a step depends on the size of its secret batch.
+        """
+        self.rows.append({"step": step} | {key: x if math.isfinite(x) else None for key, x in released.items()})

@@ -5,27 +5,30 @@ channel x of an image, in [0, 1], becomes the u with the least ||u - x||^2 / 2 +
 lengths of the gradients of all pixels (Rudin, Osher and Fatemi 1992). This sees drawn images only: post-processing.
 """
 
+import difflib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dpdm.explain import parse_params
+from dpdm.errors import UserError
+from dpdm.explain import models_of, parse_params
 from dpdm.params import NotNegative, Strict
 from dpdm.rng import Streams
 
 ITERATIONS = 100  # then grainy MNIST differs from 1,000 iterations by at most 4 gray levels, 0.5 on average
 STEP = 0.24  # of Chambolle's iteration, which converges below 1/4
+LEAST = 1 / 2040  # a weight w moves a pixel by at most 4 w, and below this by less than half a gray level
 BATCH = 1000  # images that are smoothed at a time: memory only
 
 
 class Smoothing(Strict):
     """Total variation denoising of what is drawn: keys of every entry of `samplers:`, besides those of its method."""
 
-    tv_weight: NotNegative = Field(
+    tv_weight: Annotated[NotNegative, Field(le=10)] = Field(
         0.0, description="weight of total variation denoising, for pixels in [0, 1]; 0: none"
     )
 
@@ -47,12 +50,16 @@ def parse_sampler(method: Any, entry: Any, where: str) -> Sampler:
     if isinstance(entry, Mapping):
         common = {key: value for key, value in entry.items() if key in Smoothing.model_fields}
         own = {key: value for key, value in entry.items() if key not in common}
+        known = {name for model in models_of(method.SamplerParams) for name in model.model_fields}
+        for key in own.keys() - known:
+            if meant := difflib.get_close_matches(str(key), Smoothing.model_fields, 1):
+                raise UserError(f"{where}.{key}: unknown key; did you mean {meant[0]!r}?")
     return Sampler(parse_params(method.SamplerParams, own, where), parse_params(Smoothing, common, where))
 
 
 def smoothed(images: np.ndarray, weight: float) -> np.ndarray:
-    """Images uint8 [n, C, H, W] after total variation denoising; the same ones if the weight is 0."""
-    if weight == 0:
+    """Images uint8 [n, C, H, W] after total variation denoising; the same ones if the weight is below LEAST."""
+    if weight < LEAST:
         return images
     parts = (torch.from_numpy(images[i : i + BATCH]) for i in range(0, len(images), BATCH))
     done = [(denoised(part.float() / 255, weight) * 255).round().clamp(0, 255).byte().numpy() for part in parts]

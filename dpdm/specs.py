@@ -9,7 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from dpdm.errors import UserError
 from dpdm.evaluation.registry import CLASSIFIERS, DPIMAGEBENCH, EXTRACTORS, PROTOCOLS, PUBLIC_EXTRACTORS
-from dpdm.explain import NAME, explain, parse_params
+from dpdm.explain import IMPL, NAME, TEXT, explain, parse_params
 from dpdm.params import Natural, Strict
 
 
@@ -61,10 +61,10 @@ EachOnce = AfterValidator(_each_once)  # for a tuple
 Name = Annotated[str, Field(pattern=NAME)]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
-Impl = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+Impl = Annotated[str, Field(pattern=IMPL)]
 Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
 Accountant = Literal["rdp", "prv", "pld"]  # each a module of dpdm.privacy: see dpdm.privacy.accounting
-Text = Annotated[str, Field(pattern=r"\S")]  # not blank
+Text = Annotated[str, Field(pattern=TEXT)]  # not blank
 Classifier = Literal[tuple(CLASSIFIERS | DPIMAGEBENCH)]
 
 
@@ -77,7 +77,7 @@ class FidSpec(Strict):
 class EvaluationSpec(Strict):
     """How synthetic images are judged; the same for every run of a study."""
 
-    synthetic_images: Annotated[int, Field(ge=10)] = Field(
+    synthetic_images: Annotated[int, Field(ge=10, le=10_000_000)] = Field(
         description="synthetic images per run, balanced over the classes"
     )
     classifiers: Annotated[tuple[Classifier, ...], Field(strict=False, min_length=1), EachOnce] = Field(

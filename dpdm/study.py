@@ -194,7 +194,12 @@ def read_recipe(path: str | Path) -> RunSpec:
         command = f"dpdm spec {shlex.quote(str(path))} {RUN_FORM}"
         raise UserError(f"{path} is a study file where the JSON of one run is wanted; `{command}` prints it")
     value = _read_json(path)
-    return parse_spec(RunSpec, json.dumps(value.get("recipe", value)), str(path))
+    value = value.get("recipe", value)
+    if not (isinstance(value, dict) and {"impl", "params"} <= value.keys()):
+        raise UserError(
+            f"{path} holds no recipe of a run; `dpdm spec STUDY {RUN_FORM}` prints one, and a run's ledger.json has one"
+        )
+    return parse_spec(RunSpec, json.dumps(value), str(path))
 
 
 def layout_of_run(path: str | Path, run: RunSpec) -> Layout | None:

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "dpdm.checkpoint": {"dpdm.artifacts", "dpdm.errors", "dpdm.processes", "dpdm.progress"},
     "dpdm.provenance": {"dpdm", "dpdm.artifacts"},
     "dpdm.privacy": FOUNDATIONS | {"dpdm.checkpoint", "dpdm.processes", "dpdm.progress"},
-    "dpdm.smoothing": {"dpdm.explain", "dpdm.params", "dpdm.rng"},
+    "dpdm.smoothing": {"dpdm.errors", "dpdm.explain", "dpdm.params", "dpdm.rng"},
     "dpdm.warm": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.smoothing", "dpdm.sources"},
     "dpdm.teacher": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.warm"},
     "dpdm.method": FOUNDATIONS

@@ -1,11 +1,13 @@
 """The group of all verbs, and the arguments and options that several of them share."""
 
 import os
+import re
 import shlex
 
 import click
 
 from dpdm import __version__
+from dpdm.errors import UserError
 
 STUDIES, RUNS, MORE = "Studies", "One run by hand", "Your own methods, and several results"
 MOST_THREADS = 1024
@@ -26,6 +28,9 @@ class _Path(click.Path):
 PATH = _Path(path_type=str)
 
 
+_PLACE = re.compile(r"^(datasets|methods|evaluation|tables)\.", re.M)  # begins a line about the study, without its name
+
+
 class Verb(click.Command):
     """A command with a section in the help of `dpdm`, and the option --threads."""
 
@@ -38,7 +43,12 @@ class Verb(click.Command):
     def invoke(self, ctx: click.Context):
         """Runs the verb on its number of threads."""
         _limit_threads(ctx.params.pop("threads"))
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if not isinstance(ctx.obj, str):
+                raise
+            raise UserError(_PLACE.sub(lambda place: f"{ctx.obj}: {place[0]}", str(error))) from error
 
 
 class Verbs(click.Group):

@@ -103,7 +103,8 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
         if in_study and not out and not _has(layout, spec):  # so that the folder can be opened later
             artifacts.write_text(layout.study, named.study_json(study))
         if not data and (study or os.path.exists(layout.study)):
-            jobs.make_missing(study or named.open_study(layout.root)[0], layout, spec.dataset)
+            owner = study or named.open_study(layout.root)[0]
+            jobs.make_missing(owner, layout, named.find_dataset(owner, spec.dataset))
         elif not os.path.exists(images):
             fix = "check the path" if data else "name them by --data train.npz"
             raise UserError(f"there are no training images {images}; {fix}")

@@ -44,6 +44,9 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     from dpdm.study import refuse_kept, selected
 
     refuse_kept(layout)
+    for option, words in (("--only", only), ("--without", without)):
+        if not all(map(str.strip, words)):
+            raise UserError(f"{option} is empty; write KEY=A,B, or leave the option out")
     part = {"only": " ".join(only)} if only else {}
     part |= {"without": " or ".join(without)} if without else {}
     chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
@@ -76,9 +79,11 @@ def check(study, layout) -> None:
     epsilons. Nothing is trained.
     """
     from dpdm.cli.estimate import estimate
+    from dpdm.config import check_writable
     from dpdm.layout import PUBLISHED
     from dpdm.report.published import check_tables
 
+    check_writable(study.results_dir)
     check_tables(study, PUBLISHED)  # before the imports below, which take seconds
     from dpdm.plan import describe, doubts
     from dpdm.rehearsal import rehearse_study

@@ -39,6 +39,7 @@ def validate(file, again: bool) -> None:
     planned_runs(study)
     if not (again or study.allow_mixed_code):
         _refuse_other_code(study, layout)
+    _refuse_data_of_others(study, layout)
     for name in study.evaluation.public_extractors:
         load_public(study, name)
     if study.evaluation.fid:
@@ -54,6 +55,22 @@ def validate(file, again: bool) -> None:
     text = study_json(study)
     if not (os.path.exists(layout.study) and artifacts.read_bytes(layout.study) == text.encode()):
         artifacts.write_text(layout.study, text)
+
+
+def _refuse_data_of_others(study, layout) -> None:
+    """Refuses to replace the images of a data set which another study in the folder has by the same name."""
+    from dpdm import jobs
+    from dpdm.study import open_study
+
+    folders = {path.parent for path in Path(study.results_dir).glob("*/study.json")} - {Path(layout.root)}
+    for folder in sorted(folders):
+        try:
+            other = open_study(folder)[0]
+        except UserError:  # of another version
+            continue
+        for name in sorted(study.datasets.keys() & other.datasets.keys()):
+            if jobs.other_source(other, layout, name) is None:  # the images, if there are any, are the other study's
+                jobs.refuse_other_source(study, layout, name)
 
 
 def _refuse_other_code(study, layout) -> None:
@@ -87,7 +104,9 @@ def data(study, layout, dataset: str, file: str) -> None:
     """
     from dpdm import jobs
 
-    if file != "dataset.json":
+    if file == "dataset.json":
+        jobs.refuse_other_source(study, layout, dataset)  # the workflow deletes the file before
+    else:
         jobs.make_missing(study, layout, dataset)
     jobs.make(study, layout, dataset, file)
 

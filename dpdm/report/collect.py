@@ -16,6 +16,7 @@ from dpdm.config import DIRECT, Study
 from dpdm.errors import UserError
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
+from dpdm.params import Natural
 from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text, refuse_other_recipe
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
@@ -27,12 +28,24 @@ def _epsilon(text: str) -> str:
     return text
 
 
+def _direction(text: str) -> str:
+    if text not in ("lower", "higher"):
+        raise ValueError(f"must be lower or higher, got {text!r}")
+    return text
+
+
+def _not_infinite(value: float) -> float:
+    if math.isinf(value):
+        raise ValueError("must be finite, or empty")
+    return value
+
+
 class _Row(BaseModel):
     study: str
     dataset: str
     method: str
     epsilon: Annotated[str, AfterValidator(_epsilon)]  # text: "0.2", "10", "inf", "" for anchors, as in paths
-    seed: int
+    seed: Natural
 
 
 class _Metric(_Row):
@@ -41,10 +54,10 @@ class _Metric(_Row):
     sampler: str
     metric: str
     extractor: str  # "" where there is none
-    direction: Annotated[str, Field(pattern="^(lower|higher)$")]  # which is better
+    direction: Annotated[str, AfterValidator(_direction)]  # which is better
     reference: str
-    value: _Number  # NaN: could not be computed
-    num_synthetic: int
+    value: Annotated[_Number, AfterValidator(_not_infinite)]  # NaN: could not be computed
+    num_synthetic: Annotated[Natural, Field(le=10**9)]
     protocol: str = ""  # of accuracies
     version: str
     commit: str
@@ -109,6 +122,7 @@ TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 SHARES = ("share_rdp", "share_prv")
 OPTIONAL = ("public_data", "departures", "spread", *SHARES)  # columns that a csv lacks if all their cells are empty
 
+_VALUE_OF = ["sampler", "metric", "extractor", "reference", "protocol", "commit"]  # with RUN, all that names a value
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _DAMAGED = "the file is damaged or of another version: make it again with `snakemake --forcerun {}`"
 _RULES = {  # by file of scores the rules that make it; a table has the scores in this order
@@ -378,6 +392,12 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
             f"{path} holds the studies {', '.join(studies)}, whose rows would count as more seeds of one; keep a "
             "file per study, and put their folders into one table by `dpdm compare FOLDER FOLDER`"
         )
+    if kind is _Metric and (again := frame.duplicated([*RUN, *_VALUE_OF])).any():
+        row = frame[again].iloc[0]
+        place = "/".join(
+            filter(None, (row["dataset"], row["method"], row["epsilon"], str(row["seed"]), row["sampler"]))
+        )
+        raise UserError(f"{path} has {row['metric']} of {place} twice, which would count as another seed; {fix}")
     return frame
 
 

@@ -18,7 +18,17 @@ LEAST = 4  # images of a split: precision and recall look at three neighbors
 ImageSize = Annotated[
     int, Field(ge=8, description="each image's largest centered square is resized to this height and width, in pixels")
 ]
-NumClasses = Annotated[Count, Field(description="number of classes: public, never counted from the labels")]
+NumClasses = Annotated[Count, Field(le=100_000, description="number of classes: public, never counted from the labels")]
+
+
+def user_path(text: str) -> Path:
+    """A path as a person writes it, ~ included; UserError if it names no home folder, or can be no path."""
+    if "\0" in text:
+        raise UserError(f"the path {text!r} has a null character; correct it")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"the path {text} begins with the home folder of nobody here; write the whole path") from error
 
 
 def refuse_few(where: str, images: int) -> None:
@@ -88,5 +98,5 @@ class LocalSource(Source):
     def folder(self) -> Path:
         """Where the files are."""
         if self.data_dir is not None:
-            return Path(self.data_dir).expanduser()
-        return Path(os.environ.get(DATA_DIR_VARIABLE, "data")).expanduser() / self.source
+            return user_path(self.data_dir)
+        return user_path(os.environ.get(DATA_DIR_VARIABLE) or "data") / self.source

@@ -1,12 +1,11 @@
 """The user's own images in two npz files."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from dpdm.errors import UserError
-from dpdm.sources.base import NumClasses, Source, refuse_few
+from dpdm.sources.base import NumClasses, Source, refuse_few, user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +25,7 @@ class Npz(Source):
     num_classes: NumClasses
 
     def files(self) -> list[str]:
-        return [str(Path(path).expanduser()) for path in (self.train, self.test)]
+        return [str(user_path(path)) for path in (self.train, self.test)]
 
     def meta(self) -> "ImageMeta":
         """Of the training file; both are read, so that `dpdm check` finds what is wrong with either."""
@@ -68,4 +67,4 @@ def _fix_of_labels(labels: "np.ndarray", classes: int) -> str:
     found = f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}"
     if (labels.min(), labels.max()) == (1, classes):
         return f"{found}: count from 0 by labels - 1"
-    return f"{found}: correct them, or num_classes = {classes}"
+    return f"{found}: correct them, or num_classes of the study"

@@ -920,7 +920,7 @@ def test_check_lists_the_runs_of_the_default_study(run_cli):
     [
         ("class_mean", {"impl": "baselines.class_mean:ClassMeen"}, ["baselines.class_mean:ClassMeen", "'ClassMean'"]),
         ("class_mean", {"impl": "baselines.nowhere:X"}, ["baselines.nowhere:X"]),
-        ("class_mean", {"impl": "baselines.clas_mean:ClassMean"}, ["baselines.clas_mean", "'class_mean'"]),
+        ("class_mean", {"impl": "baselines.clas_mean:ClassMean"}, ["baselines.clas_mean", "'baselines.class_mean'"]),
         ("class_mean", {"params": {"max_image_nrm": 4.0}}, ["params", "max_image_nrm", "'max_image_norm'"]),
         ("class_mean", {"parms": {}}, ["methods.class_mean.parms", "'params'"]),
         ("class_mean", {"samplers": {"default": {"pixel_noise": -1.0}}}, ["samplers.default", "pixel_noise", "-1.0"]),

@@ -1,6 +1,9 @@
 """Wrong keys, paths, values and files: each ends in one sentence that names it, before any compute."""
 
+import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -8,12 +11,14 @@ import pytest
 import yaml
 from refusals import refused, refuses
 
+import dpdm
 from dpdm.artifacts import write_npz
 from dpdm.config import load_study, parse_study
 from dpdm.data import read_images
 from dpdm.plan import planned_runs
 from dpdm.privacy import Mechanism
 from dpdm.processes import joined
+from dpdm.sources.mnist import Mnist
 from dpdm.study import study_json
 
 RUN = "digits/class_mean/10/0"
@@ -153,3 +158,205 @@ def test_a_new_method_whose_class_would_hide_another_name(tmp_path, monkeypatch,
     else:
         refused(run_cli("new", "method", name), repr(name), name.capitalize())
         assert not list(tmp_path.iterdir())
+
+
+# --- runs of another recipe, and half runs ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(work, run_cli, tiny_study_dict):
+    """The working folder after `train`; other.yaml has the same study with another recipe."""
+    assert run_cli("train", "study.yaml", RUN)[0] == 0
+    tiny_study_dict["methods"]["class_mean"]["params"]["max_image_norm"] = 0.5
+    (work / "other.yaml").write_text(yaml.safe_dump(tiny_study_dict))
+    return work / "results" / tiny_study_dict["study"] / "runs/digits/class_mean/eps10/seed0"
+
+
+@pytest.mark.parametrize("verb", ["sample", "audit"])
+def test_a_run_of_another_recipe(trained, run_cli, verb):
+    refused(run_cli(verb, "other.yaml", RUN), "ledger.json", RUN, "params.max_image_norm", "4.0", "0.5")
+    assert not list(trained.glob("*/synthetic.npz"))
+    assert run_cli(verb, "study.yaml", RUN)[0] == 0
+
+
+def test_a_model_without_its_ledger(trained, run_cli):
+    (trained / "ledger.json").unlink()
+    refused(run_cli("sample", "study.yaml", RUN), RUN, "ledger.json")
+
+
+def test_a_ledger_that_was_edited(trained, run_cli):
+    path = trained / "ledger.json"
+    path.write_text(path.read_text().replace('"num_classes": 10', '"num_classes": 0'))
+    refused(run_cli("sample", "study.yaml", RUN), "ledger.json", "seal")
+
+
+def test_a_damaged_model_is_trained_again(trained, run_cli):
+    whole = (trained / "model.pt").read_bytes()
+    (trained / "model.pt").write_bytes(whole[:-100])
+    assert run_cli("train", "study.yaml", RUN)[0] == 0
+    assert (trained / "model.pt").read_bytes() == whole
+
+
+def test_a_refused_training_leaves_no_folder(trained, work, run_cli):
+    change = "init_from=[{public: digits, training: {dp: {steps: 1}}}]"
+    refused(run_cli("train", "study.yaml", "digits/dpdm/10/0", "--set", change), "digits", "private")
+    assert not list((work / "results").glob("by_hand/*"))
+
+
+# --- a method's own code ------------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """A class of floor with one fault."""
+
+    fault = ""
+
+    def __new__(cls):
+        from baselines.class_mean import ClassMean
+
+        class Mine(ClassMean):
+            def fit(self, private, params, rng, log):
+                model = super().fit(private, params, rng, log)
+                log.record(0, loss=math.nan)
+                return None if cls.fault == "no model" else model
+
+            def check_sampler(self, params, sampler, meta):
+                if cls.fault == "check_sampler":
+                    raise ValueError("oh")
+
+            def doubts(self, params, sampler, meta):
+                return 3 if cls.fault == "doubts" else ()
+
+        class Drawing(ClassMean.Model):
+            def sample(self, labels, sampler, rng):
+                images = super().sample(labels, sampler, rng)
+                return {"floats": images / 255, "small": images[..., 1:]}.get(cls.fault, images)
+
+        Mine.Model = Drawing
+        return Mine()
+
+
+@pytest.fixture
+def faulty(work, tiny_study_dict, monkeypatch):
+    """Makes the one method of the study a faulty one."""
+
+    def chosen(fault: str) -> None:
+        monkeypatch.setattr(Faulty, "fault", fault)
+        method = tiny_study_dict["methods"]["class_mean"] | {"impl": f"{__name__}:Faulty"}
+        (work / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict | {"methods": {"class_mean": method}}))
+
+    return chosen
+
+
+@pytest.mark.parametrize("fault", ["check_sampler", "doubts"])
+def test_a_member_of_a_method_that_fails(faulty, run_cli, fault):
+    faulty(fault)
+    refused(run_cli("check", "study.yaml"), "methods.class_mean", f"{__name__}:Faulty", fault)
+
+
+def test_a_fit_that_returns_no_model(trained, faulty, run_cli):
+    faulty("no model")
+    before = (trained / "model.pt").read_bytes()
+    refused(run_cli("train", "study.yaml", RUN), "study.yaml", "methods.class_mean", f"{__name__}:Faulty", "None")
+    assert (trained / "model.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(("fault", "facts"), [("floats", ["float64", "uint8"]), ("small", ["[1, 8, 7]", "[1, 8, 8]"])])
+def test_images_that_a_method_must_not_draw(faulty, run_cli, work, fault, facts):
+    faulty("")
+    assert run_cli("train", "study.yaml", RUN)[0] == 0
+    assert '"loss": null' in next(work.rglob("train.jsonl")).read_text()
+    faulty(fault)
+    refused(run_cli("sample", "study.yaml", RUN), "methods.class_mean.samplers", f"{__name__}:Faulty", *facts)
+    assert not list(work.rglob("synthetic.npz"))
+
+
+# --- the images of another study ----------------------------------------------------------------------------------
+
+
+def test_images_of_another_study_are_not_replaced(work, run_cli, tiny_study_dict):
+    assert run_cli("train", "study.yaml", RUN)[0] == 0  # makes the images
+    images = read_images(work / "results/data/digits/train.npz")
+    for split in ("train", "test"):
+        write_npz(work / f"{split}.npz", {"images": images.images, "labels": images.labels})
+    other = {"source": "npz", "train": "train.npz", "test": "test.npz", "num_classes": 10, "delta": "1/(2n)"}
+    for name in ("other", "tiny"):
+        changed = tiny_study_dict | {"study": name, "datasets": {"digits": other}}
+        (work / f"{name}.yaml").write_text(yaml.safe_dump(changed))
+        (work / f"{name}.json").write_text(load_study(f"{name}.yaml").model_dump_json())
+    for words in (["validate", "other.json"], ["data", "other.yaml", "digits", "dataset.json"]):
+        refused(run_cli(*words), "results/data/digits", "source: digits", "source: npz")
+    assert (
+        run_cli("validate", "tiny.json")[0] == 0
+    )  # an edit of the study that made them: the workflow makes them again
+
+
+# --- numbers and names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "facts"),
+    [
+        ("evaluation.synthetic_images", 10**18, ["synthetic_images"]),
+        ("methods.class_mean.samplers", {"default": {"tv_weight": 1e39}}, ["tv_weight", "1e+39"]),
+        ("methods.class_mean.samplers", {"default": {"tv_wieght": 1.0}}, ["tv_wieght", "'tv_weight'"]),
+        ("methods.class_mean.impl", "baselines.class_mean", ["impl", "module:Class", "'baselines.class_mean'"]),
+        ("study", "kept", ["'kept'"]),
+        ("study", "a" * 101, ["100"]),
+        ("evaluation.classifiers", "logreg", ["classifiers", "list", "'logreg'"]),
+        ("datasets.digits.delta", "1/n", ["delta", "'1/n'", "'1/(2n)'"]),
+        ("datasets.digits.delta", "1e-5", ["delta", "1.0e-5"]),
+    ],
+)
+def test_one_sentence_says_what_to_write(work, run_cli, tiny_study_dict, key, value, facts):
+    *parents, last = key.split(".")
+    inner = tiny_study_dict
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    (work / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict))
+    refused(run_cli("check", "study.yaml"), "study.yaml", *facts)
+
+
+@pytest.mark.parametrize("path", ["~nobodyhere/x.npz", "a\0b.npz"])
+def test_a_path_that_leads_nowhere(work, run_cli, tiny_study_dict, path):
+    source = {"source": "npz", "train": path, "test": path, "num_classes": 10, "delta": "1/(2n)"}
+    (work / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict | {"datasets": {"digits": source}}))
+    refused(run_cli("check", "study.yaml"), "datasets.digits", repr(path)[1:-1])
+
+
+def test_an_empty_variable_for_the_data_means_the_default(monkeypatch):
+    monkeypatch.setenv("DPDM_DATA_DIR", "")
+    assert str(Mnist().folder()) == "data/mnist"
+
+
+def test_a_recipe_of_a_data_set_that_the_study_lacks(trained, work, run_cli):
+    text = run_cli("spec", "study.yaml", RUN)[1].replace('"dataset": "digits"', '"dataset": "digit"')
+    (work / "recipe.json").write_text(text)
+    refused(run_cli("train", "--spec", "recipe.json"), "'digit'", "digits")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"study": "tiny", "methods": {}}'])
+def test_a_file_without_a_recipe(work, run_cli, content):
+    (work / "recipe.json").write_text(content)
+    refused(run_cli("train", "--spec", "recipe.json"), "recipe.json", "dpdm spec")
+
+
+def test_commands_that_are_printed_can_be_pasted(work, run_cli):
+    (work / "study.yaml").rename(work / "my study.yaml")
+    for verb in ("sample", "audit"):
+        said = refused(run_cli(verb, "my study.yaml", RUN), RUN)
+        assert shlex.split(re.search(r"`(.*?)`", said)[1]) == ["dpdm", "train", "my study.yaml", RUN]
+    with refuses("dpdm train 'my study.yaml'"):
+        dpdm.open_results("my study.yaml").run(RUN).epsilon()
+
+
+@pytest.mark.parametrize("option", ["--only", "--without"])
+def test_an_empty_part(work, run_cli, option):
+    refused(run_cli("run", "study.yaml", option, ""), option)
+
+
+def test_too_many_threads(work, run_cli):
+    code, _, said = run_cli("check", "study.yaml", "--threads", 10**21)
+    assert code == 2
+    assert "--threads" in said
