@@ -74,14 +74,18 @@ def fix_of_images(images: np.ndarray) -> str:
         return f"{found}: add the channel by images[:, None]"
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         return f"{found}: put the channels first by images.transpose(0, 3, 1, 2)"
+    if images.ndim == 4 and 0 in images.shape[2:]:
+        return f"{found}: a picture has at least one row and one column"
     if images.dtype.kind == "f" and images.size:
+        if not np.isfinite(images).all():
+            return f"{found} with numbers that are not finite: correct those first"
         low, high = images.min(), images.max()
         unit, signed = 0 <= low <= high <= 1, -1 <= low < 0 < high <= 1
         scaled = "images * 255" if unit else "(images + 1) * 127.5" if signed else "images"
         return f"{found} from {low:g} to {high:g}: round them to 0..255 by ({scaled}).round().astype('uint8')"
     if images.dtype != "uint8":
         return f"{found}: convert them by images.astype('uint8'), if they lie in 0..255"
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
         return f"{found}: a picture has 1 (gray) or 3 (RGB) channels"
     return ""
 

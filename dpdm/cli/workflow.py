@@ -156,7 +156,11 @@ def collected(study, layout):
     from dpdm.report.collect import AUDITS, METRICS, read_csv
     from dpdm.report.registry import Material
 
-    frames = {path: read_csv(path, kind) for path, kind in ((layout.metrics, METRICS), (layout.audits, AUDITS))}
+    tables = ((layout.metrics, METRICS), (layout.audits, AUDITS))
+    for path, _ in tables:
+        if not os.path.exists(path):
+            raise UserError(f"{study.study} has no results yet: there is no {path}; `dpdm run` makes it")
+    frames = {path: read_csv(path, kind) for path, kind in tables}
     for path, frame in frames.items():
         for dataset, method in frame[["dataset", "method"]].drop_duplicates().itertuples(index=False):
             if dataset not in study.datasets or method not in (*study.methods, *ANCHORS):

@@ -135,6 +135,8 @@ UNIT = np.linspace(0, 1, 4 * 3 * 5 * 6).reshape(4, 3, 5, 6)
         ("train", {"images": UNIT}, ["float64", "(images * 255)"]),
         ("test", {"images": UNIT * 2 - 1}, ["float64", "(images + 1) * 127.5"]),
         ("test", {"images": (UNIT * 255).astype(np.float32)}, ["float32", "(images).round()"]),
+        ("train", {"images": np.full((4, 1, 5, 6), np.nan)}, ["[4, 1, 5, 6]", "not finite"]),
+        ("train", {"images": np.zeros((4, 1, 0, 6), np.uint8)}, ["[4, 1, 0, 6]", "one row"]),
         ("train", {"images": np.zeros((4, 3, 5, 6), np.int64)}, ["int64", "astype('uint8')"]),
         ("test", {"images": np.zeros((4, 5, 6), np.uint8)}, ["[4, 5, 6]", "images[:, None]"]),
         ("test", {"images": np.zeros((4, 5, 6, 3), np.uint8)}, ["[4, 5, 6, 3]", "transpose(0, 3, 1, 2)"]),
