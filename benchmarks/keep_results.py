@@ -34,7 +34,7 @@ from dpdm.report.collect import AUDITS, JOBS, METRICS, SPENT, job_times, read_cs
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
-from dpdm.report.verdicts import leads_table
+from dpdm.report.verdicts import FINDING, leads_table, verdicts
 from dpdm.specs import RunSpec
 from dpdm.study import open_study
 
@@ -121,6 +121,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
             "and has another scale\nby each extractor. Precision and the nearest distance are checks, and never bold.",
             *(["## Who is best", best.to_markdown()] if len(best) else []),
+            *ablation(Material(spec, Layout.of(folder), metrics, audits)),
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}"
                 for dataset in dict.fromkeys(run.dataset for run in spec.runs())
@@ -132,6 +133,14 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             "This page was written by `benchmarks/keep_results.py`.",
         ]
     )
+
+
+def ablation(material: Material) -> list[str]:
+    """Of a study of one class of method, a section on how its methods or samplers differ."""
+    found = [text for level, text in verdicts(material) if level == FINDING]
+    if len({method.impl for method in material.study.methods.values()}) > 1 or not found:
+        return []
+    return ["## What differs", "\n".join(f"- {text}" for text in found)]
 
 
 def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:

@@ -165,10 +165,12 @@ def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def method_looks(metrics: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """By method and sampler: color and marker of the method, dashes of the sampler."""
+    """By method and sampler: color and marker of the method, dashes of the sampler; of a single method all three."""
     methods: dict[str, list[str]] = {}
     for method, sampler in series_of(metrics):
         methods.setdefault(method, []).append(sampler)
+    if len(methods) == 1:
+        return {one: series_look(k) | {"ls": DASHES[k % len(DASHES)]} for k, one in enumerate(series_of(metrics))}
     return {
         (method, sampler): series_look(i) | {"ls": DASHES[k % len(DASHES)]}
         for i, (method, samplers) in enumerate(methods.items())

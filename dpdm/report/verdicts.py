@@ -66,6 +66,7 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
 
 
 _Known = Mapping[tuple[str, ...], Summary]
+_Scores = Mapping[tuple[str, str], Mapping[MetricColumn, Summary]]  # by method and sampler
 
 
 def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterator[Verdict]:
@@ -244,7 +245,8 @@ def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, 
 def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     """The study's diffusion models (else its first method) against every other generator.
 
-    A method that draws several sets is compared by the best of them for each measure. A warm start without DP-SGD is
+    A method that draws several sets is compared by the best of them for each measure; if it has no rival, its sets are
+    compared with each other. A warm start without DP-SGD is
     compared with sets of the same sampler, and the sentence states its epsilon.
     """
     study = material.study
@@ -258,16 +260,16 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
         marks, sets = public_marks(here), Counter(method for method, _ in found)
         best = {method: {c: _best_of(found, method, c) for c in columns} for method in sets}
         present = [subject for subject in subjects if subject in sets]
+        if len(sets) == 1:  # an ablation of samplers: every set against those after it
+            for number, one in enumerate(list(found)[:-1]):
+                rivals = {other: found[other] for other in list(found)[number + 1 :]}
+                for text in _against(study, {one: found[one]}, rivals, columns, marks):
+                    yield f"{_place(dataset, epsilon)}: {text}."
         for number, subject in enumerate(present):
-            said: dict[str, list[str]] = {}
-            for rival in (name for name in sets if name not in {*present[: number + 1], *starts}):
-                pairs = {c: (best[subject][c], best[rival][c]) for c in columns}
-                if relation := _relation(pairs, [(study.study, name) for name in (subject, rival)]):
-                    said.setdefault(relation, []).append(rival + marks.get(rival, ""))
+            rivals = {(name, ""): best[name] for name in sets if name not in {*present[: number + 1], *starts}}
             which = ", by the best set of each" if max(sets.values()) > 1 else ""
-            for relation, rivals in said.items():
-                name = subject + marks.get(subject, "")
-                yield f"{_place(dataset, epsilon)}{which}: {name} {relation.format(joined(rivals))}."
+            for text in _against(study, {(subject, ""): best[subject]}, rivals, columns, marks):
+                yield f"{_place(dataset, epsilon)}{which}: {text}."
             for start, sampler in (one for one in found if one[0] in starts and (subject, one[1]) in found):
                 pairs = {c: (found[subject, sampler][c], found[start, sampler][c]) for c in columns}
                 less = spent.get((dataset, start, epsilon))
@@ -275,6 +277,20 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
                 rival += "" if less is None else f" (which spends ε = {less:.3g})"
                 if relation := _relation(pairs, [(study.study, method) for method in (subject, start)]):
                     yield f"{_place(dataset, epsilon)}: {name} {relation.format(rival)}."
+
+
+def _against(
+    study: Study, subject: _Scores, rivals: _Scores, columns: Sequence[MetricColumn], marks: Mapping[str, str]
+) -> Iterator[str]:
+    """How one set, or one method (its sampler ""), does against others: a text for all those of one outcome."""
+    ((one, ours),) = subject.items()
+    said: dict[str, list[str]] = {}
+    for other, theirs in rivals.items():
+        pairs = {c: (ours[c], theirs[c]) for c in columns}
+        if relation := _relation(pairs, [(study.study, method) for method, _ in (one, other)]):
+            said.setdefault(relation, []).append(_full(other) + marks.get(other[0], ""))
+    for relation, names in said.items():
+        yield f"{_full(one)}{marks.get(one[0], '')} {relation.format(joined(names))}"
 
 
 def _best_of(found: Mapping[tuple[str, str], Mapping[MetricColumn, Summary]], method: str, c: MetricColumn) -> Summary:
@@ -401,7 +417,11 @@ def _short(metric: str) -> str:
 
 
 def _name(one: tuple[str, str], series: Iterable[tuple[str, str]]) -> str:
-    return f"{one[0]} ({one[1]})" if sum(method == one[0] for method, _ in series) > 1 else one[0]
+    return _full(one) if sum(method == one[0] for method, _ in series) > 1 else one[0]
+
+
+def _full(one: tuple[str, str]) -> str:
+    return f"{one[0]} ({one[1]})" if one[1] else one[0]
 
 
 def joined(items: Iterable[str]) -> str:

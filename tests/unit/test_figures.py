@@ -152,6 +152,16 @@ def test_classifiers_have_a_panel_for_themselves():
     assert labels == ["dp_gan", "mean", "net", "mlp", "real (ceiling)", "label_only (floor)"]
 
 
+def test_the_samplers_of_a_single_method_look_unlike_each_other():
+    metrics = make_metrics()
+    one = metrics[metrics["method"] == "dp_gan"]
+    five = pd.concat([one.assign(sampler=f"s{i}") for i in range(5)])
+    looks = figures.method_looks(five).values()
+    assert len({(look["color"], look["marker"]) for look in looks}) == 5
+    both = figures.method_looks(pd.concat([five, metrics[metrics["method"] == "mean"]]))
+    assert len({look["color"] for (method, _), look in both.items() if method == "dp_gan"}) == 1
+
+
 def test_the_legend_says_what_learnt_from_public_data_and_where_all_runs_of_a_method_depart():
     metrics = make_metrics()
     metrics.loc[metrics["method"] == "mean", "public_data"] = "imagenet"

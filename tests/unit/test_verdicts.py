@@ -236,3 +236,15 @@ def test_the_best_by_the_distance_of_every_extractor_is_named():
     low, high = [1.0, 1.1, 1.0, 1.2, 1.0], [2.0, 2.2, 2.1, 2.0, 2.1]
     text = said(distances("efflite", low, high), distances("small_cnn", high, low), level="best")
     assert "by FD (EfficientNet-Lite0): dpdm, 1.06; by FD (small CNN): gan, 1.06" in text
+
+
+def test_the_sets_of_the_only_generator_are_compared_with_each_other():
+    samplers = {"samplers": {name: {"kind": name} for name in ("ddim", "churn", "fast")}}
+    sets = [scored("dpdm", BEST, sampler="ddim"), scored("dpdm", WORST, sampler="churn"),
+            scored("dpdm", WORST, sampler="fast")]  # fmt: skip
+    text = said(*sets, level=FINDING, methods={"dpdm": SUBJECT | samplers})
+    assert "dpdm (ddim) beats dpdm (churn) and dpdm (fast) by CNN (5 seeds)" in text
+    assert "dpdm (churn) cannot be distinguished from dpdm (fast) by CNN" in text
+    assert "(churn)" not in said(*sets, scored("gan", WORST), level=FINDING, methods=STUDY["methods"] | {
+        "dpdm": SUBJECT | samplers
+    })  # fmt: skip
