@@ -24,27 +24,47 @@ from dpdm.study import open_study
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "digits" / "kept"
 STUDIES = ("digits", "laptop", "teachers")  # those of the present protocol
+ABLATIONS = tuple(
+    f"laptop_{name}" for name in ("multiplicity", "multiplicity_compute", "parametrisation", "sampler", "guidance")
+)
 DIRECTLY = "CNN accuracy %, DP-SGD on private images"  # a row of `leads_table`
 START = re.compile(r": (\w+)(?: \(\w+\))? (?:against|beats|is|cannot) .*\b(\w+_at_step_0)\b")  # a model, a start
 
 
 def results_block() -> str:
     """The generators of the default study and the ceiling: CNN accuracy and FD by EfficientNet-Lite0, by epsilon."""
-    metrics = read_csv(KEPT / "metrics.csv", METRICS)
+    frame = by_epsilon(read_csv(KEPT / "metrics.csv", METRICS), "digits", "Method")
+    real = frame.loc["real (ceiling)"].dropna()
+    frame = frame.drop(index="real (ceiling)", columns=real.index)
+    frame.loc["real images"] = [real[header.partition(", ")[0]] for header in frame]
+    return frame.to_markdown()
+
+
+def by_epsilon(metrics: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
+    """CNN accuracy and FD by EfficientNet-Lite0 of generators; `name`: the column of the table that names a row."""
     distance = metrics["metric"].eq("fd") & metrics["extractor"].eq("efflite") & metrics["reference"].eq("train")
     shown = (distance | metrics["metric"].eq("acc_cnn")) & ~metrics["method"].eq("label_only")
-    table = dataset_results(metrics[shown & metrics["protocol"].ne(DIRECT)], "digits")
+    table = dataset_results(metrics[shown & metrics["protocol"].ne(DIRECT)], dataset)
     rows: dict[str, dict[str, str]] = {}
     for i, row in enumerate(table.cells.to_dict("records")):
-        for measure in [header for header in row if header not in ("ε", "Method")][::-1]:
+        for measure in [header for header in row if "↑" in header or "↓" in header]:
             header = f"{measure}, ε = {row['ε']}".removesuffix(f", ε = {MISSING}")
             text = row[measure].removesuffix(" (3)")
-            rows.setdefault(row["Method"], {})[header] = f"**{text}**" if (i, measure) in table.bold else text
-    real = rows.pop("real (ceiling)")
-    headers = sorted({header for row in rows.values() for header in row})
-    frame = pd.DataFrame(rows).T[headers]
-    frame.loc["real images"] = [real[header.partition(", ")[0]] for header in headers]
-    return frame.to_markdown()
+            rows.setdefault(row[name], {})[header] = f"**{text}**" if (i, measure) in table.bold else text
+    frame = pd.DataFrame(rows).T
+    return frame[sorted(frame.columns)]
+
+
+def ablations_block() -> str:
+    """Of each kept ablation of the present protocol a table: a row per method, or per sampler of its only method."""
+    parts = []
+    for study in ABLATIONS:
+        if (ROOT / "results" / study / "kept" / "study.json").exists():
+            material = kept_material(study)
+            name = "Method" if len(material.study.methods) > 1 else "Sampler"
+            table = by_epsilon(material.metrics, "mnist", name)
+            parts += [f"[{study}](../results/{study}/kept/README.md):", table.to_markdown()]
+    return "\n\n".join(parts)
 
 
 def verdict_block() -> str:
@@ -129,6 +149,7 @@ def main() -> None:
     write_block(ROOT / "README.md", "results", results_block())
     write_block(ROOT / "README.md", "verdict", verdict_block())
     write_block(ROOT / "results" / "README.md", "best", best_block())
+    write_block(ROOT / "docs" / "reproducing.md", "ablations", ablations_block())
 
 
 if __name__ == "__main__":
