@@ -143,13 +143,13 @@ def train(
 
     Returns a summary for people; in all processes except the first, an empty text.
     """
-    from dpdm.checkpoint import Checkpoint
-
     group, start, folder = group or Processes(device=device()), time.monotonic(), Path(out)
     prepare_run(spec, images.meta)  # a refused recipe leaves no folder
     artifacts.check_folder(folder, "model.pt", "train.jsonl", "ledger.json")  # before hours of training
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
+    if group.is_first and (folder / "model.pt").exists() and not checkpoint.exists():
+        key_path(checkpoint).unlink(missing_ok=True)  # of the run that is there: this one is another release
     try:
         model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     except UserError:
@@ -165,13 +165,22 @@ def train(
     if not group.is_first:
         return ""
     content = _content(model, folder / "model.pt", spec)
+    (folder / "model.pt").unlink(missing_ok=True)  # a model never lies next to the ledger of another
     artifacts.write_jsonl(folder / "train.jsonl", log.rows)
     artifacts.write_json(folder / "ledger.json", ledger.to_json())
     artifacts.write_bytes(folder / "model.pt", content)
-    kept = [] if keep_key else [key_path(checkpoint)]
-    for path in (checkpoint, Checkpoint.aside(checkpoint), *kept):
-        path.unlink(missing_ok=True)  # only now: the results are safe
+    remove_leftovers(folder, keep_key)  # only now: the results are safe
     return _described(ledger, folder, group, time.monotonic() - start)
+
+
+def remove_leftovers(folder: str | Path, keep_key: bool = False) -> None:
+    """Removes the secret key and the checkpoints of a run whose results are safe."""
+    from dpdm.checkpoint import Checkpoint
+
+    checkpoint = Path(folder) / "checkpoint.pt"
+    kept = [] if keep_key else [key_path(checkpoint)]
+    for path in (*kept, checkpoint, Checkpoint.aside(checkpoint)):
+        path.unlink(missing_ok=True)
 
 
 def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
@@ -221,7 +230,7 @@ def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
     found = _made(folder)
     if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
         raise UserError(f"{folder} holds another run, which {spec.name} would replace; name another --out, or --again")
-    if found.get("noise") == "secret":
+    if found.get("noise") == "secret" and Path(folder, "model.pt").exists():
         raise UserError(
             f"{folder} holds a run with secret noise, and to train it again is one more release of the same images; "
             "--again does that"

@@ -197,8 +197,8 @@ def refuse_private(public: Iterable[str], private: ImageSet) -> None:
     """UserError if a data set of `public` has private images. Those of a single color are no sign of it."""
     for name in (name for name in public if name in SOURCES):
         seen = set[bytes]().union(*(_digests(images) for images in SOURCES[name]().load().values()))
-        if shared := len(seen & _digests(private)):
-            raise UserError(f"{name} is no public data set here: {shared} of its images are private; choose another")
+        if seen & _digests(private):
+            raise UserError(f"{name} is no public data set here: it has private images; choose another")
 
 
 def _digests(images: ImageSet) -> set[bytes]:

@@ -57,10 +57,12 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
     if not joined:
         if study:
             check_entry(study, spec)
+        if done := not (data or keep_key) and jobs.finished(spec, images_file, folder):
+            jobs.remove_leftovers(folder)  # of a run that was killed when it was done
+        if done and not again:
+            print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it anew")
+            return
         if not again:
-            if not (data or keep_key) and jobs.finished(spec, images_file, folder):
-                print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it anew")
-                return
             jobs.refuse_to_replace(spec, folder, chosen=bool(out))
         prepare()
     if processes > 1 and not joined:  # this one becomes torchrun, which starts them all

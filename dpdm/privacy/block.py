@@ -20,7 +20,7 @@ from torch import Tensor
 from dpdm.errors import UserError
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
-from dpdm.privacy.isolation import is_due, random_records
+from dpdm.privacy.isolation import buffers_unchanged, is_due, random_records
 from dpdm.privacy.loop import PrivateLoop, Served, Step
 from dpdm.privacy.noise import clip_factor, noised
 from dpdm.rng import Streams
@@ -117,15 +117,17 @@ class BlockGradients(PrivateLoop[BlockStep]):
         if self._passed and not is_due(index):
             return
         drawn = [random_records(8, self._meta, f"block/{i}", fakes.device) for i in range(2)]
-        if self._rehearsed is None:
-            self._rehearsed = () if isinstance(self.params, PoissonBlocks) else (self._prepare_shard(*drawn[0], 0),)
         found = []
-        for images, labels in (drawn[0], drawn[1], drawn[0]):
-            with Streams(0, "block").torch_default("draws"):
-                found.append(gradient(fakes.clone(), images.clone(), labels.clone(), *copy.deepcopy(self._rehearsed)))
-            if not isinstance(found[-1], Tensor) or found[-1].layout != torch.strided:
-                got = getattr(found[-1], "layout", type(found[-1]).__name__)
-                raise UserError(f"a block's gradient must be a dense tensor, got {got}")
+        with buffers_unchanged((gradient, self._prepare)):
+            if self._rehearsed is None:
+                self._rehearsed = () if isinstance(self.params, PoissonBlocks) else (self._prepare_shard(*drawn[0], 0),)
+            for images, labels in (drawn[0], drawn[1], drawn[0]):
+                held = copy.deepcopy(self._rehearsed)
+                with Streams(0, "block").torch_default("draws"):
+                    found.append(gradient(fakes.clone(), images.clone(), labels.clone(), *held))
+                if not isinstance(found[-1], Tensor) or found[-1].layout != torch.strided:
+                    got = getattr(found[-1], "layout", type(found[-1]).__name__)
+                    raise UserError(f"a block's gradient must be a dense tensor, got {got}")
         if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num()):
             raise UserError(
                 "the gradient remembers records: called again with the same random records, it gives another result; "

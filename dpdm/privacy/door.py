@@ -15,7 +15,7 @@ from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
 from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBlocks
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
-from dpdm.privacy.isolation import held_by, random_records
+from dpdm.privacy.isolation import buffers_unchanged, random_records
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Served, Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
@@ -283,18 +283,15 @@ class _PerRecord:
             UserError: it remembers records: the result changes, or a buffer of a module that it holds.
         """
         images, labels = random_records(2, meta, "statistic", device)
-        held = [value for value in (self._statistic, *held_by(self._statistic)) if isinstance(value, nn.Module)]
-        before = [buffer.clone() for module in held for buffer in module.buffers()]
-        first, _, again = (self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0) for i in (0, 1, 0))
-        after = [buffer for module in held for buffer in module.buffers()]
-        if not (
-            first.shape == again.shape
-            and torch.equal(first.nan_to_num(), again.nan_to_num())
-            and all(map(torch.equal, before, after))
-        ):
+        try:
+            with buffers_unchanged(self._statistic):
+                first, _, again = (self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0) for i in (0, 1, 0))
+        except UserError as error:
+            raise UserError(f"{self._name}: {error}") from error
+        if not (first.shape == again.shape and torch.equal(first.nan_to_num(), again.nan_to_num())):
             raise UserError(
                 f"{self._name}: its statistic remembers records: called again with the same random record, it gives "
-                "another result, or a buffer of a module has changed; let it keep nothing from one call to the next"
+                "another result; let it keep nothing from one call to the next"
             )
         return first.shape[1:]
 

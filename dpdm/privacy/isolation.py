@@ -7,11 +7,15 @@ equal draws: other records are replaced, left out, or come before, and the gradi
 test never looks at the private images.
 """
 
+import functools
+import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +29,9 @@ TOLERANCE = 1e-4  # of the gradient's norm; without mixing the change is 0 or a 
 SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round differently
 SIZES = (3, 8, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
 SECONDS = 0.4
+REACH = 10_000  # objects among which `modules_in` looks
+_LIBRARIES = frozenset(("torch", "numpy", "scipy", "sklearn", "pandas", *sys.stdlib_module_names))
+_NO_HOLDER = (Tensor, np.ndarray, str, bytes, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType)
 
 # What replaces the other records: factor on the images' contrast, share of labels that are not the record's. They
 # change the histogram of the labels, and the record's place among the losses: lower than the others', then higher.
@@ -67,7 +74,7 @@ class SwapTest:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         start = time.process_time()  # not the clock: a busy machine must not test less
         per_record = 0.0
-        with _moved(list(parameters.values())):
+        with _moved(list(parameters.values())), buffers_unchanged(row_losses):
             self._try_alone(row_losses, parameters, step, among=not known)
             for size in self._sizes[:1] if known else self._sizes:
                 began = time.process_time()
@@ -162,6 +169,64 @@ def held_by(function: Any) -> list[Any]:
     held = [cell.cell_contents for cell in getattr(plain, "__closure__", None) or ()]
     held += [*(getattr(plain, "__defaults__", None) or ()), getattr(inner, "__self__", None)]
     return [*held, *getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
+
+
+def modules_in(function: Any) -> list[nn.Module]:
+    """The modules that a callable can reach: by what it holds, globals that its code names, and what these hold."""
+    found: list[nn.Module] = []
+    seen: dict[int, Any] = {}  # holds what it saw, so that no id is used twice
+    todo = [function]
+    while todo and len(seen) < REACH:
+        value = todo.pop()
+        if id(value) not in seen and not isinstance(value, _NO_HOLDER):
+            seen[id(value)] = value
+            found += [value] if isinstance(value, nn.Module) else []
+            todo += _parts(value)
+    return found
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a value holds."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    parts = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
+        return [*parts, *held_by(value), *_globals_of(getattr(value, "__func__", value))]
+    return parts + _globals_of(vars(type(value)).get("__call__"))
+
+
+def _globals_of(function: Any) -> list[Any]:
+    """The globals that the code of a function names, and of modules of Python among them the attributes it names."""
+    codes, names = [getattr(function, "__code__", None)], set()
+    while codes:
+        if code := codes.pop():
+            names |= set(code.co_names)
+            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    known = getattr(function, "__globals__", {})
+    values = [known[name] for name in names if name in known]
+    own = [
+        one for one in values if isinstance(one, types.ModuleType) and one.__name__.partition(".")[0] not in _LIBRARIES
+    ]
+    return values + [vars(module)[name] for module in own for name in names if name in vars(module)]
+
+
+@contextmanager
+def buffers_unchanged(function: Any) -> Iterator[None]:
+    """Inside the block `function` is called on random records; UserError if that changes a buffer it can reach.
+
+    A change by private images would be a release outside the ledger: a running mean, for example.
+    """
+    buffers = {id(b): (type(m).__name__, name, b) for m in modules_in(function) for name, b in m.named_buffers()}
+    before = {key: buffer.clone() for key, (_, _, buffer) in buffers.items()}
+    yield
+    for key, (kind, name, buffer) in buffers.items():
+        if not torch.equal(buffer.nan_to_num(), before[key].nan_to_num()):
+            raise UserError(
+                f"it changes {name} of a {kind}: what private images leave there is a release outside the ledger; call "
+                "eval() on the module before, or keep nothing from one call to the next"
+            )
 
 
 class _SameDraws(TorchDispatchMode):

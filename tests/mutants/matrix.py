@@ -261,6 +261,24 @@ MUTANTS = [
         "the ledger is published",
     ),
     Mutant(
+        "an old model lies next to a new ledger",
+        "dpdm/jobs.py",
+        {'    (folder / "model.pt").unlink(missing_ok=True)': '    (folder / "model.pt").stat'},
+        "unit test",
+        f"{UNIT}checkpoint.py::test_a_model_that_cannot_be_written_leaves_no_older_one",
+        "the audit passes for a model that was trained without noise",
+    ),
+    Mutant(
+        "the key of a published run serves the next one",
+        "dpdm/jobs.py",
+        {
+            "key_path(checkpoint).unlink(missing_ok=True)  # of the run": "key_path(checkpoint)  # of the run",
+        },
+        "unit test",
+        f"{UNIT}checkpoint.py::test_a_finished_secret_run_leaves_no_key_and_its_key_serves_no_other",
+        "equal noise in two releases cancels in their difference",
+    ),
+    Mutant(
         "the secret key outlives its run",
         "dpdm/jobs.py",
         {"kept = [] if keep_key else [key_path(checkpoint)]": "kept = []"},
@@ -598,6 +616,16 @@ MUTANTS = [
         "K times the gradient is clipped",
     ),
     # --- the swap test -------------------------------------------------------------------------------------------
+    Mutant(
+        "a loss may change modules outside the one in training",
+        "dpdm/privacy/isolation.py",
+        {
+            ", buffers_unchanged(row_losses):": ":",
+        },
+        "unit test",
+        f"{UNIT}isolation.py::test_a_module_outside_that_a_loss_changes_is_refused",
+        "a running mean of the private images is a release outside the ledger",
+    ),
     Mutant(
         "the swap test passes everything",
         "dpdm/privacy/isolation.py",

@@ -295,6 +295,16 @@ def test_a_gradient_that_remembers_is_refused_before_a_record_is_drawn(params, m
 
 
 @pytest.mark.parametrize("params", KINDS)
+def test_a_gradient_that_leaves_traces_in_a_module_is_refused(params, monkeypatch):
+    norm = nn.BatchNorm2d(1)
+    loop, ledger = blocks(random_images(8), params)
+    monkeypatch.setattr(loop, "_images", None)
+    with refuses("g, step 0", "running_mean"):
+        next(iter(loop)).release(FAKES, lambda fakes, images, *_: torch.zeros_like(fakes) + norm(images).mean())
+    assert ledger.events[0].steps == 0
+
+
+@pytest.mark.parametrize("params", KINDS)
 def test_what_a_gradient_draws_repeats_and_differs_between_steps(params):
     def run():
         loop, _ = blocks(random_images(40), params)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpdm import artifacts, method
+from dpdm import artifacts, jobs, method
 from dpdm.checkpoint import STOPS, Checkpoint
 from dpdm.data import ImageSet, write_images
 from dpdm.errors import UserError
@@ -360,6 +360,43 @@ def test_secret_noise_needs_its_own_key_to_go_on(images, tmp_path, monkeypatch):
     key_path(path).unlink()
     with pytest.raises(UserError, match="is missing"):
         train(run, images, Log("test"), checkpoint=path)
+
+
+def test_a_model_that_cannot_be_written_leaves_no_older_one(images, tmp_path, monkeypatch):
+    """An older model next to the new ledger would pass for the new run."""
+    jobs.train(spec(), images, tmp_path)
+    write, run = artifacts.write_bytes, spec(epsilon=1.0)
+
+    def full(path, content):
+        if path.name == "model.pt":
+            raise UserError("no space left")
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_bytes", full)
+        with pytest.raises(UserError, match="no space"):
+            jobs.train(run, images, tmp_path)
+    assert artifacts.read_json(tmp_path / "ledger.json")["recipe"] == run.model_dump(mode="json")
+    assert not (tmp_path / "model.pt").exists()
+    assert not jobs.finished(run, tmp_path / "train.npz", tmp_path)
+
+
+def test_a_finished_secret_run_leaves_no_key_and_its_key_serves_no_other(images, tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "results/data/d/train.npz", images)
+    command(tmp_path, 2)
+    base = ["train", "--spec", "recipe.json", "--out", tmp_path, "--noise", "secret"]
+    checkpoint, used = tmp_path / "checkpoint.pt", []
+    begin = method.secret_key
+    monkeypatch.setattr(method, "secret_key", lambda *a: used.append(begin(*a)) or used[-1])
+    assert run_cli(*base, "--keep-key")[0] == 0
+    checkpoint.write_bytes(b"x")  # as if it was killed when the model was safe
+    assert "is finished" in run_cli(*base)[1]
+    assert not checkpoint.exists()
+    assert not key_path(checkpoint).exists()
+    for extra in (["--keep-key"], ["--keep-key"], []):  # other releases: not with the key that was kept
+        assert run_cli(*base, "--again", *extra)[0] == 0
+    assert len(set(used)) == 4
 
 
 def test_the_command_line_destroys_the_key_when_the_run_is_done(images, tmp_path, run_cli):

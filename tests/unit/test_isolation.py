@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 from torch import nn
 from torch.nn import functional as F
 
@@ -358,3 +359,14 @@ def test_what_takes_long_stops_after_the_smallest_size(monkeypatch):
     monkeypatch.setattr(isolation, "SECONDS", 0.0)
     swap_test(entropy)
     assert tried == [3]
+
+
+def test_a_module_outside_that_a_loss_changes_is_refused():
+    """Its running mean would be the exact mean of the private images, outside the ledger."""
+    net, front = make(), nn.InstanceNorm2d(1, track_running_stats=True)
+    gradients = PerExampleGradients(net)
+    with refuses("running_mean", "InstanceNorm2d"):
+        SwapTest(gradients, META, 8).run(lambda x, y: entropy(net, front(x), y), net)
+    front.eval()
+    SwapTest(gradients, META, 8).run(lambda x, y: entropy(net, front(x), y), net)
+    gradients.close()
