@@ -11,6 +11,7 @@ import functools
 import sys
 import time
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -175,9 +176,9 @@ def modules_in(function: Any) -> list[nn.Module]:
     """The modules that a callable can reach: by what it holds, globals that its code names, and what these hold."""
     found: list[nn.Module] = []
     seen: dict[int, Any] = {}  # holds what it saw, so that no id is used twice
-    todo = [function]
+    todo = deque([function])
     while todo and len(seen) < REACH:
-        value = todo.pop()
+        value = todo.popleft()  # what is near first
         if id(value) not in seen and not isinstance(value, _NO_HOLDER):
             seen[id(value)] = value
             found += [value] if isinstance(value, nn.Module) else []
