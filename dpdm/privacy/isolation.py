@@ -194,7 +194,8 @@ def _parts(value: Any) -> list[Any]:
         return list(value)
     parts = list(getattr(value, "__dict__", {}).values())
     if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-        return [*parts, *held_by(value), *_globals_of(getattr(value, "__func__", value))]
+        inner = getattr(value, "func", None)  # of functools.partial
+        return [*parts, inner, *held_by(value), *_globals_of(getattr(value, "__func__", value))]
     return parts + _globals_of(vars(type(value)).get("__call__"))
 
 

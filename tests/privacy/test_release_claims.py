@@ -242,12 +242,18 @@ def in_an_argument():
     return functools.partial(lambda encoder, x, y: encoder(x), Encoder())
 
 
+def in_a_global_of_a_partial():
+    return functools.partial(lambda part, x, y: ENCODER(x), 0)
+
+
 def in_another_function():
     inner = in_an_object()
     return lambda x, y: inner(x, y)
 
 
-@pytest.mark.parametrize("make", [in_a_closure, in_an_object, in_a_global, in_an_argument, in_another_function])
+@pytest.mark.parametrize(
+    "make", [in_a_closure, in_an_object, in_a_global, in_an_argument, in_a_global_of_a_partial, in_another_function]
+)
 def test_a_statistic_that_leaves_traces_in_a_module_is_refused_before_it_sees_a_record(make, monkeypatch):
     d = door(images(20), "s")
     monkeypatch.setattr(d, "_batch", None)
