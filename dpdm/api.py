@@ -210,7 +210,7 @@ def train_arrays(
     if not isinstance(method, str):
         raise UserError(f"train_arrays: method must be text, got {method!r}")
     data, impl = ImageSet(images, labels, num_classes, "the arrays"), find_impl(method)
-    recipe = _plain(dict(params) if isinstance(params, Mapping) else params or {})
+    recipe = _plain(dict(params) if isinstance(params, Mapping) else {} if params is None else params)
     spec = parse_params(
         RunSpec,
         {
@@ -222,7 +222,7 @@ def train_arrays(
     )  # fmt: skip
     samplers = {}
     if hasattr(found := load_method(impl), "SamplerParams"):
-        parse_sampler(found, drawn := _plain(sampler or {}), "train_arrays: sampler")
+        parse_sampler(found, drawn := _plain({} if sampler is None else sampler), "train_arrays: sampler")
         samplers = {"default": dict(drawn)}
     model, ledger = train_method(spec, data, Log(f"train {method}"), Processes(device=device()))
     return Run(spec, samplers, lambda: ledger, lambda: model)

@@ -80,7 +80,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        fix = "check the path; `dpdm run` makes the files of a results folder"
+        fix = "check the path; `dpdm run STUDY` makes the files of a results folder"
         raise UserError(f"cannot read {path}: {error.strerror}; {fix}") from error
 
 

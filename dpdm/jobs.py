@@ -102,11 +102,13 @@ def refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
 
 def other_source(study: Study, layout: Layout, dataset: str) -> str | None:
     """The source of a data set's images, in words, if they are there and the study has another; else None."""
-    path, source = Path(layout.data(dataset, "dataset.json")), study.datasets[dataset].source_spec()
-    if not path.exists():
-        return None
+    source = study.datasets[dataset].source_spec()
     wanted = {"source": source.source, "keys": source.keys()}
-    found = wanted | {key: value for key, value in artifacts.read_json(path).items() if key in wanted}
+    try:
+        facts = artifacts.read_json(layout.data(dataset, "dataset.json"))
+    except UserError:  # missing, or damaged
+        return None
+    found = wanted | {key: value for key, value in facts.items() if key in wanted}
     return None if found == wanted else f"{found['source']} {found['keys']}"
 
 
@@ -145,16 +147,18 @@ def train(
     """
     group, start, folder = group or Processes(device=device()), time.monotonic(), Path(out)
     prepare_run(spec, images.meta)  # a refused recipe leaves no folder
+    made = not folder.exists()
     artifacts.check_folder(folder, "model.pt", "train.jsonl", "ledger.json")  # before hours of training
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
-    if group.is_first and (folder / "model.pt").exists() and not checkpoint.exists():
-        key_path(checkpoint).unlink(missing_ok=True)  # of the run that is there: this one is another release
+    if group.is_first and not checkpoint.exists() and _is_older(key_path(checkpoint), folder / "model.pt"):
+        key_path(checkpoint).unlink()  # of the run that is there: this one is another release
     try:
         model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     except UserError:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty: a refused run leaves nothing
+            if made:
+                folder.rmdir()  # it is empty: a refused run leaves nothing
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search(r"out of memory|allocate memory", str(error)):
@@ -174,13 +178,22 @@ def train(
 
 
 def remove_leftovers(folder: str | Path, keep_key: bool = False) -> None:
-    """Removes the secret key and the checkpoints of a run whose results are safe."""
+    """Removes the secret key and the checkpoints of a run whose results are safe: what is not newer than model.pt.
+
+    What is newer belongs to a run that trains anew, or was stopped.
+    """
     from dpdm.checkpoint import Checkpoint
 
     checkpoint = Path(folder) / "checkpoint.pt"
     kept = [] if keep_key else [key_path(checkpoint)]
     for path in (*kept, checkpoint, Checkpoint.aside(checkpoint)):
-        path.unlink(missing_ok=True)
+        if _is_older(path, Path(folder, "model.pt")):
+            path.unlink(missing_ok=True)
+
+
+def _is_older(path: Path, than: Path) -> bool:
+    """Whether both files are there, and the first is not newer."""
+    return path.exists() and than.exists() and path.stat().st_mtime_ns <= than.stat().st_mtime_ns
 
 
 def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
@@ -230,7 +243,8 @@ def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
     found = _made(folder)
     if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
         raise UserError(f"{folder} holds another run, which {spec.name} would replace; name another --out, or --again")
-    if found.get("noise") == "secret" and Path(folder, "model.pt").exists():
+    unfinished = not Path(folder, "model.pt").exists() and key_path(Path(folder, "checkpoint.pt")).exists()
+    if found.get("noise") == "secret" and not unfinished:
         raise UserError(
             f"{folder} holds a run with secret noise, and to train it again is one more release of the same images; "
             "--again does that"
@@ -266,10 +280,14 @@ def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> s
 def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file: str, out: str | Path) -> None:
     """Draws one synthetic set from a model, with balanced labels."""
     spec = study.sample(run, sampler)
-    if own := Path(model_file) == Path(layout.run(*run.place, "model.pt")):
-        ledger = trained(layout, run)
+    ledger = layout.run(*run.place, "ledger.json")
+    if Path(model_file) == Path(layout.run(*run.place, "model.pt")):
+        meta: Any = trained(layout, run)
+    elif Path(ledger).exists():  # a kept run has no data set
+        meta = Ledger.from_json(artifacts.read_json(ledger), ledger)
+    else:
+        meta = data.read_meta(layout.data(run.dataset, "dataset.json"))
     model = on_device(restored(load_method(spec.impl, "generator"), model_file, spec.impl))
-    meta = ledger if own else data.read_meta(layout.data(run.dataset, "dataset.json"))  # a kept run has no data set
     labels = data.balanced_labels(spec.synthetic_images, meta.num_classes)
     where = f"methods.{run.method}.samplers.{sampler}"
     images = draw(run, model, sampler, spec.sampler_params, labels, where)
@@ -286,7 +304,9 @@ def trained(layout: Layout, run: RunSpec) -> Ledger:
     """The ledger of a study's run; UserError if there is none, or it is damaged, or of another recipe."""
     path = layout.run(*run.place, "ledger.json")
     if not Path(path).exists():
-        raise UserError(f"{run.name} is not trained: there is no {path}; train it by `dpdm train`, or by `dpdm run`")
+        raise UserError(
+            f"{run.name} is not trained: there is no {path}; train it by `dpdm train STUDY RUN`, or by `dpdm run STUDY`"
+        )
     ledger = Ledger.from_json(artifacts.read_json(path), path)
     refuse_other_recipe(run, ledger.recipe, path)
     return ledger
@@ -300,14 +320,7 @@ def draw(
     UserError, which names the YAML path `where`, if the parameters break the schema of the method's samplers.
     """
     chosen = parse_sampler(load_method(run.impl, "generator"), sampler_params, where)
-    images = chosen.draw(model, labels, Streams(run.seed, f"sample/{sampler}"))
-    found = getattr(images, "dtype", type(images).__name__), list(getattr(images, "shape", ()))
-    if found[0] != np.uint8 or len(found[1]) != 4 or len(images) != len(labels):
-        raise UserError(
-            f"{where}: sample() of {run.impl} must return uint8 [{len(labels)}, C, H, W] for as many labels, got "
-            f"{found[0]} {found[1]}"
-        )
-    return images
+    return chosen.draw(model, labels, Streams(run.seed, f"sample/{sampler}"), f"{where}: sample() of {run.impl}")
 
 
 def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file: str, folder: str | Path) -> None:
@@ -399,7 +412,7 @@ def score_classifier(layout: Layout, run: RunSpec, model_file: str, folder: str 
 def restored(method: Any, path: str | Path, impl: str) -> Any:
     """The model of a method in a file that `train` wrote."""
     if not Path(path).exists():
-        raise UserError(f"there is no model {path}; `dpdm train` makes it, and so does `dpdm run`")
+        raise UserError(f"there is no model {path}; `dpdm train STUDY RUN` makes it, and so does `dpdm run STUDY`")
     saved = artifacts.read_tensors(path)
     if saved.get("impl") != impl:
         raise UserError(f"{path} was made by {saved.get('impl')}, not by {impl}; train the run again")

@@ -39,9 +39,16 @@ class Sampler(NamedTuple):
     own: Any
     smoothing: Smoothing
 
-    def draw(self, model: Any, labels: np.ndarray, rng: Streams) -> np.ndarray:
-        """One image per label (int64 [n]): uint8 [n, C, H, W]. Image i depends only on label i and its own streams."""
-        return smoothed(model.sample(labels, self.own, rng), self.smoothing.tv_weight)
+    def draw(self, model: Any, labels: np.ndarray, rng: Streams, who: str = "sample()") -> np.ndarray:
+        """One image per label (int64 [n]): uint8 [n, C, H, W]. Image i depends only on label i and its own streams.
+
+        If the model gives something else, a UserError begins with `who`.
+        """
+        images = model.sample(labels, self.own, rng)
+        kind, shape = getattr(images, "dtype", type(images).__name__), list(getattr(images, "shape", ()))
+        if not isinstance(images, np.ndarray) or kind != np.uint8 or len(shape) != 4 or shape[0] != len(labels):
+            raise UserError(f"{who} must return uint8 [{len(labels)}, C, H, W] for as many labels, got {kind} {shape}")
+        return smoothed(images, self.smoothing.tv_weight)
 
 
 def parse_sampler(method: Any, entry: Any, where: str) -> Sampler:

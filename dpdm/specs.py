@@ -263,10 +263,14 @@ def refuse_other_recipe(run: RunSpec, recipe: Any, path: Any) -> None:
         )
 
 
+_NOTHING = object()  # the value of a key that is not there
+
+
 def _difference(found: Any, wanted: Any, key: str = "") -> str:
     """The first key in which two recipes differ, and its values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        name = next(name for name in wanted | found if found.get(name) != wanted.get(name))
-        return _difference(found.get(name), wanted.get(name), f"{key}.{name}".removeprefix("."))
-    there, here = ("nothing" if value is None else repr(value) for value in (found, wanted))
+        pairs = ((name, found.get(name, _NOTHING), wanted.get(name, _NOTHING)) for name in wanted | found)
+        name, *two = next(pair for pair in pairs if pair[1] != pair[2])
+        return _difference(*two, f"{key}.{name}".removeprefix("."))
+    there, here = ("nothing" if value is _NOTHING else repr(value) for value in (found, wanted))
     return f"{key}: {there} there, {here} in the study"

@@ -161,8 +161,8 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     from dpdm import jobs
     from dpdm.processes import device
 
-    if model:
-        jobs.make_missing(study, layout, spec.dataset)  # else the ledger has its facts
+    if model and not os.path.exists(layout.run(*spec.place, "ledger.json")):
+        jobs.make_missing(study, layout, spec.dataset)
     for sampler in samplers:
         start = time.monotonic()
         file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"

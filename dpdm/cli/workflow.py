@@ -135,8 +135,10 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
 def tables(study, layout, partial: bool) -> None:
     """Write the tables of results and audits as csv, md, tex and html."""
     from dpdm.report import registry
+    from dpdm.report.selection import check_entries
     from dpdm.report.tables import write_table
 
+    check_entries(study)
     if partial:
         scores = _collect(study, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
         material = registry.Material(study, layout, *scores)
@@ -159,7 +161,7 @@ def collected(study, layout):
     tables = ((layout.metrics, METRICS), (layout.audits, AUDITS))
     for path, _ in tables:
         if not os.path.exists(path):
-            raise UserError(f"{study.study} has no results yet: there is no {path}; `dpdm run` makes it")
+            raise UserError(f"{study.study} has no results yet: there is no {path}; `dpdm run STUDY` makes it")
     frames = {path: read_csv(path, kind) for path, kind in tables}
     for path, frame in frames.items():
         for dataset, method in frame[["dataset", "method"]].drop_duplicates().itertuples(index=False):

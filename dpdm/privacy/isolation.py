@@ -8,11 +8,12 @@ test never looks at the private images.
 """
 
 import functools
+import itertools
 import sys
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -169,34 +170,45 @@ def held_by(function: Any) -> list[Any]:
     plain = getattr(inner, "__func__", inner)  # of a bound method
     held = [cell.cell_contents for cell in getattr(plain, "__closure__", None) or ()]
     held += [*(getattr(plain, "__defaults__", None) or ()), getattr(inner, "__self__", None)]
+    held += (getattr(plain, "__kwdefaults__", None) or {}).values()
     return [*held, *getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
 
 
 def modules_in(function: Any) -> list[nn.Module]:
-    """The modules that a callable can reach: by what it holds, globals that its code names, and what these hold."""
+    """The modules that a callable can reach: by what it holds, globals that its code names, and what these hold.
+
+    Asks for `type(value)`, which a proxy cannot answer for itself.
+    """
     found: list[nn.Module] = []
     seen: dict[int, Any] = {}  # holds what it saw, so that no id is used twice
     todo = deque([function])
     while todo and len(seen) < REACH:
         value = todo.popleft()  # what is near first
-        if id(value) not in seen and not isinstance(value, _NO_HOLDER):
+        if id(value) not in seen and not issubclass(type(value), _NO_HOLDER):
             seen[id(value)] = value
-            found += [value] if isinstance(value, nn.Module) else []
-            todo += _parts(value)
+            found += [value] if issubclass(type(value), nn.Module) else []
+            try:
+                todo += _parts(value)
+            except Exception:  # whatever a proxy raises when it is looked at
+                continue
     return found
 
 
 def _parts(value: Any) -> list[Any]:
     """What a value holds."""
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
+    if issubclass(type(value), Mapping):
+        return [*value, *value.values()]
+    if issubclass(type(value), list | tuple | set | frozenset | deque):
+        return list(itertools.islice(value, REACH))
     parts = list(getattr(value, "__dict__", {}).values())
-    if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
+    for owner in type(value).__mro__:
+        if owner.__module__.partition(".")[0] not in _LIBRARIES:  # a class: its attributes, slots, and methods
+            parts += [getattr(value, name, None) for name in getattr(owner, "__slots__", ())]
+            parts += vars(owner).values()
+    if issubclass(type(value), types.FunctionType | types.MethodType | functools.partial):
         inner = getattr(value, "func", None)  # of functools.partial
         return [*parts, inner, *held_by(value), *_globals_of(getattr(value, "__func__", value))]
-    return parts + _globals_of(vars(type(value)).get("__call__"))
+    return parts
 
 
 def _globals_of(function: Any) -> list[Any]:
@@ -209,7 +221,9 @@ def _globals_of(function: Any) -> list[Any]:
     known = getattr(function, "__globals__", {})
     values = [known[name] for name in names if name in known]
     own = [
-        one for one in values if isinstance(one, types.ModuleType) and one.__name__.partition(".")[0] not in _LIBRARIES
+        one
+        for one in values
+        if issubclass(type(one), types.ModuleType) and one.__name__.partition(".")[0] not in _LIBRARIES
     ]
     return values + [vars(module)[name] for module in own for name in names if name in vars(module)]
 
@@ -220,15 +234,30 @@ def buffers_unchanged(function: Any) -> Iterator[None]:
 
     A change by private images would be a release outside the ledger: a running mean, for example.
     """
-    buffers = {id(b): (type(m).__name__, name, b) for m in modules_in(function) for name, b in m.named_buffers()}
-    before = {key: buffer.clone() for key, (_, _, buffer) in buffers.items()}
+    modules = modules_in(function)
+    before = [_buffers(module) for module in modules]
     yield
-    for key, (kind, name, buffer) in buffers.items():
-        if not torch.equal(buffer.nan_to_num(), before[key].nan_to_num()):
+    for module, old in zip(modules, before, strict=True):
+        new = _buffers(module)
+        if changed := [name for name in old | new if old.get(name) != new.get(name)]:
             raise UserError(
-                f"it changes {name} of a {kind}: what private images leave there is a release outside the ledger; call "
-                "eval() on the module before, or keep nothing from one call to the next"
+                f"it changes {changed[0]} of a {type(module).__name__}: what private images leave there is a release "
+                "outside the ledger; call eval() on the module before, or keep nothing from one call to the next"
             )
+
+
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    """What decides the buffers of a module: shape and content of each; of those without content only their kind."""
+    found = {}
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta or nn.parameter.is_lazy(buffer):
+            found[name] = type(buffer)
+            continue
+        whole = buffer.detach().to_dense() if buffer.layout != torch.strided else buffer.detach()
+        whole = whole.dequantize() if whole.is_quantized else whole
+        content = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        found[name] = tuple(whole.shape), whole.dtype, content
+    return found
 
 
 class _SameDraws(TorchDispatchMode):

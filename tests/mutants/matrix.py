@@ -272,7 +272,7 @@ MUTANTS = [
         "the key of a published run serves the next one",
         "dpdm/jobs.py",
         {
-            "key_path(checkpoint).unlink(missing_ok=True)  # of the run": "key_path(checkpoint)  # of the run",
+            "key_path(checkpoint).unlink()  # of the run": "key_path(checkpoint)  # of the run",
         },
         "unit test",
         f"{UNIT}checkpoint.py::test_a_finished_secret_run_leaves_no_key_and_its_key_serves_no_other",

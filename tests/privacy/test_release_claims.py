@@ -1,9 +1,11 @@
 """What a one-shot release promises: every record once, clipped, and the noise it declares."""
 
+import collections
 import copy
 import functools
 import math
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -436,3 +438,76 @@ def test_a_used_ledger_is_refused():
     d.release_sum("s", pixels, 1.0)
     with pytest.raises(UserError, match="empty ledger"):
         PrivateData(images(10), [Mechanism.gaussian("s")], d.budget, "rdp", Randomness.repeatable(0), d.ledger)
+
+
+class Forgetful(torch.nn.Module):
+    """Keeps a running mean by putting another tensor in its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean().detach()
+        return x
+
+
+class Shared:
+    """Holds a network on the class, which an inherited method uses."""
+
+    net = torch.nn.BatchNorm2d(1)
+
+    def vector(self, x):
+        return self.net(x).detach().flatten(1)
+
+
+class Inherited(Shared):
+    """Nothing more."""
+
+
+def by_another_tensor():
+    front = Forgetful()
+    return lambda x, y: front(x).flatten(1)
+
+
+def by_a_keyword():
+    def statistic(x, y, *, encoder=Encoder()):  # noqa: B008
+        return encoder(x)
+
+    return statistic
+
+
+def by_a_class():
+    shared = Inherited()
+    return lambda x, y: shared.vector(x)
+
+
+def in_a_queue():
+    held = collections.deque([types.MappingProxyType({"net": Encoder()})])
+    return lambda x, y: held[0]["net"](x)
+
+
+@pytest.mark.parametrize("make", [by_another_tensor, by_a_keyword, by_a_class, in_a_queue])
+def test_traces_are_found_wherever_the_module_is_held(make, monkeypatch):
+    d = door(images(20), "s")
+    monkeypatch.setattr(d, "_batch", None)
+    with refuses("s", "mean of a"):
+        d.release_sum("s", make(), 1.0)
+
+
+class Stubborn:
+    """Answers no question about itself."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+
+def test_what_cannot_be_looked_into_hides_nothing_and_is_no_fault():
+    odd = [Stubborn(), torch.nn.LazyBatchNorm2d().eval()]
+    for buffer in (torch.zeros(2).to_sparse(), torch.empty(2, device="meta"), torch.tensor([True])):
+        odd.append(torch.nn.Module())
+        odd[-1].register_buffer("held", buffer)
+    assert door(images(20), "s").release_sum("s", lambda x, y: x.flatten(1) if odd else None, 1.0).ndim == 1
+    norm = torch.nn.BatchNorm2d(1)
+    with refuses("running_mean"):
+        door(images(20), "s").release_sum("s", lambda x, y: norm(x).detach().flatten(1) if odd else None, 1.0)

@@ -390,13 +390,52 @@ def test_a_finished_secret_run_leaves_no_key_and_its_key_serves_no_other(images,
     begin = method.secret_key
     monkeypatch.setattr(method, "secret_key", lambda *a: used.append(begin(*a)) or used[-1])
     assert run_cli(*base, "--keep-key")[0] == 0
-    checkpoint.write_bytes(b"x")  # as if it was killed when the model was safe
+    checkpoint.write_bytes(b"x")
+    os.utime(checkpoint, (1, 1))  # as if the run was killed when the model was safe
     assert "is finished" in run_cli(*base)[1]
     assert not checkpoint.exists()
     assert not key_path(checkpoint).exists()
     for extra in (["--keep-key"], ["--keep-key"], []):  # other releases: not with the key that was kept
         assert run_cli(*base, "--again", *extra)[0] == 0
     assert len(set(used)) == 4
+
+
+def test_a_stopped_run_of_a_finished_one_goes_on_with_its_key(images, tmp_path, run_cli, monkeypatch):
+    """Its checkpoint and key are newer than the model that is there."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "results/data/d/train.npz", images)
+    command(tmp_path, 8)
+    base = ["train", "--spec", "recipe.json", "--out", tmp_path, "--noise", "secret", "--checkpoint-interval", "0"]
+    assert run_cli(*base)[0] == 0
+    update, calls = DpSgdStep.update, []
+
+    def stopped(step, *args, **kwargs):
+        update(step, *args, **kwargs)
+        calls.append(step.index)
+        if step.index == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DpSgdStep, "update", stopped)
+        with pytest.raises(SystemExit):
+            run_cli(*base, "--again")
+    key = key_path(tmp_path / "checkpoint.pt").read_text()
+    assert "is finished" in run_cli(*base)[1]
+    assert key_path(tmp_path / "checkpoint.pt").read_text() == key
+    code, _, said = run_cli(*base, "--again")
+    assert (code, "resumed at step 3" in said) == (0, True)
+    assert not key_path(tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_secret_run_whose_model_is_gone_is_not_released_again(images, tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "results/data/d/train.npz", images)
+    command(tmp_path, 2)
+    base = ["train", "--spec", "recipe.json", "--out", tmp_path, "--noise", "secret"]
+    assert run_cli(*base)[0] == 0
+    (tmp_path / "model.pt").unlink()
+    code, _, said = run_cli(*base)
+    assert (code, "--again" in said) == (2, True)
 
 
 def test_the_command_line_destroys_the_key_when_the_run_is_done(images, tmp_path, run_cli):

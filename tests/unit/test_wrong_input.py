@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -179,6 +180,19 @@ def test_a_run_of_another_recipe(trained, run_cli, verb):
     assert run_cli(verb, "study.yaml", RUN)[0] == 0
 
 
+def test_a_recipe_that_differs_by_a_null(trained, work, run_cli, tiny_study_dict):
+    tiny_study_dict["methods"]["class_mean"]["params"] = {"max_image_norm": 4.0, "teacher": None}
+    (work / "null.yaml").write_text(yaml.safe_dump(tiny_study_dict))
+    refused(run_cli("sample", "null.yaml", RUN), "params.teacher", "nothing there", "None")
+
+
+def test_another_model_needs_no_images_of_the_data_set(trained, work, run_cli):
+    (trained / "model.pt").rename(work / "mine.pt")
+    shutil.rmtree(work / "results/data")
+    assert run_cli("sample", "study.yaml", RUN, "--model", "mine.pt", "--out", "drawn")[0] == 0
+    assert not (work / "results/data").exists()
+
+
 def test_a_model_without_its_ledger(trained, run_cli):
     (trained / "ledger.json").unlink()
     refused(run_cli("sample", "study.yaml", RUN), RUN, "ledger.json")
@@ -197,10 +211,13 @@ def test_a_damaged_model_is_trained_again(trained, run_cli):
     assert (trained / "model.pt").read_bytes() == whole
 
 
-def test_a_refused_training_leaves_no_folder(trained, work, run_cli):
+def test_a_refused_training_leaves_the_folders_as_they_were(trained, work, run_cli):
     change = "init_from=[{public: digits, training: {dp: {steps: 1}}}]"
     refused(run_cli("train", "study.yaml", "digits/dpdm/10/0", "--set", change), "digits", "private")
     assert not list((work / "results").glob("by_hand/*"))
+    (work / "own").mkdir()
+    refused(run_cli("train", "study.yaml", "digits/dpdm/10/0", "--set", change, "--out", "own"), "private")
+    assert (work / "own").is_dir()
 
 
 # --- a method's own code ------------------------------------------------------------------------------------------
@@ -349,6 +366,11 @@ def test_commands_that_are_printed_can_be_pasted(work, run_cli):
         assert shlex.split(re.search(r"`(.*?)`", said)[1]) == ["dpdm", "train", "my study.yaml", RUN]
     with refuses("dpdm train 'my study.yaml'"):
         dpdm.open_results("my study.yaml").run(RUN).epsilon()
+
+
+def test_tables_that_the_paper_does_not_have(work, run_cli, tiny_study_dict):
+    (work / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict | {"tables": {"main": []}}))
+    refused(run_cli("tables", "study.yaml", "--partial"), "tables.main", "table_1")
 
 
 @pytest.mark.parametrize("option", ["--only", "--without"])
