@@ -1,6 +1,7 @@
 """Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, scores, and a page on how they were made.
 
-Of each first seed the model is kept too, 500 images by the first sampler, and 50 by the others, for figures.
+Of each first seed the model is kept too (not of an ablation, nor of a start without DP-SGD), 500 images by the first
+sampler, and 50 by the others, for figures.
 `dpdm sample results/STUDY/kept RUN` draws the whole sets.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
@@ -69,7 +70,7 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
         else:
             shutil.copyfile(path, copy)
     for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
-        keep_model(folder, folder / "kept", run, spec.samplers_of(run))
+        keep_run(folder, folder / "kept", run, spec.samplers_of(run), with_model=not is_ablation(spec))
     jobs.to_csv(folder / "kept" / JOBS, index=False)
     (folder / "kept" / "README.md").write_text(text + "\n")
 
@@ -83,12 +84,24 @@ def restore(folder: Path) -> None:
             shutil.copyfile(path, copy)
 
 
-def keep_model(folder: Path, kept: Path, run: RunSpec, samplers: tuple[str, ...]) -> None:
-    """The model of a run, and the first IMAGES of its synthetic sets, which have its classes in turn."""
+def what_is_kept(spec: Study) -> str:
+    """What is kept of a run, in words; see `keep_run`."""
+    starts = any(method.params.get("init_only") for method in spec.methods.values())
+    return "Images" if is_ablation(spec) else f"Models{' (not of starts without DP-SGD)' * starts} and images"
+
+
+def is_ablation(spec: Study) -> bool:
+    """Whether all methods of a study are of one class."""
+    return len({method.impl for method in spec.methods.values()}) == 1
+
+
+def keep_run(folder: Path, kept: Path, run: RunSpec, samplers: tuple[str, ...], with_model: bool) -> None:
+    """The model of a run (not of a start without DP-SGD), and the first IMAGES of its sets, whose classes take turns."""
     made = Path(Layout.of(folder).run(*run.place))
     copy = kept / made.relative_to(folder)
     copy.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(made / "model.pt", copy / "model.pt")
+    if with_model and not run.params.get("init_only"):
+        shutil.copyfile(made / "model.pt", copy / "model.pt")
     for number, sampler in enumerate(samplers):
         images, kept_images = read_images(made / sampler / "synthetic.npz"), IMAGES[min(number, 1)]
         some = replace(images, images=images.images[:kept_images], labels=images.labels[:kept_images])
@@ -114,7 +127,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
-            "Models and images are kept of the first\nseed; `report.html` is not.\n"
+            f"{what_is_kept(spec)} are kept of the first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
             rules(spec, metrics, audits),
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
@@ -138,7 +151,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
 def ablation(material: Material) -> list[str]:
     """Of a study of one class of method, a section on how its methods or samplers differ."""
     found = [text for level, text in verdicts(material) if level == FINDING]
-    if len({method.impl for method in material.study.methods.values()}) > 1 or not found:
+    if not (found and is_ablation(material.study)):
         return []
     return ["## What differs", "\n".join(f"- {text}" for text in found)]
 
