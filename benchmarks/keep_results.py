@@ -96,7 +96,7 @@ def is_ablation(spec: Study) -> bool:
 
 
 def keep_run(folder: Path, kept: Path, run: RunSpec, samplers: tuple[str, ...], with_model: bool) -> None:
-    """The model of a run (not of a start without DP-SGD), and the first IMAGES of its sets, whose classes take turns."""
+    """The model of a run (not of a start without DP-SGD), and the first IMAGES of its sets, its classes in turn."""
     made = Path(Layout.of(folder).run(*run.place))
     copy = kept / made.relative_to(folder)
     copy.mkdir(parents=True, exist_ok=True)
