@@ -150,10 +150,10 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
 
 def ablation(material: Material) -> list[str]:
     """Of a study of one class of method, a section on how its methods or samplers differ."""
-    found = [text for level, text in verdicts(material) if level == FINDING]
-    if not (found and is_ablation(material.study)):
+    if not is_ablation(material.study):
         return []
-    return ["## What differs", "\n".join(f"- {text}" for text in found)]
+    found = [f"- {text}" for level, text in verdicts(material) if level == FINDING]
+    return ["## What differs", "\n".join(found)] if found else []
 
 
 def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:

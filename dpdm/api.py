@@ -5,7 +5,6 @@
 
 import io
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -140,13 +139,10 @@ class Results:
     def run(self, name: str) -> Run:
         """The run DATASET/METHOD/EPSILON/SEED; if the study has no such run, a UserError names the nearest."""
         spec = find_run(self.study, str(name))
-        model, ledger = (self.layout.run(*spec.place, file) for file in ("model.pt", "ledger.json"))
+        model = self.layout.run(*spec.place, "model.pt")
 
         def read_ledger() -> Ledger:
-            if not Path(ledger).exists():
-                command = shlex.join(["dpdm", "train", self._named, spec.name])
-                raise UserError(f"{spec.name} is not trained: there is no {ledger}; `{command}` trains it")
-            return jobs.trained(self.layout, spec)
+            return jobs.trained(self.layout, spec, self._named)
 
         def scores() -> pd.DataFrame:
             place = dict(zip(("dataset", "method", "epsilon", "seed"), (*spec.place[:3], spec.seed), strict=True))

@@ -78,16 +78,17 @@ def _joined(messages: list[str]) -> list[str]:
     wants = [message for message in dict.fromkeys(messages) if message.startswith(SHOULD)]
     plain = [message for message in messages if message.startswith("write ")]
     if plain and wants:  # such as "write a number, got 'x'", and "Input should be 'y', got 'x'"
-        *others, last = [
-            *(message.removeprefix("write ") for message in plain),
-            *(w.removeprefix(SHOULD) for w in wants),
-        ]
-        return ["write " + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])]
+        return [_either("write ", *plain, *wants)]
     if len(wants) > 1:
-        *others, last = (want.removeprefix(SHOULD) for want in wants)
-        one = SHOULD + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])
+        one = _either(SHOULD, *wants)
         messages = [one if message == wants[0] else message for message in messages if message not in wants[1:]]
     return list(dict.fromkeys(messages))
+
+
+def _either(begin: str, *wants: str) -> str:
+    """One sentence of several on one value: each without its own beginning, and only the last with the value."""
+    *others, last = (want.removeprefix(SHOULD).removeprefix("write ") for want in wants)
+    return begin + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])
 
 
 def _message(item: Any, around: list[type[BaseModel]]) -> str:

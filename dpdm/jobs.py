@@ -16,7 +16,7 @@ import numpy as np
 
 from dpdm import artifacts, data
 from dpdm.config import DIRECT, Study
-from dpdm.errors import UserError
+from dpdm.errors import UserError, pasted
 from dpdm.evaluation import registry
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
@@ -156,9 +156,9 @@ def train(
     try:
         model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     except UserError:
-        with contextlib.suppress(OSError):
-            if made:
-                folder.rmdir()  # it is empty: a refused run leaves nothing
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()  # a refused run leaves nothing
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search(r"out of memory|allocate memory", str(error)):
@@ -300,12 +300,12 @@ def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file:
     data.write_images(out, synthetic)
 
 
-def trained(layout: Layout, run: RunSpec) -> Ledger:
-    """The ledger of a study's run; UserError if there is none, or it is damaged, or of another recipe."""
+def trained(layout: Layout, run: RunSpec, named: str = "STUDY") -> Ledger:
+    """The ledger of a run of the study `named`; UserError if there is none, or it is damaged, or of another recipe."""
     path = layout.run(*run.place, "ledger.json")
     if not Path(path).exists():
         raise UserError(
-            f"{run.name} is not trained: there is no {path}; train it by `dpdm train STUDY RUN`, or by `dpdm run STUDY`"
+            f"{run.name} is not trained: there is no {path}; `{pasted('train', named, run.name)}` trains it"
         )
     ledger = Ledger.from_json(artifacts.read_json(path), path)
     refuse_other_recipe(run, ledger.recipe, path)

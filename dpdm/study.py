@@ -7,13 +7,12 @@ import contextlib
 import difflib
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dpdm.config import ANCHORS, VERSION, Study, load_study, merge, parse_study
-from dpdm.errors import UserError
+from dpdm.errors import UserError, pasted
 from dpdm.explain import parse_params
 from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
@@ -191,7 +190,7 @@ def _value(text: str, origin: str) -> Any:
 def read_recipe(path: str | Path) -> RunSpec:
     """The recipe of one run: what `dpdm spec` printed, or the `recipe` of a ledger.json; UserError for another file."""
     if Path(path).suffix in (".yaml", ".yml"):
-        command = f"dpdm spec {shlex.quote(str(path))} {RUN_FORM}"
+        command = pasted("spec", str(path), RUN_FORM)
         raise UserError(f"{path} is a study file where the JSON of one run is wanted; `{command}` prints it")
     value = _read_json(path)
     value = value.get("recipe", value)

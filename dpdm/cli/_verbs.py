@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 
 import click
 
@@ -10,7 +9,6 @@ from dpdm import __version__
 from dpdm.errors import UserError
 
 STUDIES, RUNS, MORE = "Studies", "One run by hand", "Your own methods, and several results"
-MOST_THREADS = 1024
 WORKFLOW = "For the workflow (Snakemake calls these)"
 SECTIONS = (STUDIES, RUNS, MORE, WORKFLOW)
 COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.bashrc (or zsh_source, fish_source).'
@@ -26,8 +24,7 @@ class _Path(click.Path):
 
 
 PATH = _Path(path_type=str)
-
-
+MOST_THREADS = 1024
 _PLACE = re.compile(r"^(datasets|methods|evaluation|tables)\.", re.M)  # begins a line about the study, without its name
 
 
@@ -81,11 +78,6 @@ def verbs() -> None:
     (results/digits). A run is written DATASET/METHOD/EPSILON/SEED, a synthetic set adds /SAMPLER:
     digits/dpdm/10/0/default. `dpdm VERB --help` explains a verb.
     """
-
-
-def pasted(*words: str) -> str:
-    """A command of dpdm as text for a shell."""
-    return shlex.join(("dpdm", *words))
 
 
 def study_argument(required: bool = True):

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from dpdm.cli._verbs import PATH, RUNS, out_option, pasted, set_option, study_argument, verbs
-from dpdm.errors import UserError
+from dpdm.cli._verbs import PATH, RUNS, out_option, set_option, study_argument, verbs
+from dpdm.errors import UserError, pasted
 
 CANARIES = 1000  # of a black-box attack
 
@@ -255,19 +255,18 @@ def audit(what, out, export, without_recipe) -> None:
     """
     ledgers = _ledgers(what)
     for written in filter(None, (out, export)):
-        if os.path.realpath(written) in map(os.path.realpath, (*ledgers, *what)):
+        if os.path.realpath(written) in map(os.path.realpath, (*(path for _, path in ledgers), *what)):
             raise UserError(f"{written} is what the audit reads: name another file to write to")
     from dpdm import artifacts
     from dpdm.plan import MethodMissing, check_recipe, run_departures
     from dpdm.privacy import audit as auditing
 
-    read = [(artifacts.read_json(path), path) for path in ledgers]
-    audits = [auditing.audit(ledger, path) for ledger, path in read]
-    above = [path for row, path in zip(audits, ledgers, strict=True) if not row["passed"]]
+    audits = [auditing.audit(*one) for one in ledgers]
+    above = [path for row, (_, path) in zip(audits, ledgers, strict=True) if not row["passed"]]
     faults = (
         [f"epsilon is above its target in {', '.join(above)}: do not publish; train the run again"] if above else []
     )
-    for row, (ledger, path) in zip(audits, read, strict=True):
+    for row, (ledger, path) in zip(audits, ledgers, strict=True):
         try:
             row["recipe_checked"] = check_recipe(ledger, path, without_recipe)
             row["departures"] = run_departures(ledger, path) if row["recipe_checked"] else ""
@@ -280,7 +279,7 @@ def audit(what, out, export, without_recipe) -> None:
     if out:
         artifacts.write_json(out, {"runs": audits})
     if export:
-        artifacts.write_json(export, {"runs": [auditing.exported(*one) for one in read]})
+        artifacts.write_json(export, {"runs": [auditing.exported(*one) for one in ledgers]})
 
 
 @verbs.command("attack", section=RUNS)
@@ -299,12 +298,10 @@ def attack(what, out, black_box, canaries) -> None:
     elif canaries:
         raise UserError("--canaries belongs to a black-box attack: add --black-box, or leave it out")
     else:
-        ledgers = _ledgers(what, attacked=True)
-        from dpdm import artifacts
+        ledgers = _ledgers(what, attacked=True)  # reads all of them before any compute
         from dpdm.attacks import white_box
 
-        read = [(artifacts.read_json(path), path) for path in ledgers]  # all of them before any compute
-        found = [white_box.attack(*one) for one in read]
+        found = [white_box.attack(*one) for one in ledgers]
     from dpdm import artifacts
     from dpdm.attacks.white_box import describe_attack
 
@@ -316,12 +313,13 @@ def attack(what, out, black_box, canaries) -> None:
         raise UserError("the code does not keep its promise; publish nothing that it made:\n" + "\n".join(broken))
 
 
-def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[str]:
-    """The ledgers that the words behind `audit` or `attack` mean."""
-    if all(word.endswith(".json") for word in what):
-        return list(what)
+def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[tuple[dict[str, Any], str]]:
+    """The ledgers that the words behind `audit` or `attack` mean, each with its path."""
     from dpdm import artifacts
     from dpdm.specs import refuse_other_recipe
+
+    if all(word.endswith(".json") for word in what):
+        return [(artifacts.read_json(path), path) for path in what]
 
     _, layout, runs = _named(what, attacked)
     ledgers = [layout.run(*run.place, "ledger.json") for run in runs]
@@ -329,11 +327,12 @@ def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[str]:
     if not there:
         command = pasted("train", what[0], runs[0].name)
         raise UserError(f"cannot read {ledgers[0]}: the run is not trained; `{command}` trains it")
-    for path, run in there.items():
-        refuse_other_recipe(run, artifacts.read_json(path, ("recipe",))["recipe"], path)
+    found = [(artifacts.read_json(path, ("recipe",)), path) for path in there]
+    for ledger, path in found:
+        refuse_other_recipe(there[path], ledger["recipe"], path)
     if missing := len(ledgers) - len(there):
         print(f"not trained yet, and left out: {missing} of {len(ledgers)} runs", file=sys.stderr)
-    return list(there)
+    return found
 
 
 def _named(what: tuple[str, ...], attacked: bool) -> tuple[Any, Any, list[Any]]:

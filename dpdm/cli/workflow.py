@@ -62,14 +62,15 @@ def _refuse_data_of_others(study, layout) -> None:
     from dpdm import jobs
     from dpdm.study import open_study
 
+    differing = [name for name in study.datasets if jobs.other_source(study, layout, name)]
     folders = {path.parent for path in Path(study.results_dir).glob("*/study.json")} - {Path(layout.root)}
-    for folder in sorted(folders):
+    for folder in sorted(folders) if differing else ():
         try:
             other = open_study(folder)[0]
         except UserError:  # of another version
             continue
-        for name in sorted(study.datasets.keys() & other.datasets.keys()):
-            if jobs.other_source(other, layout, name) is None:  # the images, if there are any, are the other study's
+        for name in differing:
+            if name in other.datasets and jobs.other_source(other, layout, name) is None:
                 jobs.refuse_other_source(study, layout, name)
 
 

@@ -43,8 +43,9 @@ def check_entries(study: Study) -> None:
         UserError: the paper has no such table; an entry names a method or sampler that the study lacks, leaves the
             choice among several samplers open, or shares its published row with another one.
     """
+    known = [f"table_{number}" for number in PAPER_TABLES]
     for table, entries in study.tables.items():
-        if table not in (known := [f"table_{number}" for number in PAPER_TABLES]):
+        if table not in known:
             raise UserError(f"tables.{table}: the paper has no such table; {nearest(table, known)}")
         for number, entry in enumerate(entries):
             place = f"tables.{table}[{number}]"

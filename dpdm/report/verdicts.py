@@ -66,7 +66,6 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
 
 
 _Known = Mapping[tuple[str, ...], Summary]
-_Scores = Mapping[tuple[str, str], Mapping[MetricColumn, Summary]]  # by method and sampler
 
 
 def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterator[Verdict]:
@@ -246,8 +245,8 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     """The study's diffusion models (else its first method) against every other generator.
 
     A method that draws several sets is compared by the best of them for each measure; if it has no rival, its sets are
-    compared with each other. A warm start without DP-SGD is
-    compared with sets of the same sampler, and the sentence states its epsilon.
+    compared with each other. A warm start without DP-SGD is compared with sets of the same sampler, and the sentence
+    states its epsilon.
     """
     study = material.study
     spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()
@@ -263,12 +262,12 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
         if len(sets) == 1:  # an ablation of samplers: every set against those after it
             for number, one in enumerate(list(found)[:-1]):
                 rivals = {other: found[other] for other in list(found)[number + 1 :]}
-                for text in _against(study, {one: found[one]}, rivals, columns, marks):
+                for text in _against(study, one, found[one], rivals, columns, marks):
                     yield f"{_place(dataset, epsilon)}: {text}."
         for number, subject in enumerate(present):
             rivals = {(name, ""): best[name] for name in sets if name not in {*present[: number + 1], *starts}}
             which = ", by the best set of each" if max(sets.values()) > 1 else ""
-            for text in _against(study, {(subject, ""): best[subject]}, rivals, columns, marks):
+            for text in _against(study, (subject, ""), best[subject], rivals, columns, marks):
                 yield f"{_place(dataset, epsilon)}{which}: {text}."
             for start, sampler in (one for one in found if one[0] in starts and (subject, one[1]) in found):
                 pairs = {c: (found[subject, sampler][c], found[start, sampler][c]) for c in columns}
@@ -280,10 +279,14 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
 
 
 def _against(
-    study: Study, subject: _Scores, rivals: _Scores, columns: Sequence[MetricColumn], marks: Mapping[str, str]
+    study: Study,
+    one: tuple[str, str],
+    ours: Mapping[MetricColumn, Summary],
+    rivals: Mapping[tuple[str, str], Mapping[MetricColumn, Summary]],
+    columns: Sequence[MetricColumn],
+    marks: Mapping[str, str],
 ) -> Iterator[str]:
     """How one set, or one method (its sampler ""), does against others: a text for all those of one outcome."""
-    ((one, ours),) = subject.items()
     said: dict[str, list[str]] = {}
     for other, theirs in rivals.items():
         pairs = {c: (ours[c], theirs[c]) for c in columns}

@@ -253,16 +253,6 @@ def in_another_function():
     return lambda x, y: inner(x, y)
 
 
-@pytest.mark.parametrize(
-    "make", [in_a_closure, in_an_object, in_a_global, in_an_argument, in_a_global_of_a_partial, in_another_function]
-)
-def test_a_statistic_that_leaves_traces_in_a_module_is_refused_before_it_sees_a_record(make, monkeypatch):
-    d = door(images(20), "s")
-    monkeypatch.setattr(d, "_batch", None)
-    with refuses("s", "running_mean", "BatchNorm2d"):
-        d.release_sum("s", make(), 1.0)
-
-
 def test_a_statistic_may_use_a_module_in_evaluation_mode():
     norm = torch.nn.BatchNorm2d(1).eval()
     assert door(images(20), "s").release_sum("s", lambda x, y: norm(x).detach().flatten(1), 1.0).ndim == 1
@@ -487,11 +477,20 @@ def in_a_queue():
     return lambda x, y: held[0]["net"](x)
 
 
-@pytest.mark.parametrize("make", [by_another_tensor, by_a_keyword, by_a_class, in_a_queue])
-def test_traces_are_found_wherever_the_module_is_held(make, monkeypatch):
+IN_PLACE = (
+    in_a_closure, in_an_object, in_a_global, in_an_argument, in_a_global_of_a_partial, in_another_function,
+    by_a_keyword, by_a_class, in_a_queue,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "traces"),
+    [*((make, ("running_mean", "BatchNorm2d")) for make in IN_PLACE), (by_another_tensor, ("mean of a", "Forgetful"))],
+)
+def test_a_statistic_that_leaves_traces_in_a_module_is_refused_before_it_sees_a_record(make, traces, monkeypatch):
     d = door(images(20), "s")
     monkeypatch.setattr(d, "_batch", None)
-    with refuses("s", "mean of a"):
+    with refuses("s", *traces):
         d.release_sum("s", make(), 1.0)
 
 
