@@ -50,6 +50,7 @@ PAPER_SCALE = "paper"
 AGAIN = "name the study file (YAML), or let `dpdm run STUDY` write study.json again"
 VERSION = 2  # of study.json; raised when a change of the schema makes older files invalid
 Epsilons = Annotated[tuple[Epsilon, ...], Field(strict=False, min_length=1), EachOnce]
+Seeds = Annotated[tuple[Natural, ...], Field(strict=False, min_length=1), EachOnce]
 
 
 class DatasetKeys(Strict):
@@ -151,6 +152,11 @@ class MethodSpec(Strict):
         exclude_if=lambda epsilons: epsilons is None,  # a study without it keeps its study.json
         description="epsilons of the study at which it is run, e.g. `[1, 10]`; default: all",
     )
+    seeds: Seeds | None = Field(
+        None,
+        exclude_if=lambda seeds: seeds is None,
+        description="seeds of the study with which it is run, e.g. `[0, 1, 2]` where its runs take long; default: all",
+    )
     gpus_per_run: Count = Field(
         1,
         description="GPUs of one machine that train one run together, through torchrun: each batch is split into "
@@ -181,9 +187,7 @@ class Study(Strict):
     epsilons: Annotated[tuple[PathEpsilon, ...], Field(strict=False, min_length=1), EachOnce] = Field(
         description="privacy budgets; `.inf` runs the same code without noise"
     )
-    seeds: Annotated[tuple[Natural, ...], Field(strict=False, min_length=1), EachOnce] = Field(
-        description="one run per seed; tables show mean ± std over them"
-    )
+    seeds: Seeds = Field(description="one run per seed; tables show mean ± std over them")
     accountant: Accountant = Field(
         "rdp",
         description="`rdp` (the paper's), `prv` or `pld` (tighter): calibrates the noise; the audit uses all three",
@@ -243,6 +247,14 @@ class Study(Strict):
                     f"{key}.{name}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
                     f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
                 )
+        for name, spec in self.methods.items():
+            if unknown := [seed for seed in spec.seeds or () if seed not in self.seeds]:
+                known = ", ".join(map(str, self.seeds))
+                raise ValueError(
+                    f"methods.{name}.seeds: {unknown[0]} is none of the study's seeds, {known}; add it there"
+                )
+        if idle := set(self.seeds).difference(*map(self.seeds_of, self.methods)):
+            raise ValueError(f"seeds: no method is run with {min(idle)}; delete it, or add it to one")
         if idle := set(self.epsilons).difference(*map(self.epsilons_of, self.datasets)):
             raise ValueError(f"epsilons: no dataset is run at {epsilon_text(min(idle))}; delete it, or add it to one")
         if taken := set(ANCHORS) & set(self.methods):
@@ -296,6 +308,10 @@ class Study(Strict):
         chosen = [self.datasets[dataset].epsilons, self.methods[method].epsilons if method else None]
         return tuple(e for e in self.epsilons if all(part is None or e in part for part in chosen))
 
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds with which a method is run, in the study's order."""
+        return tuple(seed for seed in self.seeds if seed in (self.methods[method].seeds or self.seeds))
+
     def is_classifier(self, method: str) -> bool:
         """Whether `method` is a classifier, which draws no images; false for an anchor."""
         return method in self.methods and self.methods[method].kind == "classifier"
@@ -309,6 +325,11 @@ class Study(Strict):
             raise UserError(
                 f"{method} is not run on {dataset} at epsilon {epsilon_text(epsilon)}; add it to the study's epsilons, "
                 f"and to datasets.{dataset}.epsilons and methods.{method}.epsilons if there are any"
+            )
+        if seed not in self.seeds_of(method):
+            raise UserError(
+                f"{method} is not run with seed {seed}; add it to the study's seeds, and to methods.{method}.seeds if "
+                "there are any"
             )
         params = spec.params
         for override in spec.overrides:
@@ -327,7 +348,7 @@ class Study(Strict):
             for dataset, method in itertools.product(self.datasets, self.methods)
             if dataset in self.datasets_of(method)
             for epsilon in self.epsilons_of(dataset, method)
-            for seed in self.seeds
+            for seed in self.seeds_of(method)
             if self._units(dataset, method, epsilon, seed)
         ]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,9 @@ def describe(study: Study) -> str:
     synthetic = sum(len(study.samplers_of(run.spec)) for run in planned)
     classifiers = sum(study.is_classifier(run.spec.method) for run in planned)
     anchors = len(study.anchor_coordinates())
-    seeds = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
+    counts = Counter(run.spec.place[:3] for run in planned).values()
+    least, most = min(counts), max(counts)
+    seeds = (f"{least} to " if least < most else "") + f"{most} seed{'s' * (most > 1)}"
     lines = [
         f"study {study.study}: {len(planned)} runs ({seeds} each), {synthetic} synthetic sets, "
         + (f"{classifiers} trained classifiers, " if classifiers else "")

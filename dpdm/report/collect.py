@@ -461,12 +461,12 @@ def clock_seconds(benchmarks: pd.DataFrame) -> float:
 def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:
     """Whether the study still has what these wildcards name."""
     method, dataset = study.methods.get(wildcards.get("method", "")), wildcards.get("dataset")
-    epsilons = study.epsilons
+    epsilons, seeds = study.epsilons, study.seeds_of(wildcards["method"]) if method else study.seeds
     if dataset in study.datasets:
         epsilons = study.epsilons_of(dataset, wildcards["method"] if method else None)
     known = {
         "dataset": study.datasets, "method": study.methods, "anchor": study.anchors,
-        "epsilon": list(map(epsilon_text, epsilons)), "seed": list(map(str, study.seeds)),
+        "epsilon": list(map(epsilon_text, epsilons)), "seed": list(map(str, seeds)),
         "sampler": method.samplers if method else (),
     }  # fmt: skip
     return all(wildcards[name] in values for name, values in known.items() if name in wildcards)

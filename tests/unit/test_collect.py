@@ -534,6 +534,8 @@ def test_benchmarks_of_what_has_left_the_study_are_passed_over(tmp_path):
         text = f"s\tmax_rss\trule_name\twildcards\n{1.0 + i}\t1\tscore\t{wildcards}\n"
         artifacts.write_text(tmp_path / f"{i}.tsv", text)
     assert read_benchmarks(tmp_path, make_study())["seconds"].tolist() == [1.0]
+    fewer = make_study(methods={"dpgan": {"impl": "a:B", "seeds": [0]}, "other": {"impl": "a:B"}})
+    assert read_benchmarks(tmp_path, fewer).empty
 
 
 def test_snakemake_still_writes_these_columns(tmp_path):

@@ -388,6 +388,23 @@ def test_a_method_is_run_at_its_own_epsilons(tiny_study_dict):
     refused(tiny_study_dict, "methods.class_mean.overrides[0].when", "class_mean", "epsilon 10")
 
 
+def test_a_method_is_run_with_its_own_seeds(tiny_study_dict):
+    place = "methods.class_mean.seeds"
+    before = parse_study(tiny_study_dict | {"seeds": [0, 1, 2]}, "s")
+    study = parse_study(put(tiny_study_dict | {"seeds": [0, 1, 2]}, place, [2, 0]), "s")
+    assert (study.seeds_of("class_mean"), study.seeds_of("dpdm")) == ((0, 2), (0, 1, 2))
+    gone = {run.name for run in before.runs()} - {run.name for run in study.runs()}
+    assert gone == {f"digits/class_mean/{epsilon}/1" for epsilon in ("10", "inf")}
+    assert {c.seed for c in study.anchor_coordinates()} == {0, 1, 2}
+    with refuses("class_mean", "seed 1", place):
+        study.run("digits", "class_mean", 10.0, 1)
+    for value, parts in (([3], ("3", "0, 1, 2")), ([], ()), ([0, 0], ("twice",))):
+        refused(put(tiny_study_dict | {"seeds": [0, 1, 2]}, place, value), place, *parts)
+    for method in tiny_study_dict["methods"]:
+        put(tiny_study_dict, f"methods.{method}.seeds", [0])
+    refused(tiny_study_dict | {"seeds": [0, 1]}, "seeds", "no method", "1")
+
+
 def test_a_dataset_is_run_at_its_own_epsilons(tiny_study_dict):
     put(tiny_study_dict, "datasets.mnist", {"source": "mnist", "delta": 1e-5, "epsilons": [float("inf")]})
     study = parse_study(tiny_study_dict, "s")

@@ -130,6 +130,13 @@ def test_sets_outside_a_part_are_neither_counted_nor_checked(tiny_study_dict, n6
     assert "8 runs (2 seeds each), 8 synthetic sets" in describe(part).splitlines()[0]
 
 
+def test_the_numbers_of_seeds_are_those_of_the_runs(tiny_study_dict, n64):
+    one = parse_study(tiny_study_dict | {"only": "seed=0"}, "s")
+    assert "4 runs (1 seed each)" in describe(one).splitlines()[0]
+    tiny_study_dict["methods"]["dpdm"]["seeds"] = [0]
+    assert "6 runs (1 to 2 seeds each)" in describe(parse_study(tiny_study_dict, "s")).splitlines()[0]
+
+
 @pytest.fixture
 def classifier():
     """An entry of a study."""
