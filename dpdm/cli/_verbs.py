@@ -76,7 +76,7 @@ def verbs() -> None:
 
     STUDY is a study file (config/digits.yaml), a shipped study by its name (digits), or the results folder of a study
     (results/digits). A run is written DATASET/METHOD/EPSILON/SEED, a synthetic set adds /SAMPLER:
-    digits/dpdm/10/0/default. `dpdm VERB --help` explains a verb.
+    digits/dpdm/10/0/accuracy. `dpdm VERB --help` explains a verb.
     """
 
 
