@@ -100,12 +100,7 @@ def metrics() -> list[tuple[str, str, str, str]]:
     place = "dpdm.evaluation.memorization:measure"
     found.append(("nearest_ratio", "", "higher", _defined(_docstring(place), "nearest_ratio")))
     found += [
-        (
-            f"acc_{name}",
-            "",
-            "higher",
-            f"% of the real test images that {name}, trained on synthetic ones, names rightly",
-        )
+        (f"acc_{name}", "", "higher", f"accuracy (%) on real test images of {name}, trained on synthetic ones")
         for name in registry.CLASSIFIERS | registry.DPIMAGEBENCH
     ]
     return sorted(found, key=lambda row: row[1])

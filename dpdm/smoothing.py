@@ -26,7 +26,7 @@ BATCH = 1000  # images that are smoothed at a time: memory only
 
 
 class Smoothing(Strict):
-    """Total variation denoising of what is drawn: keys of every entry of `samplers:`, besides those of its method."""
+    """Total variation denoising of what is drawn: keys of every entry of `samplers:`, next to those of its method."""
 
     tv_weight: Annotated[NotNegative, Field(le=10)] = Field(
         0.0, description="weight of total variation denoising, for pixels in [0, 1]; 0: none"

@@ -21,8 +21,8 @@ FILES = ("dataset.json", "extractor.pt", *(f"{name}.npz" for name in NETWORKS), 
 def validate(file, again: bool) -> None:
     """Check a whole study before any job, and write the study.json that the jobs read.
 
-    Every method is imported, every params built, its tables and FID weights checked. Runs that were trained by other
-    code are refused. A study.json that says the same already is left as it is.
+    Imports every method, builds its params, and checks tables and FID weights. Refuses runs that other code trained. A
+    study.json that says the same already is left as it is.
     """
     from dpdm import artifacts
     from dpdm.config import Study
