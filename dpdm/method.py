@@ -26,6 +26,7 @@ from dpdm.processes import Processes
 from dpdm.progress import Log
 from dpdm.provenance import meaning, provenance
 from dpdm.rng import Streams
+from dpdm.sources.base import loads_only
 from dpdm.specs import RunSpec, spec_json
 from dpdm.teacher import Taught
 from dpdm.warm import WarmStarted, public_data, refuse_private
@@ -237,7 +238,10 @@ def train(
     else:
         rng = Randomness.repeatable(spec.seed, run)
     private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, processes, saves)
-    return method.fit(private, params, Streams(spec.seed, "method"), log), ledger
+    with loads_only(public):
+        model = method.fit(private, params, Streams(spec.seed, "method"), log)
+    ledger.refuse_failed()
+    return model, ledger
 
 
 def finite(state: Any, spec: RunSpec, name: str = "state") -> Any:

@@ -69,6 +69,12 @@ def code_copy(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def spied(monkeypatch) -> None:
+    """Callbacks may keep what they are shown, for tests that look at it."""
+    monkeypatch.setattr("dpdm.privacy.traces.state_of", lambda *_: {})
+
+
 @pytest.fixture(scope="session")
 def digits_train() -> ImageSet:
     """scikit-learn's digits, the training split."""

@@ -9,7 +9,7 @@ clipped block, and the sensitivity is twice the clip norm.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from torch import Tensor
 from dpdm.errors import UserError
 from dpdm.params import Count, Positive, Strict
 from dpdm.privacy.accounting import Mechanism
-from dpdm.privacy.isolation import buffers_unchanged, is_due, random_records
+from dpdm.privacy.isolation import is_due, random_records
 from dpdm.privacy.loop import PrivateLoop, Served, Step
 from dpdm.privacy.noise import clip_factor, noised
+from dpdm.privacy.traces import state_of, without_traces
 from dpdm.rng import Streams
 
 BlockGradient = Callable[..., Tensor]
@@ -99,7 +100,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self.params, self._prepare = params, prepare
         self._prepared: dict[int, Any] = {}
         self._passed = False
-        self._rehearsed: tuple[Any, ...] | None = None  # the state of a shard of random records
+        self._rehearsed: tuple[Any, ...] = ()  # with shards: the state of a shard of random records
         if isinstance(params, ShardBlocks):
             # Each record on its own, so that adding or removing one moves no other to another shard.
             self._shard_of = (self._rng.uniform("shards", count=self._n) * params.shards).astype(np.int64)
@@ -117,23 +118,36 @@ class BlockGradients(PrivateLoop[BlockStep]):
         if self._passed and not is_due(index):
             return
         drawn = [random_records(8, self._meta, f"block/{i}", fakes.device) for i in range(2)]
-        found = []
-        with buffers_unchanged((gradient, self._prepare)):
-            if self._rehearsed is None:
-                self._rehearsed = () if isinstance(self.params, PoissonBlocks) else (self._prepare_shard(*drawn[0], 0),)
-            for images, labels in (drawn[0], drawn[1], drawn[0]):
-                held = copy.deepcopy(self._rehearsed)
-                with Streams(0, "block").torch_default("draws"):
-                    found.append(gradient(fakes.clone(), images.clone(), labels.clone(), *held))
-                if not isinstance(found[-1], Tensor) or found[-1].layout != torch.strided:
-                    got = getattr(found[-1], "layout", type(found[-1]).__name__)
-                    raise UserError(f"a block's gradient must be a dense tensor, got {got}")
-        if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num()):
+        if isinstance(self.params, ShardBlocks) and index <= 1:  # afterwards the generator is another one
+            self._try_prepare(drawn)
+
+        def of_batch(i: int) -> Tensor:
+            images, labels = drawn[i]
+            held = copy.deepcopy(self._rehearsed)
+            with Streams(0, "block").torch_default("draws"):
+                found = gradient(fakes.clone(), images.clone(), labels.clone(), *held)
+            if not isinstance(found, Tensor) or found.layout != torch.strided:
+                got = getattr(found, "layout", type(found).__name__)
+                raise UserError(f"a block's gradient must be a dense tensor, got {got}")
+            return found.detach().clone()  # it may be a buffer that the next call changes
+
+        first, _, again = without_traces(of_batch, gradient)
+        if not torch.equal(first.nan_to_num(), again.nan_to_num()):
             raise UserError(
                 "the gradient remembers records: called again with the same random records, it gives another result; "
                 "let it keep nothing between calls (train a copy of a critic), and draw from torch's default generator"
             )
         self._passed = True
+
+    def _try_prepare(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Prepares a shard of random records, one of others, and the first again, which must give the same state."""
+        first, _, again = without_traces(lambda i: self._prepare_shard(*map(torch.clone, drawn[i]), 0), self._prepare)
+        if state_of(first) != state_of(again) or (self._rehearsed and state_of(*self._rehearsed) != state_of(first)):
+            raise UserError(
+                "a shard's preparation depends on more than its records: done again on the same random records, it "
+                "gives another state; let it use no generator in training, and make everything that it trains anew"
+            )
+        self._rehearsed = (first,)
 
     def _prepare_shard(self, images: Tensor, labels: Tensor, shard: int) -> Any:
         if self._prepare is None:
@@ -171,5 +185,5 @@ class BlockGradients(PrivateLoop[BlockStep]):
         shard = int(self._rng.uniform("shard", index, count=1)[0] * self.params.shards)
         records = np.flatnonzero(self._shard_of == shard)
         if shard not in self._prepared and len(records):
-            self._prepared[shard] = self._prepare_shard(*self._images(records), shard)
+            self._prepared[shard] = copy.deepcopy(self._prepare_shard(*self._images(records), shard))
         return records, copy.deepcopy(self._prepared.get(shard))

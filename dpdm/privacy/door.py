@@ -15,10 +15,11 @@ from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
 from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBlocks
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
-from dpdm.privacy.isolation import buffers_unchanged, random_records
+from dpdm.privacy.isolation import random_records
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Served, Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
+from dpdm.privacy.traces import without_traces
 from dpdm.processes import Processes
 from dpdm.progress import Log
 
@@ -205,6 +206,7 @@ class PrivateData(NoCopy):
         return self._plan[name]
 
     def _serve(self, name: str, kind: str, sensitivity: float) -> Mechanism:
+        self.ledger.refuse_failed()
         mechanism = self._planned(name)
         if mechanism.mechanism != kind:
             raise UserError(f"mechanism {name!r} was planned as {mechanism.mechanism}, not {kind}")
@@ -235,7 +237,8 @@ class PrivateData(NoCopy):
         saved = self._checkpoint.restore(name, loop=False)  # a killed run neither computes nor releases it again
         if saved is None:
             rng = self._rng.scoped(name)
-            total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
+            with self.ledger.no_failure(name):
+                total = self._clipped_total(name, statistic, l2_bound, reduce, rng)
             released = noised(total, event.noise_multiplier * event.sensitivity, rng, "noise")
             saved = {"event": asdict(event), "released": released}
         if saved["event"] != asdict(event):
@@ -280,12 +283,14 @@ class _PerRecord:
         """Calls the statistic on a random record, on another, and on the first again; returns the shape of its result.
 
         Raises:
-            UserError: it remembers records: the result changes, or a buffer of a module that it holds.
+            UserError: it remembers records: the result changes, or something that it can reach.
         """
         images, labels = random_records(2, meta, "statistic", device)
+        labels[1] = (labels[0] + 1) % max(1, meta.num_classes)  # some memories go by label
         try:
-            with buffers_unchanged(self._statistic):
-                first, _, again = (self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0) for i in (0, 1, 0))
+            first, _, again = without_traces(
+                lambda i: self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0), self._statistic
+            )
         except UserError as error:
             raise UserError(f"{self._name}: {error}") from error
         if not (first.shape == again.shape and torch.equal(first.nan_to_num(), again.nan_to_num())):
@@ -329,7 +334,7 @@ class _PerRecord:
             raise UserError(
                 f"{self._name}: a statistic must give one vector per record, dense, real, [1, ...], got {got}"
             )
-        return v[0].detach().double()
+        return v[0].detach().double().clone()  # the statistic may return a buffer that it fills anew at every call
 
 
 def _sum(vectors: Tensor) -> Tensor:

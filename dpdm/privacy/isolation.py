@@ -2,22 +2,17 @@
 
 DP-SGD's sensitivity is one clip norm only where every record acts only on its own gradient. Batch statistics, mixup,
 negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records, or rows in another
-order than draw-major break that, and a look at the layers does not show it. So the loss is tried on random images with
-equal draws: other records are replaced, left out, or come before, and the gradient of a record must stay the same. The
-test never looks at the private images.
+order than draw-major break that, and a look at the layers does not show it. So does what treats rows by their place. So
+the loss is tried on random images with equal draws: other records are replaced, left out, no numbers at all, or come
+before, and the gradient of a record must stay the same. The test never looks at the private images.
 """
 
-import functools
-import itertools
-import sys
+import math
 import time
-import types
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,15 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.privacy.per_example import PerExampleGradients
+from dpdm.privacy.traces import held_by, without_traces
 from dpdm.rng import Streams
 
 TOLERANCE = 1e-4  # of the gradient's norm; without mixing the change is 0 or a rounding error
 SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round differently
 SIZES = (3, 8, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
 SECONDS = 0.4
-REACH = 10_000  # objects among which `modules_in` looks
-_LIBRARIES = frozenset(("torch", "numpy", "scipy", "sklearn", "pandas", *sys.stdlib_module_names))
-_NO_HOLDER = (Tensor, np.ndarray, str, bytes, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType)
 
 # What replaces the other records: factor on the images' contrast, share of labels that are not the record's. They
 # change the histogram of the labels, and the record's place among the losses: lower than the others', then higher.
@@ -44,7 +37,7 @@ class SwapTest:
     """Runs the test when it is due.
 
     In full before the first step, and when the code of the loss, or the kind, mode or a flag of a module changes. In
-    brief at steps 1, 2, 4, 8, ..., for what changes later: a schedule in the loss, a memory that fills.
+    brief at later steps (`is_due`), for what changes later: a schedule in the loss, a memory that fills.
 
     Args:
         gradients: the engine that the private steps use.
@@ -54,7 +47,7 @@ class SwapTest:
 
     def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, max_size: int):
         self._gradients, self._meta = gradients, meta
-        self._sizes = [size for size in SIZES if size <= max_size]
+        self._sizes = sorted({*(size for size in SIZES if size < max_size), *([max_size] if max_size > 1 else [])})
         self._passed: set[Any] = set()
 
     def run(self, row_losses: Callable[[Tensor, Tensor], Tensor], module: nn.Module, step: int = 0) -> None:
@@ -67,7 +60,8 @@ class SwapTest:
             step: index of the step.
 
         Raises:
-            UserError: a record's gradient moved; the message says which parameter's, and by how much.
+            UserError: a record's gradient moved (the message says which parameter's, and by how much), or the loss
+                keeps something of its records; or random images have no gradient, so that the test sees nothing.
         """
         key = _identity(row_losses), _signature(module)
         known = key in self._passed
@@ -76,38 +70,68 @@ class SwapTest:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         start = time.process_time()  # not the clock: a busy machine must not test less
         per_record = 0.0
-        with _moved(list(parameters.values())), buffers_unchanged(row_losses):
-            self._try_alone(row_losses, parameters, step, among=not known)
+        with _moved(list(parameters.values())):
+            self._try_alone(row_losses, module, parameters, step, among=not known)
             for size in self._sizes[:1] if known else self._sizes:
                 began = time.process_time()
                 if per_record and began - start + per_record * size > SECONDS:
                     break
                 self._try(row_losses, parameters, size, start + SECONDS)
+                if not known:
+                    self._try_places(row_losses, parameters, size)
                 per_record = (time.process_time() - began) / size
         self._passed.add(key)
 
-    def _try_alone(self, row_losses: Callable, parameters: dict[str, nn.Parameter], step: int, among: bool) -> None:
+    def _try_alone(
+        self, row_losses: Callable, module: nn.Module, parameters: dict[str, nn.Parameter], step: int, among: bool
+    ) -> None:
         """Tries a record by itself, after another one, and `among` others: other batch sizes, equal draws."""
         size = self._sizes[0] if self._sizes else 1
-        images, labels = self._batch(max(size, 2), f"alone at {step}", next(iter(parameters.values())).device)
-        rows = [(0, 1), (1, 2), (0, 1), *[(0, size)] * among]  # the record, another, the record, all of them
+        device = next(iter(parameters.values())).device
+        images, labels = self._batch(max(size, 2), f"alone at {step}", device)
+        labels[1] = (labels[0] + 1) % max(1, self._meta.num_classes)  # some memories go by label
         with _SameDraws() if among else nullcontext():
-            found = [self._backward(row_losses, parameters, images[a:b], labels[a:b]) for a, b in rows]
-        alone, again, last = ([g[0] for g in found[i]] for i in (0, 2, -1))
+
+            def of_rows(first: int, end: int) -> list[Tensor]:
+                return self._backward(row_losses, parameters, images[first:end], labels[first:end])
+
+            found = without_traces(lambda i: of_rows(i, i + 1), row_losses, module)
+            alone, again = ([g[0] for g in found[i]] for i in (0, 2))
+            last = [g[0] for g in of_rows(0, size)] if among else again
         worst, moved = _movement(alone, again)
-        if moved > TOLERANCE:
+        if not moved <= TOLERANCE:
             raise UserError(
                 f"the loss remembers records or draws: it gives the same record another gradient when it is called "
                 f"again ({list(parameters)[worst]} moves by {moved:.2g} of its size); let it draw from torch's default "
                 "generator on the CPU, and keep nothing from one call to the next"
             )
         worst, moved = _movement(alone, last)
-        if moved > SIZE_TOLERANCE:
+        if not moved <= SIZE_TOLERANCE:
             raise UserError(
                 f"the loss mixes records: the gradient of {list(parameters)[worst]} of one record moves by {moved:.2g} "
                 f"of its size when {size - 1} others are in its batch; give one loss per row, not divided by their "
                 "number, nor of anything taken from the batch (rows in draw-major order, row k * B + b)"
             )
+        if among and not any(float(g.norm()) for gradients in found for g in gradients):
+            raise UserError(
+                "the gradient of random images is zero, so that nothing can be tested; let a loss leave out no images"
+            )
+
+    def _try_places(self, row_losses: Callable, parameters: dict[str, nn.Parameter], size: int) -> None:
+        """One record in every row, with equal draws: all rows must have the same gradient."""
+        images, labels = self._batch(1, "everywhere", next(iter(parameters.values())).device)
+        with _SameDraws() as draws:
+            rows = self._backward(row_losses, parameters, images.expand(size, *images.shape[1:]), labels.expand(size))
+        if draws.unequal:
+            return
+        for place in range(1, size):
+            worst, moved = _movement([g[0] for g in rows], [g[place] for g in rows])
+            if not moved <= SIZE_TOLERANCE:
+                raise UserError(
+                    f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
+                    f"{list(parameters)[worst]} of record {place} differs by {moved:.2g} of its size from that of "
+                    "record 0; a record that leaves moves all others to another place. Let a draw decide, not the place"
+                )
 
     def _try(self, row_losses: Callable, parameters: dict[str, nn.Parameter], size: int, end: float) -> None:
         """A record among others that are replaced."""
@@ -116,6 +140,7 @@ class SwapTest:
         labels = labels[:1].expand(size).contiguous()
         first = self._backward(row_losses, parameters, images, labels)
         middle = size // 2
+        self._try_among_nan(row_losses, parameters, images, labels, first, middle)
         trials = ((middle, SHARP), (middle, GREY), (size - 1, SOFT), (0, SHARP))
         for number, (kept, (contrast, differing)) in enumerate(trials):
             if number > 1 and time.process_time() > end:
@@ -135,133 +160,82 @@ class SwapTest:
                     "weights from the batch), rows in draw-major order (row k * B + b)"
                 )
 
+    def _try_among_nan(
+        self,
+        row_losses: Callable,
+        parameters: dict[str, nn.Parameter],
+        images: Tensor,
+        labels: Tensor,
+        first: list[Tensor],
+        kept: int,
+    ) -> None:
+        """A record among others that are not numbers: arithmetic that reaches them, past any threshold, shows."""
+        others = torch.full_like(images, math.nan)
+        others[kept] = images[kept]
+        losses: list[Tensor] = []
+        try:
+            second = self._backward(
+                lambda x, y: losses.append(row_losses(x, y)) or losses[-1], parameters, others, labels, finite=False
+            )
+        except Exception:  # a loss may refuse such images: then this trial says nothing
+            return
+        worst, moved = _movement([g[kept] for g in first], [g[kept] for g in second])
+        if self._gradients.is_fast:  # the other engine shows a loss no batch
+            moved += float((~losses[-1].detach().view(-1, len(images))[:, kept].isfinite()).any())
+        if not moved <= TOLERANCE:
+            raise UserError(
+                f"the loss mixes records: when the pixels of {len(images) - 1} of {len(images)} random records are no "
+                f"numbers, the gradient of {list(parameters)[worst]} of record {kept} changes, whose pixels are "
+                "numbers; let the loss of a row depend only on its own record"
+            )
+
     def _batch(self, size: int, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
         return random_records(size, self._meta, f"{name}/{size}", device)
 
     def _backward(
-        self, row_losses: Callable, parameters: dict[str, nn.Parameter], images: Tensor, labels: Tensor
+        self,
+        row_losses: Callable,
+        parameters: dict[str, nn.Parameter],
+        images: Tensor,
+        labels: Tensor,
+        finite: bool = True,
     ) -> list[Tensor]:
         with Streams(0, "swap test").torch_default("loss"):
-            self._gradients.backward(row_losses, images.clone(), labels.clone())
+            self._gradients.backward(row_losses, images.clone(), labels.clone(), finite)
         found = [p.grad_sample.detach().float() for p in parameters.values()]
         for p in parameters.values():
             p.grad_sample = None
-        if not torch.stack([g.isfinite().all() for g in found]).all():
+        if finite and not torch.stack([g.isfinite().all() for g in found]).all():
             raise UserError("a gradient is not finite on random images; check the loss where it divides or takes roots")
         return found
 
 
 def is_due(step: int) -> bool:
-    """Whether a loss or gradient that passed before is tried again at this step: at 1, 2, 4, 8, ..."""
-    return step > 0 and step & (step - 1) == 0
+    """Whether a loss or gradient that passed before is tried again at this step.
+
+    At the first twelve, at powers of two and at multiples of a hundred, and just before these: a schedule begins there,
+    or does something every so many steps.
+    """
+    return 0 < step < 12 or any(near & (near - 1) == 0 or near % 100 == 0 for near in (step, step + 1) if step)
 
 
 def random_records(size: int, meta: ImageMeta, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Public images [size, C, H, W], uniform in [-0.5, 0.5], and labels [size], never the last of several classes."""
+    """Public images [size, C, H, W], uniform in [-1, 1], and labels [size], never the last of several classes."""
     rng = Streams(0, "random records")
-    images = torch.rand((size, *meta.shape), generator=rng.torch(f"{name}/images")) - 0.5
+    images = 2 * torch.rand((size, *meta.shape), generator=rng.torch(f"{name}/images")) - 1
     labels = torch.randint(max(1, meta.num_classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
     return images.to(device), labels.to(device)
 
 
-def held_by(function: Any) -> list[Any]:
-    """What a callable holds: in its closure, its defaults, functools.partial, or as the object of a bound method."""
-    inner = getattr(function, "func", function)  # of functools.partial
-    plain = getattr(inner, "__func__", inner)  # of a bound method
-    held = [cell.cell_contents for cell in getattr(plain, "__closure__", None) or ()]
-    held += [*(getattr(plain, "__defaults__", None) or ()), getattr(inner, "__self__", None)]
-    held += (getattr(plain, "__kwdefaults__", None) or {}).values()
-    return [*held, *getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
-
-
-def modules_in(function: Any) -> list[nn.Module]:
-    """The modules that a callable can reach: by what it holds, globals that its code names, and what these hold.
-
-    Asks for `type(value)`, which a proxy cannot answer for itself.
-    """
-    found: list[nn.Module] = []
-    seen: dict[int, Any] = {}  # holds what it saw, so that no id is used twice
-    todo = deque([function])
-    while todo and len(seen) < REACH:
-        value = todo.popleft()  # what is near first
-        if id(value) not in seen and not issubclass(type(value), _NO_HOLDER):
-            seen[id(value)] = value
-            found += [value] if issubclass(type(value), nn.Module) else []
-            try:
-                todo += _parts(value)
-            except Exception:  # whatever a proxy raises when it is looked at
-                continue
-    return found
-
-
-def _parts(value: Any) -> list[Any]:
-    """What a value holds."""
-    if issubclass(type(value), Mapping):
-        return [*value, *value.values()]
-    if issubclass(type(value), list | tuple | set | frozenset | deque):
-        return list(itertools.islice(value, REACH))
-    parts = list(getattr(value, "__dict__", {}).values())
-    for owner in type(value).__mro__:
-        if owner.__module__.partition(".")[0] not in _LIBRARIES:  # a class: its attributes, slots, and methods
-            parts += [getattr(value, name, None) for name in getattr(owner, "__slots__", ())]
-            parts += vars(owner).values()
-    if issubclass(type(value), types.FunctionType | types.MethodType | functools.partial):
-        inner = getattr(value, "func", None)  # of functools.partial
-        return [*parts, inner, *held_by(value), *_globals_of(getattr(value, "__func__", value))]
-    return parts
-
-
-def _globals_of(function: Any) -> list[Any]:
-    """The globals that the code of a function names, and of modules of Python among them the attributes it names."""
-    codes, names = [getattr(function, "__code__", None)], set()
-    while codes:
-        if code := codes.pop():
-            names |= set(code.co_names)
-            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    known = getattr(function, "__globals__", {})
-    values = [known[name] for name in names if name in known]
-    own = [
-        one
-        for one in values
-        if issubclass(type(one), types.ModuleType) and one.__name__.partition(".")[0] not in _LIBRARIES
-    ]
-    return values + [vars(module)[name] for module in own for name in names if name in vars(module)]
-
-
-@contextmanager
-def buffers_unchanged(function: Any) -> Iterator[None]:
-    """Inside the block `function` is called on random records; UserError if that changes a buffer it can reach.
-
-    A change by private images would be a release outside the ledger: a running mean, for example.
-    """
-    modules = modules_in(function)
-    before = [_buffers(module) for module in modules]
-    yield
-    for module, old in zip(modules, before, strict=True):
-        new = _buffers(module)
-        if changed := [name for name in old | new if old.get(name) != new.get(name)]:
-            raise UserError(
-                f"it changes {changed[0]} of a {type(module).__name__}: what private images leave there is a release "
-                "outside the ledger; call eval() on the module before, or keep nothing from one call to the next"
-            )
-
-
-def _buffers(module: nn.Module) -> dict[str, Any]:
-    """What decides the buffers of a module: shape and content of each; of those without content only their kind."""
-    found = {}
-    for name, buffer in module.named_buffers():
-        if buffer.is_meta or nn.parameter.is_lazy(buffer):
-            found[name] = type(buffer)
-            continue
-        whole = buffer.detach().to_dense() if buffer.layout != torch.strided else buffer.detach()
-        whole = whole.dequantize() if whole.is_quantized else whole
-        content = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        found[name] = tuple(whole.shape), whole.dtype, content
-    return found
-
-
 class _SameDraws(TorchDispatchMode):
-    """Inside the block every row of a random tensor is the first one, whatever the number of rows."""
+    """Inside the block every row of a random tensor is the first one, whatever the number of rows.
+
+    `unequal`: whether a random function was called for which that is not so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unequal = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
@@ -279,6 +253,7 @@ class _SameDraws(TorchDispatchMode):
             return func(args[0][:1], *args[1:], **kwargs).expand_as(args[0]).clone()
         if name in ("uniform_", "normal_", "bernoulli_", "exponential_", "random_") and args[0].ndim and len(args[0]):
             return args[0].copy_(func(args[0][:1].clone(), *args[1:], **kwargs).expand_as(args[0]))
+        self.unequal = self.unequal or torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **kwargs)
 
 
@@ -310,7 +285,10 @@ def _identity(row_losses: Any) -> Any:
     inner = getattr(row_losses, "func", row_losses)
     inner = getattr(inner, "__func__", inner)
     code = getattr(inner, "__code__", None) or type(inner).__call__.__code__
-    return code, tuple(value for value in held_by(row_losses) if isinstance(value, bool | str))
+    held = held_by(row_losses).values()
+    codes = tuple(getattr(value, "__code__", None) for value in held)
+    modes = tuple(layer.training for value in held if isinstance(value, nn.Module) for layer in value.modules())
+    return code, codes, modes, tuple(value for value in held if isinstance(value, bool | str))
 
 
 def _signature(module: nn.Module) -> tuple:

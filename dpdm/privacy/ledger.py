@@ -1,9 +1,10 @@
 """The ledger: frozen facts of what was released. Epsilon is derived from it, never written into it."""
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -84,6 +85,7 @@ class Ledger:
     num_classes: int = 0
     noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a key that nobody publishes
     public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learned from
+    failure: str = ""  # of a mechanism that had seen private images: it may depend on them; in no file
 
     def append(self, event: Event) -> int:
         """Records an event; returns its index."""
@@ -93,6 +95,23 @@ class Ledger:
     def count_step(self, index: int) -> None:
         """Adds one step to the event at `index`."""
         self.events[index] = replace(self.events[index], steps=self.events[index].steps + 1)
+
+    @contextlib.contextmanager
+    def no_failure(self, name: str) -> Iterator[None]:
+        """Inside the block a mechanism sees private images: an error ends the run, also if a method catches it."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or f"{name}: {type(error).__name__}: {error}"
+            raise
+
+    def refuse_failed(self) -> None:
+        """UserError if a mechanism failed: whether it fails can depend on a private image, without noise."""
+        if self.failure:
+            raise UserError(
+                f"a private mechanism failed before ({self.failure}), and the method went on; whether one fails can "
+                "depend on a private image, so let the error end the run"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as JSON values, sealed with a digest of all the rest."""

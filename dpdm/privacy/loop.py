@@ -31,6 +31,7 @@ class Step(NoCopy):
     def _check(self) -> None:
         if self.done:
             raise RuntimeError("one private step can be updated only once")
+        self._loop.refuse_failed()
         if self._loop.closed:
             raise RuntimeError(f"{self._loop.name}: the loop is closed; a step kept from it releases nothing more")
 
@@ -42,7 +43,8 @@ class Step(NoCopy):
             self._check()  # `check` calls the method's code
             self.done = True
             self._loop.count_step()  # before anything is released; an empty batch counts as well
-            return self._loop.release(*asked, self.index)
+            with self._loop.no_failure(f"{self._loop.name}, step {self.index}"):
+                return self._loop.release(*asked, self.index)
         except UserError as error:
             raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
 
@@ -84,6 +86,7 @@ class PrivateLoop(NoCopy, Generic[StepType]):
         self._images, self._meta, self._n = served.images, served.meta, served.meta.n
         self._steps, self._ledger, self._event = steps, served.ledger, served.event
         self._rng, self._checkpoint, self._stateful = served.rng, served.checkpoint, served.stateful
+        self.no_failure, self.refuse_failed = served.ledger.no_failure, served.ledger.refuse_failed
         self._next: int | None = None  # the first step not yet handed out; None before a checkpoint was looked for
 
     def __len__(self) -> int:

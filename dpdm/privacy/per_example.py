@@ -76,7 +76,13 @@ class PerExampleGradients:
                 self._batch.names[layer] = _called(name, layer)
                 layer.forward = functools.partial(_forward, layer, self._batch)  # shadows the class's, until `close`
 
-    def backward(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+    def backward(
+        self,
+        row_losses: Callable[[Tensor, Tensor], Tensor],
+        images: Tensor,
+        labels: Tensor,
+        finite: bool = True,
+    ) -> None:
         """Calls `row_losses` and leaves the gradient of each example's mean loss, and no other trace.
 
         An empty batch has gradients [0, *p.shape]; the loss is not called for it.
@@ -105,7 +111,7 @@ class PerExampleGradients:
         gradients: Sequence[Tensor] = [p.new_zeros((0, *p.shape)) for p in self._parameters]
         if len(labels):
             with torch.enable_grad(), _state_unchanged(self.module, layers):
-                gradients = (self._fast if self.is_fast else self._vmap)(row_losses, images, labels)
+                gradients = (self._fast if self.is_fast else self._vmap)(row_losses, images, labels, finite)
         for p, gradient in zip(self._parameters, gradients, strict=True):
             p.grad_sample = gradient
 
@@ -126,7 +132,9 @@ class PerExampleGradients:
             tensors = [t for t in (*inputs, *named_inputs.values()) if isinstance(t, Tensor) and t.ndim]
             self._forwards.append(len(tensors[0]) if tensors else 0)
 
-    def _fast(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
+    def _fast(
+        self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, finite: bool
+    ) -> list[Tensor]:
         batch, examples = self._batch, len(labels)
         rows = self.rows_per_example * examples
         self._forwards.clear()
@@ -140,7 +148,8 @@ class PerExampleGradients:
                     f"and one loss per row, got forward passes over {self._forwards} rows and losses "
                     f"{tuple(losses.shape)}"
                 )
-            _check_finite(losses)
+            if finite:
+                _check_finite(losses)
             if not losses.requires_grad:
                 raise UserError("the loss does not depend on any trainable parameter of the module")
             batch.gradients = {}
@@ -159,7 +168,9 @@ class PerExampleGradients:
             batch.rows, batch.gradients = 0, None
             self._forwards.clear()
 
-    def _vmap(self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
+    def _vmap(
+        self, row_losses: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, finite: bool
+    ) -> list[Tensor]:
         position = {id(p): i for i, p in enumerate(self._parameters)}
         slots = [
             (holder, name, position[id(p)])
@@ -191,7 +202,8 @@ class PerExampleGradients:
             for holder, before in attributes:  # a tensor that was kept in the forward pass is of no use after it
                 vars(holder).clear()
                 vars(holder).update(before)
-        _check_finite(losses)
+        if finite:
+            _check_finite(losses)
         if losses.requires_grad:  # by a path that does not go through the module's attributes
             with _explained(self.module):
                 outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)

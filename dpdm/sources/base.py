@@ -1,6 +1,9 @@
 """What every source of images has in common."""
 
+import contextlib
+import functools
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -37,6 +40,23 @@ def refuse_few(where: str, images: int) -> None:
         raise UserError(f"{where} holds {images or 'no'} images; at least {LEAST} are needed to measure a distance")
 
 
+_ONLY: Collection[str] | None = None  # the sources that may be loaded; None: all
+
+
+@contextlib.contextmanager
+def loads_only(names: Collection[str]) -> Iterator[None]:
+    """Inside the block a method is trained: UserError if it loads images of a source that is not in `names`.
+
+    They could be the private ones, which only the door may show.
+    """
+    global _ONLY
+    before, _ONLY = _ONLY, names
+    try:
+        yield
+    finally:
+        _ONLY = before
+
+
 class Source(Strict):
     """Where the images of a data set come from; its change, and nothing else, prepares the data set again.
 
@@ -45,6 +65,23 @@ class Source(Strict):
 
     source: str
     preprocessing: ClassVar[str] = ""  # how image files were brought to size, for dataset.json
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Lets `loads_only` watch the loader of every source."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if load := vars(cls).get("load"):
+
+            @functools.wraps(load)
+            def watched(self: Source) -> "dict[str, ImageSet]":
+                if _ONLY is not None and self.source not in _ONLY:
+                    raise UserError(
+                        f"the method loads the images of the source {self.source} while it is trained; private images "
+                        "come only from the door, and public ones must be named by its public_data()"
+                    )
+                return load(self)
+
+            cls.load = watched
 
     @model_validator(mode="before")
     @classmethod

@@ -130,7 +130,7 @@ def test_shards_are_a_partition_that_one_record_less_changes_in_one_place():
     assert less == sorted((group - {39} for group in groups), key=sorted)
 
 
-def test_shards_are_drawn_uniformly():
+def test_shards_are_drawn_uniformly(spied):
     drawn = []
     params = ShardBlocks(steps=2000, max_block_norm=1.0, shards=4)
     loop, ledger = blocks(random_images(40), params, prepare=lambda x, y, shard: shard)
@@ -202,7 +202,7 @@ def test_the_released_norm_is_of_the_noised_block(params):
         assert abs(float(released.norm()) - params.max_block_norm) > 0.01  # else the test could not tell
 
 
-def test_the_fakes_are_shown_detached():
+def test_the_fakes_are_shown_detached(spied):
     loop, _ = blocks(random_images(8), KINDS[0])
     fakes, shown = FAKES.clone().requires_grad_(True), []
     for step in loop:
@@ -284,7 +284,31 @@ def own_generator():
     return lambda fakes, *_: torch.rand(fakes.shape, generator=generator)
 
 
-@pytest.mark.parametrize("make", [learning_critic, own_generator])
+def own_buffer():
+    """Never zeroed: the sum of all draws."""
+    shift = torch.zeros_like(FAKES, requires_grad=True)
+
+    def gradient(fakes, images, labels, *state):
+        ((fakes + shift) * images.mean()).sum().backward()
+        return shift.grad
+
+    return gradient
+
+
+def gradient_in_a_generator():
+    """The raw gradient stays in the generator's weights."""
+    weight = torch.ones(FAKES.shape, requires_grad=True)
+
+    def gradient(fakes, images, labels, *state):
+        made = weight * (fakes + 1)
+        made.retain_grad()
+        (made * images.mean()).sum().backward()
+        return made.grad
+
+    return gradient
+
+
+@pytest.mark.parametrize("make", [learning_critic, own_generator, own_buffer, gradient_in_a_generator])
 @pytest.mark.parametrize("params", KINDS)
 def test_a_gradient_that_remembers_is_refused_before_a_record_is_drawn(params, make, monkeypatch):
     loop, ledger = blocks(random_images(8), params)
@@ -292,6 +316,43 @@ def test_a_gradient_that_remembers_is_refused_before_a_record_is_drawn(params, m
     with refuses("g, step 0", "remembers"):
         next(iter(loop)).release(FAKES, make())
     assert ledger.events[0].steps == 0
+
+
+def one_critic_for_all_shards():
+    critic = nn.Linear(4, 1)
+
+    def prepare(images, labels, shard):
+        with torch.no_grad():
+            critic.weight += images.mean()
+        return critic
+
+    return prepare
+
+
+def of_own_draws():
+    generator = torch.Generator().manual_seed(0)
+    return lambda images, labels, shard: torch.rand(3, generator=generator)
+
+
+@pytest.mark.parametrize("make", [one_critic_for_all_shards, of_own_draws])
+def test_shards_prepared_by_one_another_are_refused(make, monkeypatch):
+    loop, ledger = blocks(random_images(8), KINDS[1], prepare=make())
+    monkeypatch.setattr(loop, "_images", None)
+    with refuses("g, step 0", "remembers"):
+        next(iter(loop)).release(FAKES, lambda fakes, *_: torch.zeros_like(fakes))
+    assert ledger.events[0].steps == 0
+
+
+def test_a_preparation_that_looks_at_the_moving_generator_is_refused():
+    """Its state would tell which shards were drawn before which step."""
+    moving = torch.zeros(1)
+    loop, ledger = blocks(random_images(8), KINDS[1], prepare=lambda images, labels, shard: images.mean() + moving)
+    steps = iter(loop)
+    next(steps).release(FAKES, lambda fakes, *_: torch.zeros_like(fakes))
+    moving += 1
+    with refuses("g, step 1", "preparation"):
+        next(steps).release(FAKES, lambda fakes, *_: torch.zeros_like(fakes))
+    assert ledger.events[0].steps == 1
 
 
 @pytest.mark.parametrize("params", KINDS)

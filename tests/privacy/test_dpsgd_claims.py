@@ -206,7 +206,7 @@ def test_empty_batches_are_noised_and_counted():
     assert seen == list(range(1, 31))
 
 
-def test_a_step_is_counted_before_its_records_are_seen():
+def test_a_step_is_counted_before_its_records_are_seen(spied):
     params, seen = full_batch(20, steps=4), []
     dp = loop_of(Net(), params)
 
@@ -306,6 +306,21 @@ def test_non_finite_gradient_leaves_the_parameters_alone():
     with refuses("gradient"):
         one_step(lambda module: lambda x, y: (module(x, y) * 0).abs().sqrt(), net)  # d sqrt(0) = inf
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_a_failure_that_a_method_catches_ends_the_run():
+    """Whether a step fails can depend on one private image, and nothing hides that."""
+    dp = loop_of(Net(), full_batch(20, steps=4))
+    steps = iter(dp)
+
+    def losses(x, y):
+        losses = squared(dp.module)(x, y)
+        return losses / (len(x) < 20)  # the swap test has other sizes
+
+    with refuses("net, step 0", "loss"):
+        next(steps).update(losses)
+    with refuses("failed before", "net, step 0"):
+        next(steps).update(squared(dp.module))
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d(1), nn.SyncBatchNorm(1)])

@@ -14,6 +14,7 @@ from dpdm.method import MEMBERS, MEMBERS_OF_KIND, finite, load_method, prepare_r
 from dpdm.privacy import Mechanism, Randomness
 from dpdm.progress import Log
 from dpdm.provenance import provenance
+from dpdm.sources import SOURCES
 
 META = ImageMeta(64, (1, 8, 8), 10)
 
@@ -247,6 +248,50 @@ def test_the_harness_makes_the_door_and_keeps_the_ledger(run, module, digits64):
     assert {key: facts["provenance"][key] for key in provenance()} == provenance()
     assert len(facts["provenance"]["method_code"]) == 16
     assert digits64.digest() not in str(facts)  # a digest of private data confirms a guess of them
+
+
+CARELESS = """
+from baselines.class_mean import ClassMean
+from dpdm.errors import UserError
+from dpdm.method import NoParams
+from dpdm.privacy import Mechanism
+from dpdm.sources import SOURCES
+
+class Swallows(ClassMean):
+    def fit(self, private, params, rng, log):
+        try:
+            private.release_sum("class_counts", lambda x, y: x.flatten(1) / (y[:, None] != 3), 1.0)
+        except UserError:
+            return self.Model(None)
+
+class Loads(ClassMean):
+    def fit(self, private, params, rng, log):
+        SOURCES["digits"]().load()
+
+class LoadsPublic(Loads):
+    def public_data(self, params):
+        return ("digits",)
+
+    def fit(self, private, params, rng, log):
+        SOURCES["digits"]().load()
+        return super(Loads, self).fit(private, params, rng, log)
+"""
+
+
+def test_a_method_cannot_go_on_after_a_mechanism_failed(run, module, digits64):
+    """Whether it fails can depend on one private image."""
+    name = module(CARELESS, "swallowing")
+    with refuses("class_counts", "not finite", "went on"):
+        train(run(impl=f"{name}:Swallows"), digits64, Log())
+
+
+def test_a_method_cannot_load_images_itself(run, module, digits64, monkeypatch):
+    name = module(CARELESS, "loading")
+    with refuses("digits", "public_data", "the door"):
+        train(run(impl=f"{name}:Loads"), digits64, Log())
+    monkeypatch.setattr("dpdm.method.refuse_private", lambda *_: None)
+    assert train(run(impl=f"{name}:LoadsPublic"), digits64, Log())
+    assert SOURCES["digits"]().load()  # as before
 
 
 def test_a_methods_own_randomness_is_not_the_privacy_noise(run, module, digits64):

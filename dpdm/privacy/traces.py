@@ -1,0 +1,243 @@
+"""What a callback leaves behind: whatever it can reach must be the same after one random record as after another.
+
+A loss, statistic or block gradient that keeps something of its records (a sum, an image, a running mean, a gradient in
+a network outside) carries private data past the ledger, or makes a later release depend on earlier records.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import itertools
+import os
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpdm.errors import UserError
+
+Found = TypeVar("Found")
+
+REACH = 10_000  # objects among which `state_of` looks
+_LIBRARIES = frozenset(("torch", "numpy", "scipy", "sklearn", "pandas", "pydantic", *sys.stdlib_module_names))
+_OURS = ("dpdm.privacy", "dpdm.checkpoint", "dpdm.processes")  # a door, and what it holds
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+_OPENED: list[str] | None = None  # files opened for writing while `_watched` looks
+
+
+def without_traces(call: Callable[[int], Found], *roots: Any) -> list[Found]:
+    """Results of `call` on a random record, on another one with another label, and on the first again.
+
+    Args:
+        call: maps 0 or 1, the number of a record, to a result.
+        roots: the callables and modules that it uses. The search follows closures, arguments, attributes, containers,
+            caches, hooks and named globals. The first call may build what later ones use.
+
+    Raises:
+        UserError: after that a tensor, its gradient, a number, a container, a generator or a cache changed that they
+            can reach, or a call printed, or opened a file for writing.
+    """
+    found: list[Found] = []
+    before: dict[str, Any] | None = None
+    for record in (0, 1, 0):
+        with _watched() as written:
+            found.append(call(record))
+        after = state_of(*roots)
+        changes = [name for name in after if before and before.get(name) != after[name]]
+        changes += [name for name in before or () if name not in after]
+        if before is not None and (changes or written):
+            what = f"remembers records: a call changes {changes[0]}" if changes else f"writes to {written[0]}"
+            raise UserError(
+                f"it {what}, and what private images leave there is a release outside the ledger; keep nothing from "
+                "one call to the next, train no other network, call eval() on modules outside, and write nothing"
+            )
+        before = after
+    return found
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[list[str]]:
+    """Inside the block names of what is written are added to the list: standard output, and opened files."""
+    global _OPENED
+    _install_hook()
+    written: list[str] = []
+    _OPENED = written
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            yield written
+        written += ["standard output"] * bool(printed.getvalue())
+    finally:
+        _OPENED = None
+
+
+@functools.cache
+def _install_hook() -> None:
+    """Once per process: an audit hook cannot be removed."""
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event != "open" or _OPENED is None:
+            return
+        path, _, flags = arguments
+        if path != os.devnull and flags & (os.O_WRONLY | os.O_RDWR):
+            _OPENED.append(str(path))
+
+    sys.addaudithook(hook)
+
+
+def state_of(*roots: Any) -> dict[str, Any]:
+    """Digests of all that can be reached from `roots`, by the way there. Objects of the door are left out.
+
+    Asks for `type(value)`, which a proxy cannot answer for itself.
+    """
+    state: dict[str, Any] = {}
+    seen: dict[int, tuple[str, Any]] = {}  # holds what it saw, so that no id is used twice
+    todo = deque(("", root) for root in roots)
+    while todo and len(seen) < REACH:
+        name, value = todo.popleft()  # what is near first
+        while name in state:
+            name += "'"
+        if issubclass(type(value), _PLAIN):
+            state[name] = repr(value) if issubclass(type(value), float | complex) else value  # nan is not nan
+        elif id(value) in seen:
+            state[name] = seen[id(value)][0]
+        elif not _is_ours(value):
+            seen[id(value)] = name, value
+            try:
+                state[name] = _fact(value)
+                todo += [(f"{name}{part}".lstrip("."), held) for part, held in _parts(value)]
+            except Exception:  # whatever a proxy raises when it is looked at
+                continue
+    return state
+
+
+def _is_ours(value: Any) -> bool:
+    kind = type(value)
+    if issubclass(kind, types.MethodType):
+        return _is_ours(value.__self__) or _is_ours(value.__func__)
+    module = value.__module__ if issubclass(kind, types.FunctionType) else kind.__module__
+    return str(module).startswith(_OURS)
+
+
+def _fact(value: Any) -> Any:
+    """What a value is apart from its parts: the content of a tensor or array, the length of a container."""
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        return _content(value)
+    if issubclass(kind, np.ndarray) and value.dtype != object:
+        return value.shape, str(value.dtype), _digest(value.tobytes())
+    if issubclass(kind, torch.Generator):
+        return _digest(value.get_state().numpy().tobytes())
+    if issubclass(kind, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if issubclass(kind, np.random.RandomState | random.Random):
+        return repr((value.get_state if issubclass(kind, np.random.RandomState) else value.getstate)())
+    if issubclass(kind, functools._lru_cache_wrapper):
+        return value.cache_info().misses
+    if issubclass(kind, itertools.count):
+        return repr(value)
+    if issubclass(kind, types.GeneratorType):
+        return value.gi_frame and value.gi_frame.f_lasti
+    if issubclass(kind, io.IOBase):
+        return value.tell() if value.writable() else None
+    if issubclass(kind, Mapping | list | tuple | set | frozenset | deque):
+        items = [*value.items()] if issubclass(kind, Mapping) else [*value]
+        plain = [item for item in items if issubclass(type(item), _PLAIN)]
+        return kind.__name__, len(items), _digest(repr(plain).encode())
+    return kind.__name__
+
+
+def _content(value: Tensor) -> Any:
+    if value.is_meta or nn.parameter.is_lazy(value):
+        return type(value).__name__
+    whole = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+    whole = whole.dequantize() if whole.is_quantized else whole
+    content = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tuple(whole.shape), str(whole.dtype), _digest(content)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds, by its place there."""
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        yield from [(".grad", value.grad)] if value.is_leaf else []
+    elif issubclass(kind, Mapping):
+        for key, item in itertools.islice(value.items(), REACH):
+            yield f"[{key!r}]" if issubclass(type(key), _PLAIN) else f"[{type(key).__name__}]", item
+    elif issubclass(kind, list | tuple | set | frozenset | deque):
+        for i, item in enumerate(itertools.islice(value, REACH)):
+            if not issubclass(type(item), _PLAIN):
+                yield f"[{i}]", item
+    elif issubclass(kind, np.ndarray):
+        yield from [(".tolist()", value.tolist())] if value.dtype == object else []
+    elif issubclass(kind, types.FunctionType | types.MethodType | functools.partial):
+        yield from ((f".{name}", item) for name, item in held_by(value).items())
+        yield from ((f".{name}", item) for name, item in _globals_of(getattr(value, "__func__", value)).items())
+        yield ".func", getattr(value, "func", None)  # of functools.partial
+        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+    elif issubclass(kind, functools._lru_cache_wrapper):
+        yield ".__wrapped__", value.__wrapped__
+    elif issubclass(kind, types.GeneratorType) and value.gi_frame:
+        yield from ((f".{name}", item) for name, item in value.gi_frame.f_locals.items())
+    elif issubclass(kind, type):
+        for name, item in () if _library(value) else vars(value).items():
+            inner = getattr(item, "__func__", item)  # of a static or class method
+            if not name.startswith("__") or issubclass(type(inner), types.FunctionType):
+                yield f".{name}", inner
+    elif kind.__module__ != "weakref" and not issubclass(kind, _NO_HOLDER):
+        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+        for owner in kind.__mro__:
+            if not _library(owner):
+                yield from ((f".{name}", getattr(value, name, None)) for name in _slots(owner))
+                yield f".{owner.__name__}", owner
+
+
+def _slots(owner: type) -> tuple[str, ...]:
+    slots = vars(owner).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _library(owner: Any) -> bool:
+    return str(owner.__module__).partition(".")[0] in _LIBRARIES
+
+
+def held_by(function: Any) -> dict[str, Any]:
+    """What a callable holds: in its closure, its defaults, functools.partial, or as the object of a bound method."""
+    inner = getattr(function, "func", function)  # of functools.partial
+    plain = getattr(inner, "__func__", inner)  # of a bound method
+    held = {}
+    names = getattr(getattr(plain, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(plain, "__closure__", None) or (), strict=True):
+        with contextlib.suppress(ValueError):  # not assigned yet
+            held[name] = cell.cell_contents
+    held |= {f"__defaults__[{i}]": item for i, item in enumerate(getattr(plain, "__defaults__", None) or ())}
+    held |= getattr(plain, "__kwdefaults__", None) or {}
+    held |= {f"args[{i}]": item for i, item in enumerate(getattr(function, "args", ()))}
+    held |= getattr(function, "keywords", {})
+    return held | {"__self__": getattr(inner, "__self__", None)}
+
+
+def _globals_of(function: Any) -> dict[str, Any]:
+    """The globals that the code of a function names, and of modules of Python among them the attributes it names."""
+    codes, names = [getattr(function, "__code__", None)], {}
+    while codes:
+        if code := codes.pop():
+            names |= dict.fromkeys(code.co_names)
+            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    known = getattr(function, "__globals__", {})
+    values = {name: known[name] for name in names if name in known}
+    for module in [one for one in values.values() if issubclass(type(one), types.ModuleType)]:
+        if module.__name__.partition(".")[0] not in _LIBRARIES:
+            values |= {name: vars(module)[name] for name in names if name in vars(module)}
+    return values

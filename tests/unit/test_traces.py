@@ -1,0 +1,267 @@
+"""What a callback leaves behind is found, wherever it is; what it builds once, or only reads, is not."""
+
+import contextlib
+import functools
+import itertools
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from refusals import refuses
+from torch import nn
+
+from dpdm.privacy.traces import state_of, without_traces
+from dpdm.progress import Log
+
+RECORDS = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+
+
+def tried(function):
+    return without_traces(lambda i: function(RECORDS[i]), function)
+
+
+def in_a_list():
+    kept = []
+    return lambda x: kept.append(x)
+
+
+def in_a_number():
+    def call(x):
+        call.last = float(x.sum())
+
+    return call
+
+
+def in_a_nonlocal():
+    total = 0.0
+
+    def call(x):
+        nonlocal total
+        total += float(x.sum())
+
+    return call
+
+
+def in_place():
+    kept = torch.zeros(3)
+    return lambda x: kept.data.copy_(x)
+
+
+def in_an_array():
+    kept = np.zeros(3)
+
+    def call(x):
+        kept[:] = x.numpy()
+
+    return call
+
+
+def by_label():
+    first = {}
+    return lambda x: first.setdefault(float(x[0]), x)
+
+
+def in_a_cache():
+    @functools.lru_cache(maxsize=1)
+    def shown(value):
+        return value
+
+    return lambda x: shown(float(x[0]))
+
+
+def in_a_gradient():
+    net = nn.Linear(3, 1)
+    return lambda x: net(x).sum().backward()
+
+
+def in_a_trained_network():
+    net = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def call(x):
+        optimizer.zero_grad()
+        net(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def by_a_hook():
+    net, seen = nn.Linear(3, 1), {}
+    net.register_forward_hook(lambda module, inputs, output: seen.update(last=output.detach()))
+    return lambda x: net(x)
+
+
+def in_a_nested_attribute():
+    net = nn.Linear(3, 1)
+    net.facts = {"deep": {}}
+
+    def call(x):
+        net.facts["deep"]["last"] = x
+
+    return call
+
+
+def in_slots():
+    class Slots:
+        __slots__ = ("kept",)
+
+    slots = Slots()
+
+    def call(x):
+        slots.kept = x
+
+    return call
+
+
+class Shared:
+    """An attribute of the class, not of an object."""
+
+    total = 0.0
+
+    @staticmethod
+    def add(x):
+        Shared.total += float(x.sum())
+
+
+def in_a_class():
+    return lambda x: Shared.add(x)
+
+
+def in_a_generator():
+    rng = np.random.default_rng(0)
+    return lambda x: rng.random() if x.sum() else None
+
+
+def in_pythons_generator():
+    rng = random.Random(0)
+    return lambda x: rng.random()
+
+
+def in_torchs_generator():
+    rng = torch.Generator()
+    return lambda x: torch.rand(1, generator=rng)
+
+
+def in_a_counter():
+    count = itertools.count()
+    return lambda x: next(count)
+
+
+def in_an_iterator():
+    def numbers():
+        total = 0.0
+        while True:
+            total += yield total
+
+    sums = numbers()
+    next(sums)
+    return lambda x: sums.send(float(x.sum()))
+
+
+def in_the_curve():
+    log = Log("test", quiet=True)
+    return lambda x: log.record(0, loss=float(x.sum()))
+
+
+def in_a_partial():
+    return functools.partial(lambda kept, x: kept.append(float(x.sum())), [])
+
+
+def in_a_method():
+    class Loss:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, x):
+            self.seen.append(x)
+
+    return Loss()
+
+
+TRACES = [
+    in_a_list, in_a_number, in_a_nonlocal, in_place, in_an_array, by_label, in_a_cache, in_a_gradient,
+    in_a_trained_network, by_a_hook, in_a_nested_attribute, in_slots, in_a_class, in_a_generator, in_pythons_generator,
+    in_torchs_generator, in_a_counter, in_an_iterator, in_the_curve, in_a_partial, in_a_method,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", TRACES)
+def test_what_is_kept_is_found(make):
+    with refuses("remembers records", "outside the ledger"):
+        tried(make())
+
+
+def test_what_changed_is_named():
+    net = nn.Sequential(nn.Linear(3, 1))
+    with refuses("net._modules['0']._parameters['weight'].grad"):
+        tried(lambda x: net(x).sum().backward())
+
+
+def written(tmp_path):
+    return lambda x: np.save(tmp_path / "kept.npy", x.numpy())
+
+
+def opened(tmp_path):
+    file = (tmp_path / "log").open("w")
+    return lambda x: file.write(json.dumps(x.tolist()))
+
+
+def printed(tmp_path):
+    return lambda x: print(float(x.sum()))
+
+
+@pytest.mark.parametrize(("make", "where"), [(written, "kept.npy"), (opened, "file"), (printed, "standard output")])
+def test_what_is_written_is_found(make, where, tmp_path):
+    with refuses(where, "outside the ledger"):
+        tried(make(tmp_path))
+
+
+def test_what_is_only_read_or_built_once_passes(tmp_path, capsys):
+    net, built, order = nn.Linear(3, 1), {}, []
+    (tmp_path / "x").write_text("1")
+    shown = functools.cache(lambda kind: torch.ones(3))
+
+    def call(x):
+        built.setdefault("ones", torch.ones(3))
+        with contextlib.suppress(ValueError):
+            order.remove(1)
+        return net(x + built["ones"] + shown("ones")).detach() * float((tmp_path / "x").read_text()), np.nan
+
+    first, other, again = tried(call)
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_an_unbound_name_and_a_proxy_are_passed_over():
+    class Proxy:
+        def __getattribute__(self, name):
+            raise RuntimeError(name)
+
+    proxy = Proxy()
+
+    def call(x):
+        return (x, proxy, later) if x is None else x
+
+    assert len(tried(call)) == 3
+    later = 0
+
+
+def test_the_door_is_left_out():
+    """What it holds changes: the private images are its own, and so is the noise."""
+    from dpdm.privacy import Budget, Ledger
+
+    ledger = Ledger(10, 1e-3, 1.0, "rdp")
+    before = state_of(lambda: (ledger, Budget))
+    ledger.failure = "changed"
+    assert state_of(lambda: (ledger, Budget)) == before
+
+
+def test_the_hook_looks_only_while_a_callback_runs(tmp_path):
+    tried(lambda x: x)
+    (tmp_path / "y").write_text("free")
+    assert sys.stdout is not None
