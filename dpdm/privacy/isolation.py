@@ -10,7 +10,7 @@ before, and the gradient of a record must stay the same. The test never looks at
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,143 +67,158 @@ class SwapTest:
         known = key in self._passed
         if known and not is_due(step):
             return
-        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trials = _Trials(self._gradients, self._meta, row_losses, module)
         start = time.process_time()  # not the clock: a busy machine must not test less
         per_record = 0.0
-        with _moved(list(parameters.values())):
-            self._try_alone(row_losses, module, parameters, step, among=not known)
-            for size in self._sizes[:1] if known else self._sizes:
+        with _moved(list(trials.parameters.values())):
+            if known and self._sizes:
+                trials.in_brief(self._sizes[0])
+                return
+            trials.alone(step, self._sizes[0] if self._sizes else 1)
+            for size in self._sizes:
                 began = time.process_time()
                 if per_record and began - start + per_record * size > SECONDS:
                     break
-                self._try(row_losses, parameters, size, start + SECONDS)
-                if not known:
-                    self._try_places(row_losses, parameters, size)
+                trials.among_others(size, start + SECONDS)
+                trials.in_every_place(size)
                 per_record = (time.process_time() - began) / size
         self._passed.add(key)
 
-    def _try_alone(
-        self, row_losses: Callable, module: nn.Module, parameters: dict[str, nn.Parameter], step: int, among: bool
-    ) -> None:
-        """Tries a record by itself, after another one, and `among` others: other batch sizes, equal draws."""
-        size = self._sizes[0] if self._sizes else 1
-        device = next(iter(parameters.values())).device
-        images, labels = self._batch(max(size, 2), f"alone at {step}", device)
+
+class _Trials:
+    """What is tried of one loss; each raises UserError. Arguments as of `SwapTest`."""
+
+    def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, row_losses: Callable, module: nn.Module):
+        self._gradients, self._meta, self._row_losses, self._module = gradients, meta, row_losses, module
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._device = next(iter(self.parameters.values())).device
+
+    def alone(self, step: int, size: int) -> None:
+        """A record by itself, after another one, and among others: batches of 1 and `size`, equal draws."""
+        images, labels = self._batch(max(size, 2), f"alone at {step}")
         labels[1] = (labels[0] + 1) % max(1, self._meta.num_classes)  # some memories go by label
-        with _SameDraws() if among else nullcontext():
-
-            def of_rows(first: int, end: int) -> list[Tensor]:
-                return self._backward(row_losses, parameters, images[first:end], labels[first:end])
-
-            found = without_traces(lambda i: of_rows(i, i + 1), row_losses, module)
-            alone, again = ([g[0] for g in found[i]] for i in (0, 2))
-            last = [g[0] for g in of_rows(0, size)] if among else again
-        worst, moved = _movement(alone, again)
-        if not moved <= TOLERANCE:
-            raise UserError(
-                f"the loss remembers records or draws: it gives the same record another gradient when it is called "
-                f"again ({list(parameters)[worst]} moves by {moved:.2g} of its size); let it draw from torch's default "
-                "generator on the CPU, and keep nothing from one call to the next"
+        with _SameDraws():
+            found = without_traces(
+                lambda i: self._backward(images[i : i + 1], labels[i : i + 1]), self._row_losses, self._module
             )
-        worst, moved = _movement(alone, last)
-        if not moved <= SIZE_TOLERANCE:
+            last = self._backward(images[:size], labels[:size])
+        if what := self._moved(found[0], found[2], 0, TOLERANCE):
             raise UserError(
-                f"the loss mixes records: the gradient of {list(parameters)[worst]} of one record moves by {moved:.2g} "
-                f"of its size when {size - 1} others are in its batch; give one loss per row, not divided by their "
-                "number, nor of anything taken from the batch (rows in draw-major order, row k * B + b)"
+                f"the loss remembers records or draws: called again, it gives the same record another gradient, which "
+                f"moves {what}; let it draw from torch's default generator on the CPU, and keep nothing from one call "
+                "to the next"
             )
-        if among and not any(float(g.norm()) for gradients in found for g in gradients):
+        if what := self._moved(found[0], last, 0, SIZE_TOLERANCE):
+            raise UserError(
+                f"the loss mixes records: the gradient of one record moves {what} when {size - 1} others are in its "
+                "batch; give one loss per row, not divided by their number, nor of anything taken from the batch (rows "
+                "in draw-major order, row k * B + b)"
+            )
+        if not any(float(g.norm()) for gradients in found for g in gradients):
             raise UserError(
                 "the gradient of random images is zero, so that nothing can be tested; let a loss leave out no images"
             )
 
-    def _try_places(self, row_losses: Callable, parameters: dict[str, nn.Parameter], size: int) -> None:
-        """One record in every row, with equal draws: all rows must have the same gradient."""
-        images, labels = self._batch(1, "everywhere", next(iter(parameters.values())).device)
-        with _SameDraws() as draws:
-            rows = self._backward(row_losses, parameters, images.expand(size, *images.shape[1:]), labels.expand(size))
-        if draws.unequal:
-            return
-        for place in range(1, size):
-            worst, moved = _movement([g[0] for g in rows], [g[place] for g in rows])
-            if not moved <= SIZE_TOLERANCE:
-                raise UserError(
-                    f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
-                    f"{list(parameters)[worst]} of record {place} differs by {moved:.2g} of its size from that of "
-                    "record 0; a record that leaves moves all others to another place. Let a draw decide, not the place"
-                )
+    def in_brief(self, size: int) -> None:
+        """A record among others that are replaced, once, and among others that are no numbers."""
+        kept = size - 1  # the middle would be its own mirror image
+        batches = self._first(size), self._replaced(*self._first(size), 0, kept, SHARP)
+        first, second = without_traces(
+            lambda i: self._backward(*batches[i]), self._row_losses, self._module, records=(0, 1)
+        )
+        self._refuse_moved(first, second, kept)
+        self._among_nan(*batches[0], first, kept)
 
-    def _try(self, row_losses: Callable, parameters: dict[str, nn.Parameter], size: int, end: float) -> None:
-        """A record among others that are replaced."""
-        device = next(iter(parameters.values())).device
-        images, labels = self._batch(size, "first", device)
-        labels = labels[:1].expand(size).contiguous()
-        first = self._backward(row_losses, parameters, images, labels)
-        middle = size // 2
-        self._try_among_nan(row_losses, parameters, images, labels, first, middle)
-        trials = ((middle, SHARP), (middle, GREY), (size - 1, SOFT), (0, SHARP))
-        for number, (kept, (contrast, differing)) in enumerate(trials):
+    def among_others(self, size: int, end: float) -> None:
+        """A record among others that are replaced, in several places until `end` (seconds of processor time)."""
+        images, labels = self._first(size)
+        first = self._backward(images, labels)
+        self._among_nan(images, labels, first, size // 2)
+        trials = ((size // 2, SHARP), (size // 2, GREY), (size - 1, SOFT), (0, SHARP))
+        for number, (kept, change) in enumerate(trials):
             if number > 1 and time.process_time() > end:
                 break
-            others, other_labels = self._batch(size, f"other/{number}", device)
-            others = (others * contrast).clamp(-1, 1)
-            differ = torch.arange(size, device=device) < differing * size
-            other_labels = torch.where(differ, (labels + 1 + other_labels) % max(1, self._meta.num_classes), labels)
-            others[kept], other_labels[kept] = images[kept], labels[kept]
-            second = self._backward(row_losses, parameters, others, other_labels)
-            worst, moved = _movement([g[kept] for g in first], [g[kept] for g in second])
-            if moved > TOLERANCE:
+            self._refuse_moved(first, self._backward(*self._replaced(images, labels, number, kept, change)), kept)
+
+    def in_every_place(self, size: int) -> None:
+        """One record in every row, with equal draws: all rows must have the same gradient."""
+        images, labels = self._batch(1, "everywhere")
+        with _SameDraws() as draws:
+            rows = self._backward(images.expand(size, *images.shape[1:]), labels.expand(size))
+        for place in range(1, 1 if draws.unequal else size):
+            if what := self._moved(rows, [g[place : place + 1] for g in rows], 0, SIZE_TOLERANCE):
                 raise UserError(
-                    f"the loss mixes records: when {size - 1} of {size} random records are replaced, the gradient of "
-                    f"{list(parameters)[worst]} of record {kept}, which is not, moves by {moved:.2g} of its size; let "
-                    "the loss of a row depend only on its own record (no batch statistics, mixup, negatives or "
-                    "weights from the batch), rows in draw-major order (row k * B + b)"
+                    f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
+                    f"record {place} differs from that of record 0 {what}; a record that leaves moves others to another "
+                    "place, so let a draw decide instead"
                 )
 
-    def _try_among_nan(
-        self,
-        row_losses: Callable,
-        parameters: dict[str, nn.Parameter],
-        images: Tensor,
-        labels: Tensor,
-        first: list[Tensor],
-        kept: int,
-    ) -> None:
-        """A record among others that are not numbers: arithmetic that reaches them, past any threshold, shows."""
+    def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:
+        """A record among others that are no numbers: arithmetic that reaches them, past any threshold, shows."""
         others = torch.full_like(images, math.nan)
         others[kept] = images[kept]
         losses: list[Tensor] = []
+
+        def watched(x: Tensor, y: Tensor) -> Tensor:
+            losses.append(self._row_losses(x, y))
+            return losses[-1]
+
         try:
-            second = self._backward(
-                lambda x, y: losses.append(row_losses(x, y)) or losses[-1], parameters, others, labels, finite=False
-            )
+            second = self._backward(others, labels, watched, finite=False)
         except Exception:  # a loss may refuse such images: then this trial says nothing
             return
-        worst, moved = _movement([g[kept] for g in first], [g[kept] for g in second])
+        moved = self._moved(first, second, kept, TOLERANCE)
+        what = f"the gradient of record {kept} moves {moved}" if moved else ""
         if self._gradients.is_fast:  # the other engine shows a loss no batch
-            moved += float((~losses[-1].detach().view(-1, len(images))[:, kept].isfinite()).any())
-        if not moved <= TOLERANCE:
+            finite = losses[-1].detach().view(-1, len(images))[:, kept].isfinite().all()
+            what = what or ("" if finite else f"the loss of record {kept} is not finite")
+        if what:
             raise UserError(
-                f"the loss mixes records: when the pixels of {len(images) - 1} of {len(images)} random records are no "
-                f"numbers, the gradient of {list(parameters)[worst]} of record {kept} changes, whose pixels are "
-                "numbers; let the loss of a row depend only on its own record"
+                f"the loss mixes records: {what} when all pixels of the {len(images) - 1} others are NaN; let the loss "
+                "of a row depend only on its own record"
             )
 
-    def _batch(self, size: int, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        return random_records(size, self._meta, f"{name}/{size}", device)
+    def _first(self, size: int) -> tuple[Tensor, Tensor]:
+        images, labels = self._batch(size, "first")
+        return images, labels[:1].expand(size).contiguous()
+
+    def _replaced(
+        self, images: Tensor, labels: Tensor, number: int, kept: int, change: tuple[float, float]
+    ) -> tuple[Tensor, Tensor]:
+        """Other records in all places except `kept`."""
+        contrast, differing = change
+        others, other_labels = self._batch(len(images), f"other/{number}")
+        others = (others * contrast).clamp(-1, 1)
+        differ = torch.arange(len(images), device=self._device) < differing * len(images)
+        other_labels = torch.where(differ, (labels + 1 + other_labels) % max(1, self._meta.num_classes), labels)
+        others[kept], other_labels[kept] = images[kept], labels[kept]
+        return others, other_labels
+
+    def _refuse_moved(self, first: list[Tensor], second: list[Tensor], kept: int) -> None:
+        if what := self._moved(first, second, kept, TOLERANCE):
+            size = len(first[0])
+            raise UserError(
+                f"the loss mixes records: the gradient of record {kept} moves {what} when the {size - 1} others are "
+                "replaced; let the loss of a row depend only on its own record (no batch statistics, mixup, negatives "
+                "or weights from the batch), rows in draw-major order (row k * B + b)"
+            )
+
+    def _moved(self, first: list[Tensor], second: list[Tensor], row: int, tolerance: float) -> str:
+        """How far the gradient of a row moves, and most in which parameter: "by 0.3 of its size (0.weight)", or ""."""
+        worst, moved = _movement([g[row] for g in first], [g[row] for g in second])
+        return "" if moved <= tolerance else f"by {moved:.2g} of its size ({list(self.parameters)[worst]})"
+
+    def _batch(self, size: int, name: str) -> tuple[Tensor, Tensor]:
+        return random_records(size, self._meta, f"{name}/{size}", self._device)
 
     def _backward(
-        self,
-        row_losses: Callable,
-        parameters: dict[str, nn.Parameter],
-        images: Tensor,
-        labels: Tensor,
-        finite: bool = True,
+        self, images: Tensor, labels: Tensor, row_losses: Callable | None = None, finite: bool = True
     ) -> list[Tensor]:
+        """Per parameter the gradients [B, *shape] of a batch."""
         with Streams(0, "swap test").torch_default("loss"):
-            self._gradients.backward(row_losses, images.clone(), labels.clone(), finite)
-        found = [p.grad_sample.detach().float() for p in parameters.values()]
-        for p in parameters.values():
+            self._gradients.backward(row_losses or self._row_losses, images.clone(), labels.clone(), finite)
+        found = [p.grad_sample.detach().float() for p in self.parameters.values()]
+        for p in self.parameters.values():
             p.grad_sample = None
         if finite and not torch.stack([g.isfinite().all() for g in found]).all():
             raise UserError("a gradient is not finite on random images; check the loss where it divides or takes roots")

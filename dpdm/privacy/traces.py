@@ -14,7 +14,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,11 +33,11 @@ _NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType)
 _OPENED: list[str] | None = None  # files opened for writing while `_watched` looks
 
 
-def without_traces(call: Callable[[int], Found], *roots: Any) -> list[Found]:
-    """Results of `call` on a random record, on another one with another label, and on the first again.
+def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[int] = (0, 1, 0)) -> list[Found]:
+    """Results of `call` on random records: as a rule on one, on another with another label, and on the first again.
 
     Args:
-        call: maps 0 or 1, the number of a record, to a result.
+        call: maps the number of a record to a result.
         roots: the callables and modules that it uses. The search follows closures, arguments, attributes, containers,
             caches, hooks and named globals. The first call may build what later ones use.
 
@@ -47,7 +47,7 @@ def without_traces(call: Callable[[int], Found], *roots: Any) -> list[Found]:
     """
     found: list[Found] = []
     before: dict[str, Any] | None = None
-    for record in (0, 1, 0):
+    for record in records:
         with _watched() as written:
             found.append(call(record))
         after = state_of(*roots)

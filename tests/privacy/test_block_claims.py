@@ -130,7 +130,8 @@ def test_shards_are_a_partition_that_one_record_less_changes_in_one_place():
     assert less == sorted((group - {39} for group in groups), key=sorted)
 
 
-def test_shards_are_drawn_uniformly(spied):
+@pytest.mark.usefixtures("untried")
+def test_shards_are_drawn_uniformly():
     drawn = []
     params = ShardBlocks(steps=2000, max_block_norm=1.0, shards=4)
     loop, ledger = blocks(random_images(40), params, prepare=lambda x, y, shard: shard)

@@ -141,7 +141,7 @@ def test_without_noise_and_clipping_it_is_the_plain_optimizer():
 
 
 def test_observed_noise_is_the_declared_noise():
-    """The loss is constant, so the update is noise alone: its std must be z * C / expected batch size."""
+    """The loss is nearly constant, so the update is noise: its std must be z * C / expected batch size."""
     images = random_images(50)
     params = DpSgdParams(expected_batch_size=10, steps=100, max_grad_norm=0.7)
     net = nn.Linear(16, 100)
@@ -150,7 +150,7 @@ def test_observed_noise_is_the_declared_noise():
     dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=1.0), params)
     updates, last = [], torch.zeros(1700)
     for step in dp:
-        step.update(lambda x, y: dp.module(x.flatten(1)).sum(1) * 0)
+        step.update(lambda x, y: dp.module(x.flatten(1)).sum(1) * 1e-9)
         now = torch.cat([p.detach().flatten() for p in net.parameters()])
         updates.append(now - last)
         last = now
@@ -183,7 +183,7 @@ def test_poisson_inclusion():
     dp.close()
 
 
-def test_empty_batches_are_noised_and_counted():
+def test_empty_batches_are_noised_and_counted(spied):
     images = random_images(20)
     params = DpSgdParams(expected_batch_size=1, steps=30, max_grad_norm=1.0)
     net = Net()
@@ -315,7 +315,7 @@ def test_a_failure_that_a_method_catches_ends_the_run():
 
     def losses(x, y):
         losses = squared(dp.module)(x, y)
-        return losses / (len(x) < 20)  # the swap test has other sizes
+        return losses / float(len(x) != 20)  # the swap test has other sizes
 
     with refuses("net, step 0", "loss"):
         next(steps).update(losses)
@@ -531,7 +531,7 @@ def test_steps_and_mechanisms_share_neither_batch_nor_noise():
         for step in dp:
             batches.append(dp._draw(step.index))
             before = torch.cat([p.detach().flatten() for p in net.parameters()])
-            step.update(lambda x, y, dp=dp: dp.module(x.flatten(1)).sum(1) * 0)
+            step.update(lambda x, y, dp=dp: dp.module(x.flatten(1)).sum(1) * 1e-9)
             noises.append(torch.cat([p.detach().flatten() for p in net.parameters()]) - before)
     members = np.stack([np.isin(np.arange(100), batch) for batch in batches])
     for a, b in itertools.combinations(range(10), 2):
