@@ -90,13 +90,14 @@ def paper_table(
     sides = chosen.groupby("dataset")["resolution"].nunique()
     places, own = list(zip(chosen["dataset"], chosen["resolution"], strict=True)), datasets_by_published_name(study)
     named = table_runs(study, f"table_{number}", set(places))
-    if shared := set(own) & set(places):
-        chosen = chosen[[place in shared for place in places]]
+    chosen = chosen.assign(here=[own.get(place, "") for place in places])  # the data set of the study
+    if chosen["here"].any():
+        chosen = chosen[chosen["here"] != ""]
     source = ", ".join(dict.fromkeys(chosen["source"]))
     if study.part():  # at its epsilons on the data set, or at any, where it has none of the paper's
-        run, keys = epsilons_run(study), zip(chosen["dataset"], chosen["resolution"], chosen["epsilon"], strict=True)
+        run, keys = epsilons_run(study), zip(chosen["here"], chosen["epsilon"], strict=True)
         anywhere = set().union(*run.values())
-        chosen = chosen[[float(e) in run.get(own.get((name, side), ""), anywhere) for name, side, e in keys]]
+        chosen = chosen[[float(epsilon) in run.get(here, anywhere) for here, epsilon in keys]]
     keys = zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True)
     metrics = metrics.loc[[key in named for key in keys]]  # so that the notes do not depend on what else was run
     # of FID's two columns the training set's, which comes first
@@ -124,19 +125,19 @@ def paper_table(
 
 def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple[str, str, str]]) -> list[_Row]:
     """Published rows with the runs that match them, then those of `named` that match none, by data set and epsilon."""
-    own, rows = datasets_by_published_name(study), []
-    for key, lines in chosen.groupby(["dataset", "resolution", "epsilon", "method", "variant", "delta"], sort=False):
-        dataset, epsilon = own.get(key[:2], ""), key[2]
+    rows, keys = [], ["here", "dataset", "resolution", "epsilon", "method", "variant", "delta"]
+    for (here, *key), lines in chosen.groupby(keys, sort=False):
+        row = _Row(*key, lines={line["metric"]: line for line in lines.to_dict("records")})
         runs = [
-            _Runs(dataset, entry.method, epsilon, sampler_of(study, entry) or "")
+            _Runs(here, entry.method, row.epsilon, sampler_of(study, entry) or "")
             for entry in study.tables.get(f"table_{number}", ())
-            if (entry.published, entry.variant) == key[3:5]
-            and dataset in study.datasets_of(entry.method)
-            and float(epsilon) in study.epsilons_of(dataset, entry.method)
+            if (entry.published, entry.variant) == (row.method, row.variant)
+            and here in study.datasets_of(entry.method)
+            and float(row.epsilon) in study.epsilons_of(here, entry.method)
         ]
-        rows.append(_Row(*key, {line["metric"]: line for line in lines.to_dict("records")}, runs))
+        rows.append(row._replace(runs=runs))
     used, has = {runs for row in rows for runs in row.runs}, {run.place[:3] for run in study.runs()}
-    names = {dataset: place for place, dataset in own.items()}
+    names = {dataset: place for place, dataset in datasets_by_published_name(study).items()}
     for dataset, method, sampler in named:
         for epsilon in map(epsilon_text, study.epsilons_of(dataset, method)):
             runs = _Runs(dataset, method, epsilon, sampler)

@@ -79,9 +79,9 @@ class Table:
     runs: Mapping[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
     not_in_tex: tuple[str, ...] = ()
 
-    def without(self, header: str) -> "Table":
-        """The same table printed without one column, as where a heading names the dataset already."""
-        return replace(self, cells=self.cells.drop(columns=header))
+    def without(self, *headers: str) -> "Table":
+        """The same table printed without some columns, as where a heading names the dataset already."""
+        return replace(self, cells=self.cells.drop(columns=list(headers)))
 
     def marked(self, escape: Callable[[str], str], bold: str) -> "Table":
         """The same table with its texts escaped, and the bold ones put into `bold`, a pattern with %s."""
@@ -337,16 +337,14 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: S
     FEW, is above 0, and the mean gap is larger than either score moves between machines; `owners`: study and method of
     each.
     """
-    gaps = [column.sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
+    gaps = column.sign * (pd.Series(best.values) - pd.Series(other.values)).dropna()
     if len(gaps) < FEW:
         return False
-    mean, std = pd.Series(gaps).mean(), pd.Series(gaps).std()
-    least = stdtrit(len(gaps) - 1, 0.975) * std / math.sqrt(len(gaps))
     moves = (
         machines.spread(owner, column.metric, column.extractor, summary.mean)
         for owner, summary in zip(owners, (best, other), strict=True)
     )
-    return bool(mean > max(least, *moves))
+    return bool(gaps.mean() > max(stdtrit(len(gaps) - 1, 0.975) * gaps.sem(), *moves))
 
 
 def machine_note(study: str) -> str:
@@ -377,11 +375,7 @@ def leaders(rivals: Mapping[Any, Summary], column: MetricColumn, owners: Mapping
 def _best(
     metrics: pd.DataFrame, rows: pd.DataFrame, found: Mapping[MetricColumn, Sequence[Summary]]
 ) -> frozenset[tuple[int, str]]:
-    """By data set, finite epsilon and metric the `leaders` of the generators.
-
-    Only those with FEW seeds or more, if two methods have so many and not all are leaders. Never a metric of
-    NEVER_BOLD.
-    """
+    """By cell and metric the `leaders` of the generators with FEW seeds or more, if these are of two methods."""
     bold, direct = set(), metrics.loc[metrics["protocol"] == DIRECT, "method"]
     generators = rows[~rows["epsilon"].isin(["", "inf"]) & ~rows["method"].isin(direct)]
     cells = [cell["method"] for _, cell in generators.groupby(["dataset", "epsilon"])]
@@ -563,7 +557,7 @@ def to_tex(table: Table) -> str:
 
     The paper's tables fit a landscape page of A4.
     """
-    table = functools.reduce(Table.without, table.not_in_tex, table).marked(escape_tex, r"\textbf{%s}")
+    table = table.without(*table.not_in_tex).marked(escape_tex, r"\textbf{%s}")
     spec = "".join("r" if name in table.flush_right else "l" for name in table.cells)
     head = [r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
             rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule",
