@@ -92,12 +92,11 @@ def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list
 def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
     """By data set and extractor, what the score files below a folder say of it."""
     found: dict[tuple[str, str], set[str]] = {}
-    for name in ("fidelity.json", "inception.json"):
-        for path in sorted(Path(folder).rglob(name)):
-            content = artifacts.read_json(path, ("coordinates", "metrics"))
-            for extractor in {row.get("extractor", "") for row in content["metrics"]} & content.keys():
-                place = content["coordinates"].get("dataset", ""), extractor
-                found.setdefault(place, set()).add(json.dumps(content[extractor], sort_keys=True))
+    for path in sorted(p for name in ("fidelity.json", "inception.json") for p in Path(folder).rglob(name)):
+        content = artifacts.read_json(path, ("coordinates", "metrics"))
+        for extractor in {row.get("extractor", "") for row in content["metrics"]} & content.keys():
+            place = content["coordinates"].get("dataset", ""), extractor
+            found.setdefault(place, set()).add(json.dumps(content[extractor], sort_keys=True))
     return found
 
 

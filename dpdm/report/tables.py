@@ -88,7 +88,8 @@ class Table:
         cells = self.cells.map(escape)
         for i, name in self.bold:
             if name in cells:
-                cells.loc[i, name] = bold % cells.loc[i, name]
+                place = i, cells.columns.get_loc(name)
+                cells.iloc[place] = bold % cells.iloc[place]
         return replace(self, cells=cells)
 
     def counted_once(self) -> tuple["Table", int]:
@@ -125,11 +126,6 @@ class MetricColumn(NamedTuple):
     def key(self) -> tuple[str, str, str]:
         """What `summaries` has it under."""
         return self[:3]
-
-    @property
-    def name(self) -> str:
-        """The beginning of its columns in a csv."""
-        return "_".join(filter(None, self.key))
 
     @property
     def header(self) -> str:
@@ -288,7 +284,8 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     places = list(rows.itertuples(index=False, name=None))
     rows["protocol"] = [protocols[place] for place in places]
     found = {c: [known.get((*c.key, *place), Summary()) for place in places] for c in columns}
-    numbers = {f"{c.name}_{stat}": [getattr(s, stat) for s in found[c]] for c in columns for stat in _STATS}
+    names = {c: "_".join(filter(None, c.key)) for c in columns}
+    numbers = {f"{names[c]}_{stat}": [getattr(s, stat) for s in found[c]] for c in columns for stat in _STATS}
     texts = {c.header: [cell_text(s, c.decimals) for s in found[c]] for c in columns}
     shown = rows.assign(
         epsilon=rows["epsilon"].map(epsilon_label),
@@ -352,13 +349,12 @@ def machine_note(study: str) -> str:
     rows = machines.spreads()
     own = rows[rows["study"] == study]
     rows, where = (own, "") if len(own) else (rows, f" in {' and '.join(rows['study'].unique())}")
-    accuracy = rows.loc[rows.loc[rows["metric"].str.startswith("acc_"), "difference"].idxmax()]
-    fds = rows[rows["metric"] == "fd"]
-    fds = fds.loc[fds.groupby("extractor", sort=False)["relative"].idxmax()].to_dict("records")
-    moved = (f"by {name_of(fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
+    points = rows.loc[rows["metric"].str.startswith("acc_"), "difference"].max()
+    fds = rows[rows["metric"] == "fd"].groupby("extractor", sort=False)["relative"].max()
+    moved = (f"by {name_of(extractor)} {100 * part:.2g} %" for extractor, part in fds.items())
     return (
         "Another processor, other kernels or other threads moved accuracies of "
-        f"{', '.join(rows['method'].unique())}{where} by up to {accuracy['difference']:.1f} points, and FD "
+        f"{', '.join(rows['method'].unique())}{where} by up to {points:.1f} points, and FD "
         f"{' and '.join(moved)} (results/machines.csv). We assume that a method without a measurement moves as much as "
         "the worst of these, or as much as in another study if that is more."
     )
@@ -434,7 +430,7 @@ def audit_table(audits: pd.DataFrame) -> Table:
         "Target ε": data["target_epsilon"].map("{:g}".format).replace("inf", "∞"),
         **{f"Spent, {n.upper()}": data[f"{c}_max"].map("{:.3f}".format).replace("inf", "∞") for n, c in SPENT.items()},
         "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
-        "Attacked": [bound for bound, _ in attacks], "Attack": [how for _, how in attacks],
+        "Attacked": [bound for bound, _ in attacks], "Attack": [by for _, by in attacks],
         "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
@@ -501,11 +497,10 @@ def resource_table(jobs: pd.DataFrame) -> Table:
     each, total = (add_jobs([frame], ["rule", "method"]) for frame in (jobs, jobs.assign(rule="total", method="")))
     data = pd.concat([each.sort_values("seconds", ascending=False, kind="stable"), total], ignore_index=True)
     times = {"Mean s": data["seconds"] / data["jobs"], "Max s": data["longest"], "Sum s": data["seconds"]}
-    seconds = {title: values.map("{:,.1f}".format) for title, values in times.items()}
-    memory = data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING)
     cells = pd.DataFrame({
         "Rule": data["rule"], "Method": data["method"].replace("", MISSING), "Jobs": data["jobs"].astype(str),
-        **seconds, "Peak memory MB": memory,
+        **{title: values.map("{:,.1f}".format) for title, values in times.items()},
+        "Peak memory MB": data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING),
     })  # fmt: skip
     return Table(data, cells, frozenset(cells.columns[2:]), groups=group_numbers(data["rule"] == "total"))
 
