@@ -24,10 +24,9 @@ _SYNTHETIC_IMAGES = 60_000
 _TRAINING_IMAGES = {"mnist": 60_000, "fashion_mnist": 60_000, "celeba": 162_770}
 
 # `fid` means Inception features: a distance by another extractor is called fd and has no column here.
-_TITLES = {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}
 _HEADERS = {
     metric: (f"{title} {'↓' if metric == 'fid' else '↑'}", f"{title}, paper", f"{title}, difference")
-    for metric, title in _TITLES.items()
+    for metric, title in {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}.items()
 }
 
 
@@ -85,7 +84,7 @@ def paper_table(
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(PAPER_TABLES)}"
         )
-    shown = [name for name in _TITLES if name in set(chosen["metric"])]
+    shown = [name for name in _HEADERS if name in set(chosen["metric"])]
     headers = [header for name in shown for header in _HEADERS[name]]
     sides = chosen.groupby("dataset")["resolution"].nunique()
     places, own = list(zip(chosen["dataset"], chosen["resolution"], strict=True)), datasets_by_published_name(study)

@@ -100,17 +100,14 @@ def score_files(study: Study) -> tuple[str, ...]:
 
 
 @functools.cache
-def _published_places(published: str) -> dict[str, set[tuple[str, int | None]]]:
-    """By table of the paper its data sets, with the sides of their images; nothing if the file cannot be read."""
-    places: dict[str, set[tuple[str, int | None]]] = {}
+def _published_places(published: str) -> set[tuple[str, str, int]]:
+    """The paper's tables, their data sets, and the sides of their images; nothing if the file cannot be read."""
     try:
         with open(published, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["protocol"] == "paper":
-                    places.setdefault(f"table_{row['table']}", set()).add((row["dataset"], int(row["resolution"])))
+            rows = [row for row in csv.DictReader(file) if row["protocol"] == "paper"]
+        return {(f"table_{row['table']}", row["dataset"], int(row["resolution"])) for row in rows}
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return {}
-    return places
+        return set()
 
 
 def table_files(
@@ -122,7 +119,8 @@ def table_files(
     """
     runs = study.runs() if runs is None else runs
     table, found = f"table_{number}", {}
-    shown = set(table_runs(study, table, _published_places(published).get(table, ()), runs))
+    places = {(dataset, side) for name, dataset, side in _published_places(published) if name == table}
+    shown = set(table_runs(study, table, places, runs))
     for run in runs:
         for sampler in study.samplers_of(run) or ("",):
             if (run.dataset, run.method, sampler) in shown:

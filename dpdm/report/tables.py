@@ -24,7 +24,6 @@ from dpdm.specs import epsilon_text
 
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
-NO_CEILING = "real (training images)"  # where a generator has a better accuracy
 
 # Title and decimals (None: about three digits) of metrics and, by "acc", of all accuracies, in reading order; any other
 # metric has its own name and follows.
@@ -210,12 +209,13 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
     Both have the same protocol; a classifier trained on the private images is compared with the best of any protocol.
     """
     scores = metrics[metrics["metric"].str.startswith("acc_")].dropna(subset="value")
-    keys = ["dataset", "metric", "method", "protocol", "epsilon", "sampler"]
+    keys = ["dataset", "metric", "protocol", "method", "epsilon", "sampler"]
     means = scores.groupby(keys, sort=False)["value"].mean()
+    real = {key[:3]: mean for key, mean in means.items() if key[3] == "real"}
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for (dataset, metric, method, protocol, epsilon, _), mean in means.items():
-        real = means.loc[[key[:3] == (dataset, metric, "real") and protocol in (key[3], DIRECT) for key in means.index]]
-        if method not in ANCHORS and mean > real.max():  # false without any
+    for (dataset, metric, protocol, method, epsilon, _), mean in means.items():
+        levels = [v for key, v in real.items() if key[:2] == (dataset, metric) and protocol in (key[2], DIRECT)]
+        if method not in ANCHORS and levels and mean > max(levels):
             found.setdefault((dataset, metric), []).append((method, epsilon))
     return found
 
@@ -223,7 +223,7 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
     """Each method as people read it: anchors, classifiers and methods with public data say what they are."""
     classifiers = dict.fromkeys(metrics.loc[metrics["protocol"] == DIRECT, "method"], " (classifier)")
-    anchors = ANCHOR_LABELS | ({"real": NO_CEILING} if above_ceiling(metrics) else {})
+    anchors = ANCHOR_LABELS | ({"real": "real (training images)"} if above_ceiling(metrics) else {})
     public = public_marks(metrics)
     return {
         method: anchors.get(method, method) + classifiers.get(method, "") + public.get(method, "")
@@ -258,7 +258,6 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
 
 # --- results --------------------------------------------------------------------------------------------------
 
-_STATS = ("mean", "std", "n")
 NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high precision; the others are checks
 FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
@@ -285,7 +284,8 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     rows["protocol"] = [protocols[place] for place in places]
     found = {c: [known.get((*c.key, *place), Summary()) for place in places] for c in columns}
     names = {c: "_".join(filter(None, c.key)) for c in columns}
-    numbers = {f"{names[c]}_{stat}": [getattr(s, stat) for s in found[c]] for c in columns for stat in _STATS}
+    stats = ("mean", "std", "n")
+    numbers = {f"{names[c]}_{stat}": [getattr(s, stat) for s in found[c]] for c in columns for stat in stats}
     texts = {c.header: [cell_text(s, c.decimals) for s in found[c]] for c in columns}
     shown = rows.assign(
         epsilon=rows["epsilon"].map(epsilon_label),
