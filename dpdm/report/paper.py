@@ -115,7 +115,7 @@ def paper_table(
             [cells for _, cells in printed], columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]
         ),
         frozenset(["ε", *headers]),
-        groups=tables.group_numbers(row[:3] for row in rows),
+        groups=[row[:3] for row in rows],
         notes=tuple(_notes(number, study, metrics, source, chosen, [one for *_, one in found])),
         runs={(i, _HEADERS[name][0]): one.runs[:3] for i, name, one in found},
         not_in_tex=(*(_HEADERS[name][2] for name in shown), "Status"),

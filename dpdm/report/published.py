@@ -14,7 +14,7 @@ from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.params import Count
 from dpdm.report.selection import check_entries
-from dpdm.report.tables import MISSING, Table, epsilon_label, group_numbers
+from dpdm.report.tables import MISSING, Table, epsilon_label
 from dpdm.specs import epsilon_text
 
 # What is known about the epsilon that a paper states; the report prints these meanings.
@@ -207,7 +207,7 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
     }).drop(columns=[] if len(others.columns) else _OTHER_TITLE)  # fmt: skip
     data = pd.concat([rows, values["value"][metrics]], axis=1)
     data.insert(0, "dataset", dataset)
-    return Table(data, cells, frozenset(["ε", *titles.values(), _OTHER_TITLE]), groups=group_numbers(rows["epsilon"]))
+    return Table(data, cells, frozenset(["ε", *titles.values(), _OTHER_TITLE]), groups=list(rows["epsilon"]))
 
 
 def best_table(published: pd.DataFrame) -> Table:
@@ -229,7 +229,7 @@ def best_table(published: pd.DataFrame) -> Table:
         "Privacy status": best["privacy_status"], "Source": best["source"],
     })  # fmt: skip
     keys = ["dataset", "epsilon", "protocol", "method", "metric", "classifier", "value", "privacy_status", "source"]
-    groups = group_numbers(best["dataset"] + best["epsilon"])
+    groups = list(best["dataset"] + best["epsilon"])
     return Table(best[keys], cells, frozenset(["ε", "Best accuracy %"]), groups=groups)
 
 

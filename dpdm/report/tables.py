@@ -6,7 +6,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ class Table:
         cells: text; its column names are the printed headers.
         flush_right: headers of columns that hold numbers.
         bold: (row, header) of the best private values.
-        groups: one number per row; a rule is drawn where it changes.
+        groups: one value per row; a rule is drawn where it changes.
         notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
         runs: by row and header, dataset, method and epsilon text of the runs behind that cell.
         not_in_tex: headers of columns for which a printed page is too narrow; the other formats have them.
@@ -73,7 +73,7 @@ class Table:
     cells: pd.DataFrame
     flush_right: frozenset[str] = frozenset()
     bold: frozenset[tuple[int, str]] = frozenset()
-    groups: tuple[int, ...] = ()
+    groups: Sequence[Any] = ()
     notes: tuple[str, ...] = ()
     runs: Mapping[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
     not_in_tex: tuple[str, ...] = ()
@@ -298,7 +298,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         shown.rename(columns=str.capitalize).rename(columns={"Epsilon": "ε"}).assign(**texts),
         frozenset([*texts, "ε"]),
         frozenset() if "source" in keys else _best(metrics, rows, found),
-        group_numbers(zip(rows["dataset"], rows["epsilon"], rows["method"].where(apart, ""), strict=True)),
+        list(zip(rows["dataset"], rows["epsilon"], rows["method"].where(apart, ""), strict=True)),
         runs={(i, "Method"): (dataset, method, epsilon) for i, (dataset, epsilon, method, *_) in enumerate(places)},
         not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall", "nearest_ratio")),
     )
@@ -434,7 +434,7 @@ def audit_table(audits: pd.DataFrame) -> Table:
         "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
-    groups = group_numbers(place[:2] for place in places)
+    groups = [place[:2] for place in places]
     divided = audits[list(SHARES)].notna().any(axis=None)
     notes = ("In parentheses: what part of the budget a mechanism has, by RDP / PRV.",) * bool(divided)
     runs = {(i, "Method"): place for i, place in enumerate(places)}
@@ -502,12 +502,7 @@ def resource_table(jobs: pd.DataFrame) -> Table:
         **{title: values.map("{:,.1f}".format) for title, values in times.items()},
         "Peak memory MB": data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING),
     })  # fmt: skip
-    return Table(data, cells, frozenset(cells.columns[2:]), groups=group_numbers(data["rule"] == "total"))
-
-
-def group_numbers(keys: Iterable[Any]) -> tuple[int, ...]:
-    """0, 0, 1, ...: a new number where the key differs from the one before."""
-    return tuple(k for k, (_, same) in enumerate(itertools.groupby(keys)) for _ in same)
+    return Table(data, cells, frozenset(cells.columns[2:]), groups=list(data["rule"] == "total"))
 
 
 # --- files ----------------------------------------------------------------------------------------------------
