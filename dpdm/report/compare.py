@@ -56,7 +56,7 @@ def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
             raise UserError(f"{file} has no rows; `dpdm run STUDY tables` makes it again")
         for dataset in frames[-1]["dataset"].unique():
             facts = Path(Layout.of(folder).data(dataset, "dataset.json"))
-            ours = artifacts.read_json(facts, ("sha256",))["sha256"] if facts.is_file() else None
+            ours = facts.is_file() and artifacts.read_json(facts, ("sha256",))["sha256"]
             other, theirs = images.setdefault(dataset, (folder, ours)) if ours else (folder, ours)
             if theirs != ours:
                 raise UserError(
@@ -64,8 +64,7 @@ def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
                     "data set"
                 )
     metrics = pd.concat(frames, ignore_index=True)
-    commit = metrics["commit"].str.replace("^([^-]{,7})[^-]*", r"\1", regex=True)
-    metrics["source"] = metrics["study"] + " @ " + commit
+    metrics["source"] = metrics["study"] + " @ " + metrics["commit"].str.replace("^([^-]{,7})[^-]*", r"\1", regex=True)
     twice = metrics.groupby("source")["folder"].transform("nunique") > 1
     metrics.loc[twice, "source"] += ", " + metrics["folder"]
     return metrics
@@ -75,33 +74,29 @@ def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list
     """The metrics without those whose extractors, or numbers of images, differ between folders; and a note on each."""
     facts = {folder: _extractors(folder) for folder in metrics["folder"].unique()}
     keep, notes = pd.Series(True, metrics.index), []
-    measured = metrics[metrics["extractor"] != ""]
-    for (dataset, extractor), rows in measured.groupby(["dataset", "extractor"], sort=False):
+    for place, rows in metrics[metrics["extractor"] != ""].groupby(["dataset", "extractor"], sort=False):
         counts = rows.loc[rows["method"] != ANCHORS[0], "num_synthetic"].unique()
-        place, used = (dataset, extractor), rows["folder"].unique()
-        kinds = {folder: facts[folder].get(place, {f"unknown, of {folder}"}) for folder in used}
-        several = len(kinds) > 1 and len(set().union(*kinds.values())) > 1
-        if several or len(counts) > 1:
-            keep[rows.index] = False
-            names = (name.upper() if name in ("fd", "kid", "fid") else name for name in rows["metric"].unique())
-            why = (
-                f"nothing says that the extractor {extractor} is the same in {' and '.join(kinds)}"
-                if several
-                else f"they rest on different numbers of images ({', '.join(f'{n:,}' for n in sorted(counts))})"
-            )
-            notes.append(f"Left out on {dataset}: {', '.join(names)}, since {why}.")
+        kinds = {folder: facts[folder].get(place, {f"unknown, of {folder}"}) for folder in rows["folder"].unique()}
+        if len(kinds) > 1 and len(set().union(*kinds.values())) > 1:
+            why = f"nothing says that the extractor {place[1]} is the same in {' and '.join(kinds)}"
+        elif len(counts) > 1:
+            why = f"they rest on different numbers of images ({', '.join(f'{n:,}' for n in sorted(counts))})"
+        else:
+            continue
+        keep[rows.index] = False
+        names = (name.upper() if name in ("fd", "kid", "fid") else name for name in rows["metric"].unique())
+        notes.append(f"Left out on {place[0]}: {', '.join(names)}, since {why}.")
     return metrics[keep], notes
 
 
 def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
     """By data set and extractor, what the score files below a folder say of it."""
     found: dict[tuple[str, str], set[str]] = {}
-    for name in ("fidelity.json", "inception.json"):
-        for path in sorted(Path(folder).rglob(name)):
-            content = artifacts.read_json(path, ("coordinates", "metrics"))
-            for extractor in {row.get("extractor", "") for row in content["metrics"]} & content.keys():
-                place = content["coordinates"].get("dataset", ""), extractor
-                found.setdefault(place, set()).add(json.dumps(content[extractor], sort_keys=True))
+    for path in sorted(p for name in ("fidelity.json", "inception.json") for p in Path(folder).rglob(name)):
+        content = artifacts.read_json(path, ("coordinates", "metrics"))
+        for extractor in {row.get("extractor", "") for row in content["metrics"]} & content.keys():
+            place = content["coordinates"].get("dataset", ""), extractor
+            found.setdefault(place, set()).add(json.dumps(content[extractor], sort_keys=True))
     return found
 
 

@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from dpdm.config import DIRECT, PAPER_SCALE, Study
@@ -13,7 +11,7 @@ from dpdm.errors import UserError
 from dpdm.report import tables
 from dpdm.report.published import PAPER, datasets_by_published_name, epsilons_run
 from dpdm.report.selection import PAPER_TABLES, sampler_of, table_runs
-from dpdm.report.tables import MISSING, MetricColumn, Summary, Table
+from dpdm.report.tables import MISSING, Summary, Table
 from dpdm.specs import epsilon_text
 
 NOT_RUN = "not run"
@@ -26,15 +24,18 @@ _SYNTHETIC_IMAGES = 60_000
 _TRAINING_IMAGES = {"mnist": 60_000, "fashion_mnist": 60_000, "celeba": 162_770}
 
 # `fid` means Inception features: a distance by another extractor is called fd and has no column here.
-_METRICS = {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}
+_HEADERS = {
+    metric: (f"{title} {'↓' if metric == 'fid' else '↑'}", f"{title}, paper", f"{title}, difference")
+    for metric, title in {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}.items()
+}
 
 
 class _Runs(NamedTuple):
     """One method of the study in one cell of its grid: as many runs as there are seeds."""
 
     dataset: str  # as in the study
-    epsilon: str
     method: str
+    epsilon: str
     sampler: str  # "" for a classifier
 
 
@@ -42,14 +43,13 @@ class _Ours(NamedTuple):
     """What we have for one cell."""
 
     found: Summary = Summary()
-    method: str = ""
+    runs: _Runs | None = None
     departures: tuple[str, ...] = ()  # how it differs from the paper's, in words
     no_value: bool = False  # it was run, but the metric has no value, as an accuracy without labels
     same_protocol: bool = False  # accuracies: the paper's classifiers; FID: as many images
 
 
-@dataclass
-class _Row:
+class _Row(NamedTuple):
     """One published row, or one of ours that the paper does not have."""
 
     dataset: str
@@ -58,8 +58,8 @@ class _Row:
     method: str = ""
     variant: str = ""
     delta: str = ""
-    lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by metric, of published.csv
-    runs: list[_Runs] = field(default_factory=list)
+    lines: Mapping[str, Mapping[str, Any]] = {}  # by metric, of published.csv
+    runs: Sequence[_Runs] = ()
 
 
 def paper_table(
@@ -84,151 +84,124 @@ def paper_table(
         raise UserError(
             f"the paper has no table {number} among the published numbers; choose one of 1 to {len(PAPER_TABLES)}"
         )
-    places = list(zip(chosen["dataset"], chosen["resolution"], strict=True))
+    shown = [name for name in _HEADERS if name in set(chosen["metric"])]
+    headers = [header for name in shown for header in _HEADERS[name]]
+    sides = chosen.groupby("dataset")["resolution"].nunique()
+    places, own = list(zip(chosen["dataset"], chosen["resolution"], strict=True)), datasets_by_published_name(study)
     named = table_runs(study, f"table_{number}", set(places))
-    if shared := set(datasets_by_published_name(study)) & set(places):
-        chosen = chosen[[place in shared for place in places]]
+    chosen = chosen.assign(here=[own.get(place, "") for place in places])  # the data set of the study
+    if chosen["here"].any():
+        chosen = chosen[chosen["here"] != ""]
     source = ", ".join(dict.fromkeys(chosen["source"]))
-    shown = [name for name in _METRICS if name in set(chosen["metric"])]
-    chosen = _of_part(study, chosen)
-    keys = pd.Series(zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True), metrics.index, object)
-    metrics = metrics[keys.isin(named)]  # so that the notes do not depend on what else was run
-    columns: dict[str, MetricColumn] = {}
-    for column in tables.metric_columns(metrics):
-        columns.setdefault(column.metric, column)  # of FID's two the training set's, which comes first
-    rows, known = _rows(number, study, chosen, named), tables.summaries(metrics, *_Runs._fields)
-    ours = [
-        {name: _ours(number, row, columns.get(name), study, known, metrics, audits) for name in shown} for row in rows
-    ]
-    sides = pd.DataFrame(places, columns=["dataset", "side"]).groupby("dataset")["side"].unique().to_dict()
-    headers = [header for name in shown for header in _headers(name)]
-    departed = tables.departure_marks(metrics, "dataset", "method", "epsilon", "sampler")
-    printed = [
-        _printed(row, mine, study, sides.get(row.dataset, ()), departed) for row, mine in zip(rows, ours, strict=True)
-    ]
+    if study.part():  # at its epsilons on the data set, or at any, where it has none of the paper's
+        run, keys = epsilons_run(study), zip(chosen["here"], chosen["epsilon"], strict=True)
+        anywhere = set().union(*run.values())
+        chosen = chosen[[float(epsilon) in run.get(here, anywhere) for here, epsilon in keys]]
+    keys = zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True)
+    metrics = metrics.loc[[key in named for key in keys]]  # so that the notes do not depend on what else was run
+    # of FID's two columns the training set's, which comes first
+    columns = {column.metric: column for column in reversed(tables.metric_columns(metrics))}
+    known, groups = tables.summaries(metrics, *_Runs._fields), metrics.groupby(["metric", *_Runs._fields])
+    sizes = audits.groupby(list(_Runs._fields[:3]))["n"].unique().to_dict()
+    cells = {key: (mine, known.get((*columns[key[0]].key, *key[1:])), sizes.get(key[1:4], ())) for key, mine in groups}
+    rows = _rows(number, study, chosen, named)
+    ours = [{name: _ours(number, row, name, study, cells) for name in shown} for row in rows]
+    departed = tables.departure_marks(metrics, *_Runs._fields)
+    printed = [_printed(*one, study, sides, departed) for one in zip(rows, ours, strict=True)]
+    found = [(i, name, one) for i, mine in enumerate(ours) for name, one in mine.items() if one.runs]
     return Table(
         pd.DataFrame([data for data, _ in printed]).astype({"resolution": "Int64"} if rows else {}),
         pd.DataFrame(
             [cells for _, cells in printed], columns=["Dataset", "ε", "Method", "Variant", "Ours", *headers, "Status"]
         ),
         frozenset(["ε", *headers]),
-        groups=tables.group_numbers((row.dataset, row.resolution, row.epsilon) for row in rows),
-        notes=tuple(_notes(number, study, metrics, source, chosen, [one for mine in ours for one in mine.values()])),
-        runs={
-            (i, _headers(name)[0]): (rows[i].runs[0].dataset, one.method, rows[i].epsilon)
-            for i, mine in enumerate(ours)
-            for name, one in mine.items()
-            if one.found.n
-        },
-        not_in_tex=(*(_headers(name)[2] for name in shown), "Status"),
+        groups=[row[:3] for row in rows],
+        notes=tuple(_notes(number, study, metrics, source, chosen, [one for *_, one in found])),
+        runs={(i, _HEADERS[name][0]): one.runs[:3] for i, name, one in found},
+        not_in_tex=(*(_HEADERS[name][2] for name in shown), "Status"),
     )
-
-
-def _of_part(study: Study, chosen: pd.DataFrame) -> pd.DataFrame:
-    """For a part of a study, the published rows at its epsilons on their data set, or on any if it lacks theirs."""
-    if not study.part():
-        return chosen
-    names, run = datasets_by_published_name(study), epsilons_run(study)
-    anywhere = set().union(*run.values())
-    places = zip(chosen["dataset"], chosen["resolution"], chosen["epsilon"], strict=True)
-    return chosen[[float(e) in run.get(names.get((dataset, side), ""), anywhere) for dataset, side, e in places]]
 
 
 def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple[str, str, str]]) -> list[_Row]:
     """Published rows with the runs that match them, then those of `named` that match none, by data set and epsilon."""
-    own = datasets_by_published_name(study)
-    mapped: dict[tuple[str, str, str, str], list[_Runs]] = {}  # by data set, epsilon, published method and variant
-    for entry in study.tables.get(f"table_{number}", ()):
-        for dataset in study.datasets_of(entry.method):
-            for epsilon in map(epsilon_text, study.epsilons_of(dataset, entry.method)):
-                runs = _Runs(dataset, epsilon, entry.method, sampler_of(study, entry) or "")
-                mapped.setdefault((dataset, epsilon, entry.published, entry.variant), []).append(runs)
-    keys = ["dataset", "resolution", "epsilon", "method", "variant", "delta"]
-    rows = []
-    for key, lines in chosen.groupby(keys, sort=False):
+    rows, keys = [], ["here", "dataset", "resolution", "epsilon", "method", "variant", "delta"]
+    for (here, *key), lines in chosen.groupby(keys, sort=False):
         row = _Row(*key, lines={line["metric"]: line for line in lines.to_dict("records")})
-        dataset = own.get((row.dataset, row.resolution), "")
-        row.runs = mapped.get((dataset, row.epsilon, row.method, row.variant), [])
-        rows.append(row)
-    used = {runs for row in rows for runs in row.runs}
-    names = {dataset: place for place, dataset in own.items()}
-    has = {run.place[:3] for run in study.runs()}
+        runs = [
+            _Runs(here, entry.method, row.epsilon, sampler_of(study, entry) or "")
+            for entry in study.tables.get(f"table_{number}", ())
+            if (entry.published, entry.variant) == (row.method, row.variant)
+            and here in study.datasets_of(entry.method)
+            and float(row.epsilon) in study.epsilons_of(here, entry.method)
+        ]
+        rows.append(row._replace(runs=runs))
+    used, has = {runs for row in rows for runs in row.runs}, {run.place[:3] for run in study.runs()}
+    names = {dataset: place for place, dataset in datasets_by_published_name(study).items()}
     for dataset, method, sampler in named:
         for epsilon in map(epsilon_text, study.epsilons_of(dataset, method)):
-            runs = _Runs(dataset, epsilon, method, sampler)
-            if runs not in used and (dataset, method, epsilon) in has:
-                rows.append(_Row(*names.get(dataset, (dataset, None)), runs.epsilon, runs=[runs]))
-    order = list(dict.fromkeys((row.dataset, row.resolution) for row in rows))
-    return sorted(rows, key=lambda row: (order.index((row.dataset, row.resolution)), float(row.epsilon)))  # stable
+            runs = _Runs(dataset, method, epsilon, sampler)
+            if runs not in used and runs[:3] in has:
+                rows.append(_Row(*names.get(dataset, (dataset, None)), epsilon, runs=[runs]))
+    order = list(dict.fromkeys(row[:2] for row in rows))
+    return sorted(rows, key=lambda row: (order.index(row[:2]), float(row.epsilon)))  # stable
 
 
-def _ours(
-    number: int,
-    row: _Row,
-    column: MetricColumn | None,
-    study: Study,
-    known: Mapping[tuple[str, ...], Summary],
-    metrics: pd.DataFrame,
-    audits: pd.DataFrame,
-) -> _Ours:
-    """The runs of a row that have this metric: of classifiers, which share a row, at most one."""
-    found: list[_Ours] = []
-    no_value = False
-    for runs in row.runs if column else ():
-        mine = _of(metrics[metrics["metric"] == column.metric], runs)
-        if summary := known.get((*column.key, *runs)):
-            facts = _departures(row, runs, mine, _of(audits, runs[:-1])["n"], study)
-            same = not _other_protocols(mine)
-            if column.metric == "fid":
-                same = set(mine["num_synthetic"]) == {_SYNTHETIC_IMAGES}
-            found.append(_Ours(summary, runs.method, tuple(facts), same_protocol=same))
-        no_value |= summary is None and len(mine) > 0
+def _ours(number: int, row: _Row, metric: str, study: Study, cells: Mapping[tuple[str, ...], tuple]) -> _Ours:
+    """The runs of a row that have this metric: of classifiers, which share a row, at most one.
+
+    `cells`: by metric and runs their rows, the summary (None without a value), and the sizes of their training sets.
+    """
+    there = {runs: cells[metric, *runs] for runs in row.runs if (metric, *runs) in cells}
+    found = []
+    for runs, (mine, summary, sizes) in there.items():
+        if summary:
+            images = set(mine["num_synthetic"]) == {_SYNTHETIC_IMAGES}
+            same = images if metric == "fid" else not _other_protocols(mine)
+            facts = _departures(row, runs, mine, sizes, study)
+            found.append(_Ours(summary, runs, tuple(facts), same_protocol=same))
     if len(found) > 1:
         raise UserError(
-            f"tables.table_{number}: {found[0].method} and {found[1].method} both have {column.metric} for the "
+            f"tables.table_{number}: {found[0].runs.method} and {found[1].runs.method} both have {metric} for the "
             f"published row {row.method} on {row.dataset}; map one of them"
         )
-    return found[0] if found else _Ours(no_value=no_value)
+    return found[0] if found else _Ours(no_value=bool(there))
 
 
 def _printed(
-    row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Sequence[int], departed: Mapping[Any, str]
+    row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Mapping[str, int], departed: Mapping[Any, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The row as numbers and as text; `sides`: of the images that the paper has of a data set of this name."""
-    dataset = row.dataset
-    if row.resolution is None and len(sides):
+    """The row as numbers and as text; `sides`: in how many sizes the paper has a data set of this name."""
+    dataset, several = row.dataset, sides.get(row.dataset, 0)
+    if row.resolution is None and several:
         dataset += " (own)"  # another data set with a name of the paper's
-    elif row.resolution is not None and len(sides) > 1:
+    elif several > 1:
         dataset += f" {row.resolution}x{row.resolution}"
-    several = {runs.method for runs in row.runs if len(study.methods[runs.method].samplers) > 1}
     names = [
-        (f"{runs.method}, {runs.sampler}" if runs.method in several else runs.method)
-        + departed.get((runs.dataset, runs.method, runs.epsilon, runs.sampler), "")
+        runs.method + f", {runs.sampler}" * (len(study.methods[runs.method].samplers) > 1) + departed.get(runs, "")
         for runs in row.runs
     ]
     status = ", ".join(dict.fromkeys(line["status"] for line in row.lines.values()))
     # a classifier has one accuracy and no other number; it shares a published row with others
-    one = not row.method and study.is_classifier(row.runs[0].method) and any(ours.found.n for ours in mine.values())
+    one = not row.method and study.is_classifier(row.runs[0].method) and any(ours.runs for ours in mine.values())
     numbers: dict[str, Any] = {}
     texts: dict[str, str] = {}
-    for metric, (found, _, departures, no_value, same_protocol) in mine.items():
+    for metric, (found, runs, departures, no_value, same_protocol) in mine.items():
         line = row.lines.get(metric, {"value": math.nan, "status": "", "quoted": MISSING})
-        shown, difference = MISSING if one or no_value else NOT_RUN, MISSING
-        if found.n:
+        shown = MISSING if one or no_value else NOT_RUN
+        if runs:
             shown = tables.cell_text(found, None if metric == "fid" else 1) + f" {MARK}" * bool(departures)
-        if same_protocol and metric in row.lines:
-            decimals = len(line["quoted"].partition(".")[2])
-            difference = f"{tables.rounded(found.mean - line['value'], decimals):+.{decimals}f}"
-        texts |= zip(_headers(metric), (shown, line["quoted"], difference), strict=True)
+        gap = found.mean - line["value"] if same_protocol else math.nan
+        decimals = len(line["quoted"].partition(".")[2])
+        difference = MISSING if math.isnan(gap) else f"{tables.rounded(gap, decimals):+.{decimals}f}"
+        texts |= zip(_HEADERS[metric], (shown, line["quoted"], difference), strict=True)
         numbers |= {
             f"{metric}_mean": found.mean, f"{metric}_std": found.std, f"{metric}_n": found.n,
-            f"{metric}_published": line["value"],
-            f"{metric}_difference": found.mean - line["value"] if same_protocol else math.nan,
-            f"{metric}_status": line["status"] if found.n else NO_VALUE if no_value else NOT_RUN,
+            f"{metric}_published": line["value"], f"{metric}_difference": gap,
+            f"{metric}_status": line["status"] if runs else NO_VALUE if no_value else NOT_RUN,
         }  # fmt: skip
+    names_in_csv = ("dataset", "resolution", "epsilon", "published_method", "variant", "published_delta")
     data = {
-        "dataset": row.dataset, "resolution": row.resolution, "epsilon": row.epsilon, "published_method": row.method,
-        "variant": row.variant, "published_delta": row.delta, "published_status": status,
+        **dict(zip(names_in_csv, row, strict=False)), "published_status": status,
         "method": "; ".join(dict.fromkeys(runs.method for runs in row.runs)),
         "sampler": "; ".join(dict.fromkeys(runs.sampler for runs in row.runs if runs.sampler)),
         **numbers, "departures": "; ".join(dict.fromkeys(fact for ours in mine.values() for fact in ours.departures)),
@@ -240,12 +213,7 @@ def _printed(
     return data, cells
 
 
-def _headers(metric: str) -> tuple[str, str, str]:
-    title = _METRICS[metric]
-    return f"{title} {'↓' if metric == 'fid' else '↑'}", f"{title}, paper", f"{title}, difference"
-
-
-def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, study: Study) -> Iterator[str]:
+def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: Sequence[int], study: Study) -> Iterator[str]:
     """How runs differ from the paper's, or may; `mine`: their rows of a metric, `sizes`: of their training sets."""
     method = study.methods[runs.method]
     published = math.nan if "/" in row.delta else float(row.delta or "nan")
@@ -263,7 +231,7 @@ def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, st
     for delta in mine["delta"].dropna().unique():
         if row.delta and not math.isclose(delta, published, rel_tol=1e-6):
             yield f"delta {delta:.2g} instead of {row.delta}"
-    yield from (f"{n:,} training images instead of {expected:,}" for n in sizes.unique() if expected not in (None, n))
+    yield from (f"{n:,} training images instead of {expected:,}" for n in sizes if expected not in (None, n))
     for part in method.unverified:
         if part.when.matches(runs.dataset, float(runs.epsilon)) and runs.sampler in (part.samplers or (runs.sampler,)):
             yield f"not verified: {part.what}"
@@ -272,12 +240,6 @@ def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: pd.Series, st
 def _other_protocols(frame: pd.DataFrame) -> list[str]:
     """The protocols of classifiers that are not the paper's."""
     return [name for name in frame["protocol"].unique() if name not in ("", DIRECT, PAPER)]
-
-
-def _of(frame: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
-    """The rows of these runs; without their last part, of all samplers."""
-    named = zip(_Runs._fields, runs, strict=False)
-    return frame[np.logical_and.reduce([frame[name] == value for name, value in named])]
 
 
 def _notes(
@@ -293,9 +255,11 @@ def _notes(
             "{method: NAME, sampler: NAME, published: NAME, variant: TEXT} with a row of "
             "results/published/published.csv."
         )
-    for method in dict.fromkeys(one.method for one in ours if one.departures):
-        departures = dict.fromkeys(part for one in ours if one.method == method for part in one.departures)
-        yield f"{MARK} {method}: {'; '.join(departures)}."
+    told: dict[str, dict[str, None]] = {}
+    for one in ours:
+        if one.departures:
+            told.setdefault(one.runs.method, {}).update(dict.fromkeys(one.departures))
+    yield from (f"{MARK} {method}: {'; '.join(departures)}." for method, departures in told.items())
     if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
         yield f"What protocol {', '.join(protocols)} reaches on the real images is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])

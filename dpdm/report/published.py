@@ -2,12 +2,11 @@
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from dpdm import artifacts
 from dpdm.config import Study
@@ -15,7 +14,7 @@ from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.params import Count
 from dpdm.report.selection import check_entries
-from dpdm.report.tables import MISSING, Table, epsilon_label, group_numbers
+from dpdm.report.tables import MISSING, Table, epsilon_label
 from dpdm.specs import epsilon_text
 
 # What is known about the epsilon that a paper states; the report prints these meanings.
@@ -35,8 +34,6 @@ _OTHER = {"acc_cnn (its own cnn)": "own CNN", "acc_mean": "best of 3", "acc_best
           "fid_in_training": "FID in training"}  # fmt: skip
 _OTHER_TITLE = "Measured otherwise"
 PAPER = "paper"  # the protocol of the DPDM paper's own tables
-# The variant of this metric's rows says how a classifier was chosen, not what was run.
-_VARIANT_IS_PROTOCOL = "acc_mean"
 
 
 def _stripped(text: str) -> str:
@@ -61,11 +58,7 @@ _Any = Annotated[str, AfterValidator(_stripped)]
 _Text = Annotated[_Any, Field(min_length=1)]
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _Number(_Line):
+class _Number(BaseModel):
     source: _Text
     protocol: _Text
     table: _Any
@@ -80,7 +73,7 @@ class _Number(_Line):
     status: Literal["first-hand", "secondary"]
 
 
-class _Status(_Line):
+class _Status(BaseModel):
     method: _Text
     protocol: _Text
     privacy_status: Literal[tuple(PRIVACY_STATUS)]
@@ -88,14 +81,13 @@ class _Status(_Line):
     public_data: Literal["yes", "no"]  # whether it uses public images, or a network trained on some
 
 
-def _read(path: str | Path, kind: type[_Line]) -> pd.DataFrame:
+def _read(path: str | Path, kind: type[BaseModel]) -> pd.DataFrame:
     """The lines after the header, every field checked; and `place`, the file and line, and `quoted`, a value's text."""
     columns = list(kind.model_fields)
     try:
         reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(), newline=""), strict=True)
-        if list(reader.fieldnames or []) != columns:
-            found = ", ".join(reader.fieldnames or [])
-            raise UserError(f"{path}: the columns must be {', '.join(columns)}; found {found}")
+        if (found := list(reader.fieldnames or [])) != columns:
+            raise UserError(f"{path}: the columns must be {', '.join(columns)}; found {', '.join(found)}")
         rows = []
         for row in reader:
             place = f"{path}, line {reader.line_num}"
@@ -131,8 +123,7 @@ def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
         again = frame[frame["place"] != frame["first"]]
         _refuse(again, "{method} of {protocol} has the same in {first}; delete one")
     text = "{numbers} holds no number of {method} of {protocol}; write both names as they are there, or delete the line"
-    used = known.merge(numbers[key].drop_duplicates(), on=key)
-    _refuse(known[~known["place"].isin(used["place"])], text, numbers=str(path))
+    _refuse(known[~known["place"].isin(known.merge(numbers, on=key)["place_x"])], text, numbers=str(path))
     joined = numbers.merge(known.drop(columns=["place", "first"]), on=key, how="left")
     text = "{statuses} lacks {method} of {protocol}; add a line with its privacy status ({choices})"
     facts = {"statuses": str(status_path), "choices": ", ".join(PRIVACY_STATUS)}
@@ -142,10 +133,9 @@ def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
 
 def epsilons_run(study: Study) -> dict[str, set[float]]:
     """The epsilons of the runs on each data set; a part of a study may have fewer epsilons and data sets."""
-    found: dict[str, set[float]] = {}
-    for run in study.runs():
-        found.setdefault(run.dataset, set()).add(run.epsilon)
-    return found
+    runs = study.runs()
+    names = dict.fromkeys(run.dataset for run in runs)
+    return {name: {run.epsilon for run in runs if run.dataset == name} for name in names}
 
 
 def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
@@ -175,21 +165,17 @@ def check_tables(study: Study, path: str | Path) -> None:
     check_entries(study)
     if study.tables:
         datasets_by_published_name(study)
-    rows = _read(path, _Number)
+    rows = _read(path, _Number).query("protocol == @PAPER")
     for table, entries in study.tables.items():
-        own = rows[(rows["protocol"] == PAPER) & ("table_" + rows["table"] == table)]
-        known = own.groupby("method", sort=False)["variant"].unique()
+        known = rows["table_" + rows["table"] == table].groupby("method", sort=False)["variant"].unique()
         for number, entry in enumerate(entries):
-            place, variants = f"tables.{table}[{number}]", known.get(entry.published)
-            if variants is None:
-                hint = nearest(entry.published, list(known.index))
-                raise UserError(f"{place}.published: {table} has no row {entry.published!r}; {hint}")
-            if entry.variant not in variants:
-                named = list(filter(None, variants))
-                hint = nearest(entry.variant, named) if named else "leave the key out"
-                raise UserError(
-                    f"{place}.variant: {entry.published} has no variant {entry.variant!r} in {table}; {hint}"
-                )
+            place, name, variant = f"tables.{table}[{number}]", entry.published, entry.variant
+            if name not in known:
+                raise UserError(f"{place}.published: {table} has no row {name!r}; {nearest(name, known.index)}")
+            if variant not in known[name]:
+                named = list(filter(None, known[name]))
+                hint = nearest(variant, named) if named else "leave the key out"
+                raise UserError(f"{place}.variant: {name} has no variant {variant!r} in {table}; {hint}")
 
 
 def published_table(published: pd.DataFrame, dataset: str) -> Table:
@@ -199,32 +185,29 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
     """
     keys = ["epsilon", "method", "protocol", "variant", "resolution", "delta", "source", "status", "privacy_status"]
     chosen = published[published["dataset"] == dataset]
-    chosen = chosen.assign(variant=chosen["variant"].mask(chosen["metric"] == _VARIANT_IS_PROTOCOL, ""))
-    groups = list(chosen.groupby(keys, sort=False))
-    groups.sort(key=lambda item: float(item[0][0]))  # stable: the order of the file within an epsilon
+    # the variant of this metric's rows says how a classifier was chosen, not what was run
+    chosen = chosen.assign(variant=chosen["variant"].mask(chosen["metric"] == "acc_mean", ""))
+    chosen = chosen.sort_values("epsilon", key=lambda epsilons: epsilons.astype(float), kind="stable")
     metrics = [name for name in (*_COLUMNS, *_OTHER) if name in set(chosen["metric"])]
     titles = {name: f"{title} {'↓' if name == 'fid' else '↑'}" for name, title in _COLUMNS.items() if name in metrics}
-    others = [name for name in _OTHER if name in metrics]
-    data, cells = [], []
-    for key, lines in groups:
-        row, lines = dict(zip(keys, key, strict=True)), lines.set_index("metric")
-        values, quoted = lines["value"].to_dict(), lines["quoted"].to_dict()
-        data.append({"dataset": dataset, **row, **{name: values.get(name, math.nan) for name in metrics}})
-        cells.append(
-            {
-                "ε": epsilon_label(row["epsilon"]), "Method": row["method"],
-                "Protocol": row["protocol"].partition(" (")[0],  # in full in `privacy_table`
-                "Variant": row["variant"] or MISSING, "Size": str(row["resolution"]),
-                **{title: quoted.get(name, MISSING) for name, title in titles.items()},
-                _OTHER_TITLE: ", ".join(f"{quoted[n]} ({_OTHER[n]})" for n in others if n in quoted) or MISSING,
-                # without a finite epsilon there is no claim to judge
-                "Privacy status": MISSING if row["epsilon"] == "inf" else row["privacy_status"],
-                "δ": row["delta"] or MISSING, "Status": row["status"], "Source": row["source"],
-            }
-        )  # fmt: skip
-    shown = pd.DataFrame(cells).drop(columns=[] if others else _OTHER_TITLE)
-    right = frozenset(["ε", *titles.values(), _OTHER_TITLE])
-    return Table(pd.DataFrame(data), shown, right, groups=group_numbers(row["epsilon"] for row in data))
+    rows = chosen[keys].drop_duplicates(ignore_index=True)
+    values = chosen.groupby([*keys, "metric"])[["value", "quoted"]].last().unstack()
+    values = values.reindex(pd.MultiIndex.from_frame(rows)).reset_index(drop=True)
+    quoted = values["quoted"]
+    others = pd.DataFrame({n: quoted[n] + f" ({_OTHER[n]})" for n in _OTHER if n in metrics}, index=rows.index)
+    cells = pd.DataFrame({
+        "ε": rows["epsilon"].map(epsilon_label), "Method": rows["method"],
+        "Protocol": rows["protocol"].str.partition(" (")[0],  # in full in `privacy_table`
+        "Variant": rows["variant"].replace("", MISSING), "Size": rows["resolution"].astype(str),
+        **{title: quoted[name].fillna(MISSING) for name, title in titles.items()},
+        _OTHER_TITLE: [", ".join(filter(pd.notna, texts)) or MISSING for texts in others.to_numpy()],
+        # without a finite epsilon there is no claim to judge
+        "Privacy status": rows["privacy_status"].mask(rows["epsilon"] == "inf", MISSING),
+        "δ": rows["delta"].replace("", MISSING), "Status": rows["status"], "Source": rows["source"],
+    }).drop(columns=[] if len(others.columns) else _OTHER_TITLE)  # fmt: skip
+    data = pd.concat([rows, values["value"][metrics]], axis=1)
+    data.insert(0, "dataset", dataset)
+    return Table(data, cells, frozenset(["ε", *titles.values(), _OTHER_TITLE]), groups=list(rows["epsilon"]))
 
 
 def best_table(published: pd.DataFrame) -> Table:
@@ -246,7 +229,7 @@ def best_table(published: pd.DataFrame) -> Table:
         "Privacy status": best["privacy_status"], "Source": best["source"],
     })  # fmt: skip
     keys = ["dataset", "epsilon", "protocol", "method", "metric", "classifier", "value", "privacy_status", "source"]
-    groups = group_numbers(best["dataset"] + best["epsilon"])
+    groups = list(best["dataset"] + best["epsilon"])
     return Table(best[keys], cells, frozenset(["ε", "Best accuracy %"]), groups=groups)
 
 

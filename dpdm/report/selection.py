@@ -100,17 +100,14 @@ def score_files(study: Study) -> tuple[str, ...]:
 
 
 @functools.cache
-def _published_places(published: str) -> dict[str, set[tuple[str, int | None]]]:
-    """By table of the paper its data sets, with the sides of their images; nothing if the file cannot be read."""
-    places: dict[str, set[tuple[str, int | None]]] = {}
+def _published_places(published: str) -> set[tuple[str, str, int]]:
+    """The paper's tables, their data sets, and the sides of their images; nothing if the file cannot be read."""
     try:
         with open(published, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["protocol"] == "paper":
-                    places.setdefault(f"table_{row['table']}", set()).add((row["dataset"], int(row["resolution"])))
+            rows = [row for row in csv.DictReader(file) if row["protocol"] == "paper"]
+        return {(f"table_{row['table']}", row["dataset"], int(row["resolution"])) for row in rows}
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return {}
-    return places
+        return set()
 
 
 def table_files(
@@ -121,9 +118,9 @@ def table_files(
     A published.csv that cannot be read maps no data set here: `dpdm validate` names what is wrong with it.
     """
     runs = study.runs() if runs is None else runs
-    table = f"table_{number}"
-    shown = set(table_runs(study, table, _published_places(published).get(table, ()), runs))
-    found: dict[str, None] = {}
+    table, found = f"table_{number}", {}
+    places = {(dataset, side) for name, dataset, side in _published_places(published) if name == table}
+    shown = set(table_runs(study, table, places, runs))
     for run in runs:
         for sampler in study.samplers_of(run) or ("",):
             if (run.dataset, run.method, sampler) in shown:
@@ -150,40 +147,36 @@ def sweeps(study: Study) -> list[Sweep]:
     """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
     runs = study.runs()
     first = [run for run in runs if run.seed == runs[0].seed]
-    impls: dict[str, list[RunSpec]] = {}
-    methods: dict[str, list[RunSpec]] = {}
-    for run in first:
-        impls.setdefault(run.impl, []).append(run)
-        methods.setdefault(run.method, []).append(run)
-    found = [_sweep(study, some, of_samplers=False) for some in impls.values()]
-    of_samplers: dict[str, Sweep] = {}
-    for method, some in methods.items():  # runs at every start of Snakemake, so only where it can find something
-        if len(study.methods[method].samplers) > 1 and (sweep := _sweep(study, some, of_samplers=True)):
-            of_samplers.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
-    return [sweep for sweep in found if sweep] + list(of_samplers.values())
+    impls = dict.fromkeys(run.impl for run in first)
+    found = [_sweep(study, [run for run in first if run.impl == impl]) for impl in impls]
+    merged: dict[str, Sweep] = {}
+    for method in dict.fromkeys(run.method for run in first):
+        # runs at every start of Snakemake, so only where it can find something
+        some = [run for run in first if run.method == method and len(study.methods[method].samplers) > 1]
+        if sweep := _sweep(study, some, of_samplers=True):
+            merged.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
+    return [sweep for sweep in found if sweep] + list(merged.values())
 
 
-def _sweep(study: Study, runs: list[RunSpec], of_samplers: bool) -> Sweep | None:
+def _sweep(study: Study, runs: list[RunSpec], of_samplers: bool = False) -> Sweep | None:
     """The one key that differs between these runs' methods, or their samplers; None if it is not numeric."""
     recipes: dict[tuple[str, float], dict[tuple[str, str, str], dict[str, Any]]] = {}
     for run in runs:
         drawn = {name: study.sample(run, name).sampler_params for name in study.methods[run.method].samplers}
-        whole = _flat({"params": run.params, "samplers": drawn})
         for name in drawn or ("",):
+            recipe = {"params": drawn[name]} if of_samplers else {"params": run.params, "samplers": drawn}
             who = run.method if of_samplers else name, run.method, name
-            recipes.setdefault((run.dataset, run.epsilon), {})[who] = _flat(drawn[name]) if of_samplers else whole
-    keys, values = set(), {}
+            recipes.setdefault((run.dataset, run.epsilon), {})[who] = _flat(recipe)
+    values: dict[str, dict[tuple[str, float, str, str, str], Any]] = {}  # by key
     for place, some in recipes.items():
         for key in {key for recipe in some.values() for key in recipe}:
             if len({repr(recipe.get(key)) for recipe in some.values()}) > 1:  # repr, for 1 == True and 1 == 1.0
-                keys.add(key)
-                values |= {(*place, *who): recipe.get(key) for who, recipe in some.items()}
-    if len(keys) != 1 or not all(type(value) in (int, float) for value in values.values()):
+                values.setdefault(key, {}).update({(*place, *who): recipe.get(key) for who, recipe in some.items()})
+    if len(values) != 1:
         return None
-    key = keys.pop()
-    if not of_samplers and not key.startswith("params."):
-        return None
-    return Sweep(key if of_samplers else key.removeprefix("params."), values)
+    ((key, of_key),) = values.items()
+    numeric = all(type(value) in (int, float) for value in of_key.values())
+    return Sweep(key.removeprefix("params."), of_key) if numeric and key.startswith("params.") else None
 
 
 def has_rivals(study: Study) -> bool:

@@ -6,7 +6,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from dpdm.specs import epsilon_text
 
 MISSING = "–"  # noqa: RUF001
 ANCHOR_LABELS = {"real": "real (ceiling)", "label_only": "label_only (floor)"}
-NO_CEILING = "real (training images)"  # where a generator has a better accuracy
 
 # Title and decimals (None: about three digits) of metrics and, by "acc", of all accuracies, in reading order; any other
 # metric has its own name and follows.
@@ -37,7 +36,6 @@ _NAMES = {
     "inception": "Inception", "small_cnn": "small CNN", "efflite": "EfficientNet-Lite0",
     "logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN", "resnext": "ResNeXt",
 }  # fmt: skip
-_HEADERS = {"dataset": "Dataset", "epsilon": "ε", "method": "Method", "sampler": "Sampler", "source": "Source"}
 _ATTACKS = {
     "gaussian": "noise taken for Gaussian", "one_run": "one-run auditing", "clopper_pearson": "Clopper-Pearson",
 }  # fmt: skip
@@ -65,7 +63,7 @@ class Table:
         cells: text; its column names are the printed headers.
         flush_right: headers of columns that hold numbers.
         bold: (row, header) of the best private values.
-        groups: one number per row; a rule is drawn where it changes.
+        groups: one value per row; a rule is drawn where it changes.
         notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
         runs: by row and header, dataset, method and epsilon text of the runs behind that cell.
         not_in_tex: headers of columns for which a printed page is too narrow; the other formats have them.
@@ -75,14 +73,23 @@ class Table:
     cells: pd.DataFrame
     flush_right: frozenset[str] = frozenset()
     bold: frozenset[tuple[int, str]] = frozenset()
-    groups: tuple[int, ...] = ()
+    groups: Sequence[Any] = ()
     notes: tuple[str, ...] = ()
     runs: Mapping[tuple[int, str], tuple[str, str, str]] = field(default_factory=dict)
     not_in_tex: tuple[str, ...] = ()
 
-    def without(self, header: str) -> "Table":
-        """The same table printed without one column, as where a heading names the dataset already."""
-        return replace(self, cells=self.cells.drop(columns=header))
+    def without(self, *headers: str) -> "Table":
+        """The same table printed without some columns, as where a heading names the dataset already."""
+        return replace(self, cells=self.cells.drop(columns=list(headers)))
+
+    def marked(self, escape: Callable[[str], str], bold: str) -> "Table":
+        """The same table with its texts escaped, and the bold ones put into `bold`, a pattern with %s."""
+        cells = self.cells.map(escape)
+        for i, name in self.bold:
+            if name in cells:
+                place = i, cells.columns.get_loc(name)
+                cells.iloc[place] = bold % cells.iloc[place]
+        return replace(self, cells=cells)
 
     def counted_once(self) -> tuple["Table", int]:
         """The same table without the commonest "(n)" of its cells, and this n (0 if no cell has one).
@@ -120,11 +127,6 @@ class MetricColumn(NamedTuple):
         return self[:3]
 
     @property
-    def name(self) -> str:
-        """The beginning of its columns in a csv."""
-        return "_".join(filter(None, self.key))
-
-    @property
     def header(self) -> str:
         """The title with the arrow that says which way is better."""
         return f"{self.title} {'↑' if self.sign > 0 else '↓'}"
@@ -152,16 +154,16 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     rows = rows.assign(kind=kind, order=order, measured=measured, other=rows["reference"] != "train")
     rows = rows.sort_values(["order", "measured", "other"], kind="stable")
     shown = rows[(rows["kind"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
-    named = shown.loc[~shown["kind"].isin(["fid", "acc"]) & (shown["extractor"] != ""), "extractor"]
+    # the reader needs the extractor only where two are compared; FID is Inception's by its name
+    named = shown.loc[~shown["kind"].isin(["fid", "acc"]) & (shown["extractor"] != ""), "extractor"].nunique() > 1
     columns = []
     for row in shown.itertuples():
         title, decimals = _TITLES.get(row.kind, (row.metric, None))
         by = name_of(row.extractor)
         if row.kind == "acc":
             title = f"{name_of(row.metric.removeprefix('acc_'))} {title}" + (f" ({by})" if by else "")
-        else:  # the reader needs the extractor only where two are compared; FID is Inception's by its name
-            by = by if named.nunique() > 1 and row.kind != "fid" else ""
-            title = " ".join(filter(None, [title, by, f"({row.reference})"]))
+        else:
+            title += f" {by}" * bool(by and named and row.kind != "fid") + f" ({row.reference})"
         sign = {"lower": -1, "higher": 1}[row.direction]
         columns.append(MetricColumn(row.metric, row.extractor, row.reference, title, sign, decimals))
     return columns
@@ -221,7 +223,7 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
     """Each method as people read it: anchors, classifiers and methods with public data say what they are."""
     classifiers = dict.fromkeys(metrics.loc[metrics["protocol"] == DIRECT, "method"], " (classifier)")
-    anchors = ANCHOR_LABELS | ({"real": NO_CEILING} if above_ceiling(metrics) else {})
+    anchors = ANCHOR_LABELS | ({"real": "real (training images)"} if above_ceiling(metrics) else {})
     public = public_marks(metrics)
     return {
         method: anchors.get(method, method) + classifiers.get(method, "") + public.get(method, "")
@@ -256,7 +258,6 @@ def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
 
 # --- results --------------------------------------------------------------------------------------------------
 
-_STATS = ("mean", "std", "n")
 NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high precision; the others are checks
 FEW = 3  # below so many seeds there is no "±" and nothing is bold
 
@@ -273,35 +274,32 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         mixed: whether to print the protocols; if left out, where there are several.
     """
     columns = metric_columns(metrics) if columns is None else columns
+    mixed = _mixes_protocols(metrics) if mixed is None else mixed
     several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
     keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
-    departed = departure_marks(metrics, *keys)
-    known, direct = summaries(metrics, *keys), set(metrics.loc[metrics["protocol"] == DIRECT, "method"])
+    departed, known = departure_marks(metrics, *keys), summaries(metrics, *keys)
     protocols = metrics.groupby(keys, sort=False)["protocol"].agg(lambda names: "; ".join(filter(None, names.unique())))
-    data: list[dict[str, Any]] = []
-    cells: list[dict[str, str]] = []
-    found: list[dict[MetricColumn, Summary]] = []
-    for row in _result_rows(metrics, keys):
-        place = tuple(row.values())
-        found.append({c: known.get((*c.key, *place), Summary()) for c in columns})
-        numbers = {f"{c.name}_{stat}": getattr(s, stat) for c, s in found[-1].items() for stat in _STATS}
-        data.append(row | {"protocol": protocols[place]} | numbers)
-        shown = row | {"epsilon": epsilon_label(row["epsilon"]), "method": labels[row["method"]] + departed[place]}
-        if several and row["method"] not in several:
-            shown["sampler"] = ""
-        texts = {c.header: cell_text(s, c.decimals) for c, s in found[-1].items()}
-        cells.append({_HEADERS[key]: shown[key] for key in keys} | {"Protocol": protocols[place]} | texts)
-    apart = set(metrics["method"]) if "source" in keys else set(ANCHORS)  # with a section for themselves
-    sections = [(r["dataset"], r["epsilon"], r["method"] if r["method"] in apart else "") for r in data]
-    headers = [c.header for c in columns]
-    printed = [*["Protocol"] * (_mixes_protocols(metrics) if mixed is None else mixed), *headers]
+    rows = _result_rows(metrics, keys)
+    places = list(rows.itertuples(index=False, name=None))
+    rows["protocol"] = [protocols[place] for place in places]
+    found = {c: [known.get((*c.key, *place), Summary()) for place in places] for c in columns}
+    names = {c: "_".join(filter(None, c.key)) for c in columns}
+    stats = ("mean", "std", "n")
+    numbers = {f"{names[c]}_{stat}": [getattr(s, stat) for s in found[c]] for c in columns for stat in stats}
+    texts = {c.header: [cell_text(s, c.decimals) for s in found[c]] for c in columns}
+    shown = rows.assign(
+        epsilon=rows["epsilon"].map(epsilon_label),
+        method=[labels[place[2]] + departed[place] for place in places],
+        **{"sampler": rows["sampler"].where(rows["method"].isin(several), "")} if several else {},
+    )[[*keys, *["protocol"] * mixed]]
+    apart = rows["method"].isin(metrics["method"] if "source" in keys else ANCHORS)  # with a section for themselves
     return Table(
-        pd.DataFrame(data, columns=[*keys, "protocol", *(f"{c.name}_{s}" for c in columns for s in _STATS)]),
-        pd.DataFrame(cells, columns=[*(_HEADERS[key] for key in keys), *printed]),
-        frozenset([*headers, "ε"]),
-        frozenset() if "source" in keys else _best(data, found, direct, "".join(metrics["study"].unique()[:1])),
-        group_numbers(sections),
-        runs={(i, "Method"): (row["dataset"], row["method"], row["epsilon"]) for i, row in enumerate(data)},
+        rows.assign(**numbers),
+        shown.rename(columns=str.capitalize).rename(columns={"Epsilon": "ε"}).assign(**texts),
+        frozenset([*texts, "ε"]),
+        frozenset() if "source" in keys else _best(metrics, rows, found),
+        list(zip(rows["dataset"], rows["epsilon"], rows["method"].where(apart, ""), strict=True)),
+        runs={(i, "Method"): (dataset, method, epsilon) for i, (dataset, epsilon, method, *_) in enumerate(places)},
         not_in_tex=tuple(c.header for c in columns if c.metric in ("kid", "precision", "recall", "nearest_ratio")),
     )
 
@@ -318,13 +316,13 @@ def dataset_results(metrics: pd.DataFrame, dataset: str, columns: list[MetricCol
     return results_table(chosen, columns, _mixes_protocols(metrics)).without("Dataset")
 
 
-def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> list[dict[str, str]]:
+def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The rows' coordinates in the order of printing: by name, the samplers; all else as in `metrics`."""
     rows = metrics[keys].drop_duplicates(ignore_index=True)
     places = pd.DataFrame({key: rows[key] if key == "sampler" else pd.factorize(rows[key])[0] for key in keys})
     places["epsilon"] = rows["epsilon"].replace("", "0").astype(float)
     places.insert(1, "anchor", rows["method"].map({"real": 0, "label_only": 2}).fillna(1))
-    return rows.loc[places.sort_values(list(places), kind="stable").index].to_dict("records")
+    return rows.loc[places.sort_values(list(places), kind="stable").index].reset_index(drop=True)
 
 
 def _mixes_protocols(metrics: pd.DataFrame) -> bool:
@@ -336,16 +334,14 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: S
     FEW, is above 0, and the mean gap is larger than either score moves between machines; `owners`: study and method of
     each.
     """
-    gaps = [column.sign * (value - other.values[seed]) for seed, value in best.values.items() if seed in other.values]
+    gaps = column.sign * (pd.Series(best.values) - pd.Series(other.values)).dropna()
     if len(gaps) < FEW:
         return False
-    mean, std = pd.Series(gaps).mean(), pd.Series(gaps).std()
-    least = stdtrit(len(gaps) - 1, 0.975) * std / math.sqrt(len(gaps))
     moves = (
         machines.spread(owner, column.metric, column.extractor, summary.mean)
         for owner, summary in zip(owners, (best, other), strict=True)
     )
-    return bool(mean > max(least, *moves))
+    return bool(gaps.mean() > max(stdtrit(len(gaps) - 1, 0.975) * gaps.sem(), *moves))
 
 
 def machine_note(study: str) -> str:
@@ -353,13 +349,12 @@ def machine_note(study: str) -> str:
     rows = machines.spreads()
     own = rows[rows["study"] == study]
     rows, where = (own, "") if len(own) else (rows, f" in {' and '.join(rows['study'].unique())}")
-    accuracy = rows.loc[rows.loc[rows["metric"].str.startswith("acc_"), "difference"].idxmax()]
-    fds = rows[rows["metric"] == "fd"]
-    fds = fds.loc[fds.groupby("extractor", sort=False)["relative"].idxmax()].to_dict("records")
-    moved = (f"by {name_of(fd['extractor'])} {100 * fd['relative']:.2g} %" for fd in fds)
+    points = rows.loc[rows["metric"].str.startswith("acc_"), "difference"].max()
+    fds = rows[rows["metric"] == "fd"].groupby("extractor", sort=False)["relative"].max()
+    moved = (f"by {name_of(extractor)} {100 * part:.2g} %" for extractor, part in fds.items())
     return (
         "Another processor, other kernels or other threads moved accuracies of "
-        f"{', '.join(rows['method'].unique())}{where} by up to {accuracy['difference']:.1f} points, and FD "
+        f"{', '.join(rows['method'].unique())}{where} by up to {points:.1f} points, and FD "
         f"{' and '.join(moved)} (results/machines.csv). We assume that a method without a measurement moves as much as "
         "the worst of these, or as much as in another study if that is more."
     )
@@ -374,28 +369,18 @@ def leaders(rivals: Mapping[Any, Summary], column: MetricColumn, owners: Mapping
 
 
 def _best(
-    data: Sequence[Mapping[str, Any]],
-    found: Sequence[Mapping[MetricColumn, Summary]],
-    classifiers: set[str],
-    study: str,
+    metrics: pd.DataFrame, rows: pd.DataFrame, found: Mapping[MetricColumn, Sequence[Summary]]
 ) -> frozenset[tuple[int, str]]:
-    """By data set, finite epsilon and metric the `leaders` of the generators.
-
-    Only those with FEW seeds or more, if two methods have so many and not all are leaders. Never a metric of
-    NEVER_BOLD.
-    """
-    groups: dict[tuple[str, str, MetricColumn], dict[int, Summary]] = {}
-    for i, row in enumerate(data):
-        if row["epsilon"] not in ("", "inf") and row["method"] not in classifiers:
-            for column, summary in found[i].items():
-                if summary.n >= FEW and column.metric not in NEVER_BOLD:
-                    groups.setdefault((row["dataset"], row["epsilon"], column), {})[i] = summary
-    bold = set()
-    for (*_, column), rivals in groups.items():
-        owners = {i: (study, data[i]["method"]) for i in rivals}
-        even = leaders(rivals, column, owners)
-        if len(set(owners.values())) > 1 and len(even) < len(rivals):  # bold for all would say nothing
-            bold |= {(i, column.header) for i in even}
+    """By cell and metric the `leaders` of the generators with FEW seeds or more, if these are of two methods."""
+    bold, direct = set(), metrics.loc[metrics["protocol"] == DIRECT, "method"]
+    generators = rows[~rows["epsilon"].isin(["", "inf"]) & ~rows["method"].isin(direct)]
+    cells = [cell["method"] for _, cell in generators.groupby(["dataset", "epsilon"])]
+    for column, methods in itertools.product(found, cells):
+        rivals = {i: found[column][i] for i in methods.index if found[column][i].n >= FEW}
+        if column.metric not in NEVER_BOLD and methods[list(rivals)].nunique() > 1:
+            even = leaders(rivals, column, {i: (metrics["study"].iloc[0], methods[i]) for i in rivals})
+            if len(even) < len(rivals):  # bold for all would say nothing
+                bold |= {(i, column.header) for i in even}
     return frozenset(bold)
 
 
@@ -424,19 +409,19 @@ def audit_table(audits: pd.DataFrame) -> Table:
     """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, the lower bound that
     an attack reached, and the mechanism. Its accounting passes only if that of all its runs does.
     """
-    mechanisms = list(map(_mechanism, audits.to_dict("records")))
-    events = audits.assign(mechanism=pd.Series(mechanisms, audits.index, dtype=object))
-    together = events.groupby(RUN, sort=False)["mechanism"].agg("; ".join)
+    mechanisms = pd.Series(map(_mechanism, audits.to_dict("records")), audits.index, dtype=object)
+    together = mechanisms.groupby([audits[key] for key in RUN], sort=False).agg("; ".join)
     runs = audits.drop_duplicates(RUN).assign(mechanism=together.to_list())
     keys = ["dataset", "method", "target_epsilon", "delta", "accountant", "mechanism"]
     how = {f"{column}_max": (column, "max") for column in SPENT.values()}
-    how |= {"attacked_epsilon": ("attacked_epsilon", "max")}
-    how |= {name: (name, "first") for name in ("attack", *(n for n in audits if n.startswith("attack_")))}
+    how |= {"attacked_epsilon": ("attacked_epsilon", "max"), "attack": ("attack", "first")}
+    how |= {name: (name, "first") for name in audits if name.startswith("attack_")}
     how |= {"attack_exceeded": ("attack_exceeded", "any"), "runs": ("seed", "size")}
     how |= {name: (name, "all") for name in ("passed", "recipe_checked")}
     names = [*keys[:-1], *list(how)[:-3], "mechanism", *list(how)[-3:]]
     data = runs.groupby(keys, sort=False, dropna=False).agg(**how).reset_index()[names]
     rows, marks = data.to_dict("records"), public_marks(audits)
+    attacks = list(map(_attack, rows))
     departed = departure_marks(audits, "dataset", "method", "epsilon")
     places = [(row["dataset"], row["method"], epsilon_text(row["target_epsilon"])) for row in rows]
     cells = pd.DataFrame({
@@ -445,12 +430,11 @@ def audit_table(audits: pd.DataFrame) -> Table:
         "Target ε": data["target_epsilon"].map("{:g}".format).replace("inf", "∞"),
         **{f"Spent, {n.upper()}": data[f"{c}_max"].map("{:.3f}".format).replace("inf", "∞") for n, c in SPENT.items()},
         "Accounting": [accounting_verdict(r["passed"], r["target_epsilon"], r["recipe_checked"]) for r in rows],
-        "Attacked": list(map(_attacked, rows)),
-        "Attack": list(map(_attack, rows)), "δ": data["delta"].map("{:.2g}".format),
-        "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
+        "Attacked": [bound for bound, _ in attacks], "Attack": [by for _, by in attacks],
+        "δ": data["delta"].map("{:.2g}".format), "Runs": data["runs"].astype(str), "Mechanism": data["mechanism"],
     })  # fmt: skip
     right = frozenset(cells.columns) - {"Dataset", "Method", "Accounting", "Attack", "Mechanism"}
-    groups = group_numbers(place[:2] for place in places)
+    groups = [place[:2] for place in places]
     divided = audits[list(SHARES)].notna().any(axis=None)
     notes = ("In parentheses: what part of the budget a mechanism has, by RDP / PRV.",) * bool(divided)
     runs = {(i, "Method"): place for i, place in enumerate(places)}
@@ -469,15 +453,12 @@ def accounting_verdict(passed: bool, target_epsilon: float, recipe_checked: bool
     return ("✓ passed" if passed else "✗ FAILED") + ("" if recipe_checked else ", recipe unchecked")
 
 
-def _attacked(row: Mapping[str, Any]) -> str:
-    return f"≥ {row['attacked_epsilon']:.2f}" + " ✗ ABOVE TARGET" * row["attack_exceeded"] if row["attack"] else MISSING
-
-
-def _attack(row: Mapping[str, Any]) -> str:
+def _attack(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The bound that an attack reached, and how it did."""
     if not row["attack"]:
-        return MISSING
+        return MISSING, MISSING
     without = f" (≥ {row['attack_certified']:.2f} without that)" if row["attack"] == "gaussian" else ""
-    return (
+    return f"≥ {row['attacked_epsilon']:.2f}" + " ✗ ABOVE TARGET" * row["attack_exceeded"], (
         f"{_ATTACKS.get(row['attack'], row['attack'])}{without}, {row['attack_confidence']:.0%} confidence, "
         f"{row['attack_canaries']:,} canaries in {row['attack_runs']:,} run{'s' * (row['attack_runs'] != 1)}"
     )
@@ -516,18 +497,12 @@ def resource_table(jobs: pd.DataFrame) -> Table:
     each, total = (add_jobs([frame], ["rule", "method"]) for frame in (jobs, jobs.assign(rule="total", method="")))
     data = pd.concat([each.sort_values("seconds", ascending=False, kind="stable"), total], ignore_index=True)
     times = {"Mean s": data["seconds"] / data["jobs"], "Max s": data["longest"], "Sum s": data["seconds"]}
-    seconds = {title: values.map("{:,.1f}".format) for title, values in times.items()}
-    memory = data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING)
     cells = pd.DataFrame({
         "Rule": data["rule"], "Method": data["method"].replace("", MISSING), "Jobs": data["jobs"].astype(str),
-        **seconds, "Peak memory MB": memory,
+        **{title: values.map("{:,.1f}".format) for title, values in times.items()},
+        "Peak memory MB": data["max_rss_mb"].map("{:,.0f}".format).replace("nan", MISSING),
     })  # fmt: skip
-    return Table(data, cells, frozenset(cells.columns[2:]), groups=group_numbers(data["rule"] == "total"))
-
-
-def group_numbers(keys: Iterable[Any]) -> tuple[int, ...]:
-    """0, 0, 1, ...: a new number where the key differs from the one before."""
-    return tuple(k for k, (_, same) in enumerate(itertools.groupby(keys)) for _ in same)
+    return Table(data, cells, frozenset(cells.columns[2:]), groups=list(data["rule"] == "total"))
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -548,14 +523,10 @@ def write_table(table: Table, stem: str | Path) -> None:
 
 def to_markdown(table: Table) -> str:
     """The cells as a Markdown pipe table; names keep their underscores, a pipe is escaped."""
-    rows = [
-        [f"**{text}**" if (i, name) in table.bold else text.replace("|", "\\|") for name, text in row.items()]
-        for i, row in enumerate(table.cells.to_dict("records"))
-    ]
-    align = ["right" if name in table.flush_right else "left" for name in table.cells]
-    frame = pd.DataFrame(rows, columns=table.cells.columns)
-    text = frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
-    return "\n".join([text, *([""] if table.notes else []), *(f"- {note}" for note in table.notes), ""])
+    cells = table.marked(lambda text: text.replace("|", "\\|"), "**%s**").cells
+    align = ["right" if name in table.flush_right else "left" for name in cells]
+    text = cells.to_markdown(index=False, colalign=align if len(cells) else None, disable_numparse=True)
+    return text + "\n" * bool(table.notes) + "".join(f"\n- {note}" for note in table.notes) + "\n"
 
 
 _TEX = str.maketrans({
@@ -576,7 +547,7 @@ def to_tex(table: Table) -> str:
 
     The paper's tables fit a landscape page of A4.
     """
-    table = functools.reduce(Table.without, table.not_in_tex, table)
+    table = table.without(*table.not_in_tex).marked(escape_tex, r"\textbf{%s}")
     spec = "".join("r" if name in table.flush_right else "l" for name in table.cells)
     head = [r"% \usepackage{booktabs}", r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}",
             rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule",
@@ -584,14 +555,8 @@ def to_tex(table: Table) -> str:
     by_dataset = itertools.groupby(table.bodies(), key=lambda body: body[0][1].get("Dataset"))
     texts = []
     for bodies in [list(bodies) for _, bodies in by_dataset] or [[]]:
-        lines = [*head]
-        for body in bodies:
-            lines.append(r"\midrule")
-            for i, row in body:
-                marks = (r"\textbf{%s}" if (i, name) in table.bold else "%s" for name in row)
-                cells = (mark % escape_tex(text) for mark, text in zip(marks, row.values(), strict=True))
-                lines.append(" & ".join(cells) + r" \\")
-        texts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+        rows = [[r"\midrule", *(" & ".join(row.values()) + r" \\" for _, row in body)] for body in bodies]
+        texts.append("\n".join([*head, *itertools.chain(*rows), r"\bottomrule", r"\end{tabular}"]))
     texts[-1] += "".join(f"\n\\par\\noindent {escape_tex(note)}" for note in table.notes)
     return "\n\\bigskip\n\n".join(text + "\n\\par\\endgroup\n" for text in texts)
 
