@@ -281,33 +281,32 @@ def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
 def repeating(study: Study, layout: Layout) -> dict[str, str]:
     """Commands that repeat one run of each kind, by kind; `cmp` is silent if the files have the same bytes."""
     commands: dict[str, list[str]] = {}
+    root, files = shlex.quote(layout.root), score_files(study)
     for run in study.runs():
         folder, processes = layout.run(*run.place), study.methods[run.method].gpus_per_run
-        train = f"python -m dpdm train --spec {shlex.quote(f'{folder}/ledger.json')} --out {REPEATED}"
-        train += f" --processes {processes}" if processes > 1 else ""
-        trained = [train, _same("model.pt", folder, REPEATED)]
+        spec = shlex.quote(f"{folder}/ledger.json")
+        several = f" --processes {processes}" * (processes > 1)
+        trained = _again(f"train --spec {spec} --out {REPEATED}{several}", folder, REPEATED, "model.pt")
         if study.is_classifier(run.method):
-            score = _scoring(layout, run.name, f"--model {REPEATED}/model.pt", folder, REPEATED, ("utility.json",))
-            commands.setdefault("a classifier", [*trained, *score])
+            score = f"score {root} {run.name} --model {REPEATED}/model.pt --out {REPEATED}"
+            commands.setdefault("a classifier", trained + _again(score, folder, REPEATED, "utility.json"))
             continue
         commands.setdefault("a training", trained)
         for sampler in study.samplers_of(run):
             place, made, again = f"{run.name}/{sampler}", f"{folder}/{sampler}", f"{REPEATED}/{sampler}"
-            draw = f"python -m dpdm sample {shlex.quote(layout.root)} {place} --out {REPEATED}"
-            score = _scoring(layout, place, f"--synthetic {again}/synthetic.npz", made, again, score_files(study))
-            commands.setdefault("images and scores", [draw, _same("synthetic.npz", made, again), *score])
+            draw = _again(f"sample {root} {place} --out {REPEATED}", made, again, "synthetic.npz")
+            score = f"score {root} {place} --synthetic {again}/synthetic.npz --out {again}"
+            commands.setdefault("images and scores", draw + _again(score, made, again, *files))
     for c in study.anchor_coordinates():
         folder, place = layout.anchor(c.dataset, c.method, str(c.seed)), f"{c.dataset}/{c.method}/{c.seed}"
-        commands.setdefault("an anchor", _scoring(layout, place, "", folder, REPEATED, score_files(study)))
+        score = f"score {root} {place} --out {REPEATED}"
+        commands.setdefault("an anchor", _again(score, folder, REPEATED, *files))
     return {what: " && ".join(parts) for what, parts in commands.items()}
 
 
-def _scoring(layout: Layout, place: str, of: str, folder: str, out: str, files: tuple[str, ...]) -> list[str]:
-    """Commands that score what the option `of` names, and compare the files, which differ between commits."""
-    score = " ".join(filter(None, ["python -m dpdm score", shlex.quote(layout.root), place, of, "--out", out]))
-    commands = [score, *(_same(name, folder, out) for name in files if name != "inception.json")]
-    return commands + [f"{score} --inception", _same("inception.json", folder, out)] * ("inception.json" in files)
-
-
-def _same(name: str, folder: str, out: str) -> str:
-    return f"cmp {out}/{name} {shlex.quote(f'{folder}/{name}')}"
+def _again(verb: str, folder: str, out: str, *files: str) -> list[str]:
+    """The command, and comparisons of what it writes into `out` with `folder`; inception.json has a command for it."""
+    command = f"python -m dpdm {verb}"
+    parts = {name: f"cmp {out}/{name} {shlex.quote(f'{folder}/{name}')}" for name in files}
+    by_inception = [f"{command} --inception", parts.pop("inception.json")] if "inception.json" in parts else []
+    return [command, *parts.values(), *by_inception]
