@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from _page import write_block
 
+from dpdm.cli.workflow import collected
 from dpdm.config import DIRECT
 from dpdm.layout import PRIVACY_STATUS, PUBLISHED
-from dpdm.report.collect import AUDITS, METRICS, read_csv
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import MISSING, dataset_results, name_of
@@ -133,9 +133,7 @@ def smoothing_table(material: Material) -> str:
 
 def kept_material(study: str) -> Material:
     """What is kept of a study."""
-    kept = ROOT / "results" / study / "kept"
-    metrics, audits = read_csv(kept / "metrics.csv", METRICS), read_csv(kept / "audits.csv", AUDITS)
-    return Material(*open_study(kept), metrics, audits)
+    return collected(*open_study(ROOT / "results" / study / "kept"))
 
 
 def main() -> None:

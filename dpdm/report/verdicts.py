@@ -159,25 +159,19 @@ def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
             yield f"{dataset}: of the {pairs} that {names} both distinguish, they order {sum(opposite)} oppositely."
 
 
-class _Lead(NamedTuple):
-    """The best generator by one measure at one place, of those with enough seeds."""
+def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float, tuple[str, ...]]]:
+    """By place and measure, accuracies and distances by every extractor, the best generator of those with enough seeds.
 
-    place: _Place
-    column: MetricColumn
-    mean: float
-    names: list[str]  # the best set, then the other methods with a set that cannot be distinguished from it
-
-
-def _leads(cells: Iterable[_Cell]) -> Iterator[_Lead]:
-    """By place and measure, the accuracies and the distances by every extractor."""
+    Its mean, its name, and those of the other methods with a set that cannot be distinguished from it.
+    """
     for cell in cells:
         for column in dict.fromkeys([*cell.distances, *cell.columns]):
             rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
             if len({method for method, _ in rivals}) > 1:
                 best, *even = leaders(rivals, column, {one: (cell.study, one[0]) for one in rivals})
                 others = dict.fromkeys(method for method, _ in even if method != best[0])
-                names = [cell.name(best), *(cell.name((method, "")) for method in others)]
-                yield _Lead(cell.place, column, rivals[best].mean, names)
+                names = cell.name(best), *(cell.name((method, "")) for method in others)
+                yield cell.place, column, rivals[best].mean, names
 
 
 def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -210,10 +204,10 @@ def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd
 def _leaders(cells: Iterable[_Cell]) -> dict[_Place, str]:
     """By data set and epsilon one sentence of all `_leads`."""
     texts = {}
-    for place, found in itertools.groupby(_leads(cells), key=lambda lead: lead.place):
+    for place, found in itertools.groupby(_leads(cells), key=lambda lead: lead[0]):
         led: dict[tuple[str, ...], dict[MetricColumn, float]] = {}
-        for lead in found:
-            led.setdefault(tuple(lead.names), {})[lead.column] = lead.mean
+        for _, column, mean, names in found:
+            led.setdefault(names, {})[column] = mean
         parts = (
             f"by {_measures(means)}: {first}, {joined(_value(column, mean) for column, mean in means.items())}"
             + (f" (not distinguished from {joined(others)})" if others else "")
