@@ -152,8 +152,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     # Kind, owner, value, file. An owner has one value of each kind in _ONE; results are numbered, so a second differs.
     seen: list[tuple[str, str, str, Path]] = []
     scores: list[tuple[tuple[int, ...], dict[str, Any]]] = []  # their place in the table, and row
-    audits: dict[Coordinates, list[dict[str, Any]]] = {}
-    attacks: dict[tuple[str, ...], dict[str, Any]] = {}  # by the cell of all seeds
+    audits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # by RUN
+    attacks: dict[tuple[Any, ...], dict[str, Any]] = {}  # by the cell of all seeds
     for path in _result_files(folders):
         if path.name in _RULES:
             content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
@@ -191,7 +191,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                     for event in run["events"]
                 ] or [{}]
                 where, fix = f"{path}: runs[{number}]", _DAMAGED.format("audit")
-                audits[c] = [_parsed(_Event, shared | event, where, fix) for event in events]
+                audits[_run_key(shared)] = [_parsed(_Event, shared | event, where, fix) for event in events]
                 seen.append(("audit", _place(c), str(len(seen)), path))
                 seen.append(("code", "", run["provenance"]["code"], path))
                 seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
@@ -205,12 +205,12 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 seen.append(("code", "", attacked["provenance"]["code"], path))
     _refuse_mixed(seen, study)
     rows = [row for _, row in sorted(scores, key=lambda score: score[0])]
-    facts = {_run_key(found[0]): found[0] for found in audits.values()}
     for row in rows:
-        audit = facts.get(_run_key(row), {})
+        (audit, *_) = audits.get(_run_key(row), [{}])
         row |= {name: audit[name] for name in ("delta", "accountant", "public_data") if name in audit}
         row["departures"] = ", ".join(filter(None, [audit.get("departures", ""), row["departures"]]))
-    audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
+    keys = [_run_key(_coordinate_row(c)) for c in specs]
+    audited = [row | attacks.get(key[:-1], {}) for key in keys for row in audits.get(key, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 
 

@@ -86,6 +86,8 @@ def render_report(
     ]
     grid = _grid(study, each)
     best = leads_table(material, published)
+    # The largest standard deviation of an FD over its extractor's networks, as a part of the FD.
+    spread = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").max()
     made_by = pd.concat([frame[["version", "commit", "code"]] for frame in (metrics, audits)]).drop_duplicates()
     return tables.template("report.html.j2").render(
         study=study,
@@ -98,8 +100,7 @@ def render_report(
         machines=tables.machine_note(study.study),
         departed=(metrics["departures"] != "").any(),
         extractors=list(map(tables.name_of, study.evaluation.extractors)),
-        trained="small_cnn" in study.evaluation.extractors,
-        spread=_spread(metrics),
+        spread=f"{100 * spread:.0f}" if spread >= 0 else None,
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,
         kinds=set(metrics["metric"]),
@@ -127,7 +128,7 @@ def render_report(
         exceeded=exceeded,
         resources=tables.to_html(tables.resource_table(jobs)) if len(jobs) else "",
         sources=made_by.sort_values(list(made_by)).to_dict("records"),
-        environment=environment_facts() if environment is None else environment,
+        environment=environment or environment_facts(),
         command=command,
     )
 
@@ -163,12 +164,6 @@ def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
 def _methods(table: tables.Table) -> str:
     papers = {place: re.search(r"arXiv (\d+\.\d+)", text) for place, text in table.cells.get("Paper", {}).items()}
     return tables.to_html(table, {(i, "Paper"): f"https://arxiv.org/abs/{n[1]}" for i, n in papers.items() if n})
-
-
-def _spread(metrics: pd.DataFrame) -> str | None:
-    """The largest standard deviation of an FD over its extractor's networks, in percent of the FD; None without."""
-    parts = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").dropna()
-    return f"{100 * parts.max():.0f}" if len(parts) else None
 
 
 def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
