@@ -27,11 +27,12 @@ import pandas as pd
 from _page import where
 from PIL import Image
 
+from dpdm.cli.workflow import collected
 from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
 from dpdm.layout import PRIVACY_STATUS, PUBLISHED, Layout
 from dpdm.progress import duration
-from dpdm.report.collect import AUDITS, JOBS, METRICS, SPENT, job_times, read_csv
+from dpdm.report.collect import JOBS, SPENT, job_times
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
@@ -70,7 +71,7 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
         else:
             shutil.copyfile(path, copy)
     for run in {run.place[:3]: run for run in reversed(spec.runs())}.values():  # of each cell the first seed
-        keep_run(folder, folder / "kept", run, spec.samplers_of(run), with_model=not is_ablation(spec))
+        keep_run(folder, spec, run)
     jobs.to_csv(folder / "kept" / JOBS, index=False)
     (folder / "kept" / "README.md").write_text(text + "\n")
 
@@ -84,25 +85,19 @@ def restore(folder: Path) -> None:
             shutil.copyfile(path, copy)
 
 
-def what_is_kept(spec: Study) -> str:
-    """What is kept of a run, in words; see `keep_run`."""
-    starts = any(method.params.get("init_only") for method in spec.methods.values())
-    return "Images" if is_ablation(spec) else f"Models{' (not of starts without DP-SGD)' * starts} and images"
-
-
 def is_ablation(spec: Study) -> bool:
     """Whether all methods of a study are of one class."""
     return len({method.impl for method in spec.methods.values()}) == 1
 
 
-def keep_run(folder: Path, kept: Path, run: RunSpec, samplers: tuple[str, ...], with_model: bool) -> None:
-    """The model of a run (not of a start without DP-SGD), and the first IMAGES of its sets, its classes in turn."""
+def keep_run(folder: Path, spec: Study, run: RunSpec) -> None:
+    """The model of a run (not of an ablation, nor of a start without DP-SGD), and the first IMAGES of its sets."""
     made = Path(Layout.of(folder).run(*run.place))
-    copy = kept / made.relative_to(folder)
+    copy = folder / "kept" / made.relative_to(folder)
     copy.mkdir(parents=True, exist_ok=True)
-    if with_model and not run.params.get("init_only"):
+    if not (is_ablation(spec) or run.params.get("init_only")):
         shutil.copyfile(made / "model.pt", copy / "model.pt")
-    for number, sampler in enumerate(samplers):
+    for number, sampler in enumerate(spec.samplers_of(run)):
         images, kept_images = read_images(made / sampler / "synthetic.npz"), IMAGES[min(number, 1)]
         some = replace(images, images=images.images[:kept_images], labels=images.labels[:kept_images])
         write_images(copy / sampler / "synthetic.npz", some)
@@ -116,10 +111,12 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
     named = {path.stem: path for path in (folder / "tables").glob("*.md")}
     if missing := {"results", *targets} - set(named):
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{commands[-1]}`")
-    metrics, audits = read_csv(folder / "metrics.csv", METRICS), read_csv(folder / "audits.csv", AUDITS)
-    published = read_published(PUBLISHED, PRIVACY_STATUS)
-    best = leads_table(Material(spec, Layout.of(folder), metrics, audits), published)
-    commits = sorted({commit for frame in (metrics, audits) for commit in frame["commit"]})
+    material = collected(spec, Layout.of(folder))
+    metrics, audits = material.metrics, material.audits
+    best = leads_table(material, read_published(PUBLISHED, PRIVACY_STATUS))
+    commits = sorted({*metrics["commit"], *audits["commit"]})
+    starts = any(method.params.get("init_only") for method in spec.methods.values())
+    kept = "Images" if is_ablation(spec) else f"Models{' (not of starts without DP-SGD)' * starts} and images"
     return "\n\n".join(
         [
             f"# Results of {' with '.join(f'[{file}](../../../{file})' for file in files)}",
@@ -127,14 +124,14 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             f"Made at commit {', '.join(f'`{commit}`' for commit in commits)} by",
             "\n".join(["```sh", *commands, "```"]),
             f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
-            f"{what_is_kept(spec)} are kept of the first\nseed; `report.html` is not.\n"
+            f"{kept} are kept of the first\nseed; `report.html` is not.\n"
             f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
             rules(spec, metrics, audits),
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
             "and has another scale\nby each extractor. Precision and the nearest distance are checks, and never bold.",
             *(["## Who is best", best.to_markdown()] if len(best) else []),
-            *ablation(Material(spec, Layout.of(folder), metrics, audits)),
+            *ablation(material),
             *(
                 f"## {dataset}\n\n{to_markdown(dataset_results(metrics, dataset)).strip()}"
                 for dataset in dict.fromkeys(run.dataset for run in spec.runs())
@@ -202,12 +199,10 @@ def main() -> None:
             restore(ROOT / "results" / load_study(study).study)
             continue
         spec, _ = open_study(ROOT / "results" / load_study(study).study)  # as it ran last, which may be a part
-        default = f"snakemake --cores 2 --configfile {study.replace(',', ' ')}"
-        if spec.part():
-            parts = [f"only='{spec.only}'"] if spec.only else []
-            parts += [f"without='{' or '.join(map(str, spec.without))}'"] if spec.without else []
-            default += f" --config {' '.join(parts)}"
-        keep(study, spec, args.command or [default], args.machine or where(2))
+        parts = {"only": [spec.only] * bool(spec.only), "without": spec.without}
+        chosen = [f"{name}='{' or '.join(map(str, some))}'" for name, some in parts.items() if some]
+        default = ["snakemake --cores 2 --configfile", study.replace(",", " "), *["--config"] * bool(chosen), *chosen]
+        keep(study, spec, args.command or [" ".join(default)], args.machine or where(2))
 
 
 if __name__ == "__main__":

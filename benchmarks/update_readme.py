@@ -6,34 +6,32 @@ make report && .venv/bin/python benchmarks/keep_results.py config/digits.yaml
 
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from _page import write_block
 
+from dpdm.cli.workflow import collected
 from dpdm.config import DIRECT
 from dpdm.layout import PRIVACY_STATUS, PUBLISHED
-from dpdm.report.collect import AUDITS, METRICS, read_csv
 from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import MISSING, dataset_results, name_of
-from dpdm.report.verdicts import FINDING, WRONG, Verdict, leads_table, verdicts
+from dpdm.report.verdicts import FINDING, WRONG, highest, leads_table, verdicts
 from dpdm.study import open_study
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "results" / "digits" / "kept"
 STUDIES = ("digits", "laptop", "teachers")  # those of the present protocol
 ABLATIONS = tuple(
     f"laptop_{name}" for name in ("multiplicity", "multiplicity_compute", "parametrisation", "sampler", "guidance")
 )
-DIRECTLY = "CNN accuracy %, DP-SGD on private images"  # a row of `leads_table`
 START = re.compile(r": (\w+)(?: \(\w+\))? (?:against|beats|is|cannot) .*\b(\w+_at_step_0)\b")  # a model, a start
 
 
 def results_block() -> str:
     """The generators of the default study and the ceiling: CNN accuracy and FD by EfficientNet-Lite0, by epsilon."""
-    frame = by_epsilon(read_csv(KEPT / "metrics.csv", METRICS), "digits", "Method")
+    frame = by_epsilon(kept_material("digits").metrics, "digits", "Method")
     real = frame.loc["real (ceiling)"].dropna()
     frame = frame.drop(index="real (ceiling)", columns=real.index)
     frame.loc["real images"] = [real[header.partition(", ")[0]] for header in frame]
@@ -41,10 +39,10 @@ def results_block() -> str:
 
 
 def by_epsilon(metrics: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
-    """CNN accuracy and FD by EfficientNet-Lite0 of generators; `name`: the column of the table that names a row."""
-    distance = metrics["metric"].eq("fd") & metrics["extractor"].eq("efflite") & metrics["reference"].eq("train")
-    shown = (distance | metrics["metric"].eq("acc_cnn")) & ~metrics["method"].eq("label_only")
-    table = dataset_results(metrics[shown & metrics["protocol"].ne(DIRECT)], dataset)
+    """`main_scores` of generators; `name`: the column of the table that names a row."""
+    shown = main_scores(metrics, "efflite")
+    shown = shown[shown["method"].ne("label_only") & shown["protocol"].ne(DIRECT)]
+    table = dataset_results(shown, dataset)
     rows: dict[str, dict[str, str]] = {}
     for i, row in enumerate(table.cells.to_dict("records")):
         for measure in [header for header in row if "↑" in header or "↓" in header]:
@@ -53,6 +51,12 @@ def by_epsilon(metrics: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
             rows.setdefault(row[name], {})[header] = f"**{text}**" if (i, measure) in table.bold else text
     frame = pd.DataFrame(rows).T
     return frame[sorted(frame.columns)]
+
+
+def main_scores(metrics: pd.DataFrame, extractor: str = ".*") -> pd.DataFrame:
+    """CNN accuracy, and FD by the extractor to the training images."""
+    distance = metrics["metric"].eq("fd") & metrics["extractor"].str.fullmatch(extractor)
+    return metrics[distance & metrics["reference"].eq("train") | metrics["metric"].eq("acc_cnn")]
 
 
 def ablations_block() -> str:
@@ -69,29 +73,31 @@ def ablations_block() -> str:
 
 def verdict_block() -> str:
     """What is wrong with the kept default study; then the best generators of laptop by the public FD and by CNN."""
-    wrong = [text for level, text in kept_verdicts(kept_material("digits")) if level == WRONG]
-    table = leads(kept_material("laptop"), ("1", "10"), lambda metric: metric in ("fd", "acc_cnn"))
-    table = table.drop(["FD (small CNN) ↓", "published, protocol dpgan-revisit"])
-    cells = table["mnist, ε = 1"]
+    published, laptop = read_published(PUBLISHED, PRIVACY_STATUS), kept_material("laptop")
+    wrong = [text for level, text in verdicts(kept_material("digits"), published) if level == WRONG]
+    metrics = main_scores(laptop.metrics[laptop.metrics["epsilon"].isin(["1", "10"])], "efflite")
+    table = leads_table(replace(laptop, metrics=metrics), published).drop("published, protocol dpgan-revisit")
+    best, theirs = highest(metrics, "metric", "direct"), table["mnist, ε = 1"]
+    private, synthetic = (best["mnist", "1", "acc_cnn", direct].value for direct in (True, False))
     sentence = (
-        f"At ε = 1, a small CNN trained by DP-SGD on MNIST has {cells[DIRECTLY].split()[0]} %. The paper's CNN, "
-        f"trained without privacy on the best images here, has {cells['CNN accuracy % ↑'].split()[0]} %. Published, by "
-        f"other protocols: {cells['published, protocol paper']}, {cells['published, protocol dpimagebench']}."
+        f"At ε = 1, a small CNN trained by DP-SGD on MNIST has {private:.1f} %. The paper's CNN, trained without "
+        f"privacy on the best images here, has {synthetic:.1f} %. Published, by other protocols: "
+        f"{theirs['published, protocol paper']}, {theirs['published, protocol dpimagebench']}."
     )
     return "\n".join([*wrong, textwrap.fill(sentence, 130), "", table.to_markdown()])
 
 
 def best_block() -> str:
     """Of each kept study the best generators by all measures, then what DP-SGD adds to a warm start."""
-    parts = []
+    parts, published = [], read_published(PUBLISHED, PRIVACY_STATUS)
+    wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     for study in STUDIES:
         material = kept_material(study)
-        found = kept_verdicts(material)
+        found = verdicts(material, published)
         texts = [
             text for level, text in found if "opposite" in text or (level == FINDING and own_start(material, text))
         ]
-        wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        parts += [f"{study}:", leads(material).to_markdown(), "\n".join(map(wrap.fill, texts))]
+        parts += [f"{study}:", leads_table(material, published).to_markdown(), "\n".join(map(wrap.fill, texts))]
         if smoothed := smoothing_table(material):
             parts += [f"{study}, what smoothing changes (FD to the training images; CNN accuracy in points):", smoothed]
     return "\n\n".join(filter(None, parts))
@@ -103,17 +109,10 @@ def own_start(material: Material, text: str) -> bool:
     return found is not None and len({material.study.methods[name].impl for name in found.groups()}) == 1
 
 
-def leads(material: Material, *chosen: Any) -> pd.DataFrame:
-    """What `leads_table` returns next to published numbers; `chosen`: its last arguments."""
-    return leads_table(material, read_published(PUBLISHED, PRIVACY_STATUS), *chosen)
-
-
 def smoothing_table(material: Material) -> str:
     """What smoothing changes in each set: its FD to the training images as a factor, its CNN accuracy in points."""
-    shown = material.metrics["metric"].eq("fd") & material.metrics["reference"].eq("train")
-    metrics = material.metrics[shown | material.metrics["metric"].eq("acc_cnn")]
     keys = ["dataset", "metric", "extractor", "epsilon"]
-    sets = metrics.pivot_table("value", ["method", *keys, "seed"], "sampler")
+    sets = main_scores(material.metrics).pivot_table("value", ["method", *keys, "seed"], "sampler")
     rows: dict[str, dict[str, str]] = {}
     for name, method in material.study.methods.items():
         for smooth, entry in method.samplers.items():
@@ -132,16 +131,9 @@ def smoothing_table(material: Material) -> str:
     return frame[sorted(frame.columns)].T.to_markdown(disable_numparse=True) if rows else ""
 
 
-def kept_verdicts(material: Material) -> list[Verdict]:
-    """The verdicts on a kept study."""
-    return verdicts(material, read_published(PUBLISHED, PRIVACY_STATUS))
-
-
 def kept_material(study: str) -> Material:
     """What is kept of a study."""
-    kept = ROOT / "results" / study / "kept"
-    metrics, audits = read_csv(kept / "metrics.csv", METRICS), read_csv(kept / "audits.csv", AUDITS)
-    return Material(*open_study(kept), metrics, audits)
+    return collected(*open_study(ROOT / "results" / study / "kept"))
 
 
 def main() -> None:

@@ -149,8 +149,8 @@ class _Trials:
             if what := self._moved(rows, [g[place : place + 1] for g in rows], 0, SIZE_TOLERANCE):
                 raise UserError(
                     f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
-                    f"record {place} differs from that of record 0 {what}; a record that leaves moves others to another "
-                    "place, so let a draw decide instead"
+                    f"record {place} differs from that of record 0 {what}; a record that leaves moves others "
+                    "to another place, so let a draw decide instead"
                 )
 
     def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:

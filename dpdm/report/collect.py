@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model
@@ -25,12 +25,6 @@ _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (N
 def _epsilon(text: str) -> str:
     if text and not float(text) > 0:
         raise ValueError(f"epsilon must be above 0, got {text!r}")
-    return text
-
-
-def _direction(text: str) -> str:
-    if text not in ("lower", "higher"):
-        raise ValueError(f"must be lower or higher, got {text!r}")
     return text
 
 
@@ -54,7 +48,7 @@ class _Metric(_Row):
     sampler: str
     metric: str
     extractor: str  # "" where there is none
-    direction: Annotated[str, AfterValidator(_direction)]  # which is better
+    direction: Literal["lower", "higher"]  # which is better
     reference: str
     value: Annotated[_Number, AfterValidator(_not_infinite)]  # NaN: could not be computed
     num_synthetic: Annotated[Natural, Field(le=10**9)]
@@ -106,7 +100,8 @@ class _Event(_Spent):
 
 
 def _columns(row: type[BaseModel], *order: str) -> dict[str, type]:
-    return {name: row.model_fields[name].annotation for name in [*order, *row.model_fields]}
+    kinds = {name: row.model_fields[name].annotation for name in [*order, *row.model_fields]}
+    return {name: kind if isinstance(kind, type) else str for name, kind in kinds.items()}
 
 
 # Columns and their types.
@@ -157,8 +152,8 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     # Kind, owner, value, file. An owner has one value of each kind in _ONE; results are numbered, so a second differs.
     seen: list[tuple[str, str, str, Path]] = []
     scores: list[tuple[tuple[int, ...], dict[str, Any]]] = []  # their place in the table, and row
-    audits: dict[Coordinates, list[dict[str, Any]]] = {}
-    attacks: dict[tuple[str, ...], dict[str, Any]] = {}  # by the cell of all seeds
+    audits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # by RUN
+    attacks: dict[tuple[Any, ...], dict[str, Any]] = {}  # by the cell of all seeds
     for path in _result_files(folders):
         if path.name in _RULES:
             content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
@@ -196,7 +191,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                     for event in run["events"]
                 ] or [{}]
                 where, fix = f"{path}: runs[{number}]", _DAMAGED.format("audit")
-                audits[c] = [_parsed(_Event, shared | event, where, fix) for event in events]
+                audits[_run_key(shared)] = [_parsed(_Event, shared | event, where, fix) for event in events]
                 seen.append(("audit", _place(c), str(len(seen)), path))
                 seen.append(("code", "", run["provenance"]["code"], path))
                 seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
@@ -210,13 +205,12 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
                 seen.append(("code", "", attacked["provenance"]["code"], path))
     _refuse_mixed(seen, study)
     rows = [row for _, row in sorted(scores, key=lambda score: score[0])]
-    facts = {_run_key(found[0]): found[0] for found in audits.values()}
     for row in rows:
-        audit = facts.get(_run_key(row), {})
-        row |= {"delta": audit.get("delta", math.nan)}
-        row |= {name: audit.get(name, "") for name in ("accountant", "public_data")}
+        (audit, *_) = audits.get(_run_key(row), [{}])
+        row |= {name: audit[name] for name in ("delta", "accountant", "public_data") if name in audit}
         row["departures"] = ", ".join(filter(None, [audit.get("departures", ""), row["departures"]]))
-    audited = [row | attacks.get(_run_key(row)[:-1], {}) for c in specs for row in audits.get(c, ())]
+    keys = [_run_key(_coordinate_row(c)) for c in specs]
+    audited = [row | attacks.get(key[:-1], {}) for key in keys for row in audits.get(key, ())]
     return _frame(rows, METRICS), _frame(audited, AUDITS)
 
 
@@ -273,24 +267,19 @@ def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str
 
     A classifier has one accuracy, that of its family, and no distance. An FID is expected where the study asks for it.
     """
-    found = set(metrics[[*RUN, "sampler", "metric"]].itertuples(index=False, name=None))
-    judged, audited, attacked = (
-        set(frame[RUN].itertuples(index=False, name=None))
-        for frame in (metrics[metrics["protocol"] == DIRECT], audits, audits[audits["attack"] != ""])
-    )
+    named = metrics.assign(metric=metrics["metric"].where(metrics["protocol"] != DIRECT, DIRECT))
+    frames = (named[[*RUN, "sampler", "metric"]], audits[RUN], audits.loc[audits["attack"] != "", RUN])
+    found, audited, attacked = (set(frame.itertuples(index=False, name=None)) for frame in frames)
     distances = {"fidelity": "fd"} | ({"FID": "fid"} if study.evaluation.fid else {})
     classifiers = {f"accuracy of {name}": f"acc_{name}" for name in study.evaluation.classifiers}
     lines = []
     for c in _score_coordinates(study):
         row = _coordinate_row(c)
         key = _run_key(row)
-        if study.is_classifier(c.method):
-            missing = [] if key in judged else ["accuracy"]
-        else:
-            wanted = {**distances, **classifiers}
-            missing = [name for name, metric in wanted.items() if (*key, row["sampler"], metric) not in found]
-            if set(classifiers) <= set(missing):
-                missing = [*(name for name in missing if name in distances), "utility"]
+        wanted = {"accuracy": DIRECT} if study.is_classifier(c.method) else distances | classifiers
+        missing = [name for name, metric in wanted.items() if (*key, row["sampler"], metric) not in found]
+        if set(classifiers) <= set(missing):
+            missing = [*(name for name in missing if name in distances), "utility"]
         if c.epsilon is not None and key not in audited:
             missing.append("audit")
         elif study.attacks and c.epsilon is not None and math.isfinite(c.epsilon) and key not in attacked:
@@ -393,11 +382,9 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
             "file per study, and put their folders into one table by `dpdm compare FOLDER FOLDER`"
         )
     if kind is _Metric and (again := frame.duplicated([*RUN, *_VALUE_OF])).any():
-        row = frame[again].iloc[0]
-        place = "/".join(
-            filter(None, (row["dataset"], row["method"], row["epsilon"], str(row["seed"]), row["sampler"]))
-        )
-        raise UserError(f"{path} has {row['metric']} of {place} twice, which would count as another seed; {fix}")
+        metric, *place = frame.loc[again, ["metric", *RUN, "sampler"]].iloc[0].map(str)
+        where = "/".join(filter(None, place))
+        raise UserError(f"{path} has {metric} of {where} twice, which would count as another seed; {fix}")
     return frame
 
 
@@ -451,19 +438,15 @@ def clock_seconds(benchmarks: pd.DataFrame) -> float:
     jobs = benchmarks.dropna(subset=["seconds"])
     if not jobs["ended"].max() - jobs["ended"].min() >= jobs["seconds"].max():
         return math.nan
-    total, until = 0.0, -math.inf
-    for start, end in sorted(zip(jobs["ended"] - jobs["seconds"], jobs["ended"], strict=True)):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
+    spans = jobs.assign(began=jobs["ended"] - jobs["seconds"]).sort_values("began")[["began", "ended"]]
+    return spans.clip(lower=spans["ended"].cummax().shift(), axis=0).diff(axis=1)["ended"].sum()
 
 
 def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:
     """Whether the study still has what these wildcards name."""
     method, dataset = study.methods.get(wildcards.get("method", "")), wildcards.get("dataset")
-    epsilons, seeds = study.epsilons, study.seeds_of(wildcards["method"]) if method else study.seeds
-    if dataset in study.datasets:
-        epsilons = study.epsilons_of(dataset, wildcards["method"] if method else None)
+    epsilons = study.epsilons_of(dataset, method and wildcards["method"]) if dataset in study.datasets else ()
+    seeds = study.seeds_of(wildcards["method"]) if method else study.seeds
     known = {
         "dataset": study.datasets, "method": study.methods, "anchor": study.anchors,
         "epsilon": list(map(epsilon_text, epsilons)), "seed": list(map(str, seeds)),

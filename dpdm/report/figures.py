@@ -21,7 +21,7 @@ from dpdm.errors import UserError
 from dpdm.report import tables
 from dpdm.report.registry import Material
 from dpdm.report.selection import Sweep, shown_sets, sweeps
-from dpdm.report.tables import FEW, MetricColumn, Summary, epsilon_label, methods_of_several_samplers, score_columns
+from dpdm.report.tables import FEW, MetricColumn, Summary, epsilon_label, score_columns
 from dpdm.specs import epsilon_text
 
 # Okabe and Ito's palette, which color-blind readers can distinguish; its yellow is too pale for lines on white.
@@ -90,13 +90,13 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
     return paths
 
 
-def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], abreast: int) -> None:
-    """A legend below all panels: looks by label, at most `abreast` in a row, and fewer where labels are long.
+def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """A legend below all panels: looks by label, at most four in a row, and fewer where labels are long.
 
     The figure grows with a legend of more than LEGEND_LINES.
     """
     handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
-    for columns in range(min(len(handles), abreast), 0, -1):
+    for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             lines = math.ceil(len(handles) / columns)
@@ -118,18 +118,14 @@ def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
 
 
 def curves(material: Material) -> Figure:
-    """`epsilon_curves` of the material's data set."""
-    return epsilon_curves(material.metrics, material.dataset)
-
-
-def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
     """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. The
     dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the private
-    images have the last panel. Looks follow from the whole of `metrics`, so that all datasets of a study have the same.
+    images have the last panel. Looks follow from all metrics, so that all datasets of a study have the same.
     """
-    chosen = metrics[metrics["dataset"] == dataset]
+    metrics = material.metrics
+    chosen = metrics[metrics["dataset"] == material.dataset]
     looks, labels = method_looks(metrics), tables.ANCHOR_LABELS | tables.method_labels(chosen)
     direct = chosen["protocol"] == DIRECT
     generated, trained = chosen[~direct], chosen[direct]
@@ -153,8 +149,7 @@ def epsilon_curves(metrics: pd.DataFrame, dataset: str) -> Figure:
             panel.set_xlim(-0.5, max(len(epsilons), 1) - 0.5)
             legend |= _draw_panel(panel, shown, columns, epsilons, looks, labels)
         legend |= {labels[a]: ANCHOR_LOOKS[a] for a in ANCHORS if (chosen["method"] == a).any()}
-        longest = max(map(len, legend), default=0)
-        _legend(figure, legend, max(int(figure.get_figwidth() * 12) // (longest + 10), 2))  # what its width holds
+        _legend(figure, legend)
     return figure
 
 
@@ -164,23 +159,29 @@ def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
 
 
+def set_names(sets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """By method and sampler a name for people: the method, and its sampler where it has several."""
+    sets = list(dict.fromkeys(sets))
+    samplers = Counter(method for method, _ in sets)
+    return {(method, sampler): f"{method}, {sampler}" if samplers[method] > 1 else method for method, sampler in sets}
+
+
 def method_looks(metrics: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """By method and sampler: color and marker of the method, dashes of the sampler; of a single method all three."""
-    methods: dict[str, list[str]] = {}
-    for method, sampler in series_of(metrics):
-        methods.setdefault(method, []).append(sampler)
-    if len(methods) == 1:
-        return {one: series_look(k) | {"ls": DASHES[k % len(DASHES)]} for k, one in enumerate(series_of(metrics))}
+    sets: dict[str, list[tuple[str, str]]] = {}
+    for one in series_of(metrics):
+        sets.setdefault(one[0], []).append(one)
     return {
-        (method, sampler): series_look(i) | {"ls": DASHES[k % len(DASHES)]}
-        for i, (method, samplers) in enumerate(methods.items())
-        for k, sampler in enumerate(samplers)
+        one: series_look(i if len(sets) > 1 else k, k)
+        for i, samplers in enumerate(sets.values())
+        for k, one in enumerate(samplers)
     }
 
 
-def series_look(i: int) -> dict[str, Any]:
+def series_look(i: int, dashes: int = 0) -> dict[str, Any]:
     """Color and marker of series i: no two of the first 49 are alike."""
-    return {"color": PALETTE[i % 7], "marker": MARKERS[(i + i // 7) % 7], "ms": 5, "lw": 1.4}
+    marker = MARKERS[(i + i // 7) % 7]
+    return {"color": PALETTE[i % 7], "marker": marker, "ms": 5, "lw": 1.4, "ls": DASHES[dashes % 4]}
 
 
 def draw_means(panel: Axes, where: Sequence[float], found: Iterable[Summary], look: Mapping[str, Any]) -> list[float]:
@@ -199,13 +200,12 @@ def _draw_panel(
     labels: Mapping[str, str],
 ) -> dict[str, Mapping[str, Any]]:
     """Draws the methods of `rows`, each by those of `columns` that it has; returns their looks by label."""
-    known, several = tables.summaries(rows, "method", "sampler", "epsilon"), methods_of_several_samplers(rows)
+    known, names = tables.summaries(rows, "method", "sampler", "epsilon"), set_names(series_of(rows))
     departed, public, legend = tables.departure_marks(rows, "method"), tables.public_marks(rows), {}
     drawn: list[float] = []
     low: list[tuple[float, str, str]] = []
-    for method, sampler in series_of(rows):
+    for (method, sampler), name in names.items():
         look = looks[method, sampler]
-        name = f"{method}, {sampler}" if method in several else method
         legend[name + " (public data)" * (method in public) + departed[method]] = look
         for column in columns:
             found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]
@@ -245,13 +245,13 @@ def _draw_panel(
 
 def samples(material: Material) -> Figure:
     """`sample_grid` of the material's data set; a method of several samplers names them."""
-    study, layout, dataset = material.study, material.layout, material.dataset
-    shown = shown_sets(study, dataset)
-    drawn = Counter(method for method, _ in {(run.method, sampler) for run, sampler in shown})
-    sets = {}
-    for run, sampler in shown:
-        name = f"{run.method}, {sampler}" if drawn[run.method] > 1 else run.method
-        sets[name, run.epsilon] = layout.set(*run.place, sampler, "synthetic.npz")
+    layout, dataset = material.layout, material.dataset
+    shown = shown_sets(material.study, dataset)
+    names = set_names((run.method, sampler) for run, sampler in shown)
+    sets = {
+        (names[run.method, sampler], run.epsilon): layout.set(*run.place, sampler, "synthetic.npz")
+        for run, sampler in shown
+    }
     return sample_grid(dataset, layout.data(dataset, "train.npz"), sets)
 
 
@@ -268,36 +268,41 @@ def sample_grid(dataset: str, real: str | Path, sets: Mapping[tuple[str, float],
     Raises:
         UserError: a file is missing or corrupt, or its images are neither gray nor RGB.
     """
-    methods, epsilons = dict.fromkeys(method for method, _ in sets), sorted({epsilon for _, epsilon in sets})
-    labels = artifacts.read_npz(real, ("images", "labels"))["labels"]
-    classes = [int(c) for c in np.unique(labels)[:MAX_CLASSES]]
-    top = _block(real, classes)
-    height, width = (side / UNITS for side in top.shape[:2])
+    epsilons = sorted({epsilon for _, epsilon in sets}) or [math.inf]
+    classes = np.unique(artifacts.read_npz(real, ("images", "labels"))["labels"])[:MAX_CLASSES]
+    top = ("real", epsilons[0])
+    paths = {top: real, **sets}
+    blocks = {place: _block(path, classes) for place, path in paths.items()}
+    for place, block in blocks.items():
+        if block.shape != blocks[top].shape:
+            raise UserError(
+                f"{paths[place]} holds images of another size than the real ones; delete it and run snakemake again"
+            )
+    methods = list(dict.fromkeys(method for method, _ in blocks))
+    height, width = (side / UNITS for side in blocks[top].shape[:2])
     of_each = " of each class" * (len(classes) > 1)
     heading = f"{dataset}: first images{of_each}; those of the row real are private training images"
-    across = max(len(epsilons), 1)
-    names = 0.3 + 0.09 * max(map(len, ["real", *methods]))  # bold letters are that wide at most
-    size = max(names + across * (width + 0.15), 0.09 * len(heading)), 0.7 + (len(methods) + 1) * (height + 0.15)
+    names = 0.3 + 0.09 * max(map(len, methods))  # bold letters are that wide at most
+    size = max(names + len(epsilons) * (width + 0.15), 0.09 * len(heading)), 0.7 + len(methods) * (height + 0.15)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=size, dpi=UNITS, layout="constrained")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
-        panels = figure.subplots(len(methods) + 1, across, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-        for method, row in zip(["", *methods], panels, strict=True):
-            row[0].set_ylabel(method or "real", rotation=0, ha="right", va="center", weight="bold")
-            for k, panel in enumerate(row):
-                panel.spines[:].set_visible(False)
-                if not method and k == 0:
-                    panel.imshow(top, interpolation="nearest")
-                elif method and (method, epsilons[k]) in sets:
-                    panel.imshow(_block(sets[method, epsilons[k]], classes, top.shape), interpolation="nearest")
-                else:
-                    panel.patch.set_visible(False)
-        for panel, epsilon in zip(panels[1] if methods else (), epsilons, strict=False):
-            panel.set_title(f"ε = {epsilon_label(epsilon_text(epsilon))}", loc="center")
+        shape = len(methods), len(epsilons)
+        panels = figure.subplots(*shape, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+        for (i, k), panel in np.ndenumerate(panels):
+            panel.spines[:].set_visible(False)
+            if k == 0:
+                panel.set_ylabel(methods[i], rotation=0, ha="right", va="center", weight="bold")
+            if i == 1:
+                panel.set_title(f"ε = {epsilon_label(epsilon_text(epsilons[k]))}", loc="center")
+            if (methods[i], epsilons[k]) in blocks:
+                panel.imshow(blocks[methods[i], epsilons[k]], interpolation="nearest")
+            else:
+                panel.patch.set_visible(False)
     return figure
 
 
-def _block(path: str | Path, classes: Sequence[int], shape: tuple[int, ...] | None = None) -> np.ndarray:
+def _block(path: str | Path, classes: Sequence[int]) -> np.ndarray:
     """RGB block, uint8 [height, width, 3]: classes across, ROWS_PER_BLOCK images of each down, enlarged.
 
     A single class has MAX_CLASSES columns.
@@ -312,16 +317,11 @@ def _block(path: str | Path, classes: Sequence[int], shape: tuple[int, ...] | No
     columns = [
         images[labels == label][i * ROWS_PER_BLOCK :][:ROWS_PER_BLOCK] for label in classes for i in range(columns_each)
     ]
-    height, width = ROWS_PER_BLOCK * (h * scale + gap) - gap, len(columns) * (w * scale + gap) - gap
-    block = np.full((height, width, 3), 255, np.uint8)
-    if shape is not None and block.shape != shape:
-        raise UserError(f"{path} holds images of another size than the real ones; delete it and run snakemake again")
+    cells = np.full((ROWS_PER_BLOCK, h * scale + gap, len(columns), w * scale + gap, 3), 255, np.uint8)
     for across, column in enumerate(columns):
-        for down, image in enumerate(column):
-            y, x = down * (h * scale + gap), across * (w * scale + gap)
-            pixels = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
-            block[y : y + h * scale, x : x + w * scale] = pixels  # gray broadcasts to RGB
-    return block
+        pixels = column.transpose(0, 2, 3, 1).repeat(scale, 1).repeat(scale, 2)  # gray broadcasts to RGB
+        cells[: len(column), : h * scale, across, : w * scale] = pixels
+    return cells.reshape(ROWS_PER_BLOCK * (h * scale + gap), -1, 3)[:-gap, :-gap]
 
 
 # --- pairwise wins --------------------------------------------------------------------------------------------
@@ -342,33 +342,30 @@ def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
     All accuracies judge the same images and would count them three times. The CNN's is taken if there is one, which is
     the classifier that papers lead with, else the last in reading order.
     """
-    distances, accuracies = {}, {}
+    kinds: dict[bool, dict[str, MetricColumn]] = {False: {}, True: {}}  # by whether it is an accuracy
     for dataset, chosen in metrics.groupby("dataset", sort=False):
-        columns = score_columns(chosen)
-        found = [c for c in columns if c.is_accuracy]
-        if columns and columns[0] not in found:
-            distances[dataset] = columns[0]
-        if found:
-            accuracies[dataset] = next((c for c in found if c.metric == "acc_cnn"), found[-1])
-    return [by_dataset for by_dataset in (distances, accuracies) if by_dataset]
+        for column in sorted(score_columns(chosen), key=lambda column: column.metric == "acc_cnn"):  # stable
+            kinds[column.is_accuracy][dataset] = column
+    return [by_dataset for by_dataset in kinds.values() if by_dataset]
 
 
 def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Wins:
     """Compares generators in pairs, over the cells (dataset, finite epsilon, seed) that both have.
 
     A tie counts half for each. NaN loses against a number; two NaNs do not count. Two samplers of one method are not
-    compared. Classifiers, anchors and epsilon = inf are left out. `columns`: by dataset, the metric to compare by.
+    compared. Classifiers, anchors and epsilon = inf are left out.
+
+    Args:
+        columns: by dataset, the metric to compare by; in all of them more is better, or in all less.
     """
-    signs = {(dataset, *c.key): c.sign for dataset, c in columns.items()}
-    keys = zip(*(metrics[name] for name in ("dataset", "metric", "extractor", "reference")), strict=True)
-    sign = pd.Series([signs.get(key, 0) for key in keys], metrics.index, dtype=float)
-    chosen = metrics.assign(value=(sign * metrics["value"]).fillna(-math.inf))[
-        (sign != 0)
+    measures = metrics.set_index(["dataset", "metric", "extractor", "reference"]).index
+    chosen = metrics[
+        measures.isin([(dataset, *c.key) for dataset, c in columns.items()])
         & ~metrics["epsilon"].isin(["", "inf"])
-        & ~metrics["method"].isin(ANCHORS)
         & (metrics["protocol"] != DIRECT)
     ]
-    series = series_of(chosen)
+    series, sign = series_of(chosen), next(iter(columns.values())).sign
+    chosen = chosen.assign(value=(sign * chosen["value"]).fillna(-math.inf))
     grid = chosen.pivot(index=["dataset", "epsilon", "seed"], columns=["method", "sampler"], values="value")
     ours = np.array([grid[one] for one in series]).reshape(len(series), 1, len(grid))  # [series, 1, cells]
     theirs = ours.transpose(1, 0, 2)
@@ -383,7 +380,7 @@ def wins_figure(material: Material) -> Figure:
     """One panel per metric: the share of cells in which the method of a row beats the method of a column."""
     metrics = material.metrics
     found = [wins for columns in ranked_columns(metrics) if (wins := pairwise_wins(metrics, columns)).cells.any()]
-    several = methods_of_several_samplers(metrics)
+    known = set_names(series_of(metrics))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         if not found:
             figure = Figure(figsize=(7.6, 1.5), layout="constrained")
@@ -393,7 +390,7 @@ def wins_figure(material: Material) -> Figure:
         figure = Figure(figsize=(2.6 + 0.52 * size * len(found), 1.9 + 0.42 * size), layout="constrained")
         panels = figure.subplots(1, len(found), squeeze=False)[0]
         for panel, wins in zip(panels, found, strict=True):
-            names = [f"{method}, {sampler}" if method in several else method for method, sampler in wins.series]
+            names = [known[one] for one in wins.series]
             share = np.where(wins.cells > 0, wins.won / np.maximum(wins.cells, 1), np.nan)
             panel.imshow(share, cmap="PuOr", vmin=-0.6, vmax=1.6, aspect="auto")
             for (i, j), cells in np.ndenumerate(wins.cells):
@@ -436,12 +433,11 @@ def parameter_figure(material: Material) -> Figure:
                     sets = sorted(values, key=values.__getitem__)
                     found = [known.get((*column.key, dataset, *s, epsilon_text(epsilon)), Summary()) for s in sets]
                     label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")
-                    i = len(looks)
-                    look = looks.setdefault(label, series_look(i) | {"ls": DASHES[i % 4]})
+                    look = looks.setdefault(label, series_look(len(looks), len(looks)))
                     drawn += draw_means(panel, [values[one] for one in sets], found, look)
                 _scale(panel, sweep, ticks, drawn, column)
                 panel.set_title(column.header if len(study.datasets) == 1 else f"{dataset}: {column.header}")
-        _legend(figure, looks, abreast=4)
+        _legend(figure, looks)
     return figure
 
 

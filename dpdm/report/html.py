@@ -86,6 +86,8 @@ def render_report(
     ]
     grid = _grid(study, each)
     best = leads_table(material, published)
+    # The largest standard deviation of an FD over its extractor's networks, as a part of the FD.
+    spread = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").max()
     made_by = pd.concat([frame[["version", "commit", "code"]] for frame in (metrics, audits)]).drop_duplicates()
     return tables.template("report.html.j2").render(
         study=study,
@@ -98,8 +100,7 @@ def render_report(
         machines=tables.machine_note(study.study),
         departed=(metrics["departures"] != "").any(),
         extractors=list(map(tables.name_of, study.evaluation.extractors)),
-        trained="small_cnn" in study.evaluation.extractors,
-        spread=_spread(metrics),
+        spread=f"{100 * spread:.0f}" if spread >= 0 else None,
         ceiling=not tables.above_ceiling(metrics),
         holes=missing,
         kinds=set(metrics["metric"]),
@@ -127,7 +128,7 @@ def render_report(
         exceeded=exceeded,
         resources=tables.to_html(tables.resource_table(jobs)) if len(jobs) else "",
         sources=made_by.sort_values(list(made_by)).to_dict("records"),
-        environment=environment_facts() if environment is None else environment,
+        environment=environment or environment_facts(),
         command=command,
     )
 
@@ -163,12 +164,6 @@ def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
 def _methods(table: tables.Table) -> str:
     papers = {place: re.search(r"arXiv (\d+\.\d+)", text) for place, text in table.cells.get("Paper", {}).items()}
     return tables.to_html(table, {(i, "Paper"): f"https://arxiv.org/abs/{n[1]}" for i, n in papers.items() if n})
-
-
-def _spread(metrics: pd.DataFrame) -> str | None:
-    """The largest standard deviation of an FD over its extractor's networks, in percent of the FD; None without."""
-    parts = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").dropna()
-    return f"{100 * parts.max():.0f}" if len(parts) else None
 
 
 def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
@@ -281,33 +276,32 @@ def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
 def repeating(study: Study, layout: Layout) -> dict[str, str]:
     """Commands that repeat one run of each kind, by kind; `cmp` is silent if the files have the same bytes."""
     commands: dict[str, list[str]] = {}
+    root, files = shlex.quote(layout.root), score_files(study)
     for run in study.runs():
         folder, processes = layout.run(*run.place), study.methods[run.method].gpus_per_run
-        train = f"python -m dpdm train --spec {shlex.quote(f'{folder}/ledger.json')} --out {REPEATED}"
-        train += f" --processes {processes}" if processes > 1 else ""
-        trained = [train, _same("model.pt", folder, REPEATED)]
+        spec = shlex.quote(f"{folder}/ledger.json")
+        several = f" --processes {processes}" * (processes > 1)
+        trained = _again(f"train --spec {spec} --out {REPEATED}{several}", folder, REPEATED, "model.pt")
         if study.is_classifier(run.method):
-            score = _scoring(layout, run.name, f"--model {REPEATED}/model.pt", folder, REPEATED, ("utility.json",))
-            commands.setdefault("a classifier", [*trained, *score])
+            score = f"score {root} {run.name} --model {REPEATED}/model.pt --out {REPEATED}"
+            commands.setdefault("a classifier", trained + _again(score, folder, REPEATED, "utility.json"))
             continue
         commands.setdefault("a training", trained)
         for sampler in study.samplers_of(run):
             place, made, again = f"{run.name}/{sampler}", f"{folder}/{sampler}", f"{REPEATED}/{sampler}"
-            draw = f"python -m dpdm sample {shlex.quote(layout.root)} {place} --out {REPEATED}"
-            score = _scoring(layout, place, f"--synthetic {again}/synthetic.npz", made, again, score_files(study))
-            commands.setdefault("images and scores", [draw, _same("synthetic.npz", made, again), *score])
+            draw = _again(f"sample {root} {place} --out {REPEATED}", made, again, "synthetic.npz")
+            score = f"score {root} {place} --synthetic {again}/synthetic.npz --out {again}"
+            commands.setdefault("images and scores", draw + _again(score, made, again, *files))
     for c in study.anchor_coordinates():
         folder, place = layout.anchor(c.dataset, c.method, str(c.seed)), f"{c.dataset}/{c.method}/{c.seed}"
-        commands.setdefault("an anchor", _scoring(layout, place, "", folder, REPEATED, score_files(study)))
+        score = f"score {root} {place} --out {REPEATED}"
+        commands.setdefault("an anchor", _again(score, folder, REPEATED, *files))
     return {what: " && ".join(parts) for what, parts in commands.items()}
 
 
-def _scoring(layout: Layout, place: str, of: str, folder: str, out: str, files: tuple[str, ...]) -> list[str]:
-    """Commands that score what the option `of` names, and compare the files, which differ between commits."""
-    score = " ".join(filter(None, ["python -m dpdm score", shlex.quote(layout.root), place, of, "--out", out]))
-    commands = [score, *(_same(name, folder, out) for name in files if name != "inception.json")]
-    return commands + [f"{score} --inception", _same("inception.json", folder, out)] * ("inception.json" in files)
-
-
-def _same(name: str, folder: str, out: str) -> str:
-    return f"cmp {out}/{name} {shlex.quote(f'{folder}/{name}')}"
+def _again(verb: str, folder: str, out: str, *files: str) -> list[str]:
+    """The command, and comparisons of what it writes into `out` with `folder`; inception.json has a command for it."""
+    command = f"python -m dpdm {verb}"
+    parts = {name: f"cmp {out}/{name} {shlex.quote(f'{folder}/{name}')}" for name in files}
+    by_inception = [f"{command} --inception", parts.pop("inception.json")] if "inception.json" in parts else []
+    return [command, *parts.values(), *by_inception]

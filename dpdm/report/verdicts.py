@@ -2,8 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -51,32 +51,26 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
     Args:
         published: what `read_published` returned, to set accuracies against the best published ones.
     """
-    metrics = with_values(material.metrics)
-    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
-    cells = list(_cells(material.study, metrics, known))
-    theirs = dict(_against_published(material.study, metrics, published))
-    return [
-        *_faults(material, metrics, known),
-        *(Verdict(CAUTION, text) for text in _disagreements(material.study, cells)),
-        *(Verdict(BEST, text + _sentence(theirs.pop(place, ""))) for place, text in _leaders(material.study, cells)),
-        *(Verdict(FINDING, text) for text in _comparisons(material, cells)),
-        *(Verdict(FINDING, text) for text in _classifiers(metrics)),
-        *(Verdict(FINDING, f"{_place(*place)}: {text}") for place, text in theirs.items()),
-    ]
+    cells = _cells(material)
+    best, theirs = _leaders(cells), _against_published(material, published)
+    for place in best.keys() & theirs.keys():
+        text = theirs.pop(place)
+        best[place] += f" {text[0].upper()}{text[1:]}"
+    findings = [*_comparisons(material, cells), *_classifiers(material.metrics)]
+    findings += [f"{_place(place)}: {text}" for place, text in theirs.items()]
+    levels = {CAUTION: _disagreements(cells), BEST: best.values(), FINDING: findings}
+    return [*_faults(material), *(Verdict(level, text) for level, texts in levels.items() for text in texts)]
 
 
-_Known = Mapping[tuple[str, ...], Summary]
-
-
-def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterator[Verdict]:
-    study, audits = material.study, material.audits
+def _faults(material: Material) -> Iterator[Verdict]:
+    metrics, audits = with_values(material.metrics), material.audits
     private = audits[audits["epsilon"] != "inf"].drop_duplicates(RUN)
     if failed := int((~private["passed"].astype(bool)).sum()):
         yield Verdict(WRONG, f"Accounting failed for {failed} of {len(private)} private runs: do not use them.")
     exceeded = private.loc[private["attack_exceeded"].astype(bool), ["dataset", "method", "epsilon"]]
     for dataset, method, epsilon in exceeded.drop_duplicates().itertuples(index=False):
         yield Verdict(WRONG, f"An attack on {method} on {dataset} proves more than the target ε = {epsilon}.")
-    if missing := holes(study, material.metrics, audits):
+    if missing := holes(material.study, material.metrics, audits):
         yield Verdict(CAUTION, f"{len(missing)} results are missing; their cells rest on fewer seeds or are empty.")
     if len(set(metrics["code"])) > 1:
         yield Verdict(CAUTION, "The results were made by several versions of the code.")
@@ -87,18 +81,15 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
         )
     if len(metrics) and "fid" not in set(metrics["metric"]):
         yield Verdict(CAUTION, "No Inception FID was measured: no distance here compares with a published FID.")
-    accuracies = [column for column in score_columns(metrics) if column.is_accuracy]
-    for dataset in dict.fromkeys(metrics["dataset"]):
-        real = {c.metric: s for c in accuracies if (s := known.get((*c.key, dataset, "real", "", "")))}
-        rows = metrics[(metrics["dataset"] == dataset) & (metrics["method"] == "real")]
-        protocols = ", ".join(filter(None, dict.fromkeys(rows["protocol"])))
-        order = [name for name in ("acc_logreg", "acc_mlp", "acc_cnn") if name in real]
-        for worse, better in itertools.pairwise(order):
-            if real[better].mean < real[worse].mean - MARGIN:
+    for dataset, rows in metrics[metrics["method"] == "real"].groupby("dataset", sort=False):
+        real = rows.groupby("metric")["value"].mean()
+        protocols = ", ".join(filter(None, rows["protocol"].unique()))
+        for worse, better in itertools.pairwise(m for m in ("acc_logreg", "acc_mlp", "acc_cnn") if m in real):
+            if real[better] < real[worse] - MARGIN:
                 yield Verdict(
                     WRONG,
-                    f"On the real images of {dataset}, {_short(better)} ({real[better].mean:.1f} %) is below "
-                    f"{_short(worse)} ({real[worse].mean:.1f} %): protocol {protocols} is too short.",
+                    f"On the real images of {dataset}, {_short(better)} ({real[better]:.1f} %) is below "
+                    f"{_short(worse)} ({real[worse]:.1f} %): protocol {protocols} is too short.",
                 )
     for (dataset, metric), passing in above_ceiling(metrics).items():
         named = ", ".join(f"{method} at ε = {epsilon_label(epsilon)}" for method, epsilon in dict.fromkeys(passing))
@@ -106,48 +97,61 @@ def _faults(material: Material, metrics: pd.DataFrame, known: _Known) -> Iterato
         yield Verdict(CAUTION, text)
 
 
+_Set = tuple[str, str]  # method and sampler; a method by its best set has the sampler ""
+_Place = tuple[str, str]  # data set and epsilon
+_Scores = Mapping[_Set, Mapping[MetricColumn, Summary]]
+
+
 class _Cell(NamedTuple):
     """The generators of one data set and finite epsilon, by what they are compared, and their scores."""
 
-    dataset: str
-    epsilon: str
-    rows: pd.DataFrame
+    study: str
+    place: _Place
+    marks: dict[str, str]  # of methods that learnt from public data
     columns: list[MetricColumn]
     distances: list[MetricColumn]  # by every extractor
-    found: dict[tuple[str, str], dict[MetricColumn, Summary]]  # of both, by method and sampler
+    found: _Scores  # of both
+
+    def name(self, one: _Set) -> str:
+        """A set by its method, and its sampler where the method has another."""
+        several = one[1] and sum(method == one[0] for method, _ in self.found) > 1
+        return one[0] + f" ({one[1]})" * bool(several) + self.marks.get(one[0], "")
+
+    def order(self, pair: tuple[_Set, _Set], column: MetricColumn, scores: _Scores) -> int:
+        """1 if the first has better scores than the second, -1 if worse ones, 0 if they are not distinguished."""
+        (ours, theirs), owners = [scores[one][column] for one in pair], [(self.study, method) for method, _ in pair]
+        if distinguished(ours, theirs, column, owners):
+            return 1
+        return -distinguished(theirs, ours, column, owners[::-1])
 
 
-def _cells(study: Study, metrics: pd.DataFrame, known: _Known) -> Iterator[_Cell]:
-    generators = metrics[~metrics["epsilon"].isin(["", "inf"]) & (metrics["protocol"] != DIRECT)]
-    cells = dict(list(generators.groupby(["dataset", "epsilon"])))
-    for dataset, epsilon in sorted(cells, key=lambda cell: (list(study.datasets).index(cell[0]), float(cell[1]))):
-        here = cells[dataset, epsilon]
-        columns, distances = (of(metrics[metrics["dataset"] == dataset]) for of in (score_columns, distance_columns))
-        series = dict.fromkeys(zip(here["method"], here["sampler"], strict=True))
-        found = {
-            one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in {*columns, *distances}}
-            for one in series
-        }
-        yield _Cell(dataset, epsilon, here, columns, distances, found)
+def _cells(material: Material) -> list[_Cell]:
+    study, metrics = material.study, with_values(material.metrics)
+    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    cells = []
+    for dataset in study.datasets:
+        here = metrics[metrics["dataset"] == dataset]
+        columns, distances = score_columns(here), distance_columns(here)
+        generators = here[~here["epsilon"].isin(["", "inf"]) & (here["protocol"] != DIRECT)]
+        for epsilon in sorted(generators["epsilon"].unique(), key=float):
+            rows = generators[generators["epsilon"] == epsilon]
+            found = {
+                one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in {*columns, *distances}}
+                for one in dict.fromkeys(zip(rows["method"], rows["sampler"], strict=True))
+            }
+            cells.append(_Cell(study.study, (dataset, epsilon), public_marks(rows), columns, distances, found))
+    return cells
 
 
-def _order(ours: Summary, theirs: Summary, column: MetricColumn, owners: Sequence[tuple[str, str]]) -> int:
-    """1 if `ours` is better, -1 if it is worse, 0 if not distinguished; `owners`: study and method of each."""
-    if distinguished(ours, theirs, column, owners):
-        return 1
-    return -distinguished(theirs, ours, column, owners[::-1])
-
-
-def _disagreements(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
+def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
     """By data set and two extractors: how many pairs of synthetic sets they order oppositely, of those both order."""
     orders: dict[tuple[str, MetricColumn, MetricColumn], list[bool]] = {}
     for cell in cells:
         for columns in itertools.combinations(cell.distances, 2):
             for pair in itertools.combinations(cell.found, 2):
-                owners = [(study.study, method) for method, _ in pair]
-                first, second = (_order(*(cell.found[one][c] for one in pair), c, owners) for c in columns)
+                first, second = (cell.order(pair, column, cell.found) for column in columns)
                 if first and second:
-                    orders.setdefault((cell.dataset, *columns), []).append(first != second)
+                    orders.setdefault((cell.place[0], *columns), []).append(first != second)
     for (dataset, *columns), opposite in orders.items():
         if any(opposite):
             pairs = f"{len(opposite)} pair{'s' * (len(opposite) > 1)} of synthetic sets"
@@ -155,93 +159,65 @@ def _disagreements(study: Study, cells: Sequence[_Cell]) -> Iterator[str]:
             yield f"{dataset}: of the {pairs} that {names} both distinguish, they order {sum(opposite)} oppositely."
 
 
-class Lead(NamedTuple):
-    """The best generator by one measure at one data set and epsilon."""
+def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float, tuple[str, ...]]]:
+    """By place and measure, accuracies and distances by every extractor, the best generator of those with enough seeds.
 
-    dataset: str
-    epsilon: str
-    column: MetricColumn
-    mean: float
-    names: list[str]  # the best set, then the other methods with a set that cannot be distinguished from it
-
-
-def leads(material: Material) -> list[Lead]:
-    """The best generators of a study; see `verdicts`."""
-    metrics = with_values(material.metrics)
-    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
-    return list(_leads(material.study, _cells(material.study, metrics, known)))
-
-
-def _leads(study: Study, cells: Iterable[_Cell]) -> Iterator[Lead]:
-    """By data set, epsilon and measure, distances by every extractor, of the generators with enough seeds."""
+    Its mean, its name, and those of the other methods with a set that cannot be distinguished from it.
+    """
     for cell in cells:
-        marks = public_marks(cell.rows)
         for column in dict.fromkeys([*cell.distances, *cell.columns]):
             rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
             if len({method for method, _ in rivals}) > 1:
-                even = leaders(rivals, column, {one: (study.study, one[0]) for one in rivals})
-                _, *others = (method + marks.get(method, "") for method in dict.fromkeys(m for m, _ in even))
-                names = [_name(even[0], cell.found) + marks.get(even[0][0], ""), *others]
-                yield Lead(cell.dataset, cell.epsilon, column, rivals[even[0]].mean, names)
+                best, *even = leaders(rivals, column, {one: (cell.study, one[0]) for one in rivals})
+                others = dict.fromkeys(method for method, _ in even if method != best[0])
+                names = cell.name(best), *(cell.name((method, "")) for method in others)
+                yield cell.place, column, rivals[best].mean, names
 
 
-def leads_table(
-    material: Material,
-    published: pd.DataFrame | None = None,
-    epsilons: Sequence[str] = (),
-    measured: Callable[[str], bool] = lambda metric: True,
-) -> pd.DataFrame:
+def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd.DataFrame:
     """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
 
     "even" names the other methods with a set that cannot be distinguished from the best one.
 
     Args:
         published: what `read_published` returned.
-        epsilons: those to show; default: all.
-        measured: which metrics to show.
     """
-    rows: dict[str, dict[tuple[str, str], str]] = {}
-    for lead in leads(material):
-        column, place = lead.column, (lead.dataset, lead.epsilon)
-        if measured(column.metric) and place[1] in (epsilons or [place[1]]):
-            name, *even = lead.names
-            header = column.header if column.is_accuracy else f"{_distance(column)} ↓"
-            value = f"{lead.mean:{'.1f' if column.is_accuracy else '.3g'}}"
-            rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
+    rows: dict[str, dict[_Place, str]] = {}
+    for place, column, mean, (name, *even) in _leads(_cells(material)):
+        header = column.header if column.is_accuracy else f"{_distance(column)} ↓"
+        value = f"{mean:{'.1f' if column.is_accuracy else '.3g'}}"
+        rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
     places = list(dict.fromkeys(place for row in rows.values() for place in row))
-    private = material.metrics[
-        material.metrics["protocol"].eq(DIRECT) & material.metrics["metric"].map(measured).astype(bool)
-    ]
-    means = private.groupby(["dataset", "epsilon", "metric", "method"], sort=False)["value"].mean()
-    for (*place, metric), found in means.groupby(["dataset", "epsilon", "metric"], sort=False):
-        header = f"{_short(metric)} accuracy %, DP-SGD on private images"
-        rows.setdefault(header, {})[tuple(place)] = f"{found.max():.1f} {found.idxmax()[-1]}"
-    best = pd.DataFrame() if published is None else best_table(published).data
-    sources = {name: dataset.published_as()[0] for name, dataset in material.study.datasets.items()}
+    for (*place, metric, direct), best in highest(material.metrics, "metric", "direct").items():
+        if direct:
+            header = f"{_short(metric)} accuracy %, DP-SGD on private images"
+            rows.setdefault(header, {})[tuple(place)] = f"{best.value:.1f} {best.method}"
+    quoted = _quoted(material.study, published)
     for place in places:
-        for row in best.itertuples():
-            if (row.dataset, row.epsilon) == (sources[place[0]], place[1]):
-                text = f"{row.value:g} {row.method} ({row.classifier}{_claim(row.privacy_status)})"
-                rows.setdefault(f"published, protocol {row.protocol}", {})[place] = text
+        for row in quoted.get(place, ()):
+            text = f"{row['value']:g} {row['method']} ({row['classifier']}{row['claim']})"
+            rows.setdefault(f"published, protocol {row['protocol']}", {})[place] = text
     frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=places).dropna(how="all").fillna(MISSING)
-    return frame.set_axis([_place(*place) for place in places], axis=1)
+    return frame.set_axis(list(map(_place, places)), axis=1)
 
 
-def _leaders(study: Study, cells: Sequence[_Cell]) -> Iterator[tuple[tuple[str, str], str]]:
-    """By data set and epsilon one sentence of all `leads`."""
-    for place, found in itertools.groupby(_leads(study, cells), key=lambda lead: (lead.dataset, lead.epsilon)):
+def _leaders(cells: Iterable[_Cell]) -> dict[_Place, str]:
+    """By data set and epsilon one sentence of all `_leads`."""
+    texts = {}
+    for place, found in itertools.groupby(_leads(cells), key=lambda lead: lead[0]):
         led: dict[tuple[str, ...], dict[MetricColumn, float]] = {}
-        for lead in found:
-            led.setdefault(tuple(lead.names), {})[lead.column] = lead.mean
+        for _, column, mean, names in found:
+            led.setdefault(names, {})[column] = mean
         parts = (
             f"by {_measures(means)}: {first}, {joined(_value(column, mean) for column, mean in means.items())}"
             + (f" (not distinguished from {joined(others)})" if others else "")
             for (first, *others), means in led.items()
         )
-        yield place, f"{_place(*place)}: best generator {'; '.join(parts)}."
+        texts[place] = f"{_place(place)}: best generator {'; '.join(parts)}."
+    return texts
 
 
-def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
+def _comparisons(material: Material, cells: Iterable[_Cell]) -> Iterator[str]:
     """The study's diffusion models (else its first method) against every other generator.
 
     A method that draws several sets is compared by the best of them for each measure; if it has no rival, its sets are
@@ -251,154 +227,140 @@ def _comparisons(material: Material, cells: Sequence[_Cell]) -> Iterator[str]:
     study = material.study
     spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()
     starts = {name for name, spec in study.methods.items() if spec.params.get("init_only")}
-    ran = {method: study.methods[method].impl for cell in cells for method, _ in cell.found}
-    ran = {name: ran[name] for name in study.methods if name in ran}
+    drawn = {method for cell in cells for method, _ in cell.found}
+    ran = {name: spec.impl for name, spec in study.methods.items() if name in drawn}
     subjects = [name for name, impl in ran.items() if impl.startswith(DIFFUSION) and name not in starts]
     subjects = subjects or list(ran)[:1]
-    for dataset, epsilon, here, columns, _, found in cells:
-        marks, sets = public_marks(here), Counter(method for method, _ in found)
-        best = {method: {c: _best_of(found, method, c) for c in columns} for method in sets}
-        present = [subject for subject in subjects if subject in sets]
+    for cell in cells:
+        (dataset, epsilon), found = cell.place, cell.found
+        sets = Counter(method for method, _ in found)
+        best = {(method, ""): {c: _best_of(found, method, c) for c in cell.columns} for method in sets}
         if len(sets) == 1:  # an ablation of samplers: every set against those after it
-            for number, one in enumerate(list(found)[:-1]):
-                rivals = {other: found[other] for other in list(found)[number + 1 :]}
-                for text in _against(study, one, found[one], rivals, columns, marks):
-                    yield f"{_place(dataset, epsilon)}: {text}."
+            for number, one in enumerate(found):
+                yield from _against(cell, one, list(found)[number + 1 :], found)
+        how = ", by the best set of each" if max(sets.values()) > 1 else ""
+        present = [subject for subject in subjects if subject in sets]
         for number, subject in enumerate(present):
-            rivals = {(name, ""): best[name] for name in sets if name not in {*present[: number + 1], *starts}}
-            which = ", by the best set of each" if max(sets.values()) > 1 else ""
-            for text in _against(study, (subject, ""), best[subject], rivals, columns, marks):
-                yield f"{_place(dataset, epsilon)}{which}: {text}."
+            rivals = [(name, "") for name in sets if name not in {*present[: number + 1], *starts}]
+            yield from _against(cell, (subject, ""), rivals, best, how=how)
             for start, sampler in (one for one in found if one[0] in starts and (subject, one[1]) in found):
-                pairs = {c: (found[subject, sampler][c], found[start, sampler][c]) for c in columns}
                 less = spent.get((dataset, start, epsilon))
-                name, rival = (_name((method, sampler), found) + marks.get(method, "") for method in (subject, start))
-                rival += "" if less is None else f" (which spends ε = {less:.3g})"
-                if relation := _relation(pairs, [(study.study, method) for method in (subject, start)]):
-                    yield f"{_place(dataset, epsilon)}: {name} {relation.format(rival)}."
+                note = "" if less is None else f" (which spends ε = {less:.3g})"
+                yield from _against(cell, (subject, sampler), [(start, sampler)], found, note=note)
 
 
 def _against(
-    study: Study,
-    one: tuple[str, str],
-    ours: Mapping[MetricColumn, Summary],
-    rivals: Mapping[tuple[str, str], Mapping[MetricColumn, Summary]],
-    columns: Sequence[MetricColumn],
-    marks: Mapping[str, str],
+    cell: _Cell, one: _Set, rivals: Iterable[_Set], scores: _Scores, how: str = "", note: str = ""
 ) -> Iterator[str]:
-    """How one set, or one method (its sampler ""), does against others: a text for all those of one outcome."""
+    """How one does against others: a sentence for all those of one outcome; `note` follows their names."""
     said: dict[str, list[str]] = {}
-    for other, theirs in rivals.items():
-        pairs = {c: (ours[c], theirs[c]) for c in columns}
-        if relation := _relation(pairs, [(study.study, method) for method, _ in (one, other)]):
-            said.setdefault(relation, []).append(_full(other) + marks.get(other[0], ""))
+    for other in rivals:
+        if relation := _relation(cell, (one, other), scores):
+            said.setdefault(relation, []).append(cell.name(other))
     for relation, names in said.items():
-        yield f"{_full(one)}{marks.get(one[0], '')} {relation.format(joined(names))}"
+        yield f"{_place(cell.place)}{how}: {cell.name(one)} {relation.format(joined(names) + note)}."
 
 
-def _best_of(found: Mapping[tuple[str, str], Mapping[MetricColumn, Summary]], method: str, c: MetricColumn) -> Summary:
-    """The scores of a method's best set by one measure; of equally many seeds where that can be."""
-    own = [scores[c] for one, scores in found.items() if one[0] == method]
-    most = max(summary.n for summary in own)
-    return max((summary for summary in own if summary.n == most), key=lambda summary: c.sign * summary.mean)
+def _best_of(found: _Scores, method: str, column: MetricColumn) -> Summary:
+    """The scores of a method's best set by one measure, of those with the most seeds."""
+    own = (scores[column] for one, scores in found.items() if one[0] == method)
+    return max(own, key=lambda summary: (summary.n, column.sign * summary.mean))
 
 
-def _relation(cells: Mapping[MetricColumn, Sequence[Summary]], owners: Sequence[tuple[str, str]]) -> str:
-    """How the first of each pair does against the second, with {} for the name of the second.
+# By outcome: what is said from FEW seeds on, below, and where measures disagree; {}: the name of the other.
+_OUTCOMES = {
+    1: ("beats {}", "is ahead of {}", "better by"),
+    -1: ("is below {}", "is behind {}", "worse by"),
+    0: ("cannot be distinguished from {}", "is neither ahead of {} nor behind", "not distinguished by"),
+}
 
-    Args:
-        owners: study and method of the first and of the second.
-    """
-    outcomes: dict[str, list[MetricColumn]] = {}
+
+def _relation(cell: _Cell, pair: tuple[_Set, _Set], scores: _Scores) -> str:
+    """How the first does against the second, with {} for the name of the second; "" without a common seed."""
+    outcomes: dict[int, list[MetricColumn]] = {}
     shared = 0
-    for column, (ours, theirs) in cells.items():
-        if not (seeds := ours.values.keys() & theirs.values.keys()):
-            continue
-        shared = max(shared, len(seeds))
-        gaps = [column.sign * (ours.values[seed] - theirs.values[seed]) for seed in seeds]
-        if len(seeds) < FEW:
-            order = (min(gaps) > 0) - (max(gaps) < 0)
-        else:
-            order = _order(ours, theirs, column, owners)
-        outcomes.setdefault(("even", "better", "worse")[order], []).append(column)
-    if not outcomes:
-        return ""
-    count = f"{shared} seed{'s' * (shared != 1)}"
-    verbs = {"better": "beats {}", "worse": "is below {}", "even": "cannot be distinguished from {}"}
-    if shared < FEW:
-        verbs = {"better": "is ahead of {}", "worse": "is behind {}", "even": "is neither ahead of {} nor behind"}
-        count += ", too few for a claim"
+    for column in cell.columns:
+        ours, theirs = (scores[one][column].values for one in pair)
+        if gaps := [column.sign * (value - theirs[seed]) for seed, value in ours.items() if seed in theirs]:
+            shared = max(shared, len(gaps))
+            few = (min(gaps) > 0) - (max(gaps) < 0)
+            order = few if len(gaps) < FEW else cell.order(pair, column, scores)
+            outcomes.setdefault(order, []).append(column)
+    count = f"{shared} seed{'s' * (shared != 1)}{', too few for a claim' * (shared < FEW)}"
     if len(outcomes) == 1:
         ((outcome, columns),) = outcomes.items()
-        return f"{verbs[outcome]} by {_measures(columns)} ({count})"
-    words = {"better": "better by", "worse": "worse by", "even": "not distinguished by"}
-    parts = [f"{words[outcome]} {_measures(outcomes[outcome])}" for outcome in words if outcome in outcomes]
-    return f"against {{}} is {'; '.join(parts)} ({count})"
+        return f"{_OUTCOMES[outcome][shared < FEW]} by {_measures(columns)} ({count})"
+    parts = [f"{words} {_measures(outcomes[order])}" for order, (*_, words) in _OUTCOMES.items() if order in outcomes]
+    return f"against {{}} is {'; '.join(parts)} ({count})" if parts else ""
 
 
-def _accuracies(metrics: pd.DataFrame) -> pd.Series:
-    """Means over seeds of all accuracies of methods, by data set, epsilon, protocol, method, sampler and metric."""
-    chosen = metrics[metrics["metric"].str.startswith("acc_") & (metrics["epsilon"] != "")]
-    return chosen.groupby(["dataset", "epsilon", "protocol", "method", "sampler", "metric"], sort=False)["value"].mean()
+def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
+    """By data set, epsilon and these columns the method with the highest mean accuracy over seeds, in per cent.
+
+    Args:
+        keys: columns of METRICS, or "direct": whether it was trained on the private images.
+
+    Returns:
+        Rows with `value`, `method`, and `name`, which has the sampler where the method has another at this place.
+    """
+    scores = metrics[metrics["metric"].str.startswith("acc_") & (metrics["epsilon"] != "")]
+    series = ["dataset", "epsilon", "metric", "protocol", "method", "sampler"]
+    means = scores.groupby(series, sort=False)["value"].mean().dropna().reset_index()
+    several = means.groupby(["dataset", "epsilon", "metric", "method"])["sampler"].transform("nunique") > 1
+    names = means["method"].where(~several, means["method"] + " (" + means["sampler"] + ")")
+    means = means.assign(direct=means["protocol"] == DIRECT, name=names)
+    by = ["dataset", "epsilon", *keys]
+    best = means.loc[means.groupby(by, sort=False)["value"].idxmax()]
+    return dict(zip(best[by].itertuples(index=False, name=None), best.itertuples(), strict=True))
 
 
 def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
     """By kind of classifier the best mean of those trained on the private images, and on synthetic ones."""
-    means = _accuracies(metrics[metrics["epsilon"] != "inf"])
-    for (dataset, epsilon), cell in means.groupby(["dataset", "epsilon"], sort=False):
-        parts = []
-        for metric, found in cell.groupby("metric", sort=False):
-            direct = found.index.get_level_values("protocol") == DIRECT
-            if direct.any() and not direct.all():
-                series = [key[3:5] for key in found.index]
-                on_private, on_synthetic = (
-                    f"{part.max():.1f} % by {_name(part.idxmax()[3:5], dict.fromkeys(series))}"
-                    for part in (found[direct], found[~direct])
-                )
-                parts.append(f"{_short(metric)} {on_private} and {on_synthetic}")
-        if parts:
-            yield (
-                f"{_place(dataset, epsilon)}: highest mean accuracy of classifiers trained on the private images, and "
-                f"of those on synthetic images: {'; '.join(parts)}."
-            )
+    best, parts = highest(metrics[metrics["epsilon"] != "inf"], "metric", "direct"), {}
+    for (*place, metric, direct), synthetic in best.items():
+        if not direct and (private := best.get((*place, metric, True))):
+            said = [f"{one.value:.1f} % by {one.name}" for one in (private, synthetic)]
+            parts.setdefault(tuple(place), []).append(f"{_short(metric)} {' and '.join(said)}")
+    for place, texts in parts.items():
+        yield (
+            f"{_place(place)}: highest mean accuracy of classifiers trained on the private images, and of those on "
+            f"synthetic images: {'; '.join(texts)}."
+        )
 
 
-def _against_published(
-    study: Study, metrics: pd.DataFrame, published: pd.DataFrame | None
-) -> Iterator[tuple[tuple[str, str], str]]:
-    """By data set and epsilon the best published accuracies without public data, and ours under these protocols."""
-    best = pd.DataFrame(columns=["dataset", "epsilon"]) if published is None else best_table(published).data
-    means = _accuracies(metrics[metrics["public_data"] == ""])
+def _quoted(study: Study, published: pd.DataFrame | None) -> dict[_Place, list[dict[str, Any]]]:
+    """By data set and epsilon of the study the best published accuracies of each protocol, without public data."""
+    best = [] if published is None else best_table(published).data.to_dict("records")
+    found: dict[_Place, list[dict[str, Any]]] = {}
     for dataset, epsilons in epsilons_run(study).items():
-        rows = best[best["dataset"] == study.datasets[dataset].published_as()[0]]
-        for epsilon, found in rows.groupby("epsilon", sort=False):
-            if float(epsilon) not in epsilons:
-                continue
-            theirs, ours = [], []
-            for row in found.to_dict("records"):
-                claim = _claim(row["privacy_status"])
-                facts = f"{row['classifier']}, {row['method']}, protocol {row['protocol']}{claim}"
-                theirs.append(f"{row['value']:g} % ({facts})")
-                mine = means[[key[:3] == (dataset, epsilon, row["protocol"]) for key in means.index]]
-                ours += [f"{mine.max():.1f} % ({mine.idxmax()[3]}, protocol {row['protocol']})"] if len(mine) else []
-            these = "this protocol" if len(theirs) == 1 else "these protocols"
-            yield (
-                (dataset, epsilon),
-                f"best published accuracy{' of each protocol' * (len(theirs) > 1)}, without public data: "
-                f"{joined(theirs)}; ours by {these}: {joined(ours) if ours else 'none'}.",
-            )
+        for row in best:
+            if row["dataset"] == study.datasets[dataset].published_as()[0] and float(row["epsilon"]) in epsilons:
+                claim = "" if row["privacy_status"] == SOUND else f", privacy status {row['privacy_status']}"
+                found.setdefault((dataset, row["epsilon"]), []).append(row | {"claim": claim})
+    return found
 
 
-def _claim(status: str) -> str:
-    return "" if status == SOUND else f", privacy status {status}"
+def _against_published(material: Material, published: pd.DataFrame | None) -> dict[_Place, str]:
+    """By data set and epsilon the best published accuracies without public data, and ours under these protocols."""
+    own = highest(material.metrics[material.metrics["public_data"] == ""], "protocol")
+    texts = {}
+    for place, rows in _quoted(material.study, published).items():
+        theirs = [
+            f"{row['value']:g} % ({row['classifier']}, {row['method']}, protocol {row['protocol']}{row['claim']})"
+            for row in rows
+        ]
+        found = [best for row in rows if (best := own.get((*place, row["protocol"])))]
+        ours = [f"{best.value:.1f} % ({best.method}, protocol {best.protocol})" for best in found] or ["none"]
+        these = "this protocol" if len(rows) == 1 else "these protocols"
+        texts[place] = (
+            f"best published accuracy{' of each protocol' * (len(rows) > 1)}, without public data: {joined(theirs)}; "
+            f"ours by {these}: {joined(ours)}."
+        )
+    return texts
 
 
-def _sentence(text: str) -> str:
-    return text and f" {text[0].upper()}{text[1:]}"
-
-
-def _place(dataset: str, epsilon: str) -> str:
-    return f"{dataset}, ε = {epsilon}"
+def _place(place: _Place) -> str:
+    return f"{place[0]}, ε = {place[1]}"
 
 
 def _value(column: MetricColumn, value: float) -> str:
@@ -417,14 +379,6 @@ def _distance(column: MetricColumn) -> str:
 
 def _short(metric: str) -> str:
     return name_of(metric.removeprefix("acc_"))
-
-
-def _name(one: tuple[str, str], series: Iterable[tuple[str, str]]) -> str:
-    return _full(one) if sum(method == one[0] for method, _ in series) > 1 else one[0]
-
-
-def _full(one: tuple[str, str]) -> str:
-    return f"{one[0]} ({one[1]})" if one[1] else one[0]
 
 
 def joined(items: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.report import figures
 from dpdm.report.collect import METRICS
-from dpdm.report.figures import epsilon_curves, sample_grid, save_figure
+from dpdm.report.figures import curves, sample_grid, save_figure
 from dpdm.report.registry import Material
 
 
@@ -31,6 +31,10 @@ def make_metrics(fd=(100.0, 80.0, 60.0)):
             rows.append({**blank, **place, **measured("acc_cnn"), "value": accuracy + seed})
             rows.append({**blank, **place, **measured("fd", "train"), "value": distance})
     return pd.DataFrame(rows)
+
+
+def epsilon_curves(metrics, dataset):
+    return curves(Material(None, None, metrics, None, dataset))
 
 
 def test_curves_show_means_in_order_of_epsilon_and_both_anchors():

@@ -93,8 +93,6 @@ def test_the_table_of_the_best_has_classifiers_on_private_images_and_published_n
     assert table.loc["CNN accuracy % ↑"].item() == f"{best:.1f} gan; even: dpdm"
     assert table.loc["CNN accuracy %, DP-SGD on private images"].item() == "90.0 dpsgd"
     assert table.loc["published, protocol paper"].item() == "95.3 DPDM (CNN)"
-    assert leads_table(material(*rows), epsilons=["10"]).empty
-    assert leads_table(material(*rows), measured=lambda metric: metric == "fd").empty
     assert leads_table(material(*(group[:2] for group in rows))).empty  # two seeds
 
 
