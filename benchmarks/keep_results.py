@@ -128,8 +128,9 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
             rules(spec, metrics, audits),
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
-            "Those by\nEfficientNet-Lite0 compare with all pages of as many images. KID is not multiplied by 1,000, "
-            "and has another scale\nby each extractor. Precision and the nearest distance are checks, and never bold.",
+            "Those by\nEfficientNet-Lite0 are comparable between pages with equally many images. KID is not multiplied "
+            "by 1,000, and has\nanother scale by each extractor. Precision and the nearest distance are checks, and "
+            "never bold.",
             *(["## Who is best", best.to_markdown()] if len(best) else []),
             *ablation(material),
             *(

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "dpdm.teacher": FOUNDATIONS | {"dpdm.privacy", "dpdm.progress", "dpdm.warm"},
     "dpdm.method": FOUNDATIONS
     | {"dpdm.checkpoint", "dpdm.layout", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
-    | {"dpdm.teacher", "dpdm.warm"},
+    | {"dpdm.sources", "dpdm.teacher", "dpdm.warm"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.smoothing"},
     "dpdm.attacks": FOUNDATIONS

@@ -204,6 +204,7 @@ def _draw_panel(
     departed, public, legend = tables.departure_marks(rows, "method"), tables.public_marks(rows), {}
     drawn: list[float] = []
     low: list[tuple[float, str, str]] = []
+    ends: list[float] = []  # of the bars
     for (method, sampler), name in names.items():
         look = looks[method, sampler]
         legend[name + " (public data)" * (method in public) + departed[method]] = look
@@ -212,6 +213,7 @@ def _draw_panel(
             if any(summary.n for summary in found):
                 drawn += draw_means(panel, range(len(epsilons)), found, look)
                 low += [(x, f"{s.mean:.1f}", look["color"]) for x, s in enumerate(found) if s.mean < WORTH]
+                ends += [s.mean - s.std for s in found if s.n >= FEW and s.mean >= WORTH]
     if not drawn:
         return legend
     column, least, notes = columns[0], -math.inf, []
@@ -223,7 +225,7 @@ def _draw_panel(
     elif column.is_accuracy and len(low) < len(drawn) / 4:
         least, notes, highest = WORTH, low, max([*drawn, *anchors.values()])
         # points that lie together must not touch the upper edge
-        panel.set_ylim(WORTH, max(panel.get_ylim()[1], highest + (highest - WORTH) / 20))
+        panel.set_ylim(min([WORTH, *ends]), max(panel.get_ylim()[1], highest + (highest - WORTH) / 20))
     else:  # a floor far below would press all else together
         least = min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
     right = len(epsilons) - 0.5

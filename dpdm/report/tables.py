@@ -355,8 +355,8 @@ def machine_note(study: str) -> str:
     return (
         "Another processor, other kernels or other threads moved accuracies of "
         f"{', '.join(rows['method'].unique())}{where} by up to {points:.1f} points, and FD "
-        f"{' and '.join(moved)} (results/machines.csv). We assume that a method without a measurement moves as much as "
-        "the worst of these, or as much as in another study if that is more."
+        f"{' and '.join(moved)} (results/machines.csv). For a method that was not measured here we assume the "
+        "largest of these moves, or its own in another study; smaller differences do not count."
     )
 
 
