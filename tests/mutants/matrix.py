@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         "sums in the statistic's own dtype",
         "dpdm/privacy/door.py",
-        {"return v[0].detach().double()": "return v[0].detach()"},
+        {"return v[0].detach().double().clone()": "return v[0].detach().clone()"},
         "unit test",
         f"{RELEASES}rounding_does_not_widen_the_bound",
         "rounding moves a bfloat16 sum by three clip norms",
@@ -438,11 +438,11 @@ MUTANTS = [
         "a private step is counted after it",
         "dpdm/privacy/loop.py",
         {
-            "            self._loop.count_step()  # before anything is released; an empty batch counts as well\n"
-            "            return self._loop.release(*asked, self.index)\n": (
-                "            released = self._loop.release(*asked, self.index)\n"
-                "            self._loop.count_step()\n            return released\n"
-            )
+            "            self._loop.count_step()  # before anything is released; an empty batch counts as well\n": "",
+            "                return self._loop.release(*asked, self.index)\n": (
+                "                released = self._loop.release(*asked, self.index)\n"
+                "                self._loop.count_step()\n                return released\n"
+            ),
         },
         "unit test",
         f"{DPSGD}a_step_is_counted_before_its_records_are_seen",
@@ -618,13 +618,75 @@ MUTANTS = [
     # --- the swap test -------------------------------------------------------------------------------------------
     Mutant(
         "a loss may change modules outside the one in training",
-        "dpdm/privacy/isolation.py",
-        {
-            ", buffers_unchanged(row_losses):": ":",
-        },
+        "dpdm/privacy/traces.py",
+        {"if before is not None and (changes or written)": "if before is not None and written"},
         "unit test",
         f"{UNIT}isolation.py::test_a_module_outside_that_a_loss_changes_is_refused",
         "a running mean of the private images is a release outside the ledger",
+    ),
+    Mutant(
+        "a callback may write a file",
+        "dpdm/privacy/traces.py",
+        {"if before is not None and (changes or written)": "if before is not None and changes"},
+        "unit test",
+        f"{UNIT}traces.py::test_what_is_written_is_found",
+        "private images in a file that no ledger knows",
+    ),
+    Mutant(
+        "gradients that a callback leaves are not looked at",
+        "dpdm/privacy/traces.py",
+        {'yield from [(".grad", value.grad)] if value.is_leaf else []': "yield from ()"},
+        "unit test",
+        f"{BLOCKS}a_gradient_that_remembers_is_refused_before_a_record_is_drawn",
+        "a generator keeps its raw private gradient",
+    ),
+    Mutant(
+        "the swap test does not look at the rows' places",
+        "dpdm/privacy/isolation.py",
+        {"                trials.in_every_place(size)\n": ""},
+        "unit test",
+        f"{UNIT}isolation.py::test_a_loss_that_treats_rows_by_their_place_is_refused",
+        "a record that leaves moves all others: epsilon 14 instead of 1",
+    ),
+    Mutant(
+        "the swap test shows numbers only",
+        "dpdm/privacy/isolation.py",
+        {"torch.full_like(images, math.nan)": "images.clone()"},
+        "unit test",
+        f"{UNIT}isolation.py::test_a_loss_that_mixes_records_is_refused",
+        "a threshold that random images never reach hides what mixes them",
+    ),
+    Mutant(
+        "a method goes on after a mechanism failed",
+        "dpdm/privacy/ledger.py",
+        {"        if self.failure:\n": "        if False:\n"},
+        "unit test",
+        f"{UNIT}method.py::test_a_method_cannot_go_on_after_a_mechanism_failed",
+        "whether it fails can show that one record is there",
+    ),
+    Mutant(
+        "a method may load the private data set",
+        "dpdm/sources/base.py",
+        {"if _ONLY is not None and self.source not in _ONLY": "if False"},
+        "unit test",
+        f"{UNIT}method.py::test_a_method_cannot_load_images_itself",
+        "nothing that it learns from them is in the ledger",
+    ),
+    Mutant(
+        "a statistic's own buffer is not copied",
+        "dpdm/privacy/door.py",
+        {"v[0].detach().double().clone()": "v[0].detach().double()"},
+        "unit test",
+        f"{RELEASES}a_buffer_that_a_statistic_returns_is_copied",
+        "the last record of a chunk counts 512 times",
+    ),
+    Mutant(
+        "a shard's preparation is not tried again",
+        "dpdm/privacy/block.py",
+        {"ShardBlocks) and index <= 1": "ShardBlocks) and not index"},
+        "unit test",
+        f"{BLOCKS}a_preparation_that_looks_at_the_moving_generator_is_refused",
+        "a state shows which shards were drawn before",
     ),
     Mutant(
         "the swap test passes everything",
@@ -653,7 +715,7 @@ MUTANTS = [
     Mutant(
         "the swap test tries only small batches",
         "dpdm/privacy/isolation.py",
-        {"SIZES = (3, 8, 32)": "SIZES = (3, 8)"},
+        {"SIZES = (3, 8, 32)": "SIZES = (3, 8)", "*([max_size] if max_size > 1 else [])": "*[]"},
         "unit test",
         f"{UNIT}isolation.py::test_a_loss_that_mixes_records_is_refused",
         "some losses mix in large batches only",
@@ -661,7 +723,7 @@ MUTANTS = [
     Mutant(
         "the swap test keeps the labels",
         "dpdm/privacy/isolation.py",
-        {"differ = torch.arange(size, device=device) < differing * size": "differ = torch.arange(size) < 0"},
+        {"< differing * len(images)": "< 0 * len(images)"},
         "unit test",
         f"{UNIT}isolation.py::test_a_loss_that_mixes_records_is_refused",
         "class weights pass",
@@ -677,7 +739,7 @@ MUTANTS = [
     Mutant(
         "the swap test shows no record by itself",
         "dpdm/privacy/isolation.py",
-        {"self._try_alone(row_losses": "(lambda *_, **__: None)(row_losses"},
+        {"trials.alone(step, ": "(lambda *_: None)(step, "},
         "unit test",
         f"{UNIT}isolation.py::test_a_loss_that_mixes_records_is_refused",
         "a mean over the batch has the size of the secret batch in it",
@@ -797,7 +859,7 @@ MUTANTS = [
     Mutant(
         "a block's gradient may remember records",
         "dpdm/privacy/block.py",
-        {"if not torch.equal(found[0].nan_to_num(), found[2].nan_to_num())": "if found[0] is found[2]"},
+        {"if not torch.equal(first.nan_to_num(), again.nan_to_num())": "if first is again"},
         "unit test",
         f"{BLOCKS}a_gradient_that_remembers_is_refused_before_a_record_is_drawn",
         "later steps depend on who was drawn before",

@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import pickle
+import random
 import types
 
 import numpy as np
@@ -236,7 +237,12 @@ def counting():
     return lambda x, y: x.flatten(1) * (calls.append(1) or len(calls))
 
 
-@pytest.mark.parametrize("make", [first_of_each_class, counting, in_a_buffer, of_blank_images])
+def from_pythons_generator():
+    """Which nothing here can reach."""
+    return lambda x, y: x.flatten(1) * random.random()
+
+
+@pytest.mark.parametrize("make", [first_of_each_class, counting, in_a_buffer, of_blank_images, from_pythons_generator])
 def test_a_statistic_that_remembers_is_refused_before_it_sees_a_record(make, monkeypatch):
     d = door(images(20), "s")
     monkeypatch.setattr(d, "_batch", None)

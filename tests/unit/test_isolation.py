@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -238,6 +239,8 @@ def test_a_loss_that_draws_elsewhere_or_remembers_is_refused():
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(UserError, match=r"remembers records.*generator"):
         swap_test(lambda net, x, y: entropy(net, x + torch.randn(x.shape, generator=generator), y))
+    with pytest.raises(UserError, match=r"remembers records or draws.*torch's default generator"):
+        swap_test(lambda net, x, y: entropy(net, x * random.random(), y))
     calls = []
     with pytest.raises(UserError, match="keep nothing from one call"):
         swap_test(lambda net, x, y: calls.append(1) or entropy(net, x, y) * len(calls))
