@@ -27,7 +27,6 @@ from dpdm.explain import parse_params
 from dpdm.method import load_method, prepare_run, train
 from dpdm.privacy import DpSgd, PrivateData, dpsgd, epsilon_spent, isolation
 from dpdm.privacy.block import BlockGradients
-from dpdm.privacy.isolation import SwapTest
 from dpdm.privacy.loop import PrivateLoop
 from dpdm.progress import Log
 from dpdm.rehearsal import words
@@ -337,9 +336,11 @@ def test_a_private_loss_draws_anew_for_every_chunk(run, images, fitted, monkeypa
 def test_a_private_loss_passes_the_whole_swap_test(run, images, monkeypatch):
     """At every size that its chunks can have, whatever time that takes: records do not meet in it."""
     loops, tried = [], []
-    dpsgd_of, try_size = PrivateData.dpsgd, SwapTest._try
+    dpsgd_of, trials = PrivateData.dpsgd, isolation._Trials
     monkeypatch.setattr(isolation, "SECONDS", math.inf)
-    monkeypatch.setattr(SwapTest, "_try", lambda self, *a: tried.append(a[2]) or try_size(self, *a))
+    for name in ("among_others", "in_brief"):
+        of_size = getattr(trials, name)
+        monkeypatch.setattr(trials, name, lambda self, *a, of_size=of_size: tried.append(a[0]) or of_size(self, *a))
     monkeypatch.setattr(PrivateData, "dpsgd", lambda self, *a, **k: loops.append(a[0]) or dpsgd_of(self, *a, **k))
     train(run, images, Log("test"))
     # In full before the first step, in brief at the steps 1 and 2.
