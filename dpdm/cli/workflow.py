@@ -198,7 +198,7 @@ def _paper_table(study, layout, number: int, out: str) -> None:
 
 @verbs.command("figures")
 @study_argument()
-@click.argument("names", nargs=-1, metavar="[NAME]...", help="Which, as DATASET_curves or wins; default: all.")
+@click.argument("names", nargs=-1, metavar="[NAME]...", help="Which, as DATASET_curves; default: all.")
 def figures(study, layout, names: tuple[str, ...]) -> None:
     """Draw figures of a study whose scores are collected."""
     from dpdm.explain import nearest

@@ -1,11 +1,11 @@
-"""Figures: metrics against epsilon, samples, pairwise wins, a varied parameter; equal inputs give equal bytes."""
+"""Figures: metrics against epsilon, samples, a varied parameter; equal inputs give equal bytes."""
 
 import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -324,85 +324,6 @@ def _block(path: str | Path, classes: Sequence[int]) -> np.ndarray:
         pixels = column.transpose(0, 2, 3, 1).repeat(scale, 1).repeat(scale, 2)  # gray broadcasts to RGB
         cells[: len(column), : h * scale, across, : w * scale] = pixels
     return cells.reshape(ROWS_PER_BLOCK * (h * scale + gap), -1, 3)[:-gap, :-gap]
-
-
-# --- pairwise wins --------------------------------------------------------------------------------------------
-
-
-class Wins(NamedTuple):
-    """`cells[a, b]`: how many cells both series have; `won[a, b]`: in how many of them series a is the better one."""
-
-    title: str
-    series: list[tuple[str, str]]  # method and sampler
-    won: np.ndarray
-    cells: np.ndarray
-
-
-def ranked_columns(metrics: pd.DataFrame) -> list[dict[str, MetricColumn]]:
-    """By dataset the columns of the two metrics that methods are compared by: image distance, and one accuracy.
-
-    All accuracies judge the same images and would count them three times. The CNN's is taken if there is one, which is
-    the classifier that papers lead with, else the last in reading order.
-    """
-    kinds: dict[bool, dict[str, MetricColumn]] = {False: {}, True: {}}  # by whether it is an accuracy
-    for dataset, chosen in metrics.groupby("dataset", sort=False):
-        for column in sorted(score_columns(chosen), key=lambda column: column.metric == "acc_cnn"):  # stable
-            kinds[column.is_accuracy][dataset] = column
-    return [by_dataset for by_dataset in kinds.values() if by_dataset]
-
-
-def pairwise_wins(metrics: pd.DataFrame, columns: Mapping[str, MetricColumn]) -> Wins:
-    """Compares generators in pairs, over the cells (dataset, finite epsilon, seed) that both have.
-
-    A tie counts half for each. NaN loses against a number; two NaNs do not count. Two samplers of one method are not
-    compared. Classifiers, anchors and epsilon = inf are left out.
-
-    Args:
-        columns: by dataset, the metric to compare by; in all of them more is better, or in all less.
-    """
-    measures = metrics.set_index(["dataset", "metric", "extractor", "reference"]).index
-    chosen = metrics[
-        measures.isin([(dataset, *c.key) for dataset, c in columns.items()])
-        & ~metrics["epsilon"].isin(["", "inf"])
-        & (metrics["protocol"] != DIRECT)
-    ]
-    series, sign = series_of(chosen), next(iter(columns.values())).sign
-    chosen = chosen.assign(value=(sign * chosen["value"]).fillna(-math.inf))
-    grid = chosen.pivot(index=["dataset", "epsilon", "seed"], columns=["method", "sampler"], values="value")
-    ours = np.array([grid[one] for one in series]).reshape(len(series), 1, len(grid))  # [series, 1, cells]
-    theirs = ours.transpose(1, 0, 2)
-    methods = np.array([method for method, _ in series], dtype=object)
-    with np.errstate(invalid="ignore"):  # NaN: no such cell
-        contest = (np.maximum(ours, theirs) > -math.inf) & (methods[:, None] != methods)[..., None]
-        won = np.where(contest, (ours > theirs) + 0.5 * (ours == theirs), 0).sum(-1)
-    return Wins(" / ".join(dict.fromkeys(c.header for c in columns.values())), series, won, contest.sum(-1))
-
-
-def wins_figure(material: Material) -> Figure:
-    """One panel per metric: the share of cells in which the method of a row beats the method of a column."""
-    metrics = material.metrics
-    found = [wins for columns in ranked_columns(metrics) if (wins := pairwise_wins(metrics, columns)).cells.any()]
-    known = set_names(series_of(metrics))
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        if not found:
-            figure = Figure(figsize=(7.6, 1.5), layout="constrained")
-            figure.text(0.5, 0.5, "No cell in which two generators have a score.", ha="center", va="center")
-            return figure
-        size = max(len(wins.series) for wins in found)
-        figure = Figure(figsize=(2.6 + 0.52 * size * len(found), 1.9 + 0.42 * size), layout="constrained")
-        panels = figure.subplots(1, len(found), squeeze=False)[0]
-        for panel, wins in zip(panels, found, strict=True):
-            names = [known[one] for one in wins.series]
-            share = np.where(wins.cells > 0, wins.won / np.maximum(wins.cells, 1), np.nan)
-            panel.imshow(share, cmap="PuOr", vmin=-0.6, vmax=1.6, aspect="auto")
-            for (i, j), cells in np.ndenumerate(wins.cells):
-                if cells:
-                    look = {"ha": "center", "va": "center", "fontsize": 7, "color": "#111111"}
-                    panel.text(j, i, f"{wins.won[i, j]:g}/{cells}", **look)
-            panel.set_yticks(range(len(names)), names)
-            panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
-            panel.set_title(f"by {wins.title}")
-    return figure
 
 
 # --- a parameter ----------------------------------------------------------------------------------------------

@@ -67,13 +67,6 @@ FIGURES: dict[str, Item] = {
         per_dataset=True,
         files=selection.sample_files,
     ),
-    "wins": Item(
-        "dpdm.report.figures:wins_figure",
-        "Pairwise wins of generators: the cells of data set, finite ε and seed that both have, and in how many of them "
-        "the method of the row is better than the method of the column. A tie counts half. Classifiers trained on the "
-        "private images do not take part.",
-        shown=selection.has_rivals,
-    ),
     "parameter": Item(
         "dpdm.report.figures:parameter_figure",
         "The number that this study varies, all else equal: means over seeds; bars (from three seeds on) are one "

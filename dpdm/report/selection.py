@@ -5,7 +5,6 @@ Imports no numerical library: the Snakefile asks at every start.
 
 import csv
 import functools
-import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -177,12 +176,6 @@ def _sweep(study: Study, runs: list[RunSpec], of_samplers: bool = False) -> Swee
     ((key, of_key),) = values.items()
     numeric = all(type(value) in (int, float) for value in of_key.values())
     return Sweep(key.removeprefix("params."), of_key) if numeric and key.startswith("params.") else None
-
-
-def has_rivals(study: Study) -> bool:
-    """Whether two generators meet at a finite epsilon."""
-    generators = {run.method for run in study.runs() if not study.is_classifier(run.method)}
-    return len(generators) > 1 and any(math.isfinite(epsilon) for epsilon in study.epsilons)
 
 
 def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dpdm.cli.studies import TARGETS
 pytestmark = pytest.mark.slow
 
 REPORTING = {
-    "collect all scores and audits", "tables", "figure digits_curves", "figure digits_samples", "figure wins", "report"
+    "collect all scores and audits", "tables", "figure digits_curves", "figure digits_samples", "report"
 }  # fmt: skip
 RUN = "results/tiny/runs/digits/{method}/eps{epsilon}/seed{seed}"
 CLASSIFIER = "dpsgd_logreg"
@@ -246,7 +246,7 @@ def test_the_tiny_study_runs_to_its_end(finished, tiny):
     root = finished.folder.path / "results" / "tiny"
     expected = ["report.html", "metrics.csv", "audits.csv", "study.json"]
     expected += [f"tables/{table}.{kind}" for table in ("results", "audit") for kind in ("csv", "md", "tex", "html")]
-    figures = ("digits_curves", "digits_samples", "wins")
+    figures = ("digits_curves", "digits_samples")
     expected += [f"figures/{figure}.{kind}" for figure in figures for kind in ("svg", "pdf", "png")]
     assert [name for name in expected if not (root / name).is_file() or not (root / name).stat().st_size] == []
     with (root / "metrics.csv").open() as lines:
@@ -410,7 +410,7 @@ def test_the_snakemake_report_needs_no_network(again):
     outcome = offline.snakemake("--report", "shown.html")
     assert outcome.code == 0, outcome.text
     page = (again.path / "shown.html").read_text()
-    figures = ("digits_curves.png", "digits_samples.png", "wins.png", "Pairwise wins of generators")
+    figures = ("digits_curves.png", "digits_samples.png")
     for shown in ("report.html", *figures, "results.html", "audit.html"):
         assert shown in page
 

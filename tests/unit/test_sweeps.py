@@ -1,6 +1,4 @@
-"""Comparisons: pairwise wins by hand, and which parameter is drawn."""
-
-import math
+"""Which parameter a study varies, and how it is drawn."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +8,7 @@ from measured import measured
 from dpdm.config import parse_study
 from dpdm.layout import Layout
 from dpdm.report.collect import AUDITS, METRICS
-from dpdm.report.figures import pairwise_wins, parameter_figure, ranked_columns, save_figure, wins_figure
+from dpdm.report.figures import parameter_figure, save_figure
 from dpdm.report.registry import Material
 
 FD, CNN, MLP = ("fd", "train"), ("acc_cnn", "test"), ("acc_mlp", "test")
@@ -24,103 +22,8 @@ def rows(method, values, metric=FD, sampler="default", dataset="d", epsilon="1",
     return [{**blank, **place, **what, "seed": s, "value": v, **more} for s, v in enumerate(values)]
 
 
-def wins_of(*groups, column=0):
-    """(method, other method) -> (won, cells), of all pairs that met."""
-    metrics = pd.DataFrame([row for group in groups for row in group])
-    wins = pairwise_wins(metrics, ranked_columns(metrics)[column])
-    return {
-        (a[0], b[0]): (wins.won[i, j], wins.cells[i, j])
-        for i, a in enumerate(wins.series)
-        for j, b in enumerate(wins.series)
-        if wins.cells[i, j]
-    }
-
-
-def test_wins_by_hand_the_direction_of_the_metric_decides():
-    values = {"a": [1.0, 9.0], "b": [2.0, 2.0], "c": [3.0, 3.0]}
-    found = wins_of(*(rows(m, v) for m, v in values.items()))
-    assert found["a", "b"] == found["b", "a"] == found["a", "c"] == (1, 2)
-    assert (found["b", "c"], found["c", "b"]) == ((2, 2), (0, 2))
-    accuracy = wins_of(*(rows(m, v, CNN) for m, v in values.items()))
-    assert (accuracy["b", "c"], accuracy["c", "b"]) == ((0, 2), (2, 2))
-
-
-def test_a_tie_counts_half_and_what_could_not_be_computed_loses():
-    found = wins_of(rows("a", [1.0]), rows("b", [1.0]), rows("c", [math.nan]), rows("d", [math.nan]))
-    assert found["a", "b"] == found["b", "a"] == (0.5, 1)
-    assert found["c", "a"] == (0, 1)
-    assert ("c", "d") not in found
-
-
-def test_neither_anchors_nor_classifiers_nor_infinite_epsilon_take_part():
-    found = wins_of(
-        rows("a", [2.0], CNN), rows("b", [1.0], CNN), rows("b", [9.0], CNN, epsilon="inf"),
-        rows("a", [1.0], CNN, epsilon="inf"), rows("real", [99.0], CNN, epsilon="", sampler=""),
-        rows("net", [50.0], CNN, sampler="", protocol="direct"),
-    )  # fmt: skip
-    assert found == {("a", "b"): (1, 1), ("b", "a"): (0, 1)}
-
-
-def test_methods_meet_in_the_cells_that_both_have():
-    """A method that serves one data set gains nothing by that: it once came before one that beats it head to head."""
-    found = wins_of(
-        rows("all", [1.0], dataset="d"), rows("one", [2.0], dataset="d"), rows("bad", [3.0], dataset="d"),
-        rows("all", [9.0], dataset="e"), rows("bad", [1.0], dataset="e"),
-    )  # fmt: skip
-    assert (found["all", "one"], found["one", "all"]) == ((1, 1), (0, 1))
-    assert found["all", "bad"] == (1, 2)
-
-
-def test_samplers_of_one_method_are_no_rivals():
-    metrics = pd.DataFrame([*rows("a", [1.0], sampler="x"), *rows("a", [3.0], sampler="y"), *rows("b", [2.0])])
-    wins = pairwise_wins(metrics, ranked_columns(metrics)[0])
-    assert wins.series == [("a", "x"), ("a", "y"), ("b", "default")]
-    assert wins.cells.tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
-    assert wins.won.tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
-
-
-def test_the_distance_and_the_cnn_are_ranked_by():
-    metrics = pd.DataFrame([*rows("a", [1.0], CNN), *rows("a", [1.0], MLP), *rows("a", [1.0], FD)])
-    assert [columns["d"].metric for columns in ranked_columns(metrics)] == ["fd", "acc_cnn"]
-    less = metrics[metrics["metric"] != "acc_cnn"]
-    assert [columns["d"].metric for columns in ranked_columns(less)] == ["fd", "acc_mlp"]
-
-
-def test_each_dataset_has_a_distance_of_its_own_and_fid_goes_before():
-    metrics = pd.DataFrame([
-        *rows("a", [1.0], ("fd", "train")), *rows("b", [2.0], ("fd", "train")),
-        *rows("a", [1.0], ("fid", "train"), dataset="e"), *rows("b", [2.0], ("fid", "train"), dataset="e"),
-        *rows("a", [1.0], ("fid", "test"), dataset="e"), *rows("b", [2.0], ("fd", "train"), dataset="e"),
-    ])  # fmt: skip
-    (columns,) = ranked_columns(metrics)
-    assert {dataset: (c.metric, c.reference) for dataset, c in columns.items()} == {
-        "d": ("fd", "train"), "e": ("fid", "train")
-    }  # fmt: skip
-    wins = pairwise_wins(metrics, columns)
-    assert wins.title == "FD (train) ↓ / FID (train) ↓"
-    assert wins.cells.tolist() == [[0, 2], [2, 0]]
-    assert wins.won.tolist() == [[0, 2], [0, 0]]
-
-
 def material(metrics, study=None):
     return Material(study or make_study(), Layout("r", "s"), metrics, pd.DataFrame(columns=list(AUDITS)))
-
-
-def test_the_figure_of_wins_names_methods_and_counts_cells():
-    metrics = pd.DataFrame([
-        *rows("a", [3.0] * 3), *rows("b", [1.0] * 3), *rows("a", [90.0, 80.0, 90.0], CNN),
-        *rows("b", [10.0, 85.0, 10.0], CNN),
-    ])  # fmt: skip
-    fd, cnn = wins_figure(material(metrics)).axes
-    assert (fd.get_title("left"), cnn.get_title("left")) == ("by FD (train) ↓", "by CNN accuracy % ↑")
-    assert [t.get_text() for t in fd.get_yticklabels()] == ["a", "b"]
-    assert [t.get_text() for t in fd.texts] == ["0/3", "3/3"]
-    assert [t.get_text() for t in cnn.texts] == ["2/3", "1/3"]
-
-
-def test_without_a_contest_there_is_a_sentence():
-    figure = wins_figure(material(pd.DataFrame(rows("a", [1.0]))))
-    assert [t.get_text() for t in figure.texts] == ["No cell in which two generators have a score."]
 
 
 # --- a parameter ----------------------------------------------------------------------------------------------
@@ -251,9 +154,8 @@ def test_constant_scores_and_wide_distances_keep_sensible_axes(tmp_path):
 def test_saved_figures_have_equal_bytes(tmp_path):
     metrics = scores()
     for name in ("one", "two"):
-        save_figure(wins_figure(material(metrics)), tmp_path / name / "wins")
         save_figure(drawn(metrics, make_study()), tmp_path / name / "parameter")
     made = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(made) == 6
+    assert len(made) == 3
     for name in made:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
