@@ -118,7 +118,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         if self._passed and not is_due(index):
             return
         drawn = [random_records(8, self._meta, f"block/{i}", fakes.device) for i in range(2)]
-        if isinstance(self.params, ShardBlocks) and index <= 1:  # afterwards the generator is another one
+        if isinstance(self.params, ShardBlocks) and (index == 1 or not self._rehearsed):  # a step moved the generator
             self._try_prepare(drawn)
 
         def of_batch(i: int) -> Tensor:

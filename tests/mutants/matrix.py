@@ -683,7 +683,7 @@ MUTANTS = [
     Mutant(
         "a shard's preparation is not tried again",
         "dpdm/privacy/block.py",
-        {"ShardBlocks) and index <= 1": "ShardBlocks) and not index"},
+        {"(index == 1 or not self._rehearsed)": "not self._rehearsed"},
         "unit test",
         f"{BLOCKS}a_preparation_that_looks_at_the_moving_generator_is_refused",
         "a state shows which shards were drawn before",
