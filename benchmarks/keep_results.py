@@ -167,7 +167,7 @@ def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
     spent = audits.groupby(["method", "epsilon"], sort=False)[SPENT[study.accountant]].max()
     for name in (name for name, spec in study.methods.items() if spec.params.get("init_only") and name in spent):
         parts = (f"{least:.3g} of {epsilon}" for epsilon, least in spent[name].items())
-        lines.append(f"{name} is a warm start without DP-SGD: of ε it spends {', '.join(parts)}.")
+        lines.append(f"{name} is a warm start without DP-SGD: of ε it spends at most {', '.join(parts)}.")
     if study.noise == "repeatable":
         lines.append("Noise is repeatable and seeds are known, so these models are not private:")
         lines.append("epsilon describes the same mechanism with secret noise.")
