@@ -86,7 +86,7 @@ def _install_hook() -> None:
         if event != "open" or _OPENED is None:
             return
         path, _, flags = arguments
-        if path != os.devnull and flags & (os.O_WRONLY | os.O_RDWR):
+        if path != os.devnull and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
             _OPENED.append(str(path))
 
     sys.addaudithook(hook)
