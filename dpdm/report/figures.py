@@ -120,7 +120,8 @@ def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
 def curves(material: Material) -> Figure:
     """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
-    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. The
+    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. Of
+    a method that draws several sets the best by each panel is shown; a study of a single method has a line for each. The
     dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the private
     images have the last panel. Looks follow from all metrics, so that all datasets of a study have the same.
     """
@@ -191,6 +192,11 @@ def draw_means(panel: Axes, where: Sequence[float], found: Iterable[Summary], lo
     return mean[np.isfinite(mean)].tolist()
 
 
+def _best(sets: Iterable[Summary], sign: int) -> Summary:
+    """Of a method's sets the best by mean, of those with the most seeds."""
+    return max(sets, key=lambda s: (s.n, sign * s.mean if math.isfinite(s.mean) else -math.inf))
+
+
 def _draw_panel(
     panel: Axes,
     rows: pd.DataFrame,
@@ -202,14 +208,18 @@ def _draw_panel(
     """Draws the methods of `rows`, each by those of `columns` that it has; returns their looks by label."""
     known, names = tables.summaries(rows, "method", "sampler", "epsilon"), set_names(series_of(rows))
     departed, public, legend = tables.departure_marks(rows, "method"), tables.public_marks(rows), {}
+    lines = {name: [one] for one, name in names.items()}
+    if len({method for method, _ in looks}) > 1:  # a line per method
+        lines = {method: [one for one in names if one[0] == method] for method, _ in names}
     drawn: list[float] = []
     low: list[tuple[float, str, str]] = []
     ends: list[float] = []  # of the bars
-    for (method, sampler), name in names.items():
-        look = looks[method, sampler]
+    for name, sets in lines.items():
+        method, look = sets[0][0], looks[sets[0]]
         legend[name + " (public data)" * (method in public) + departed[method]] = look
         for column in columns:
-            found = [known.get((*column.key, method, sampler, e), Summary()) for e in epsilons]
+            of_epsilon = ([known.get((*column.key, *one, e), Summary()) for one in sets] for e in epsilons)
+            found = [_best(several, column.sign) for several in of_epsilon]
             if any(summary.n for summary in found):
                 drawn += draw_means(panel, range(len(epsilons)), found, look)
                 low += [(x, f"{s.mean:.1f}", look["color"]) for x, s in enumerate(found) if s.mean < WORTH]
