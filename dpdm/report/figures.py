@@ -121,9 +121,9 @@ def curves(material: Material) -> Figure:
     """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
     Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. Of
-    a method that draws several sets the best by each panel is shown; a study of a single method has a line for each. The
-    dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the private
-    images have the last panel. Looks follow from all metrics, so that all datasets of a study have the same.
+    a method that draws several sets the best by each panel is shown; a study of a single method has a line for each.
+    The dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the
+    private images have the last panel. Looks follow from all metrics, so that all datasets of a study have the same.
     """
     metrics = material.metrics
     chosen = metrics[metrics["dataset"] == material.dataset]
