@@ -29,7 +29,7 @@ from dpdm.rng import Streams
 from dpdm.sources.base import loads_only
 from dpdm.specs import RunSpec, spec_json
 from dpdm.teacher import Taught
-from dpdm.warm import WarmStarted, public_data, refuse_private
+from dpdm.warm import WarmStarted, public_data, refuse_private, refuse_shared
 
 
 class NoParams(Strict):
@@ -238,7 +238,7 @@ def train(
     else:
         rng = Randomness.repeatable(spec.seed, run)
     private = PrivateData(images, plan, budget, spec.accountant, rng, ledger, processes, saves)
-    with loads_only(public):
+    with loads_only(public, lambda name, splits: refuse_shared(name, splits, images)):
         model = method.fit(private, params, Streams(spec.seed, "method"), log)
     ledger.refuse_failed()
     return model, ledger

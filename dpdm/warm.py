@@ -11,7 +11,7 @@ its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (US
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
@@ -194,11 +194,16 @@ def public_data(method: Any, params: Any) -> tuple[str, ...]:
 
 
 def refuse_private(public: Iterable[str], private: ImageSet) -> None:
-    """UserError if a data set of `public` has private images. Those of a single color are no sign of it."""
+    """UserError if a data set of `public` has private images; one that needs keys is seen when the method loads it."""
     for name in (name for name in public if name in SOURCES):
-        seen = set[bytes]().union(*(_digests(images) for images in SOURCES[name]().load().values()))
-        if seen & _digests(private):
-            raise UserError(f"{name} is no public data set here: it has private images; choose another")
+        if not any(field.is_required() for field in SOURCES[name].model_fields.values()):
+            refuse_shared(name, SOURCES[name]().load(), private)
+
+
+def refuse_shared(name: str, splits: Mapping[str, ImageSet], private: ImageSet) -> None:
+    """UserError if public splits have private images. Those of a single color are no sign of it."""
+    if set[bytes]().union(*map(_digests, splits.values())) & _digests(private):
+        raise UserError(f"{name} is no public data set here: it has private images; choose another")
 
 
 def _digests(images: ImageSet) -> set[bytes]:

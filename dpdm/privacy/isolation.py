@@ -27,6 +27,7 @@ TOLERANCE = 1e-4  # of the gradient's norm; without mixing the change is 0 or a 
 SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round differently
 SIZES = (3, 8, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
 SECONDS = 0.4
+FAR = 1e4  # a pixel that no image has
 
 # What replaces the other records: factor on the images' contrast, share of labels that are not the record's. They
 # change the histogram of the labels, and the record's place among the losses: lower than the others', then higher.
@@ -102,19 +103,20 @@ class _Trials:
                 lambda i: self._backward(images[i : i + 1], labels[i : i + 1]), self._row_losses, self._module
             )
             last = self._backward(images[:size], labels[:size])
-        if what := self._moved(found[0], found[2], 0, TOLERANCE):
+        alone, _, again = ([g[0] for g in gradients] for gradients in found)
+        if what := self._moved(alone, again, TOLERANCE):
             raise UserError(
                 f"the loss remembers records or draws: called again, it gives the same record another gradient, which "
                 f"moves {what}; let it draw from torch's default generator on the CPU, and keep nothing from one call "
                 "to the next"
             )
-        if what := self._moved(found[0], last, 0, SIZE_TOLERANCE):
+        if what := self._moved(alone, [g[0] for g in last], SIZE_TOLERANCE):
             raise UserError(
                 f"the loss mixes records: the gradient of one record moves {what} when {size - 1} others are in its "
                 "batch; give one loss per row, not divided by their number, nor of anything taken from the batch (rows "
                 "in draw-major order, row k * B + b)"
             )
-        if not any(float(g.norm()) for gradients in found for g in gradients):
+        if not step and not any(float(g.norm()) for gradients in found for g in gradients):
             raise UserError(
                 "the gradient of random images is zero, so that nothing can be tested; let a loss leave out no images"
             )
@@ -126,56 +128,68 @@ class _Trials:
         first, second = without_traces(
             lambda i: self._backward(*batches[i]), self._row_losses, self._module, records=(0, 1)
         )
-        self._refuse_moved(first, second, kept)
-        self._among_nan(*batches[0], first, kept)
+        of_kept = [g[kept] for g in first]
+        self._refuse_moved(of_kept, second, kept)
+        self._among_nan(*batches[0], of_kept, kept)
 
     def among_others(self, size: int, end: float) -> None:
         """A record among others that are replaced, in several places until `end` (seconds of processor time)."""
         images, labels = self._first(size)
-        first = self._backward(images, labels)
-        self._among_nan(images, labels, first, size // 2)
         trials = ((size // 2, SHARP), (size // 2, GREY), (size - 1, SOFT), (0, SHARP))
+        whole = self._backward(images, labels)
+        first = {kept: [g[kept].clone() for g in whole] for kept, _ in trials}
+        del whole  # as large as a step may be
+        self._among_nan(images, labels, first[size // 2], size // 2)
         for number, (kept, change) in enumerate(trials):
             if number > 1 and time.process_time() > end:
                 break
-            self._refuse_moved(first, self._backward(*self._replaced(images, labels, number, kept, change)), kept)
+            second = self._backward(*self._replaced(images, labels, number, kept, change))
+            self._refuse_moved(first[kept], second, kept)
 
     def in_every_place(self, size: int) -> None:
         """One record in every row, with equal draws: all rows must have the same gradient."""
         images, labels = self._batch(1, "everywhere")
         with _SameDraws() as draws:
             rows = self._backward(images.expand(size, *images.shape[1:]), labels.expand(size))
-        for place in range(1, 1 if draws.unequal else size):
-            if what := self._moved(rows, [g[place : place + 1] for g in rows], 0, SIZE_TOLERANCE):
-                raise UserError(
-                    f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
-                    f"record {place} differs from that of record 0 {what}; a record that leaves moves others "
-                    "to another place, so let a draw decide instead"
-                )
+        if draws.unequal:
+            return
+        gaps = torch.stack([(g - g[:1]).flatten(1).square().sum(1) for g in rows]).sum(0)
+        place = int(gaps.nan_to_num(nan=math.inf).argmax())
+        if what := self._moved([g[0] for g in rows], [g[place] for g in rows], SIZE_TOLERANCE):
+            raise UserError(
+                f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
+                f"record {place} differs from that of record 0 {what}; a record that leaves moves others to another "
+                "place, so let a draw decide instead"
+            )
 
     def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:
         """A record among others that are no numbers: arithmetic that reaches them, past any threshold, shows."""
-        others = torch.full_like(images, math.nan)
-        others[kept] = images[kept]
         losses: list[Tensor] = []
 
         def watched(x: Tensor, y: Tensor) -> Tensor:
             losses.append(self._row_losses(x, y))
             return losses[-1]
 
-        try:
-            second = self._backward(others, labels, watched, finite=False)
-        except Exception:  # a loss may refuse such images: then this trial says nothing
+        # A loss may refuse such images. On a GPU that could end the process, as an index made of NaN does.
+        for strange in (math.nan, FAR) if self._device.type == "cpu" else ():
+            others = torch.full_like(images, strange)
+            others[kept] = images[kept]
+            try:
+                second = self._backward(others, labels, watched, finite=False)
+                break
+            except Exception:
+                continue
+        else:
             return
-        moved = self._moved(first, second, kept, TOLERANCE)
+        moved = self._moved(first, [g[kept] for g in second], TOLERANCE)
         what = f"the gradient of record {kept} moves {moved}" if moved else ""
         if self._gradients.is_fast:  # the other engine shows a loss no batch
             finite = losses[-1].detach().view(-1, len(images))[:, kept].isfinite().all()
             what = what or ("" if finite else f"the loss of record {kept} is not finite")
         if what:
             raise UserError(
-                f"the loss mixes records: {what} when all pixels of the {len(images) - 1} others are NaN; let the loss "
-                "of a row depend only on its own record"
+                f"the loss mixes records: {what} when all pixels of the {len(images) - 1} others are {strange:g}; let "
+                "the loss of a row depend only on its own record"
             )
 
     def _first(self, size: int) -> tuple[Tensor, Tensor]:
@@ -195,17 +209,18 @@ class _Trials:
         return others, other_labels
 
     def _refuse_moved(self, first: list[Tensor], second: list[Tensor], kept: int) -> None:
-        if what := self._moved(first, second, kept, TOLERANCE):
-            size = len(first[0])
+        """Compares the gradients of one record with those of its row in another batch."""
+        if what := self._moved(first, [g[kept] for g in second], TOLERANCE):
+            size = len(second[0])
             raise UserError(
                 f"the loss mixes records: the gradient of record {kept} moves {what} when the {size - 1} others are "
                 "replaced; let the loss of a row depend only on its own record (no batch statistics, mixup, negatives "
                 "or weights from the batch), rows in draw-major order (row k * B + b)"
             )
 
-    def _moved(self, first: list[Tensor], second: list[Tensor], row: int, tolerance: float) -> str:
-        """How far the gradient of a row moves, and most in which parameter: "by 0.3 of its size (0.weight)", or ""."""
-        worst, moved = _movement([g[row] for g in first], [g[row] for g in second])
+    def _moved(self, first: list[Tensor], second: list[Tensor], tolerance: float) -> str:
+        """How far a record's gradient moves, most in which parameter: "by 0.3 of its size (0.weight)", or ""."""
+        worst, moved = _movement(first, second)
         return "" if moved <= tolerance else f"by {moved:.2g} of its size ({list(self.parameters)[worst]})"
 
     def _batch(self, size: int, name: str) -> tuple[Tensor, Tensor]:
@@ -268,8 +283,13 @@ class _SameDraws(TorchDispatchMode):
             return func(args[0][:1], *args[1:], **kwargs).expand_as(args[0]).clone()
         if name in ("uniform_", "normal_", "bernoulli_", "exponential_", "random_") and args[0].ndim and len(args[0]):
             return args[0].copy_(func(args[0][:1].clone(), *args[1:], **kwargs).expand_as(args[0]))
-        self.unequal = self.unequal or torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
+        drawn = torch.Tag.nondeterministic_seeded in func.tags and isinstance(found, Tensor) and found.ndim > 0
+        attention = name.startswith("_scaled_dot_product")  # draws only for dropout
+        drawn = given.get("dropout_p", 0) > 0 if attention else drawn
+        self.unequal = self.unequal or drawn
+        return found
 
 
 def _movement(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[int, float]:

@@ -4,6 +4,7 @@ A loss, statistic or block gradient that keeps something of its records (a sum, 
 a network outside) carries private data past the ledger, or makes a later release depend on earlier records.
 """
 
+import array
 import contextlib
 import functools
 import hashlib
@@ -11,7 +12,9 @@ import io
 import itertools
 import os
 import random
+import re
 import sys
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +30,10 @@ Found = TypeVar("Found")
 
 REACH = 10_000  # objects among which `state_of` looks
 _LIBRARIES = frozenset(("torch", "numpy", "scipy", "sklearn", "pandas", "pydantic", *sys.stdlib_module_names))
-_OURS = ("dpdm.privacy", "dpdm.checkpoint", "dpdm.processes")  # a door, and what it holds
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_OURS = re.compile(r"dpdm\.(privacy|checkpoint|processes)(\.|$)")  # a door, and what it holds
+_PLAIN = (type(None), bool, int, float, complex, np.generic, str, bytes, torch.dtype, torch.device, torch.Size)
 _NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType)
-_OPENED: list[str] | None = None  # files opened for writing while `_watched` looks
+_OPENED: tuple[int, list[str]] | None = None  # while `_watched` looks: its thread, and what is opened for writing
 
 
 def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[int] = (0, 1, 0)) -> list[Found]:
@@ -42,8 +45,8 @@ def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[
             caches, hooks and named globals. The first call may build what later ones use.
 
     Raises:
-        UserError: after that a tensor, its gradient, a number, a container, a generator or a cache changed that they
-            can reach, or a call printed, or opened a file for writing.
+        UserError: in a later call a tensor, its gradient, a number, a container, a generator or a cache changed that
+            they can reach, or the call wrote to standard output or opened a file for writing.
     """
     found: list[Found] = []
     before: dict[str, Any] | None = None
@@ -69,13 +72,20 @@ def _watched() -> Iterator[list[str]]:
     global _OPENED
     _install_hook()
     written: list[str] = []
-    _OPENED = written
+    save = torch.save  # writes by C++, without an audit event
+
+    def saved(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        written.append(str(file))
+        save(value, file, *args, **kwargs)
+
+    _OPENED = threading.get_ident(), written
+    torch.save = saved
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             yield written
         written += ["standard output"] * bool(printed.getvalue())
     finally:
-        _OPENED = None
+        _OPENED, torch.save = None, save
 
 
 @functools.cache
@@ -83,11 +93,11 @@ def _install_hook() -> None:
     """Once per process: an audit hook cannot be removed."""
 
     def hook(event: str, arguments: tuple) -> None:
-        if event != "open" or _OPENED is None:
+        if event != "open" or _OPENED is None or _OPENED[0] != threading.get_ident():
             return
         path, _, flags = arguments
         if path != os.devnull and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
-            _OPENED.append(str(path))
+            _OPENED[1].append(str(path))
 
     sys.addaudithook(hook)
 
@@ -105,16 +115,16 @@ def state_of(*roots: Any) -> dict[str, Any]:
         while name in state:
             name += "'"
         if issubclass(type(value), _PLAIN):
-            state[name] = repr(value) if issubclass(type(value), float | complex) else value  # nan is not nan
+            number = issubclass(type(value), float | complex | np.generic)
+            state[name] = repr(value) if number else value  # nan is not nan
         elif id(value) in seen:
             state[name] = seen[id(value)][0]
         elif not _is_ours(value):
             seen[id(value)] = name, value
-            try:
+            state[name] = id(value) if issubclass(type(value), Tensor) else ""  # of what cannot be read
+            with contextlib.suppress(Exception):  # whatever a proxy raises when it is looked at
                 state[name] = _fact(value)
                 todo += [(f"{name}{part}".lstrip("."), held) for part, held in _parts(value)]
-            except Exception:  # whatever a proxy raises when it is looked at
-                continue
     return state
 
 
@@ -123,7 +133,7 @@ def _is_ours(value: Any) -> bool:
     if issubclass(kind, types.MethodType):
         return _is_ours(value.__self__) or _is_ours(value.__func__)
     module = value.__module__ if issubclass(kind, types.FunctionType) else kind.__module__
-    return str(module).startswith(_OURS)
+    return bool(_OURS.match(str(module)))
 
 
 def _fact(value: Any) -> Any:
@@ -145,6 +155,10 @@ def _fact(value: Any) -> Any:
         return repr(value)
     if issubclass(kind, types.GeneratorType):
         return value.gi_frame and value.gi_frame.f_lasti
+    if issubclass(kind, io.BytesIO | io.StringIO):
+        return _digest(repr(value.getvalue()).encode())
+    if issubclass(kind, bytearray | array.array):
+        return _digest(bytes(value))
     if issubclass(kind, io.IOBase):
         return value.tell() if value.writable() else None
     if issubclass(kind, Mapping | list | tuple | set | frozenset | deque):
@@ -159,11 +173,11 @@ def _content(value: Tensor) -> Any:
         return type(value).__name__
     whole = value.detach().to_dense() if value.layout != torch.strided else value.detach()
     whole = whole.dequantize() if whole.is_quantized else whole
-    content = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    content = whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return tuple(whole.shape), str(whole.dtype), _digest(content)
 
 
-def _digest(content: bytes) -> bytes:
+def _digest(content: bytes | np.ndarray) -> bytes:
     return hashlib.sha256(content).digest()
 
 
@@ -171,14 +185,24 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value holds, by its place there."""
     kind = type(value)
     if issubclass(kind, Tensor):
-        yield from [(".grad", value.grad)] if value.is_leaf else []
+        yield from [(".grad", value.grad)] if value.is_leaf or value.retains_grad else []
+        yield from ((f".{name}", item) for name, item in value.__dict__.items())
+        yield "._backward_hooks", value._backward_hooks
     elif issubclass(kind, Mapping):
         for key, item in itertools.islice(value.items(), REACH):
-            yield f"[{key!r}]" if issubclass(type(key), _PLAIN) else f"[{type(key).__name__}]", item
+            plain = issubclass(type(key), _PLAIN)
+            yield f"[{key!r}]" if plain else f"[{type(key).__name__}]", item
+            yield from [] if plain else [(".keys()", key)]
+        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
     elif issubclass(kind, list | tuple | set | frozenset | deque):
         for i, item in enumerate(itertools.islice(value, REACH)):
             if not issubclass(type(item), _PLAIN):
                 yield f"[{i}]", item
+        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+    elif issubclass(kind, property):
+        yield ".fget", value.fget
+    elif issubclass(kind, types.BuiltinMethodType) and not issubclass(type(value.__self__), types.ModuleType):
+        yield ".__self__", value.__self__
     elif issubclass(kind, np.ndarray):
         yield from [(".tolist()", value.tolist())] if value.dtype == object else []
     elif issubclass(kind, types.FunctionType | types.MethodType | functools.partial):
@@ -237,7 +261,16 @@ def _globals_of(function: Any) -> dict[str, Any]:
             codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
     known = getattr(function, "__globals__", {})
     values = {name: known[name] for name in names if name in known}
-    for module in [one for one in values.values() if issubclass(type(one), types.ModuleType)]:
+    modules, looked = [*values.values()], set()
+    while modules:
+        module = modules.pop()
+        if not issubclass(type(module), types.ModuleType) or module in looked:
+            continue
+        looked.add(module)
         if module.__name__.partition(".")[0] not in _LIBRARIES:
-            values |= {name: vars(module)[name] for name in names if name in vars(module)}
+            inside = {name: vars(module)[name] for name in names if name in vars(module)}
+            values |= {
+                name if name not in values else f"{module.__name__}.{name}": item for name, item in inside.items()
+            }
+            modules += inside.values()
     return values

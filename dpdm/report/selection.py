@@ -145,7 +145,7 @@ def sample_files(study: Study, layout: Layout, dataset: str) -> list[str]:
 def sweeps(study: Study) -> list[Sweep]:
     """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
     runs = study.runs()
-    first = [run for run in runs if run.seed == runs[0].seed]
+    first = list({run.place[:3]: run for run in reversed(runs)}.values())[::-1]  # of each cell one seed
     impls = dict.fromkeys(run.impl for run in first)
     found = [_sweep(study, [run for run in first if run.impl == impl]) for impl in impls]
     merged: dict[str, Sweep] = {}

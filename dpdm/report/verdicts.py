@@ -74,7 +74,8 @@ def _faults(material: Material) -> Iterator[Verdict]:
         yield Verdict(CAUTION, f"{len(missing)} results are missing; their cells rest on fewer seeds or are empty.")
     if len(set(metrics["code"])) > 1:
         yield Verdict(CAUTION, "The results were made by several versions of the code.")
-    seeds = metrics.loc[metrics["epsilon"] != "", "seed"].nunique()
+    trained = metrics[metrics["epsilon"] != ""]
+    seeds = trained.groupby(["dataset", "method", "epsilon"])["seed"].nunique().max() if len(trained) else 0
     if 0 < seeds < FEW:
         yield Verdict(
             CAUTION, f"Fewer than {FEW} seeds ({seeds}): the spread is unknown, and nobody can be said to win."

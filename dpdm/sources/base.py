@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -40,17 +40,18 @@ def refuse_few(where: str, images: int) -> None:
         raise UserError(f"{where} holds {images or 'no'} images; at least {LEAST} are needed to measure a distance")
 
 
-_ONLY: Collection[str] | None = None  # the sources that may be loaded; None: all
+Check = Callable[[str, "dict[str, ImageSet]"], None]
+_ONLY: tuple[Collection[str], Check] | None = None  # the sources that may be loaded, and a check; None: all
 
 
 @contextlib.contextmanager
-def loads_only(names: Collection[str]) -> Iterator[None]:
+def loads_only(names: Collection[str], check: Check) -> Iterator[None]:
     """Inside the block a method is trained: UserError if it loads images of a source that is not in `names`.
 
-    They could be the private ones, which only the door may show.
+    They could be the private ones, which only the door may show. `check` gets the name and the splits of the others.
     """
     global _ONLY
-    before, _ONLY = _ONLY, names
+    before, _ONLY = _ONLY, (names, check)
     try:
         yield
     finally:
@@ -74,12 +75,15 @@ class Source(Strict):
 
             @functools.wraps(load)
             def watched(self: Source) -> "dict[str, ImageSet]":
-                if _ONLY is not None and self.source not in _ONLY:
+                if _ONLY is not None and self.source not in _ONLY[0]:
                     raise UserError(
                         f"the method loads the images of the source {self.source} while it is trained; private images "
                         "come only from the door, and public ones must be named by its public_data()"
                     )
-                return load(self)
+                splits = load(self)
+                if _ONLY is not None:
+                    _ONLY[1](self.source, splits)
+                return splits
 
             cls.load = watched
 

@@ -635,7 +635,7 @@ MUTANTS = [
     Mutant(
         "gradients that a callback leaves are not looked at",
         "dpdm/privacy/traces.py",
-        {'yield from [(".grad", value.grad)] if value.is_leaf else []': "yield from ()"},
+        {'yield from [(".grad", value.grad)] if value.is_leaf or value.retains_grad else []': "yield from ()"},
         "unit test",
         f"{BLOCKS}a_gradient_that_remembers_is_refused_before_a_record_is_drawn",
         "a generator keeps its raw private gradient",
@@ -651,7 +651,7 @@ MUTANTS = [
     Mutant(
         "the swap test shows numbers only",
         "dpdm/privacy/isolation.py",
-        {"torch.full_like(images, math.nan)": "images.clone()"},
+        {"torch.full_like(images, strange)": "images.clone()"},
         "unit test",
         f"{UNIT}isolation.py::test_a_loss_that_mixes_records_is_refused",
         "a threshold that random images never reach hides what mixes them",
@@ -667,7 +667,7 @@ MUTANTS = [
     Mutant(
         "a method may load the private data set",
         "dpdm/sources/base.py",
-        {"if _ONLY is not None and self.source not in _ONLY": "if False"},
+        {"if _ONLY is not None and self.source not in _ONLY[0]": "if False"},
         "unit test",
         f"{UNIT}method.py::test_a_method_cannot_load_images_itself",
         "nothing that it learns from them is in the ledger",
@@ -683,7 +683,7 @@ MUTANTS = [
     Mutant(
         "a shard's preparation is not tried again",
         "dpdm/privacy/block.py",
-        {"(index == 1 or not self._rehearsed)": "not self._rehearsed"},
+        {"self._preparations < 2": "not self._rehearsed"},
         "unit test",
         f"{BLOCKS}a_preparation_that_looks_at_the_moving_generator_is_refused",
         "a state shows which shards were drawn before",

@@ -84,6 +84,10 @@ def far_from_the_mean(net, x, y):
     return losses * (losses.detach() <= losses.detach().mean() + 3 * losses.detach().std())
 
 
+def far_below_the_largest(net, x, y):
+    return entropy(net, x, y) * (x.abs().amax((1, 2, 3)) >= 1e-3 * x.abs().max())
+
+
 def capped_by_the_median(net, x, y):
     losses = entropy(net, x, y)
     return torch.minimum(losses, 100 * losses.detach().mean())
@@ -130,7 +134,7 @@ def swap_test(loss, net=None, rows: int = 1, meta: ImageMeta = META, engine: str
 
 MIXING = [mixup, in_batch_negatives, batch_standardised, class_weights, hard_examples, softmax_weights,
           label_of_the_first, mean_over_the_batch, only_in_large_batches, far_from_the_mean, capped_by_the_median,
-          standardised_above_32]  # fmt: skip
+          standardised_above_32, far_below_the_largest]  # fmt: skip
 
 
 @pytest.mark.parametrize("loss", MIXING)
@@ -142,7 +146,26 @@ def test_a_loss_that_mixes_records_is_refused(loss):
         swap_test(loss)
 
 
-@pytest.mark.parametrize("loss", [flipped, without_every_second_label, first_tenth, stratified])
+def flipped_by_a_common_draw(net, x, y):
+    return flipped(net, x, y) * (1 + torch.rand(()))
+
+
+def flipped_after_attention(net, x, y):
+    rows = x.view(len(x), 1, 4, 4)
+    return flipped(net, F.scaled_dot_product_attention(rows, rows, rows), y)
+
+
+PLACED = [
+    flipped,
+    without_every_second_label,
+    first_tenth,
+    stratified,
+    flipped_by_a_common_draw,
+    flipped_after_attention,
+]
+
+
+@pytest.mark.parametrize("loss", PLACED)
 def test_a_loss_that_treats_rows_by_their_place_is_refused(loss):
     """A record that leaves moves the others to another place."""
     with pytest.raises(UserError, match=r"by their place|mixes records"):
@@ -178,13 +201,24 @@ def test_images_that_a_loss_leaves_out_hide_nothing():
         swap_test(lambda net, x, y: 0 * entropy(net, x, y))
 
 
-def test_a_loss_that_refuses_images_without_numbers_passes():
-    def loss(net, x, y):
-        if not x.isfinite().all():
-            raise ValueError("no image")
-        return entropy(net, x, y)
+def test_a_loss_that_refuses_images_without_numbers_is_shown_others():
+    def picky(inner):
+        def loss(net, x, y):
+            if not x.isfinite().all():
+                raise ValueError("no image")
+            return inner(net, x, y)
 
-    swap_test(loss)
+        return loss
+
+    swap_test(picky(entropy))
+    with pytest.raises(UserError, match=r"mixes records.*10000"):
+        swap_test(picky(far_below_the_largest))
+
+
+def test_a_loss_that_takes_only_pixels_passes():
+    swap_test(
+        lambda net, x, y: F.cross_entropy(net(x), (1.5 * (x[:, 0, 0, 0] + 1)).long().clamp(max=2), reduction="none")
+    )
 
 
 def test_rows_in_image_major_order_are_refused():

@@ -289,7 +289,10 @@ def test_a_method_cannot_load_images_itself(run, module, digits64, monkeypatch):
     name = module(CARELESS, "loading")
     with refuses("digits", "public_data", "the door"):
         train(run(impl=f"{name}:Loads"), digits64, Log())
-    monkeypatch.setattr("dpdm.method.refuse_private", lambda *_: None)
+    with refuses("digits", "private images"):
+        train(run(impl=f"{name}:LoadsPublic"), digits64, Log())
+    for check in ("refuse_private", "refuse_shared"):
+        monkeypatch.setattr(f"dpdm.method.{check}", lambda *_: None)
     assert train(run(impl=f"{name}:LoadsPublic"), digits64, Log())
     assert SOURCES["digits"]().load()  # as before
 

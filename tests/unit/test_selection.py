@@ -161,6 +161,13 @@ def test_samplers_of_one_method_that_differ_in_one_number_are_a_sweep(tiny_study
     assert not swept(tiny_study_dict, {"params": {"k": 1}, "samplers": samplers})
 
 
+def test_methods_of_other_seeds_are_swept_too(tiny_study_dict):
+    methods = {f"k{k}": {"impl": "a:B", "params": {"k": k}, "seeds": [k % 2]} for k in (1, 2)}
+    study = parse_study(tiny_study_dict | {"methods": methods, "seeds": [0, 1]}, "x")
+    (sweep,) = sweeps(study)
+    assert set(sweep.values.values()) == {1, 2}
+
+
 def test_what_all_samplers_share_is_one_line_each(tiny_study_dict):
     samplers = {"a": {"kind": "ddim"}, "b": {"kind": "churn"}}
     (sweep,) = swept(tiny_study_dict, *({"params": {"k": k}, "samplers": samplers} for k in (1, 4)))

@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import random
 import sys
+import threading
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from refusals import refuses
 from torch import nn
 
+from dpdm.privacy import traces
 from dpdm.privacy.traces import state_of, without_traces
 from dpdm.progress import Log
 
@@ -183,10 +187,84 @@ def in_a_method():
     return Loss()
 
 
+def in_a_numpy_number():
+    total = np.float32(0)
+
+    def call(x):
+        nonlocal total
+        total += x.numpy().sum()
+
+    return call
+
+
+def in_an_attribute_of_a_weight():
+    weight = nn.Parameter(torch.ones(3))
+
+    def call(x):
+        weight.seen = x
+
+    return call
+
+
+def by_a_hook_of_a_tensor():
+    weight, kept = nn.Parameter(torch.ones(3)), []
+    weight.register_hook(kept.append)
+    return lambda x: torch.autograd.grad((weight * x).sum(), weight)
+
+
+def in_a_retained_gradient():
+    made = nn.Parameter(torch.ones(3)) * 1
+    made.retain_grad()
+    return lambda x: (made * x).sum().backward(retain_graph=True)
+
+
+def in_an_attribute_of_a_container():
+    class Box(dict):
+        """With an attribute."""
+
+    box = Box()
+
+    def call(x):
+        box.last = x
+
+    return call
+
+
+def in_bytes():
+    kept, file = bytearray(3), io.BytesIO()
+
+    def call(x):
+        kept[:] = bytes((255 * x).byte().tolist())
+        file.seek(0)
+        file.write(x.numpy().tobytes())
+
+    return call
+
+
+def in_a_nested_module():
+    outer, inner = types.ModuleType("outer"), types.ModuleType("inner")
+    outer.inner, inner.total = inner, 0.0
+    namespace = {"outer": outer}
+    exec("def call(x):\n    outer.inner.total += float(x.sum())", namespace)
+    return namespace["call"]
+
+
+def in_a_value_that_cannot_be_read():
+    """As vmap shows it: its content cannot be looked at outside."""
+    kept = {}
+
+    def call(x):
+        torch.func.vmap(lambda row: kept.update(last=row) or row)(x[:, None])
+
+    return call
+
+
 TRACES = [
     in_a_list, in_a_number, in_a_nonlocal, in_place, in_an_array, by_label, in_a_cache, in_a_gradient,
     in_a_trained_network, by_a_hook, in_a_nested_attribute, in_slots, in_a_class, in_a_generator, in_pythons_generator,
-    in_torchs_generator, in_a_counter, in_an_iterator, in_the_curve, in_a_partial, in_a_method,
+    in_torchs_generator, in_a_counter, in_an_iterator, in_the_curve, in_a_partial, in_a_method, in_a_numpy_number,
+    in_an_attribute_of_a_weight, by_a_hook_of_a_tensor, in_a_retained_gradient, in_an_attribute_of_a_container,
+    in_bytes, in_a_nested_module, in_a_value_that_cannot_be_read,
 ]  # fmt: skip
 
 
@@ -211,17 +289,23 @@ def opened(tmp_path):
     return lambda x: file.write(json.dumps(x.tolist()))
 
 
+def saved(tmp_path):
+    return lambda x: torch.save(x, tmp_path / "kept.pt")
+
+
 def printed(tmp_path):
     return lambda x: print(float(x.sum()))
 
 
-@pytest.mark.parametrize(("make", "where"), [(written, "kept.npy"), (opened, "file"), (printed, "standard output")])
+@pytest.mark.parametrize(
+    ("make", "where"), [(written, "kept.npy"), (saved, "kept.pt"), (opened, "file"), (printed, "standard output")]
+)
 def test_what_is_written_is_found(make, where, tmp_path):
     with refuses(where, "outside the ledger"):
         tried(make(tmp_path))
 
 
-def test_what_is_only_read_or_built_once_passes(tmp_path, capsys):
+def test_what_is_only_read_or_built_once_passes(tmp_path):
     net, built, order = nn.Linear(3, 1), {}, []
     (tmp_path / "x").write_text("1")
     shown = functools.cache(lambda kind: torch.ones(3))
@@ -261,7 +345,15 @@ def test_the_door_is_left_out():
     assert state_of(lambda: (ledger, Budget)) == before
 
 
-def test_the_hook_looks_only_while_a_callback_runs(tmp_path):
-    tried(lambda x: x)
-    (tmp_path / "y").write_text("free")
-    assert sys.stdout is not None
+def test_it_looks_only_while_a_callback_runs_and_only_at_its_thread(tmp_path):
+    save, shown = torch.save, sys.stdout
+    with traces._watched() as written:
+        thread = threading.Thread(target=(tmp_path / "other").write_text, args=["free"])
+        thread.start()
+        thread.join()
+        assert written == []
+        (tmp_path / "own").write_text("seen")
+    assert written == [str(tmp_path / "own")]
+    (tmp_path / "later").write_text("free")
+    assert written == [str(tmp_path / "own")]
+    assert (torch.save, sys.stdout) == (save, shown)
