@@ -296,7 +296,8 @@ def _relation(cell: _Cell, pair: tuple[_Set, _Set], scores: _Scores) -> str:
 
 
 def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
-    """By data set, epsilon and these columns the method with the highest mean accuracy over seeds, in per cent.
+    """By data set, epsilon and these columns the method with the highest mean accuracy over seeds, in per cent,
+    of those with the most seeds.
 
     Args:
         keys: columns of METRICS, or "direct": whether it was trained on the private images.
@@ -306,7 +307,11 @@ def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
     """
     scores = metrics[metrics["metric"].str.startswith("acc_") & (metrics["epsilon"] != "")]
     series = ["dataset", "epsilon", "metric", "protocol", "method", "sampler"]
-    means = scores.groupby(series, sort=False)["value"].mean().dropna().reset_index()
+    means = scores.groupby(series, sort=False)["value"].agg(["mean", "count"]).reset_index()
+    most = means.groupby(["dataset", "epsilon", "metric", "protocol"])["count"].transform("max")
+    means = means[(means["count"] == most) & (most > 0)].rename(
+        columns={"mean": "value"}
+    )  # of those with the most seeds
     several = means.groupby(["dataset", "epsilon", "metric", "method"])["sampler"].transform("nunique") > 1
     names = means["method"].where(~several, means["method"] + " (" + means["sampler"] + ")")
     means = means.assign(direct=means["protocol"] == DIRECT, name=names)
