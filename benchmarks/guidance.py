@@ -26,7 +26,7 @@ from dpdm.layout import Layout
 ROOT = Path(__file__).parents[1]
 MODELS = {  # study: run without epsilon and seed, and the seed that was kept
     "digits": ("digits/dpdm", 0),
-    "laptop": ("mnist/dpdm_gauss", 2),
+    "laptop": ("mnist/dpdm_gauss", 0),
 }
 EPSILONS = (1, 10)
 GUIDANCE = (0.0, 1.0)
