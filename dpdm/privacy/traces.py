@@ -18,6 +18,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,10 +30,10 @@ from dpdm.errors import UserError
 Found = TypeVar("Found")
 
 REACH = 10_000  # objects among which `state_of` looks
-_LIBRARIES = frozenset(("torch", "numpy", "scipy", "sklearn", "pandas", "pydantic", *sys.stdlib_module_names))
+_METHODS = ("dpdm.diffusion", "baselines")  # of this project: all else in it is trusted
 _OURS = re.compile(r"dpdm\.(privacy|checkpoint|processes)(\.|$)")  # a door, and what it holds
 _PLAIN = (type(None), bool, int, float, complex, np.generic, str, bytes, torch.dtype, torch.device, torch.Size)
-_NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+_NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType, threading.Thread)
 _OPENED: tuple[int, list[str]] | None = None  # while `_watched` looks: its thread, and what is opened for writing
 
 
@@ -107,6 +108,7 @@ def state_of(*roots: Any) -> dict[str, Any]:
 
     Asks for `type(value)`, which a proxy cannot answer for itself.
     """
+    own = frozenset(_package(root.__module__) for root in roots if issubclass(type(root), types.FunctionType))
     state: dict[str, Any] = {}
     seen: dict[int, tuple[str, Any]] = {}  # holds what it saw, so that no id is used twice
     todo = deque(("", root) for root in roots)
@@ -124,7 +126,7 @@ def state_of(*roots: Any) -> dict[str, Any]:
             state[name] = id(value) if issubclass(type(value), Tensor) else ""  # of what cannot be read
             with contextlib.suppress(Exception):  # whatever a proxy raises when it is looked at
                 state[name] = _fact(value)
-                todo += [(f"{name}{part}".lstrip("."), held) for part, held in _parts(value)]
+                todo += [(f"{name}{part}".lstrip("."), held) for part, held in _parts(value, own)]
     return state
 
 
@@ -181,8 +183,8 @@ def _digest(content: bytes | np.ndarray) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value holds, by its place there."""
+def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """What a value holds, by its place there; `own`: packages that are no libraries here."""
     kind = type(value)
     if issubclass(kind, Tensor):
         yield from [(".grad", value.grad)] if value.is_leaf or value.retains_grad else []
@@ -207,7 +209,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from [(".tolist()", value.tolist())] if value.dtype == object else []
     elif issubclass(kind, types.FunctionType | types.MethodType | functools.partial):
         yield from ((f".{name}", item) for name, item in held_by(value).items())
-        yield from ((f".{name}", item) for name, item in _globals_of(getattr(value, "__func__", value)).items())
+        yield from ((f".{name}", item) for name, item in _globals_of(getattr(value, "__func__", value), own).items())
         yield ".func", getattr(value, "func", None)  # of functools.partial
         yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
     elif issubclass(kind, functools._lru_cache_wrapper):
@@ -215,14 +217,14 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif issubclass(kind, types.GeneratorType) and value.gi_frame:
         yield from ((f".{name}", item) for name, item in value.gi_frame.f_locals.items())
     elif issubclass(kind, type):
-        for name, item in () if _library(value) else vars(value).items():
+        for name, item in () if _library(value.__module__, own) else vars(value).items():
             inner = getattr(item, "__func__", item)  # of a static or class method
             if not name.startswith("__") or issubclass(type(inner), types.FunctionType):
                 yield f".{name}", inner
     elif kind.__module__ != "weakref" and not issubclass(kind, _NO_HOLDER):
         yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
         for owner in kind.__mro__:
-            if not _library(owner):
+            if not _library(owner.__module__, own):
                 yield from ((f".{name}", getattr(value, name, None)) for name in _slots(owner))
                 yield f".{owner.__name__}", owner
 
@@ -232,8 +234,23 @@ def _slots(owner: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _library(owner: Any) -> bool:
-    return str(owner.__module__).partition(".")[0] in _LIBRARIES
+def _package(module: Any) -> str:
+    return str(module).partition(".")[0]
+
+
+@functools.cache
+def _library(module: str | None, own: frozenset[str]) -> bool:
+    """Whether a module is of Python, of a package installed next to torch, or of the trusted part of this project.
+
+    What changes in their classes and globals has nothing to do with records, such as the clock of a progress bar.
+    """
+    package = _package(module)
+    if package in sys.stdlib_module_names or not module:
+        return True
+    if package in ("dpdm", "baselines"):
+        return not module.startswith(_METHODS)
+    file = None if package in own else getattr(sys.modules.get(package), "__file__", None)
+    return file is not None and Path(torch.__file__).parents[1] in Path(file).parents
 
 
 def held_by(function: Any) -> dict[str, Any]:
@@ -252,8 +269,10 @@ def held_by(function: Any) -> dict[str, Any]:
     return held | {"__self__": getattr(inner, "__self__", None)}
 
 
-def _globals_of(function: Any) -> dict[str, Any]:
+def _globals_of(function: Any, own: frozenset[str]) -> dict[str, Any]:
     """The globals that the code of a function names, and of modules of Python among them the attributes it names."""
+    if _library(getattr(function, "__module__", None), own):
+        return {}
     codes, names = [getattr(function, "__code__", None)], {}
     while codes:
         if code := codes.pop():
@@ -267,7 +286,7 @@ def _globals_of(function: Any) -> dict[str, Any]:
         if not issubclass(type(module), types.ModuleType) or module in looked:
             continue
         looked.add(module)
-        if module.__name__.partition(".")[0] not in _LIBRARIES:
+        if not _library(module.__name__, own):
             inside = {name: vars(module)[name] for name in names if name in vars(module)}
             values |= {
                 name if name not in values else f"{module.__name__}.{name}": item for name, item in inside.items()

@@ -9,10 +9,12 @@ import random
 import sys
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tqdm
 from refusals import refuses
 from torch import nn
 
@@ -244,7 +246,7 @@ def in_bytes():
 def in_a_nested_module():
     outer, inner = types.ModuleType("outer"), types.ModuleType("inner")
     outer.inner, inner.total = inner, 0.0
-    namespace = {"outer": outer}
+    namespace = {"outer": outer, "__name__": "made"}
     exec("def call(x):\n    outer.inner.total += float(x.sum())", namespace)
     return namespace["call"]
 
@@ -319,6 +321,31 @@ def test_what_is_only_read_or_built_once_passes(tmp_path):
     first, other, again = tried(call)
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
+
+
+def test_a_library_may_change_its_own_globals(monkeypatch):
+    """The clock of a progress bar once looked like a memory."""
+    log, ticks = Log("test"), itertools.count()
+
+    def tick():
+        monkeypatch.setattr("tqdm.tqdm.monitor", next(ticks), raising=False)
+
+    call = without_traces(lambda i: tick() or RECORDS[i] * 2, lambda x: (log, tqdm.tqdm, x))
+    assert len(call) == 3
+    thread = threading.Thread()
+    assert without_traces(lambda i: setattr(thread, "woken", i), lambda: thread) == [None] * 3
+
+
+def test_the_package_of_a_callback_is_no_library_wherever_it_is(monkeypatch):
+    installed = types.ModuleType("installed")
+    installed.__file__ = f"{Path(torch.__file__).parents[1]}/installed/__init__.py"
+    monkeypatch.setitem(sys.modules, "installed", installed)
+    exec("total = 0.0\ndef call(x):\n    global total\n    total += float(x.sum())", vars(installed))
+    with refuses("total"):
+        tried(installed.call)
+    assert (
+        len(without_traces(lambda i: installed.call(RECORDS[i]), lambda: installed.call)) == 3
+    )  # a library's own affair
 
 
 def test_an_unbound_name_and_a_proxy_are_passed_over():

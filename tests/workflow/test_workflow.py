@@ -64,7 +64,7 @@ def test_the_dry_run_counts_what_the_study_implies(folder, tiny, edit):
     folder.write(study)
     assert folder.dry().counts == {
         "prepare": 1, "extractor": 1, "real_features": 1, "label_only": 1, "train": 12, "audit": 3, "sample": 8, "score": 8,
-        "score_classifier": 4, "score_anchor": 4, "collect": 1, "tables": 1, "figure": 3, "report": 1, "all": 1,
+        "score_classifier": 4, "score_anchor": 4, "collect": 1, "tables": 1, "figure": 2, "report": 1, "all": 1,
     }  # fmt: skip
     assert not folder.made()
 
@@ -79,7 +79,7 @@ def test_datasets_samplers_and_anchors_multiply(folder, tiny, edit):
     counts = folder.dry().counts
     assert counts["real_features"] == 4
     per_rule = {rule: counts.get(rule, 0) for rule in ("prepare", "extractor", "train", "audit", "sample", "figure")}
-    assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 6}
+    assert per_rule == {"prepare": 2, "extractor": 2, "train": 16, "audit": 8, "sample": 16, "figure": 5}
     assert (counts["score"], counts["score_classifier"]) == (16, 4)
     assert counts["score_anchor"] == 2
     assert "label_only" not in counts
