@@ -108,7 +108,7 @@ def state_of(*roots: Any) -> dict[str, Any]:
 
     Asks for `type(value)`, which a proxy cannot answer for itself.
     """
-    own = frozenset(_package(root.__module__) for root in roots if issubclass(type(root), types.FunctionType))
+    own = frozenset(map(_package, map(_home, roots))) - {"torch"}
     state: dict[str, Any] = {}
     seen: dict[int, tuple[str, Any]] = {}  # holds what it saw, so that no id is used twice
     todo = deque(("", root) for root in roots)
@@ -232,6 +232,14 @@ def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
 def _slots(owner: type) -> tuple[str, ...]:
     slots = vars(owner).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _home(value: Any) -> Any:
+    """The module of a function, or of an object's class."""
+    if issubclass(type(value), functools.partial):
+        return _home(value.func)
+    named = issubclass(type(value), types.FunctionType | types.MethodType)
+    return value.__module__ if named else type(value).__module__
 
 
 def _package(module: Any) -> str:
