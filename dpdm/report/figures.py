@@ -235,7 +235,10 @@ def _draw_panel(
     elif column.is_accuracy and len(low) < len(drawn) / 4:
         least, notes, highest = WORTH, low, max([*drawn, *anchors.values()])
         # points that lie together must not touch the upper edge
-        panel.set_ylim(min([WORTH, *ends]), max(panel.get_ylim()[1], highest + (highest - WORTH) / 20))
+        panel.set_ylim(
+            min([WORTH, *(end - 1 for end in ends if end < WORTH)]),
+            max(panel.get_ylim()[1], highest + (highest - WORTH) / 20),
+        )
     else:  # a floor far below would press all else together
         least = min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
     right = len(epsilons) - 0.5
