@@ -242,17 +242,13 @@ class Study(Strict):
         if self.study in RESERVED_STUDIES:
             raise ValueError(f"study: the name {self.study!r} is taken by a folder of all studies; choose another")
         for key, name, spec in [(k, *item) for k in ("datasets", "methods") for item in getattr(self, k).items()]:
-            if unknown := [e for e in spec.epsilons or () if e not in self.epsilons]:
-                raise ValueError(
-                    f"{key}.{name}.epsilons: {epsilon_text(unknown[0])} is none of the study's epsilons, "
-                    f"{', '.join(map(epsilon_text, self.epsilons))}; add it there"
-                )
-        for name, spec in self.methods.items():
-            if unknown := [seed for seed in spec.seeds or () if seed not in self.seeds]:
-                known = ", ".join(map(str, self.seeds))
-                raise ValueError(
-                    f"methods.{name}.seeds: {unknown[0]} is none of the study's seeds, {known}; add it there"
-                )
+            for field, text in (("epsilons", epsilon_text), ("seeds", str)):
+                known = getattr(self, field)
+                if unknown := [value for value in getattr(spec, field, None) or () if value not in known]:
+                    raise ValueError(
+                        f"{key}.{name}.{field}: {text(unknown[0])} is none of the study's {field}, "
+                        f"{', '.join(map(text, known))}; add it there"
+                    )
         if idle := set(self.seeds).difference(*map(self.seeds_of, self.methods)):
             raise ValueError(f"seeds: no method is run with {min(idle)}; delete it, or add it to one")
         if idle := set(self.epsilons).difference(*map(self.epsilons_of, self.datasets)):

@@ -144,11 +144,9 @@ class BlockGradients(PrivateLoop[BlockStep]):
         """Prepares a shard of random records, one of others, and the first again, which must give the same state."""
         self._preparations += 1
         first, _, again = without_traces(lambda i: self._prepare_shard(*map(torch.clone, drawn[i]), 0), self._prepare)
-        earlier, exact = (
-            self._rehearsed,
-            drawn[0][0].device.type == "cpu",
-        )  # on a GPU, sums may round otherwise each time
-        if exact and any(state_of(*one) != state_of(first) for one in ((again,), earlier) if one):
+        expected = state_of(first)
+        differs = any(state_of(state) != expected for state in (again, *self._rehearsed))
+        if differs and drawn[0][0].device.type == "cpu":  # on a GPU, sums may round otherwise each time
             raise UserError(
                 "a shard's preparation depends on more than its records: done again on the same random records, it "
                 "gives another state; let it use no generator in training, and make everything that it trains anew"

@@ -15,7 +15,7 @@ from dpdm.errors import UserError
 from dpdm.privacy.accounting import Budget, Mechanism, calibrate
 from dpdm.privacy.block import BlockGradients, PoissonBlocks, Prepare, ShardBlocks
 from dpdm.privacy.dpsgd import DpSgd, DpSgdParams
-from dpdm.privacy.isolation import random_records
+from dpdm.privacy.isolation import random_records, set_apart
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Served, Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
@@ -286,7 +286,7 @@ class _PerRecord:
             UserError: it remembers records: the result changes, or something that it can reach.
         """
         images, labels = random_records(2, meta, "statistic", device)
-        labels[1] = (labels[0] + 1) % max(1, meta.num_classes)  # some memories go by label
+        set_apart(labels, meta)
         try:
             first, _, again = without_traces(
                 lambda i: self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0), self._statistic

@@ -97,7 +97,7 @@ class _Trials:
     def alone(self, step: int, size: int) -> None:
         """A record by itself, after another one, and among others: batches of 1 and `size`, equal draws."""
         images, labels = self._batch(max(size, 2), f"alone at {step}")
-        labels[1] = (labels[0] + 1) % max(1, self._meta.num_classes)  # some memories go by label
+        set_apart(labels, self._meta)
         with _SameDraws():
             found = without_traces(
                 lambda i: self._backward(images[i : i + 1], labels[i : i + 1]), self._row_losses, self._module
@@ -255,6 +255,11 @@ def random_records(size: int, meta: ImageMeta, name: str, device: torch.device) 
     images = 2 * torch.rand((size, *meta.shape), generator=rng.torch(f"{name}/images")) - 1
     labels = torch.randint(max(1, meta.num_classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
     return images.to(device), labels.to(device)
+
+
+def set_apart(labels: Tensor, meta: ImageMeta) -> None:
+    """Gives the second of random records another label than the first, in place: some memories go by label."""
+    labels[1] = (labels[0] + 1) % max(1, meta.num_classes)
 
 
 class _SameDraws(TorchDispatchMode):

@@ -188,19 +188,19 @@ def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
     kind = type(value)
     if issubclass(kind, Tensor):
         yield from [(".grad", value.grad)] if value.is_leaf or value.retains_grad else []
-        yield from ((f".{name}", item) for name, item in value.__dict__.items())
+        yield from _named(getattr(value, "__dict__", {}))
         yield "._backward_hooks", value._backward_hooks
     elif issubclass(kind, Mapping):
         for key, item in itertools.islice(value.items(), REACH):
             plain = issubclass(type(key), _PLAIN)
             yield f"[{key!r}]" if plain else f"[{type(key).__name__}]", item
             yield from [] if plain else [(".keys()", key)]
-        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+        yield from _named(getattr(value, "__dict__", {}))
     elif issubclass(kind, list | tuple | set | frozenset | deque):
         for i, item in enumerate(itertools.islice(value, REACH)):
             if not issubclass(type(item), _PLAIN):
                 yield f"[{i}]", item
-        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+        yield from _named(getattr(value, "__dict__", {}))
     elif issubclass(kind, property):
         yield ".fget", value.fget
     elif issubclass(kind, types.BuiltinMethodType) and not issubclass(type(value.__self__), types.ModuleType):
@@ -208,25 +208,29 @@ def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
     elif issubclass(kind, np.ndarray):
         yield from [(".tolist()", value.tolist())] if value.dtype == object else []
     elif issubclass(kind, types.FunctionType | types.MethodType | functools.partial):
-        yield from ((f".{name}", item) for name, item in held_by(value).items())
-        yield from ((f".{name}", item) for name, item in _globals_of(getattr(value, "__func__", value), own).items())
+        yield from _named(held_by(value))
+        yield from _named(_globals_of(getattr(value, "__func__", value), own))
         yield ".func", getattr(value, "func", None)  # of functools.partial
-        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+        yield from _named(getattr(value, "__dict__", {}))
     elif issubclass(kind, functools._lru_cache_wrapper):
         yield ".__wrapped__", value.__wrapped__
     elif issubclass(kind, types.GeneratorType) and value.gi_frame:
-        yield from ((f".{name}", item) for name, item in value.gi_frame.f_locals.items())
+        yield from _named(value.gi_frame.f_locals)
     elif issubclass(kind, type):
         for name, item in () if _library(value.__module__, own) else vars(value).items():
             inner = getattr(item, "__func__", item)  # of a static or class method
             if not name.startswith("__") or issubclass(type(inner), types.FunctionType):
                 yield f".{name}", inner
     elif kind.__module__ != "weakref" and not issubclass(kind, _NO_HOLDER):
-        yield from ((f".{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+        yield from _named(getattr(value, "__dict__", {}))
         for owner in kind.__mro__:
             if not _library(owner.__module__, own):
                 yield from ((f".{name}", getattr(value, name, None)) for name in _slots(owner))
                 yield f".{owner.__name__}", owner
+
+
+def _named(items: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((f".{name}", item) for name, item in items.items())
 
 
 def _slots(owner: type) -> tuple[str, ...]:

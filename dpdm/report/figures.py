@@ -192,11 +192,6 @@ def draw_means(panel: Axes, where: Sequence[float], found: Iterable[Summary], lo
     return mean[np.isfinite(mean)].tolist()
 
 
-def _best(sets: Iterable[Summary], sign: int) -> Summary:
-    """Of a method's sets the best by mean, of those with the most seeds."""
-    return max(sets, key=lambda s: (s.n, sign * s.mean if math.isfinite(s.mean) else -math.inf))
-
-
 def _draw_panel(
     panel: Axes,
     rows: pd.DataFrame,
@@ -219,7 +214,7 @@ def _draw_panel(
         legend[name + " (public data)" * (method in public) + departed[method]] = look
         for column in columns:
             of_epsilon = ([known.get((*column.key, *one, e), Summary()) for one in sets] for e in epsilons)
-            found = [_best(several, column.sign) for several in of_epsilon]
+            found = [column.best(several) for several in of_epsilon]
             if any(summary.n for summary in found):
                 drawn += draw_means(panel, range(len(epsilons)), found, look)
                 low += [(x, f"{s.mean:.1f}", look["color"]) for x, s in enumerate(found) if s.mean < WORTH]

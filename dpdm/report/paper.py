@@ -255,11 +255,11 @@ def _notes(
             "{method: NAME, sampler: NAME, published: NAME, variant: TEXT} with a row of "
             "results/published/published.csv."
         )
-    told: dict[str, dict[str, None]] = {}
+    by_method: dict[str, dict[str, None]] = {}
     for one in ours:
         if one.departures:
-            told.setdefault(one.runs.method, {}).update(dict.fromkeys(one.departures))
-    yield from (f"{MARK} {method}: {'; '.join(departures)}." for method, departures in told.items())
+            by_method.setdefault(one.runs.method, {}).update(dict.fromkeys(one.departures))
+    yield from (f"{MARK} {method}: {'; '.join(departures)}." for method, departures in by_method.items())
     if (protocols := _other_protocols(metrics)) and "real" in study.anchors:
         yield f"What protocol {', '.join(protocols)} reaches on the real images is `real` in the results."
     measured = set(metrics.loc[metrics["value"].notna(), "metric"])

@@ -6,7 +6,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +135,10 @@ class MetricColumn(NamedTuple):
     def is_accuracy(self) -> bool:
         """Whether it is one of a classifier."""
         return self.metric.startswith("acc_")
+
+    def best(self, sets: Iterable[Summary]) -> Summary:
+        """The best mean of several sets, of those with the most seeds."""
+        return max(sets, key=lambda one: (one.n, self.sign * one.mean if math.isfinite(one.mean) else -math.inf))
 
 
 def name_of(network: str) -> str:

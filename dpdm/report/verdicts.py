@@ -264,8 +264,7 @@ def _against(
 
 def _best_of(found: _Scores, method: str, column: MetricColumn) -> Summary:
     """The scores of a method's best set by one measure, of those with the most seeds."""
-    own = (scores[column] for one, scores in found.items() if one[0] == method)
-    return max(own, key=lambda summary: (summary.n, column.sign * summary.mean))
+    return column.best(scores[column] for one, scores in found.items() if one[0] == method)
 
 
 # By outcome: what is said from FEW seeds on, below, and where measures disagree; {}: the name of the other.
@@ -309,9 +308,7 @@ def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
     series = ["dataset", "epsilon", "metric", "protocol", "method", "sampler"]
     means = scores.groupby(series, sort=False)["value"].agg(["mean", "count"]).reset_index()
     most = means.groupby(["dataset", "epsilon", "metric", "protocol"])["count"].transform("max")
-    means = means[(means["count"] == most) & (most > 0)].rename(
-        columns={"mean": "value"}
-    )  # of those with the most seeds
+    means = means[(means["count"] == most) & (most > 0)].rename(columns={"mean": "value"})
     several = means.groupby(["dataset", "epsilon", "metric", "method"])["sampler"].transform("nunique") > 1
     names = means["method"].where(~several, means["method"] + " (" + means["sampler"] + ")")
     means = means.assign(direct=means["protocol"] == DIRECT, name=names)
