@@ -27,6 +27,7 @@ from dpdm.privacy.key import key_path
 from dpdm.processes import Processes, device
 from dpdm.progress import Log
 from dpdm.provenance import provenance
+from dpdm.rehearsal import rehearse
 from dpdm.rng import Streams
 from dpdm.smoothing import parse_sampler
 from dpdm.specs import Coordinates, RunSpec, SampleSpec, epsilon_text, parse_spec, refuse_other_recipe, spec_json
@@ -146,7 +147,9 @@ def train(
     Returns a summary for people; in all processes except the first, an empty text.
     """
     group, start, folder = group or Processes(device=device()), time.monotonic(), Path(out)
-    prepare_run(spec, images.meta)  # a refused recipe leaves no folder
+    _, params, *_ = prepare_run(spec, images.meta)  # a refused recipe leaves no folder
+    if getattr(params, "init_from", ()) or getattr(params, "teacher", None):
+        rehearse(spec, images.meta)  # what its later parts refuse, before its first one spends anything
     made = not folder.exists()
     artifacts.check_folder(folder, "model.pt", "train.jsonl", "ledger.json")  # before hours of training
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"

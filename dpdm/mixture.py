@@ -122,9 +122,10 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     def pixels(images: Tensor) -> Tensor:
         return to_unit(images).flatten(1)
 
-    counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
+    counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0)
+    counts = counts.clamp(min=max(1.0, private.noise_multiplier("class_counts")))  # we divide by them
     sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y, classes), params.max_image_norm)
-    means, total = sums / counts[:, None], counts.sum()
+    means, total = clipped_rows(sums / counts[:, None], params.max_image_norm), counts.sum()
     centers = means.to(device, torch.float32)
 
     moment = private.release_second_moment("scatter", lambda x, y: pixels(x) - centers[y], params.max_centered_norm)

@@ -15,6 +15,7 @@ from dpdm.method import departures, load_method, prepare_run, public_data, tuple
 from dpdm.privacy import Budget, Event, Ledger, Mechanism, budget_shares, calibrate, epsilons_spent
 from dpdm.privacy.accounting import CALIBRATION_TOLERANCE, audited_under
 from dpdm.smoothing import parse_sampler
+from dpdm.sources import SOURCES
 from dpdm.specs import RunSpec, epsilon_text, parse_spec
 
 
@@ -64,7 +65,8 @@ def planned_runs(study: Study) -> list[PlannedRun]:
                 except UserError as error:
                     raise UserError(f"methods.{spec.method} on {spec.dataset}: {error}") from error
             public, source = public_data(method, params), study.datasets[spec.dataset].source
-            if source in public:
+            needs_keys = any(field.is_required() for field in SOURCES[source].model_fields.values())
+            if source in public and not needs_keys:  # with keys, the images themselves are compared (dpdm.warm)
                 raise UserError(
                     f"methods.{spec.method} on {spec.dataset}: it uses {source} as public data, but these are the "
                     "private images; choose another public data set"

@@ -1,8 +1,9 @@
 """The start of a run, tried on random images: does the method start, and does it keep records apart?"""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from dpdm.progress import Item, Log
 from dpdm.rng import Streams
 from dpdm.specs import RunSpec
 
+Loop = TypeVar("Loop", bound=PrivateLoop)
+
 IMAGES = 8  # random ones in place of all records
 
 
@@ -26,35 +29,49 @@ class _Done(BaseException):
 
 
 class _Rehearsal(PrivateData):
-    """A door before random images. It has the plan and public facts of a run, and stops its first private step."""
+    """A door before random images. It has the plan and public facts of a run, and every loop has one step.
 
-    def __init__(self, meta: ImageMeta, plan: tuple[Mechanism, ...]):
+    Args:
+        whole: let `fit` come to its end. Otherwise the last mechanism ends it, before a step is taken.
+    """
+
+    def __init__(self, meta: ImageMeta, plan: tuple[Mechanism, ...], whole: bool):
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (IMAGES, *meta.shape), np.uint8)
         labels = np.arange(IMAGES) % meta.num_classes
         images = ImageSet(pixels, labels, meta.num_classes, "random images")
         ledger = Ledger(meta.n, 0.5, math.inf, "rdp")
         super().__init__(images, plan, Budget(math.inf, 0.5), "rdp", Randomness.repeatable(0), ledger)
-        self.meta = meta
+        self.meta, self._whole, self._left = meta, whole, len(plan)
 
     def dpsgd(self, *args: Any, **kwargs: Any) -> DpSgd:
-        loop = super().dpsgd(*args, **kwargs)
-        loop.release = self._stop  # what a step does once its loss has passed the swap test
-        return loop
+        return self._of_one_step(super().dpsgd(*args, **kwargs))
 
     def block_gradients(self, *args: Any, **kwargs: Any) -> BlockGradients:
-        loop = super().block_gradients(*args, **kwargs)
-        loop.release = self._stop
-        return loop
+        return self._of_one_step(super().block_gradients(*args, **kwargs))
+
+    def public_steps(self, *args: Any) -> Iterator[int]:
+        return itertools.islice(super().public_steps(*args), 1)
 
     def _release(self, *args: Any) -> torch.Tensor:
         released = super()._release(*args)
-        if len(self._served) == len(self._plan):
-            raise _Done
+        self._did_one()
         return released
 
-    def _stop(self, *_: Any) -> None:
-        raise _Done
+    def _of_one_step(self, loop: Loop) -> Loop:
+        def release(*asked: Any) -> Any:
+            """What a step does once its loss has passed the swap test."""
+            loop._steps = 1
+            self._did_one()
+            return torch.zeros_like(asked[0]) if isinstance(loop, BlockGradients) else None
+
+        loop.release = release
+        return loop
+
+    def _did_one(self) -> None:
+        self._left -= 1
+        if not self._left and not self._whole:
+            raise _Done
 
 
 class _Brief(Log):
@@ -68,11 +85,15 @@ class _Brief(Log):
 
 
 def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
-    """Begins a run on random images; UserError if its loss or a layer mixes records, a statistic or `fit` fails."""
+    """Begins a run on random images; UserError if its loss or a layer mixes records, a statistic or `fit` fails.
+
+    With a warm start every stage has one step.
+    """
     where = f"methods.{spec.method} on {spec.dataset}"
     method, params, plan, _ = prepare_run(spec, meta)
     try:
-        method.fit(_Rehearsal(meta, plan), params, Streams(0, "method"), _Brief(quiet=True))
+        door = _Rehearsal(meta, plan, whole=bool(getattr(params, "init_from", ())))
+        method.fit(door, params, Streams(0, "method"), _Brief(quiet=True))
     except _Done:
         pass
     except UserError as error:

@@ -31,7 +31,7 @@ class Teacher(Strict):
 
     impl: Impl = Field("baselines.dpsgd_classifier:DPSGDClassifier", description="a classifier, `module:Class`")
     params: Recipe = Field(description="its recipe")
-    share: Share = Field(0.3, description="its part of the budget")
+    share: Share = Field(0.3, description="its part of the budget: of mu^2, for one Gaussian release")
     tries: Count = Field(4, description="draws of an image, at most: each costs as much as the first")
 
 

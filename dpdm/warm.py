@@ -30,8 +30,8 @@ from dpdm.privacy.loop import Stateful
 from dpdm.progress import Log
 from dpdm.rng import Streams, default_generator
 from dpdm.smoothing import parse_sampler
-from dpdm.sources import SOURCES
-from dpdm.specs import Impl, Recipe
+from dpdm.sources import SOURCES, Source
+from dpdm.specs import Impl, Name, Recipe
 
 
 class Stage(Strict):
@@ -40,18 +40,37 @@ class Stage(Strict):
     impl: Impl | None = Field(None, description="a generator of one-shot releases, `module:Class`")
     params: Recipe = Field({}, description="its recipe")
     sampler: Recipe = Field({}, description="how its images are drawn")
-    share: Share = Field(0.1, description="its part of the budget")
+    share: Share = Field(0.1, description="its part of the budget: of mu^2, for one Gaussian release")
     images: Count = Field(10_000, description="images that are drawn from it, balanced over the classes")
-    public: str | None = Field(None, description="instead of `impl`: the source of a public data set")
+    public: Name | Recipe | None = Field(
+        None, description="instead of `impl`: a public data set, by its source, or a mapping with the source's keys"
+    )
     training: Recipe = Field({}, description="laid over the method's own params in this stage: dp.steps, lr, ...")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.impl is None) == (self.public is None):
             raise ValueError("give either impl, a generator of one-shot releases, or public, a data set")
-        if self.public is not None and self.public not in SOURCES:
-            raise ValueError(f"public: {self.public!r} is no data set; {nearest(self.public, SOURCES)}")
+        if self.public is not None:
+            self.source()
+            if unused := sorted(self.model_fields_set & {"params", "sampler", "share", "images"}):
+                raise ValueError(f"{', '.join(unused)} belong to impl, and public has none; delete them")
         return self
+
+    @property
+    def public_name(self) -> str:
+        """The name of the public data set's source, or ""."""
+        return "" if self.public is None else self.public if isinstance(self.public, str) else self.public["source"]
+
+    def source(self) -> Source:
+        """The public data set; ValueError if there is no such source, or its keys are wrong."""
+        keys = {"source": self.public} if isinstance(self.public, str) else self.public
+        if (name := keys.get("source")) not in SOURCES:
+            raise ValueError(f"public: {name!r} is no data set; {nearest(str(name), SOURCES)}")
+        try:
+            return parse_params(SOURCES[name], keys, f"public ({name})")
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
 
 @functools.cache
@@ -95,21 +114,22 @@ class WarmStarted:
         Raises:
             UserError: a stage's generator or data set does not fit.
         """
-        plan: list[Mechanism] = []
+        own, plan = tuple(self.method.plan(params, meta)), []
         for i, stage in enumerate(params.init_from):
             try:
-                self._trained_by(params, stage)
+                self._check_training(params, stage, own, meta)
                 plan += [replace(m, name=f"init_{i}.{m.name}") for m in self._releases(stage, meta)]
             except UserError as error:
                 raise UserError("\n".join(f"init_from.{i}: {line}" for line in str(error).splitlines())) from error
-        plan += self.method.plan(params, meta)
+        plan += own
         if params.init_only and all(mechanism.mechanism != "gaussian" for mechanism in plan):
             raise UserError("init_only is true, but nothing is released before DP-SGD; give init_from, or delete it")
         return tuple(plan)
 
     def public_data(self, params: Any) -> tuple[str, ...]:
         """The public data that its stages, their generators and the method itself learn from."""
-        parts = [(stage.public,) if stage.public else self._public_data(stage) for stage in params.init_from]
+        stages = params.init_from
+        parts = [(stage.public_name,) if stage.public else self._public_data(stage) for stage in stages]
         return tuple(itertools.chain(*parts, public_data(self.method, params)))
 
     def _public_data(self, stage: Stage) -> tuple[str, ...]:
@@ -125,20 +145,20 @@ class WarmStarted:
 
     def _releases(self, stage: Stage, meta: ImageMeta) -> list[Mechanism]:
         if stage.public is not None:
-            public = SOURCES[stage.public]().meta()
+            public = stage.source().meta()
             if public.shape != meta.shape or public.num_classes > meta.num_classes:
                 raise UserError(
-                    f"{stage.public} has {public.num_classes} classes of {public.shape}, the private images have "
+                    f"{stage.public_name} has {public.num_classes} classes of {public.shape}, the private images have "
                     f"{meta.num_classes} of {meta.shape}; choose another public data set"
                 )
             return []
         method = self._load(stage.impl)
         parse_sampler(method, stage.sampler, "sampler")
         plan = method.plan(parse_params(method.Params, stage.params, "params"), meta)
-        if any(mechanism.mechanism != "gaussian" for mechanism in plan):
+        if steps := [mechanism.name for mechanism in plan if mechanism.mechanism != "gaussian"]:
             raise UserError(
-                f"{stage.impl} takes private steps; choose a generator of one-shot releases, such as "
-                "baselines.class_mean:ClassMean or baselines.dp_merf:DPMERF"
+                f"{stage.impl} takes private steps ({', '.join(steps)}); choose a generator of one-shot releases "
+                "without a teacher, such as baselines.class_mean:ClassMean or baselines.dp_merf:DPMERF"
             )
         whole = sum(mechanism.noise_ratio**-2 for mechanism in plan)
         return [replace(m, noise_ratio=m.noise_ratio * (whole / stage.share) ** 0.5) for m in plan]
@@ -148,6 +168,19 @@ class WarmStarted:
         keys = set(self.method.Params.model_fields) - {"train_only"}
         own = params.model_dump(mode="json", exclude_unset=True, include=keys)
         return parse_params(self.method.Params, merge(own, stage.training), "training")
+
+    def _check_training(self, params: Any, stage: Stage, own: tuple[Mechanism, ...], meta: ImageMeta) -> None:
+        """Refuses (UserError) a stage that the method cannot train in, or that changes what the method releases."""
+        if fixed := sorted(set(stage.training) & set(getattr(self.method, "fixed_in_stages", ()))):
+            raise UserError(f"training changes {', '.join(fixed)}, on which the releases depend; delete it there")
+        trained = self._trained_by(params, stage)
+        # The images of the stage are others than the records, so that its batch may be larger than n.
+        seen = replace(meta, n=max(meta.n, trained.dp.expected_batch_size))
+        released, expected = (
+            [m for m in p if m.mechanism == "gaussian"] for p in (self.method.plan(trained, seen), own)
+        )
+        if released != expected:
+            raise UserError("training changes the releases of the method; delete those keys there")
 
     def fit(self, private: PrivateData, params: Any, rng: Streams, log: Log) -> Any:
         """Trains on the images of every stage, one after another, then by DP-SGD."""
@@ -168,7 +201,7 @@ class WarmStarted:
     def _images(self, door: "Door", stage: Stage, rng: Streams, log: Log) -> Callable[[], ImageSet]:
         """Asks for the releases of a stage now, and draws its images when they are first needed."""
         if stage.public is not None:
-            return functools.cache(lambda: SOURCES[stage.public]().load()["train"])
+            return functools.cache(lambda: stage.source().load()["train"])
         method, classes = self._load(stage.impl), door.meta.num_classes
         params = parse_params(method.Params, stage.params, "params")
         sampler = parse_sampler(method, stage.sampler, "sampler")
@@ -305,6 +338,12 @@ def _networks(module: nn.Module, keep: Sequence[Stateful]) -> list[nn.Module]:
 
 def _take_over(reached: Sequence[nn.Module], networks: Sequence[nn.Module]) -> None:
     for source, target in zip(reached, networks, strict=bool(reached)):
+        found, expected = ({k: tuple(v.shape) for k, v in net.state_dict().items()} for net in (source, target))
+        if other := sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)):
+            raise UserError(
+                f"init_from: training changes the network: {other[0]} is {found.get(other[0])} in a stage and "
+                f"{expected.get(other[0])} after it; delete the keys that do so from training"
+            )
         target.load_state_dict(source.state_dict())
 
 
@@ -357,6 +396,7 @@ class _OpenSgd:
             for start in range(0, size, self._params.max_physical_batch_size):
                 chunk = slice(start, start + self._params.max_physical_batch_size)
                 (row_losses(images[chunk], labels[chunk]).sum() / self._rows / rows).backward()
-            if public is not None:
-                (public.losses(public.images, public.labels).sum() / rows).backward()
+            for start in range(0, 0 if public is None else len(public.images), self._params.max_physical_batch_size):
+                chunk = slice(start, start + self._params.max_physical_batch_size)
+                (public.losses(public.images[chunk], public.labels[chunk]).sum() / rows).backward()
         self._optimizer.step()

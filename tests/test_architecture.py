@@ -71,7 +71,7 @@ MAY_IMPORT = {
     | {"dpdm.checkpoint", "dpdm.layout", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.sources", "dpdm.teacher", "dpdm.warm"},
     "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
-    "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.smoothing"},
+    "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.smoothing", "dpdm.sources"},
     "dpdm.attacks": FOUNDATIONS
     | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance", "dpdm.smoothing"},
     "dpdm.diffusion": METHOD_MAY,
@@ -81,7 +81,7 @@ MAY_IMPORT = {
     "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.progress", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
-    | {"dpdm.checkpoint", "dpdm.evaluation", "dpdm.smoothing"},
+    | {"dpdm.checkpoint", "dpdm.evaluation", "dpdm.rehearsal", "dpdm.smoothing"},
     "dpdm.catalog": FOUNDATIONS | {"dpdm.sources", "dpdm.layout", "dpdm.evaluation", "dpdm.method", "dpdm.smoothing"},
     "dpdm.scaffold": SCHEMA | {"dpdm.artifacts", "dpdm.layout"},
     "dpdm.api": FOUNDATIONS

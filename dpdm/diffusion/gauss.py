@@ -164,6 +164,7 @@ class DPDMGauss(method.DPDM):
 
     Params = Params
     Model = Model
+    fixed_in_stages = ("prior", "prior_share")
 
     def plan(self, params: Params, meta: ImageMeta) -> tuple[Mechanism, ...]:
         """The releases of the mixture, then one DP-SGD run."""

@@ -178,6 +178,14 @@ def test_classes_without_images_give_finite_images(components, epsilon):
     np.testing.assert_array_equal(out, model.sample(np.array([0, 1, 2]), NoParams(), Streams(0)))
 
 
+def test_a_class_without_images_has_a_mean_no_longer_than_an_image():
+    """Noise divided by a count near 0 would else be a mean of any length."""
+    images = ImageSet(np.full((20, 1, 4, 4), 200, np.uint8), np.zeros(20, np.int64), 3)
+    mixture = released(images, 0.1, max_image_norm=2.0)
+    assert float(mixture.means.norm(dim=1).max()) <= 2.0 * (1 + 1e-6)
+    assert float(mixture.class_weights.max()) < 0.9  # counts of noise only are at its standard deviation
+
+
 def test_shares_that_leave_nothing_are_refused():
     with pytest.raises(UserError, match="component_share"):
         MixtureParams(**BOUNDS, components=2, scatter_share=0.6).plan()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from refusals import refuses
 
+from baselines.dpsgd_classifier import DPSGDClassifier
 from dpdm import jobs
 from dpdm.config import parse_study
 from dpdm.data import ImageMeta, ImageSet
@@ -110,6 +111,29 @@ def test_a_teacher_learns_from_no_private_images_in_secret(impl, digits64):
     others = ImageSet(255 - digits64.images, digits64.labels, 10)
     _, ledger = train(spec(impl, teacher=teacher), others, Log("test"))
     assert ledger.public_data == ("digits",)
+
+
+@pytest.mark.parametrize("impl", [MEANS, DPDM])
+def test_a_teacher_that_mixes_records_is_refused_before_the_generator_trains(impl, digits64, tmp_path, monkeypatch):
+    apart = DPSGDClassifier.fit
+
+    def mixing(self, private, params, rng, log):
+        loop = private.dpsgd
+
+        def dpsgd(*args, **kwargs):
+            opened = loop(*args, **kwargs)
+            once = opened.module.forward
+            monkeypatch.setattr(opened.module, "forward", lambda x: once(x - x.mean(0)))
+            return opened
+
+        monkeypatch.setattr(private, "dpsgd", dpsgd, raising=False)
+        return apart(self, private, params, rng, log)
+
+    monkeypatch.setattr(DPSGDClassifier, "fit", mixing)
+    monkeypatch.setattr("dpdm.jobs.train_method", lambda *_: pytest.fail("it trains"))
+    with refuses("m on digits", "teacher.classifier, step 0", "mixes records"):
+        jobs.train(spec(impl, teacher=TEACHER), digits64, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_one_release_leaves_the_generators_noise():

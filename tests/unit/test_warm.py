@@ -7,8 +7,9 @@ from refusals import refuses
 
 from baselines import _kernel
 from baselines.class_mean import ClassMean
-from dpdm import warm
+from dpdm import jobs, warm
 from dpdm.data import ImageMeta, ImageSet
+from dpdm.diffusion.gauss import DPDMGauss
 from dpdm.errors import UserError
 from dpdm.method import load_method, prepare_run, public_data, train
 from dpdm.plan import check_recipe
@@ -16,6 +17,7 @@ from dpdm.privacy import DpSgd, Ledger, Mechanism, PrivateData, Randomness, budg
 from dpdm.privacy.accounting import Budget
 from dpdm.privacy.audit import audit
 from dpdm.progress import Log
+from dpdm.rehearsal import rehearse
 from dpdm.sources.digits import Digits
 from dpdm.specs import RunSpec
 
@@ -30,6 +32,11 @@ METHODS = {
     "baselines.dpsgd_classifier:DPSGDClassifier": {"network": "mlp", "lr": 0.5, "dp": DP},
 }  # fmt: skip
 DPDM, GAN, _, CLASSIFIER = METHODS
+GAUSS = "dpdm.diffusion.gauss:DPDMGauss"
+METHODS[GAUSS] = METHODS[DPDM] | {
+    "prior": {"max_image_norm": 4.0, "max_centered_norm": 3.0, "max_component_norm": 2.5}, "prior_share": 0.5,
+}  # fmt: skip
+CLASSIFIER_OF_64 = METHODS[CLASSIFIER]
 MEANS = {
     "impl": "baselines.class_mean:ClassMean", "params": {"max_image_norm": 4.0}, "share": 0.1, "images": 20,
     "training": {"dp": {"steps": 4, "expected_batch_size": 8}},
@@ -261,11 +268,75 @@ def test_public_data_are_names_and_no_text(monkeypatch):
         (MEANS | {"training": {"dp": {"step": 4}}}, ("init_from.0", "training", "step", "steps")),
         (MEANS | {"training": {"init_only": True}}, ("init_from.0", "training", "init_only")),
         (MEANS | {"share": 1.5}, ("init_from", "share", "1.5")),
+        (PUBLIC | {"share": 0.5, "sampler": {"x": 1}}, ("init_from", "public", "sampler, share")),
+        ({"public": "npz"}, ("public", "npz", "num_classes")),
+        ({"public": {"source": "digits", "path": "x"}}, ("public", "path")),
+        ({"public": {"path": "x"}}, ("public", "None", "digits")),
+        (MEANS | {"params": {"max_image_norm": 4.0, "teacher": {"params": CLASSIFIER_OF_64}}},
+            ("init_from.0", "ClassMean", "teacher.classifier", "without a teacher")),
     ],
 )  # fmt: skip
 def test_what_a_stage_cannot_be(stage, words):
     with refuses(*words, lines=None):
         prepare_run(spec(init_from=[stage]), META)
+
+
+@pytest.mark.parametrize(
+    ("impl", "params", "training", "words"),
+    [
+        (DPDM, {}, {"network": {"channels": 16}}, ("network", "8", "16")),
+        (DPDM, {}, {"conditional": False}, ("network",)),
+        (GAN, {}, {"width": 16}, ("network",)),
+        (GAN, {"d_steps_per_g_step": 3}, {"dp": {"steps": 2}}, ("init_from.0", "d_steps_per_g_step", "2")),
+        (GAUSS, {}, {"prior": {"variance_floor": 0.05}}, ("init_from.0", "prior")),
+        (GAUSS, {}, {"prior_share": 0.7}, ("init_from.0", "prior_share")),
+    ],
+)
+def test_what_a_stage_may_not_change_is_refused_before_anything_is_released(
+    impl, params, training, words, digits64, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("dpdm.jobs.train_method", lambda *_: pytest.fail("it trains"))
+    stage = MEANS | {"training": {"dp": {"steps": 4, "expected_batch_size": 8}} | training}
+    with refuses("training" if "network" in words else "m on digits", *words):
+        jobs.train(spec(impl, init_from=[stage], **params), digits64, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_changes_releases_is_refused_without_being_named(monkeypatch):
+    """A method that does not list the key in `fixed_in_stages`."""
+    monkeypatch.setattr(DPDMGauss, "fixed_in_stages", ())
+    with refuses("init_from.0", "training", "releases"):
+        prepare_run(spec(GAUSS, init_from=[MEANS | {"training": {"prior": {"max_image_norm": 2.0}}}]), META)
+
+
+def test_a_stage_takes_more_images_at_once_than_there_are_records(images):
+    stage = MEANS | {"training": {"dp": {"steps": 1, "expected_batch_size": 100}}}
+    train(spec(init_from=[stage]), images, Log("test"))
+
+
+def test_an_own_public_data_set_is_named_by_its_source(others, tmp_path):
+    digits = Digits().load()
+    for split, found in digits.items():
+        np.savez(tmp_path / f"{split}.npz", images=found.images, labels=found.labels)
+    keys = {
+        "source": "npz",
+        "train": str(tmp_path / "train.npz"),
+        "test": str(tmp_path / "test.npz"),
+        "num_classes": 10,
+    }
+    run = spec(init_from=[PUBLIC | {"public": keys}])
+    _, ledger = train(run, others, Log("test"))
+    assert ledger.public_data == ("npz",)
+    with refuses("npz", "private"):
+        train(run, ImageSet(digits["train"].images[:64], digits["train"].labels[:64], 10), Log("test"))
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_the_stages_of_a_warm_start_are_rehearsed(only, monkeypatch):
+    trained = []
+    monkeypatch.setattr(warm._OpenSgd, "step", lambda self, index, *_: trained.append((self._name, index)))
+    rehearse(spec(init_from=[MEANS, MERF], init_only=only), META)
+    assert [index for _, index in trained] == [0, 0]
 
 
 def test_stages_must_leave_something_to_dp_sgd():
