@@ -1,6 +1,6 @@
 """A reproducible benchmark around Differentially Private Diffusion Models. Importing this loads nothing else.
 
-`dpdm.open_results`, `dpdm.train_arrays` and `dpdm.show` (see `dpdm.api`) load when they are first used.
+`dpdm.open_results`, `dpdm.train_arrays` and `dpdm.show` (see `dpdm.api`) load at their first use.
 """
 
 from typing import Any

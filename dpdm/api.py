@@ -60,8 +60,8 @@ class Run:
 
     Args:
         spec: its recipe.
-        samplers: the parameters of each sampler, by name; none of a classifier.
-        ledger, model, scores: functions that load them, called when they are needed.
+        samplers: the parameters of each sampler, by name; empty for a classifier.
+        ledger, model, scores: functions that load them, called when needed.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class Run:
 
     @cached_property
     def model(self) -> Any:
-        """What the run learned, on the GPU where there is one."""
+        """What the run learned, on the GPU if there is one."""
         return jobs.on_device(self._model())
 
     def epsilon(self) -> dict[str, float]:
-        """The epsilon that the ledger's events cost, by accountant: rdp, prv and pld."""
+        """The epsilon spent by the ledger's events, by accountant: rdp, prv and pld."""
         return epsilons_spent(self.ledger.events, self.ledger.delta)
 
     def draw(self, labels: ArrayLike, sampler: str | None = None) -> np.ndarray:
         """One image per label (integers [n] in 0..num_classes-1): uint8 [n, C, H, W]. Equal lists give equal images.
 
-        `sampler` is the run's first one by default. UserError for a classifier, an unknown sampler, or other labels.
+        `sampler` defaults to the run's first one. UserError for a classifier, an unknown sampler, or invalid labels.
         """
         if not self.samplers:
             raise UserError(f"{self.spec.name} is a classifier and draws no images; use its model.predict(images)")
@@ -112,7 +112,7 @@ class Run:
         return jobs.draw(self.spec, self.model, sampler, self.samplers[sampler], labels.astype(np.int64), where)
 
     def show(self, rows: int = 3, sampler: str | None = None) -> Figure:
-        """A grid of drawn images, a class per column (at most ten columns); UserError as `draw`, or for no row."""
+        """A grid of drawn images, a class per column (at most ten columns); UserError as in `draw`, or without rows."""
         columns, rows = min(self.ledger.num_classes, 10), parse_params(_Whole, rows, "rows")
         return show(self.draw(np.tile(np.arange(columns), rows), sampler), columns)
 
@@ -153,9 +153,9 @@ class Results:
         return Run(spec, samplers, read_ledger, lambda: jobs.restored(load_method(spec.impl), model, spec.impl), scores)
 
     def scores(self) -> pd.DataFrame:
-        """Every score that is there, one per row: the columns of metrics.csv.
+        """Every score in the folder, one per row: the columns of metrics.csv.
 
-        UserError if the folder holds what one table must not mix (see `dpdm.report.collect.collect`).
+        UserError if the folder holds scores that one table must not mix (see `dpdm.report.collect.collect`).
         """
         return collect.collect(self.study, self.layout.result_folders(attacks=False))[0]
 
@@ -192,10 +192,10 @@ def train_arrays(
         params: the method's parameters, as under `params:` in a study.
         delta: a number below 1/n, or the rule 1/(2n).
         sampler: parameters of the one sampler, as under `samplers:` in a study.
-        noise: "repeatable" from the seed, or "secret", which real private data need.
+        noise: "repeatable" follows from the seed; real private data need "secret".
 
     Raises:
-        UserError: an array has another type or shape, or a study would not accept an argument.
+        UserError: an array has a wrong type or shape, or a study would not accept an argument.
     """
     images, labels = _array(images, "images"), _array(labels, "labels")
     images = images[:, None] if images.ndim == 3 else images

@@ -20,9 +20,9 @@ from dpdm.errors import UserError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes `content`, and makes the folders above it; after it has returned, a crash of the machine loses nothing.
+    """Writes `content`, and creates its folder; after the return, a crash of the machine loses nothing.
 
-    Nobody ever sees a half-written file, even on a shared file system: a rename within one folder is atomic.
+    Nobody sees a half-written file, even on a shared file system: a rename within one folder is atomic.
 
     Raises:
         UserError: it cannot be written.
@@ -47,7 +47,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def _temporary(path: Path) -> tuple[int, str]:
-    """An open file next to `path`, and the folders above it; UserError if it cannot be made."""
+    """An open file next to `path`, whose folder is created; UserError if it cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -61,7 +61,7 @@ def _temporary(path: Path) -> tuple[int, str]:
 
 
 def check_folder(folder: str | Path, *names: str) -> None:
-    """Refuses (UserError) a folder in which these files cannot be written, before any hour of compute is spent."""
+    """UserError if these files cannot be written in a folder; called before any compute is spent."""
     handle, temporary = _temporary(Path(folder, names[0]))
     os.close(handle)
     Path(temporary).unlink()
@@ -122,7 +122,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Reads the named arrays, and the optional ones that are there; UserError for a file without them or damaged."""
+    """Reads the named arrays, and the optional ones if present; UserError if one is missing or the file is damaged."""
     content = read_bytes(path)
     try:
         archive = np.load(io.BytesIO(content), allow_pickle=False)
@@ -134,7 +134,7 @@ def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...]
                 raise UserError(f"{path} lacks the array {missing[0]!r}; it must hold {', '.join(names)}")
             return {name: archive[name] for name in (*names, *optional) if name in archive}
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as error:
-        # zipfile raises RuntimeError where damage looks like encryption or an unknown compression.
+        # zipfile raises RuntimeError if damage looks like encryption or an unknown compression.
         if found := instead(path):
             raise UserError(f"{path} is no npz file: it is {found}") from error
         if content and not content.startswith((b"PK", b"\x93NUMPY")):
@@ -147,7 +147,7 @@ def read_npz(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...]
 
 
 def instead(path: str | Path) -> str:
-    """What a file is by a common mistake (Git LFS pointer, gzip, web page), with the fix; "" for anything else."""
+    """What a file is after a common mistake (Git LFS pointer, gzip, web page), with the fix; "" for any other file."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         begin = file.read(200).lstrip().lower()
         if begin.startswith(b"version https://git-lfs"):
@@ -199,7 +199,7 @@ def download(url: str, sha256: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=20) as response:
             content = response.read()
-    except (OSError, HTTPException) as error:  # the latter: a transfer that broke off
+    except (OSError, HTTPException) as error:  # HTTPException: a transfer that broke off
         raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise UserError(f"its SHA-256 begins with {found[:8]}")
@@ -207,7 +207,7 @@ def download(url: str, sha256: str) -> bytes:
 
 
 def sha256_of(*parts: bytes) -> str:
-    """Hex SHA-256 of the parts, each preceded by its length (so that boundaries count)."""
+    """Hex SHA-256 of the parts, each preceded by its length, so that boundaries count."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big"))

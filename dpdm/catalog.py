@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, data sets, samplers, metrics and studies, each described by its own file.
+"""The choices: methods, data sets, samplers, metrics and studies, each described by its own file.
 
 A method is described by the docstring of its file: its first sentence, its paper (the first brackets with an arXiv
 number), and the first sentences after `Released:` and `Cost:`. `Published as:` gives the method's name in
@@ -33,8 +33,8 @@ class MethodEntry(NamedTuple):
 
 
 def methods() -> list[MethodEntry]:
-    """The methods of this repository, read off their files: nothing is imported."""
-    status: dict[str, str] = {}  # by published method; its first line in the file, that of its paper, counts
+    """The methods of this repository, read from their files without importing them."""
+    status: dict[str, str] = {}  # by published method; its first line in the file counts, that of its paper
     with open(PRIVACY_STATUS, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             status.setdefault(row["method"], row["privacy_status"])
@@ -59,7 +59,7 @@ def methods() -> list[MethodEntry]:
 
 
 def datasets() -> list[tuple[str, str, str]]:
-    """The sources of data sets: name, what it is, and its keys in a study, without those that all sources have."""
+    """The sources of data sets: name, what it is, and its keys in a study, except those that all sources have."""
     from dpdm.sources import SOURCES
     from dpdm.sources.base import Source
 
@@ -86,7 +86,7 @@ def samplers() -> list[tuple[str, str, str, str]]:
 
 
 def metrics() -> list[tuple[str, str, str, str]]:
-    """The metrics: name, extractor, which direction is better, and what it is, as its module explains it."""
+    """The metrics: name, extractor, which direction is better, and the definition from its module."""
     from dpdm.evaluation import registry
 
     found = []
@@ -118,7 +118,7 @@ def studies() -> list[tuple[str, str, str, str, str]]:
 
 
 def find_impl(method: str) -> str:
-    """The `module:Class` of a short name; a `module:Class` stays as it is. UserError names the nearest known name."""
+    """The `module:Class` of a short name; a `module:Class` is unchanged. UserError names the nearest known name."""
     if ":" in method:
         return method
     known = {entry.name: entry.impl for entry in methods()}
@@ -128,7 +128,7 @@ def find_impl(method: str) -> str:
 
 
 def _sentence(text: str, stop: str = r"(?<!et al)\.(?:\s|$)") -> str:
-    """The first sentence of a text in one line, without its full stop and its links; `stop`: what ends it."""
+    """The first sentence of a text in one line, without its period and its links; `stop`: what ends it."""
     line = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(text.split("\n\n")[0].split()))
     return re.split(stop, line, maxsplit=1)[0]
 
@@ -145,6 +145,6 @@ def _docstring(place: str) -> str:
 
 
 def _defined(text: str, name: str) -> str:
-    """What a docstring's list says of a name, up to its first full stop or semicolon."""
+    """The entry of a name in a docstring's list, up to its first period or semicolon."""
     found = re.search(rf"^ *{name}  +(.*?)(?:(?<=[\w)])\.\s|;\s|\n +\w+  |\n\n|\Z)", text, re.M | re.S)
     return " ".join(found[1].split()) if found else "not described"

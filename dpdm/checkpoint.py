@@ -1,7 +1,7 @@
-"""Checkpoints of a long training run: where it continues after a kill, bit for bit, with nothing spent twice.
+"""Checkpoints of a training run: after a kill it continues from one, bit for bit, and spends nothing twice.
 
-All randomness of a step is derived from (seed, step), so a checkpoint holds no generator: a step that is done
-again after a kill draws the same batch and the same noise, and releases what it had released before.
+All randomness of a step is derived from (seed, step), so a checkpoint holds no generator. A step that is repeated after
+a kill draws the same batch and the same noise, and releases the same values.
 """
 
 import copy
@@ -27,8 +27,8 @@ class Checkpoint:
 
     Args:
         path: the file; None never saves (a run that can afford to start again).
-        fingerprint: digest of spec, data and code; a checkpoint with another one is not used.
-        log: whose rows are saved and restored along.
+        fingerprint: digest of spec, data and code; a checkpoint with another digest is not used.
+        log: its rows are saved and restored too.
         interval: seconds between two saves.
         processes: all of them read it and stop after the same step; only the first one writes it.
     """
@@ -40,21 +40,21 @@ class Checkpoint:
         self._processes = processes or Processes()
         self._last = time.monotonic()
         self._begun = False  # whether a loop has asked for its state
-        self._stop: int | None = None  # the signal that asked for it
+        self._stop: int | None = None  # the signal that asked to stop
         self._states: dict[str, Callable[[], dict[str, Any]]] = {}  # of every mechanism so far
 
     @staticmethod
     def aside(path: Path) -> Path:
-        """Where a checkpoint that could not be used is kept until the run is done."""
+        """The file that keeps a checkpoint that could not be used until the run is done."""
         return path.with_name(f"{path.name}.unused")
 
     def say(self, text: str) -> None:
-        """A line on stderr, once however many processes there are."""
+        """A line on stderr, from the first process only."""
         if self._processes.is_first:
             print(text, file=sys.stderr, flush=True)
 
     def restore(self, name: str, loop: bool = True) -> dict[str, Any] | None:
-        """The state that mechanism `name` last saved, or None to start from the beginning; says on stderr why.
+        """The state that mechanism `name` last saved, or None to start from the beginning; stderr says why.
 
         `loop`: whether the mechanism has steps; the first loop also restores the rows of the log.
         """
@@ -68,7 +68,7 @@ class Checkpoint:
         except UserError as error:
             aside = self.aside(self.path)
             if self._processes.is_first:
-                self.path.replace(aside)  # it may be hours of work: a slip in the recipe must not delete it
+                self.path.replace(aside)  # may be hours of work, which a slip in the recipe must not delete
             self.say(f"not resumed, starting at step 0: {error} (kept as {aside})")
             return None
         if first:  # a later loop must not: it would drop the rows since the last save
@@ -78,7 +78,7 @@ class Checkpoint:
         return saved["states"].get(name)
 
     def step_done(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Called between two steps of mechanism `name`; saves `state()` (tensors, plain values) when it is time.
+        """Called between two steps of mechanism `name`; saves `state()` (tensors, plain values) when it is due.
 
         Raises:
             SystemExit: a signal asked to stop; the state was saved before.
@@ -101,14 +101,14 @@ class Checkpoint:
             raise SystemExit(128 + number)
 
     def finish(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Called when mechanism `name` has done its last step: checkpoints of later ones keep its end state."""
+        """Called after the last step of mechanism `name`: checkpoints of later mechanisms keep its end state."""
         if self.path is not None:
             end = copy.deepcopy(state())  # later mechanisms may go on changing the same tensors
             self._states[name] = lambda: end
 
     @contextmanager
     def on_signal(self) -> Iterator[None]:
-        """Inside the block a signal of STOPS lets the current step finish, save, and exit.
+        """Inside the block, a signal of STOPS lets the current step finish; then the run saves and exits.
 
         A second Ctrl-C stops at once. If no step follows the signal, it acts as usual at the end of the block.
         """

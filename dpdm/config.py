@@ -54,7 +54,7 @@ Seeds = Annotated[tuple[Natural, ...], Field(strict=False, min_length=1), EachOn
 
 
 class DatasetKeys(Strict):
-    """What a study says of a data set, next to the keys of its source."""
+    """The keys of any data set in a study, in addition to those of its source."""
 
     delta: Annotated[float, Field(gt=0, lt=1)] | Literal["1/(2n)"] = Field(
         description="delta of every run on this data set: a number, or `1/(2n)`, by its number of training images"
@@ -67,7 +67,7 @@ class DatasetKeys(Strict):
     )
 
     def source_spec(self) -> Source:
-        """The part that decides the images."""
+        """The keys that determine the images."""
         kind = SOURCES[self.source]
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
@@ -98,7 +98,7 @@ class Override(Strict):
 
 
 class Unverified(Strict):
-    """A part of a recipe that could not be verified against the paper: noted below the tables; it changes no run."""
+    """A part of a recipe that could not be verified against the paper; noted below the tables, changes no run."""
 
     what: Text = Field(description="in a few words, for the note")
     when: When = Field(When(), description="for which runs: `dataset`, `epsilon`, or both; default: all")
@@ -106,7 +106,7 @@ class Unverified(Strict):
 
 
 class TuningSpec(Strict):
-    """How a recipe was found: printed in the report; it changes no run."""
+    """How a recipe was found; printed in the report, changes no run."""
 
     settings: Natural = Field(description="how many settings were tried to find this recipe; 0: fixed beforehand")
     data: Text = Field(description="on which data they were tried")
@@ -363,11 +363,11 @@ class Study(Strict):
         return tuple(filter(None, self._units(run.dataset, run.method, run.epsilon, run.seed)))
 
     def part(self) -> str:
-        """Which part of the study's grid its runs are, in words; empty for the whole."""
+        """Which part of the study's grid is run, in words; empty for the whole grid."""
         return ", ".join(f"{word} {selection}" for word, selection in self._parts())
 
     def attacked_runs(self) -> list[RunSpec]:
-        """The runs whose mechanism is attacked: one of each private cell, since all its seeds share the mechanism."""
+        """The runs whose mechanism is attacked: one of each private cell, since its seeds share the mechanism."""
         first: dict[tuple[str, ...], RunSpec] = {}
         for run in self.runs():
             if math.isfinite(run.epsilon):
@@ -387,11 +387,11 @@ class Study(Strict):
         )  # fmt: skip
 
     def fid(self) -> FidSpec:
-        """The study's `fid`, or the defaults, for somebody who asks for a file of Inception's by hand."""
+        """The study's `fid`, or the defaults if a file of Inception is requested by hand."""
         return self.evaluation.fid or FidSpec()
 
     def scoring(self, coordinates: Coordinates) -> dict[str, Strict]:
-        """All that decides the scores of a synthetic set, without `fid`: adding the FID repeats no other score."""
+        """What determines the scores of a synthetic set, except `fid`: adding the FID repeats no other score."""
         return {"coordinates": coordinates, "evaluation": self.evaluation.model_copy(update={"fid": None})}
 
     def anchor_coordinates(self) -> list[Coordinates]:
@@ -406,7 +406,7 @@ class Study(Strict):
 
 
 def load_study(files: str | Path) -> Study:
-    """Reads and checks a study; of several files (see `study_files`), each is laid over those before it.
+    """Reads and checks a study; each of several files (see `study_files`) overrides those before it.
 
     UserError if a file cannot be read, is not YAML, or the study breaks the schema.
     """
@@ -425,7 +425,7 @@ def load_study(files: str | Path) -> Study:
 
 
 def study_files(files: str | Path) -> list[str]:
-    """The files of a study: each as it is, or the shipped study of that name (`digits`) if there is no such file."""
+    """The files of a study: each path as given or, without such a file, the shipped study of that name (`digits`)."""
     shipped, names = {path.stem: str(path) for path in sorted(STUDIES.glob("*.yaml"))}, str(files).split(",")
     for name in names:
         if not os.path.exists(name) and name not in shipped:
@@ -441,10 +441,11 @@ def shown_file(path: str | Path) -> str:
 
 
 def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
-    """Checks a study that was read already; UserError names `origin`, the YAML path and the fix.
+    """Checks a study that has been read; a UserError names `origin`, the YAML path and the fix.
 
     Args:
-        overlaid: it was merged from several files, in which a null removes a key (as in a JSON merge patch, RFC 7386).
+        overlaid: whether it was merged from several files; a null then removes a key (as in a JSON merge patch, RFC
+            7386).
     """
     if not isinstance(value, dict) or not value:
         raise UserError(
@@ -461,7 +462,7 @@ def parse_study(value: Any, origin: str, overlaid: bool = False) -> Study:
 
 
 def _with_recipe(spec: Any, where: str) -> Any:
-    """The entry of a method, laid over the shared recipe that it names."""
+    """The entry of a method, merged over the shared recipe that it names."""
     if not isinstance(spec, dict) or spec.get("recipe") is None:
         return spec
     recipes, name = _recipes(), str(spec["recipe"])
@@ -476,7 +477,7 @@ def _recipes() -> dict[str, Any]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuses (UserError) a results folder that cannot be written, before any hour of compute is spent."""
+    """UserError if the results folder cannot be written; called before any compute is spent."""
     folder = Path(folder).absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():

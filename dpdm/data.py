@@ -1,4 +1,4 @@
-"""Images: the one in-memory form, its files, and the one converter to network range."""
+"""Images: their one in-memory form, its files, and the one conversion to the range of networks."""
 
 import json
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class ImageSet:
 
     Args:
         origin: names the source in errors.
-        drawn_by: for a synthetic set, the spec that it was drawn by, as JSON; kept in its file.
+        drawn_by: for a synthetic set, the spec of its sampler as JSON; kept in its file.
     """
 
     images: np.ndarray
@@ -61,7 +61,7 @@ class ImageSet:
         return ImageMeta(len(self.images), tuple(self.images.shape[1:]), self.num_classes)
 
     def digest(self) -> str:
-        """SHA-256 of shape, pixels and labels: which data a model was trained on."""
+        """SHA-256 of shape, pixels and labels; identifies the data of a model."""
         return artifacts.sha256_of(
             repr((self.images.shape, self.num_classes)).encode(), self.images.tobytes(), self.labels.tobytes()
         )
@@ -91,7 +91,7 @@ def fix_of_images(images: np.ndarray) -> str:
 
 
 def write_images(path: str | Path, images: ImageSet) -> None:
-    """Writes an image set as npz: the schema of real and synthetic sets alike."""
+    """Writes an image set as npz, by one schema for real and synthetic sets."""
     arrays = {"images": images.images, "labels": images.labels, "num_classes": np.int64(images.num_classes)}
     artifacts.write_npz(path, arrays | ({"drawn_by": np.array(images.drawn_by)} if images.drawn_by else {}))
 
@@ -112,7 +112,7 @@ def read_images(path: str | Path) -> ImageSet:
 
 
 def doubts(splits: Mapping[str, ImageSet]) -> list[str]:
-    """What is probably a mistake in the splits of a data set, a sentence each."""
+    """Probable mistakes in the splits of a data set, one sentence each."""
     found = [
         f"{images.origin}: no pixel is above 1 of 255, so all images are black; if pixels are 0 or 1, multiply by 255"
         for images in splits.values()
@@ -151,7 +151,7 @@ def balanced_labels(count: int, num_classes: int) -> np.ndarray:
 
 
 def label_only(meta: ImageMeta, count: int) -> ImageSet:
-    """The floor, made without any data: uniform noise images with balanced labels."""
+    """The floor: uniform noise images with balanced labels, made without any data."""
     images = Streams(LABEL_ONLY_SEED, "label_only").numpy("images").integers(0, 256, (count, *meta.shape), np.uint8)
     return ImageSet(images, balanced_labels(count, meta.num_classes), meta.num_classes, "label_only")
 

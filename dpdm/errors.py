@@ -1,4 +1,4 @@
-"""The one exception type whose message is meant for the person at the keyboard."""
+"""The one exception type whose message is meant for the user."""
 
 import shlex
 
@@ -8,5 +8,5 @@ class UserError(Exception):
 
 
 def pasted(*words: str) -> str:
-    """A command of dpdm, for an error that names it: text that a shell takes back."""
+    """A dpdm command as text that can be pasted into a shell, for an error message."""
     return shlex.join(("dpdm", *words))

@@ -1,4 +1,4 @@
-"""The message for a file or spec that breaks its schema: one line per mistake, with its path and the fix."""
+"""Messages for a file or spec that breaks its schema: one line per mistake, with its path and the fix."""
 
 import difflib
 import re
@@ -35,13 +35,13 @@ PLAIN_PATTERNS = {  # what to write, by the pattern of a text
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
-    """The end of an error about a misspelt name: the nearest name, or `otherwise` and all names."""
+    """The end of an error about a misspelled name: the nearest name, or `otherwise` and all names."""
     close = difflib.get_close_matches(name, known := list(known), 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
 
 
 def parse_params(kind: Any, params: Any, where: str) -> Any:
-    """`params` as a checked value of `kind`, a model or a union of models; UserError names `where`, their place."""
+    """`params` as a checked value of `kind`, a model or a union of models; a UserError names their place `where`."""
     try:
         return TypeAdapter(kind).validate_python(params)
     except ValidationError as error:
@@ -49,7 +49,7 @@ def parse_params(kind: Any, params: Any, where: str) -> Any:
 
 
 def explain(error: ValueError, kind: Any, origin: str) -> str:
-    """One line per mistake: file or spec, YAML path, what is wrong, how to correct it; `kind`: what refused."""
+    """One line per mistake: file or spec, YAML path, what is wrong, and the fix; `kind`: the model that refused."""
     if not isinstance(error, ValidationError):
         return f"{origin}: {error}"
     items = error.errors()
@@ -58,7 +58,7 @@ def explain(error: ValueError, kind: Any, origin: str) -> str:
         if item["type"] == "too_short" and any(_is_below(i["loc"], item["loc"]) for i in items):
             continue  # pydantic counts only the valid entries; the invalid ones are named already
         if item["type"] == "default_factory_not_called":
-            continue  # a default that depends on another key, whose own mistake is named already
+            continue  # a default that depends on another key, whose mistake is named already
         path, around = _path(item["loc"], kind)
         message = _message(item, around)
         if item["type"].startswith("union_tag"):
@@ -72,7 +72,7 @@ def _is_below(loc: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
 
 
 def _joined(messages: list[str]) -> list[str]:
-    """The messages on one value, each once; what the branches of a union want becomes one line."""
+    """The distinct messages on one value; those of the branches of a union become one line."""
     if text := [message for message in messages if "YAML reads" in message]:
         return text[:1]
     wants = [message for message in dict.fromkeys(messages) if message.startswith(SHOULD)]
@@ -86,7 +86,7 @@ def _joined(messages: list[str]) -> list[str]:
 
 
 def _either(begin: str, *wants: str) -> str:
-    """One sentence of several on one value: each without its own beginning, and only the last with the value."""
+    """Joins sentences on one value into one: each without its beginning, and only the last with the value."""
     *others, last = (want.removeprefix(SHOULD).removeprefix("write ") for want in wants)
     return begin + " or ".join([*(other.rpartition(", got ")[0] or other for other in others), last])
 
@@ -123,17 +123,17 @@ def _discriminator(item: Any) -> str:
 
 
 def _misspelt(item: Any) -> str | None:
-    """The key that was written for a discriminator, and is near to it."""
+    """A written key that is close to the name of the discriminator."""
     keys = [key for key in item["input"] if isinstance(key, str)] if item["type"] == "union_tag_not_found" else []
     return next(iter(difflib.get_close_matches(_discriminator(item), keys, 1)), None)
 
 
-# Parts of an error's location that are pydantic's names of union branches, not keys that somebody wrote.
+# Parts of an error's location that name branches of a union, not written keys.
 _BRANCH = re.compile(r"float|int|str|bool|constrained-\w+|[\w-]*\[.*\]")
 
 
 def _path(loc: tuple[str | int, ...], kind: Any) -> tuple[str, list[type[BaseModel]]]:
-    """`a.b[0].c` of a location, and the models that its last key belongs to; found along the models' annotations."""
+    """The path `a.b[0].c` of a location, and the models of its last key, found along the models' annotations."""
     path, at, around = "", [kind], []
     for part in loc:
         models = [model for annotation in at for model in models_of(annotation)]
@@ -151,7 +151,7 @@ def _path(loc: tuple[str | int, ...], kind: Any) -> tuple[str, list[type[BaseMod
 
 
 def _inner(annotation: Any, part: str | int) -> list[Any]:
-    """The annotations of what `part` (a key or an index) leads to."""
+    """The annotations of the value at `part` (a key or an index)."""
     if _is_model(annotation):
         return [annotation.model_fields[part].annotation] if part in annotation.model_fields else []
     arguments = get_args(annotation)
@@ -163,7 +163,7 @@ def _inner(annotation: Any, part: str | int) -> list[Any]:
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a value itself can have, without those of its keys."""
+    """The models that a value can have, without those of its keys."""
     if _is_model(annotation):
         return [annotation]
     return [model for branch in _branches(annotation) for model in models_of(branch)]
@@ -174,7 +174,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _branches(annotation: Any) -> tuple[Any, ...]:
-    """The parts of a union, what is annotated, or the root of a root model; nothing for any other type."""
+    """The parts of a union, the annotated type, or the root of a root model; nothing for any other type."""
     if isinstance(annotation, type) and issubclass(annotation, RootModel):
         return (annotation.model_fields["root"].annotation,)
     if get_origin(annotation) is Annotated:
@@ -183,7 +183,7 @@ def _branches(annotation: Any) -> tuple[Any, ...]:
 
 
 def _tag(model: type[BaseModel]) -> dict[str, str]:
-    """The key by which a union chooses this model, and its one possible value."""
+    """The key by which a union selects this model, and its one possible value."""
     for key in TAGS:
         annotation = model.model_fields[key].annotation if key in model.model_fields else None
         if get_origin(annotation) is Literal and len(get_args(annotation)) == 1:

@@ -1,7 +1,7 @@
-"""One piece of work each: prepare a data set, train a run, draw a synthetic set, score it. Reads and writes artifacts.
+"""The jobs: prepare a data set, train a run, draw a synthetic set, score it. They read and write artifacts.
 
-The command line and the workflow call these with a study and its layout; paths come from the layout unless given. If an
-input file is missing, damaged or of another run, a UserError names it.
+The command line and the workflow call these functions with a study and its layout; paths come from the layout unless
+given. A UserError names an input file that is missing, damaged or of another run.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def make_reference(study: Study, layout: Layout, dataset: str, extractor: str) -
 
 
 def make(study: Study, layout: Layout, dataset: str, file: str) -> None:
-    """Makes a file of a data set: one of DATA_FILES with the others, extractor.pt, label_only.npz or EXTRACTOR.npz."""
+    """Makes a data set's file: one of DATA_FILES (with the others), extractor.pt, label_only.npz or EXTRACTOR.npz."""
     if file in DATA_FILES:
         prepare(study, layout, dataset)
     elif file == "extractor.pt":
@@ -80,9 +80,9 @@ def make(study: Study, layout: Layout, dataset: str, file: str) -> None:
 
 
 def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> None:
-    """Makes those of a data set's files that are not there yet: DATA_FILES, and `files` of what `make` knows.
+    """Makes the missing files of a data set: DATA_FILES, and those in `files` (see `make`).
 
-    UserError if those that are there were made from another source.
+    UserError if the present files were made from another source.
     """
     refuse_other_source(study, layout, dataset)
     for file in (*DATA_FILES, *files):
@@ -92,7 +92,7 @@ def make_missing(study: Study, layout: Layout, dataset: str, *files: str) -> Non
 
 
 def refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
-    """UserError if the images of a data set are there, and were made from another source than the study's."""
+    """UserError if the images of a data set exist and were made from another source than the study's."""
     if found := other_source(study, layout, dataset):
         source = study.datasets[dataset].source_spec()
         raise UserError(
@@ -102,7 +102,7 @@ def refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
 
 
 def other_source(study: Study, layout: Layout, dataset: str) -> str | None:
-    """The source of a data set's images, in words, if they are there and the study has another; else None."""
+    """The source of a data set's images, in words, if they exist and the study has another source; else None."""
     source = study.datasets[dataset].source_spec()
     wanted = {"source": source.source, "keys": source.keys()}
     try:
@@ -142,7 +142,7 @@ def train(
     checkpoint_interval: float = 300.0,
     keep_key: bool = False,
 ) -> str:
-    """Trains one run, or goes on from its checkpoint; writes model.pt, train.jsonl and ledger.json into `out`.
+    """Trains one run, or continues from its checkpoint; writes model.pt, train.jsonl and ledger.json into `out`.
 
     Returns a summary for people; in all processes except the first, an empty text.
     """
@@ -155,7 +155,7 @@ def train(
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
     if group.is_first and not checkpoint.exists() and _is_older(key_path(checkpoint), folder / "model.pt"):
-        key_path(checkpoint).unlink()  # of the run that is there: this one is another release
+        key_path(checkpoint).unlink()  # the key of the present run: this one is another release
     try:
         model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     except UserError:
@@ -181,9 +181,9 @@ def train(
 
 
 def remove_leftovers(folder: str | Path, keep_key: bool = False) -> None:
-    """Removes the secret key and the checkpoints of a run whose results are safe: what is not newer than model.pt.
+    """Removes the secret key and the checkpoints of a run whose results are safe, unless they are newer than model.pt.
 
-    What is newer belongs to a run that trains anew, or was stopped.
+    Newer files belong to a run that trains again, or was stopped.
     """
     from dpdm.checkpoint import Checkpoint
 
@@ -195,12 +195,12 @@ def remove_leftovers(folder: str | Path, keep_key: bool = False) -> None:
 
 
 def _is_older(path: Path, than: Path) -> bool:
-    """Whether both files are there, and the first is not newer."""
+    """Whether both files exist, and the first is not newer."""
     return path.exists() and than.exists() and path.stat().st_mtime_ns <= than.stat().st_mtime_ns
 
 
 def _content(model: Any, path: Path, spec: RunSpec) -> bytes:
-    """The content of model.pt; UserError if the model could not be read back from it."""
+    """The content of model.pt; UserError if the model cannot be restored from it."""
     if not hasattr(model, "state"):
         raise UserError(f"methods.{spec.method}: fit() of {spec.impl} returned {model!r}; it must return a model")
     state = finite(model.state(), spec)
@@ -240,8 +240,7 @@ def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
     """Compares a run before training with the run in its folder; `chosen`: the user named the folder.
 
     Raises:
-        UserError: the folder holds another run, or a run with secret noise, of which training would be one more
-            release.
+        UserError: the folder holds another run, or a run with secret noise, whose training would be one more release.
     """
     found = _made(folder)
     if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
@@ -320,7 +319,7 @@ def draw(
 ) -> np.ndarray:
     """One image per label (int64 [n]) from a generator's model: uint8 [n, C, H, W].
 
-    UserError, which names the YAML path `where`, if the parameters break the schema of the method's samplers.
+    If the parameters break the schema of the method's samplers, a UserError names the YAML path `where`.
     """
     chosen = parse_sampler(load_method(run.impl, "generator"), sampler_params, where)
     return chosen.draw(model, labels, Streams(run.seed, f"sample/{sampler}"), f"{where}: sample() of {run.impl}")
@@ -337,7 +336,7 @@ def score(study: Study, layout: Layout, coordinates: Coordinates, synthetic_file
     synthetic, test = data.read_images(synthetic_file), data.read_images(layout.data(dataset, "test.npz"))
     train = data.read_images(layout.data(dataset, "train.npz"))
     compared, sides = _for_distances(study, coordinates, synthetic, test)
-    judged = fidelity.chosen(compared, len(test.images))  # as many as the ceiling has: FD falls with their number
+    judged = fidelity.chosen(compared, len(test.images))  # as many as the ceiling: FD falls with their number
     distances, facts = [], {"num_judged": len(judged.images)}
     for name in evaluation.extractors:
         network = load_extractor(study, layout, dataset, name)
@@ -385,12 +384,12 @@ def score_inception(
 def _for_distances(
     study: Study, coordinates: Coordinates, synthetic: data.ImageSet, test: data.ImageSet
 ) -> tuple[data.ImageSet, tuple[str, ...]]:
-    """The images whose distances are measured, and the real sides to measure them against.
+    """The images whose distances are measured, and the real images to compare them with.
 
-    The ceiling of a distance is the distance of held-out real images. So for the anchor `real`, test images take the
-    place of synthetic ones: as many as a synthetic set has, if there are enough, since FD and recall depend on the
-    number. The training images would have distance 0 to themselves. The test images choose nothing here: they are only
-    a reference for other rows.
+    The ceiling of a distance is the distance of held-out real images. So for the anchor `real`, test images replace the
+    synthetic ones: as many as a synthetic set has, if there are enough, since FD and recall depend on the number. The
+    training images would have distance 0 to themselves. The test images choose nothing here; they are only a reference
+    for other rows.
     """
     from dpdm.evaluation.fidelity import chosen
 
@@ -430,7 +429,7 @@ def restored(method: Any, path: str | Path, impl: str) -> Any:
 
 
 def on_device(model: Any) -> Any:
-    """The model, moved to the GPU if there is one; a model without networks stays as it is."""
+    """The model, moved to the GPU if there is one; a model without networks is unchanged."""
     if hasattr(model, "to"):
         model.to(device())
     return model

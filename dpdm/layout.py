@@ -1,9 +1,9 @@
-"""Where everything is: the one owner of every path below a results folder, for the workflow and for Python alike.
+"""All paths below a results folder, for the workflow and for Python.
 
 A run is named by its coordinates `DATASET/METHOD/EPSILON/SEED`; a synthetic set adds `/SAMPLER`; the scores of an
-anchor are `DATASET/ANCHOR/SEED`. Every method takes these parts as text, so that a Snakefile passes wildcards
-("{dataset}") and gets a pattern. Paths are text with forward slashes, and relative if the results folder is; without
-`file` a method returns the folder. Standard library only.
+anchor are `DATASET/ANCHOR/SEED`. Every method takes these parts as text, so a Snakefile can pass wildcards
+("{dataset}") and get a pattern. Paths are text with forward slashes, and relative if the results folder is. Without
+`file`, a method returns the folder. Standard library only.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ ANCHOR = ("{dataset}", "{anchor}", "{seed}")
 
 TABLE_KINDS = (".csv", ".md", ".tex", ".html")
 FIGURE_KINDS = (".svg", ".pdf", ".png")
-BY_HAND = "by_hand"  # folder next to the studies, for runs that no study has
+BY_HAND = "by_hand"  # folder next to the studies, for runs outside every study
 
 # The files that Snakemake and people read: the root of a clone, or its copy in the package that a wheel installs.
 PACKAGE = Path(__file__).resolve().parent
@@ -24,7 +24,7 @@ ROOT = SHIPPED if INSTALLED else PACKAGE.parent
 SNAKEFILE = str(ROOT / "Snakefile")
 BASELINES = ROOT / "baselines"
 STUDIES = ROOT / "config"
-# Numbers quoted from papers, and what is known of their privacy claims.
+# Numbers quoted from papers, and what is known about their privacy claims.
 PUBLISHED = str(ROOT / "results" / "published" / "published.csv")
 PRIVACY_STATUS = str(ROOT / "results" / "published" / "privacy_status.csv")
 MACHINES = str(ROOT / "results" / "machines.csv")  # how far scores move between processors: benchmarks/machines.py
@@ -44,41 +44,41 @@ class Layout:
         self.metrics = f"{self.root}/metrics.csv"
         self.audits = f"{self.root}/audits.csv"
         self.report = f"{self.root}/report.html"
-        self.partial = f"{self.root}/partial"  # tables of what is finished
+        self.partial = f"{self.root}/partial"  # tables of the finished runs
         self.benchmarks = f"{self.root}/benchmarks"  # time and memory of each job, by Snakemake
 
     @classmethod
     def of(cls, root: str | Path) -> "Layout":
-        """The layout of the study whose folder is `root`, wherever that was moved."""
+        """The layout of the study whose folder is `root`, even if it was moved."""
         folder = Path(root) if Path(root).name else Path(root).absolute()
         return cls(folder.parent.as_posix(), folder.name)
 
     def data(self, dataset: str, file: str = "") -> str:
-        """Of a data set, shared by all studies: train.npz, test.npz, dataset.json, extractor.pt, inception.npz."""
+        """A data set's train.npz, test.npz, dataset.json, extractor.pt, inception.npz, shared by all studies."""
         return _below(f"{self.results_dir}/data/{dataset}", file)
 
     def by_hand(self, name: str) -> str:
-        """The folder of a run that no study has."""
+        """The folder of a run outside every study."""
         return f"{self.results_dir}/{BY_HAND}/{name}"
 
     def run(self, dataset: str, method: str, epsilon: str, seed: str, file: str = "") -> str:
-        """Of a run: model.pt, ledger.json, train.jsonl, train.log; of a classifier utility.json too."""
+        """A run's model.pt, ledger.json, train.jsonl, train.log; for a classifier also utility.json."""
         return _below(f"{self.root}/runs/{dataset}/{method}/eps{epsilon}/seed{seed}", file)
 
     def set(self, dataset: str, method: str, epsilon: str, seed: str, sampler: str, file: str = "") -> str:
-        """Of a synthetic set: synthetic.npz, fidelity.json, utility.json, perhaps inception.json."""
+        """A synthetic set's synthetic.npz, fidelity.json, utility.json, and inception.json if there is a FID."""
         return _below(f"{self.run(dataset, method, epsilon, seed)}/{sampler}", file)
 
     def anchor(self, dataset: str, anchor: str, seed: str, file: str = "") -> str:
-        """Of an anchor: its scores, in files named as those of a synthetic set."""
+        """An anchor's scores, in files named like those of a synthetic set."""
         return _below(f"{self.root}/anchors/{dataset}/{anchor}/seed{seed}", file)
 
     def label_only(self, dataset: str, kind: str = ".npz") -> str:
-        """The images of the label-only floor, or the log of their making."""
+        """The images of the label-only floor, or their log."""
         return f"{self.root}/anchors/{dataset}/label_only{kind}"
 
     def anchor_images(self, dataset: str, anchor: str) -> str:
-        """The images that an anchor has in place of synthetic ones."""
+        """The images that an anchor uses in place of synthetic ones."""
         return self.data(dataset, "train.npz") if anchor == "real" else self.label_only(dataset)
 
     def audit(self, dataset: str, method: str, kind: str = ".json") -> str:
@@ -90,11 +90,11 @@ class Layout:
         return f"{self.root}/attacks/{dataset}/{method}{kind}"
 
     def table(self, name: str, kind: str = "") -> str:
-        """A table's file by its kind of TABLE_KINDS; without `kind` the common stem."""
+        """A table's file of a kind in TABLE_KINDS; without `kind`, the common stem."""
         return f"{self.root}/tables/{name}{kind}"
 
     def figure(self, name: str, kind: str = "") -> str:
-        """A figure's file by its kind of FIGURE_KINDS; without `kind` the stem, DATASET_NAME of a data set."""
+        """A figure's file of a kind in FIGURE_KINDS; without `kind`, the stem (DATASET_NAME for a data set)."""
         return f"{self.root}/figures/{name}{kind}"
 
     def log(self, name: str) -> str:
@@ -106,5 +106,5 @@ class Layout:
         return f"{self.benchmarks}/{rule}/{'-'.join(coordinates)}.tsv"
 
     def result_folders(self, attacks: bool) -> list[str]:
-        """The folders that hold scores, audits and, where the study has them, attacks."""
+        """The folders that hold scores, audits and, if the study has them, attacks."""
         return [f"{self.root}/{name}" for name in ("runs", "anchors", "audits", *["attacks"] * attacks)]

@@ -1,4 +1,4 @@
-"""The contracts of a generator and of a classifier, how one is found, and how the harness runs it."""
+"""The contracts of generators and classifiers, how a method is loaded, and how the harness runs it."""
 
 import functools
 import importlib
@@ -57,10 +57,10 @@ class GeneratorModel(Model, Protocol):
 class ClassifierModel(Model, Protocol):
     """What a classifier learned. Test labels never reach it."""
 
-    family: str  # the kind of classifier, one of the study's: its accuracy is in the column `acc_<family>`
+    family: str  # one of the study's classifiers; the accuracy is in the column `acc_<family>`
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """The class (int64 [n]) of each image (uint8 [n, C, H, W]), whatever batch it comes in."""
+        """The class (int64 [n]) of each image (uint8 [n, C, H, W]), the same in any batch."""
 
 
 class Method(Protocol):
@@ -74,7 +74,7 @@ class Method(Protocol):
     Model: ClassVar[type[Model]]
 
     def plan(self, params: Any, meta: ImageMeta) -> tuple[Mechanism, ...]:
-        """Every mechanism that `fit` will ask for, from public facts only.
+        """Every mechanism that `fit` uses, from public facts only.
 
         Raises:
             UserError: the method cannot serve such a data set with these parameters.
@@ -95,15 +95,15 @@ def load_method(impl: str, kind: str | None = None) -> Method:
     """The method named `module:Class`.
 
     Args:
-        impl: where it is.
+        impl: its place.
         kind: "generator" or "classifier", checked if given: training is the same for both.
 
     Raises:
-        UserError: it cannot be imported, is not a method, or is one of the other kind.
+        UserError: it cannot be imported, is not a method, or is of the other kind.
     """
     module_name, _, class_name = impl.partition(":")
     if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # for `baselines`: a wheel does not install so common a name as a package
+        sys.path.append(str(ROOT))  # for `baselines`, a name too common to be a package of a wheel
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
@@ -152,11 +152,11 @@ def _missing(method: Any, members: tuple[str, ...]) -> list[str]:
 def prepare_run(
     spec: RunSpec, meta: ImageMeta, kind: str | None = None
 ) -> tuple[Method, Any, tuple[Mechanism, ...], Budget]:
-    """Makes and checks everything of a run that is known before it trains.
+    """Builds and checks everything that is known about a run before it trains.
 
     Raises:
-        UserError: the method cannot be imported or is not of `kind`, its params break its schema, it cannot serve
-            the data set, one of its members fails or returns what it must not, or the budget is impossible.
+        UserError: the method cannot be imported or is not of `kind`, its params break its schema, it cannot serve the
+            data set, one of its members fails or returns a wrong type, or the budget is impossible.
     """
     where = f"methods.{spec.method}"
     method = load_method(spec.impl, kind)
@@ -174,7 +174,7 @@ def prepare_run(
 
 
 def tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-    """What a member of a method returns; UserError if it fails, or returns no tuple of `kind`."""
+    """The return value of a method's member; UserError if the member fails or returns no tuple of `kind`."""
     try:
         values = tuple(call(*arguments))
         if wrong := [value for value in values if not isinstance(value, kind)]:
@@ -188,7 +188,7 @@ def tuple_of(kind: type, member: str, call: Callable[..., Any], *arguments: Any)
 
 
 def departures(method: Method, params: Any, meta: ImageMeta) -> tuple[str, ...]:
-    """How such a run differs from the published method, in a few words each: its optional `departures`."""
+    """The differences of such a run from the published method, a few words each, by its optional `departures`."""
     return tuple(getattr(method, "departures", lambda *_: ())(params, meta))
 
 
@@ -230,7 +230,7 @@ def train(
         public_data=public,
     )
     run = run_fingerprint(spec, images)
-    # Other code makes a checkpoint and a secret key invalid; a commit that leaves this code as it is does not.
+    # A checkpoint and a secret key are invalid for other code, but survive a commit that does not change this code.
     made = sha256_of(run.encode(), *(ledger.provenance[name].encode() for name in ("code", "method_code")))
     saves = Checkpoint(checkpoint, made, log, checkpoint_interval, processes)
     if spec.noise == "secret":
@@ -245,7 +245,7 @@ def train(
 
 
 def finite(state: Any, spec: RunSpec, name: str = "state") -> Any:
-    """The state of a trained model, unchanged; UserError if a number in it is not finite: the training diverged."""
+    """The state of a trained model; UserError if a number in it is not finite, because the training diverged."""
     if isinstance(state, Tensor) and state.is_floating_point() and not state.isfinite().all():
         raise UserError(
             f"{spec.name}: {name} of the trained model is not finite; lower the learning rate of {spec.impl}"
@@ -257,10 +257,10 @@ def finite(state: Any, spec: RunSpec, name: str = "state") -> Any:
 
 
 def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
-    """Digest of recipe and data, from which repeatable noise follows: equal noise in two different runs would cancel.
+    """Digest of recipe and data, which determines repeatable noise: equal noise in two different runs would cancel.
 
-    Two versions of the code share it, so that a later version can repeat a run. Secret noise is never shared. Do not
-    publish the digest: it can confirm a guess at the data.
+    Two versions of the code have the same digest, so that a later version can repeat a run. Secret noise is never
+    shared. Do not publish the digest: it can confirm a guess of the data.
     """
     return sha256_of(spec_json(spec).encode(), images.digest().encode())
 

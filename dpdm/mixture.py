@@ -1,12 +1,11 @@
-"""A mixture of Gaussians per class, learned by only Gaussian releases: it draws images, and denoises exactly.
+"""A mixture of Gaussians per class, learned from Gaussian releases only: it draws images, and denoises exactly.
 
 Released, in this order: class counts; class sums; the scatter of all images around their released class mean; with more
-than one component, `rounds` rounds of k-means within each class; the scatter of each class around its components.
-Every release clips what one record adds, so its sensitivity is known. Images are first centered by released means: they
-are then shorter, and are clipped to less, so that the noise of the second moments is smaller.
-All else (basis, shrinkage, eigenvalues, sampling, denoising) is post-processing.
-DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". Private k-means by noised sums and counts: Blum et
-al. 2005 (SuLQ).
+than one component, `rounds` rounds of k-means within each class; the scatter of each class around its components. Every
+release clips what one record adds, so its sensitivity is known. Images are first centered by released means. They are
+then shorter and are clipped to a smaller norm, so the noise of the second moments is smaller. Everything else (basis,
+shrinkage, eigenvalues, sampling, denoising) is post-processing. DP-PCA by a noised second moment: Dwork et al. 2014,
+"Analyze Gauss". Private k-means by noised sums and counts: Blum et al. 2005 (SuLQ).
 """
 
 import math
@@ -26,7 +25,7 @@ from dpdm.params import Count, Positive, Share, Strict
 from dpdm.privacy import Mechanism, PrivateData, clipped_rows
 from dpdm.rng import Streams
 
-COUNT_WEIGHT = 2.0  # of a record's count next to its clipped image in one round of k-means
+COUNT_WEIGHT = 2.0  # of a record's count, relative to its clipped image, in one round of k-means
 SPREAD = 0.7  # of the first centers, as a part of the class's standard deviation
 
 
@@ -45,10 +44,10 @@ class MixtureParams(Strict):
     variance_floor: Positive = Field(1e-3, description="smallest variance in any direction, pixels in [0, 1]")
 
     def plan(self, part: float = 1.0) -> tuple[Mechanism, ...]:
-        """The releases. The scatter of each class gets what the other shares leave; UserError if that is nothing.
+        """The releases. The scatter of each class gets the rest of the shares; UserError if nothing is left.
 
         Args:
-            part: what all of them together get of the plan's Gaussian budget, above 0 and at most 1.
+            part: their common part of the plan's Gaussian budget, above 0 and at most 1.
         """
         rounds = self.rounds if self.components > 1 else 0
         rest = 1 - self.count_share - self.sum_share - self.scatter_share - (self.component_share if rounds else 0)
@@ -65,7 +64,7 @@ class MixtureParams(Strict):
         return tuple(Mechanism.gaussian(name, part * share, sensitivity) for name, share, sensitivity in shares)
 
     def round_bound(self) -> float:
-        """The norm of what a record adds in one round: its count, and its centered image."""
+        """The norm of a record's contribution to one round: its count, and its centered image."""
         return float(np.hypot(COUNT_WEIGHT, self.max_centered_norm))
 
 
@@ -113,7 +112,7 @@ class Mixture:
 
 
 def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixture:
-    """Asks the door for every release of `params.plan()`, in order; the rest is linear algebra on them (in float64).
+    """Requests every release of `params.plan()` from the door, in order; the rest is linear algebra (in float64).
 
     `rng` draws the first centers of k-means.
     """
@@ -159,7 +158,7 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     pooled = moments.sum(0) / total
     axes = []
     for scatter, count in zip(moments, counts, strict=True):
-        # Each class's covariance moves towards the pooled one as far as its noise demands.
+        # Each class's covariance is shrunk toward the pooled one, by an amount that follows from its noise.
         share = (std / 2**0.5 * k / count / pooled.norm().clamp(min=1e-12)).square().clamp(max=1)
         mixed = share * pooled + (1 - share) * scatter / count
         noise = torch.hypot(share * std * classes**0.5 / total, (1 - share) * std / count)
@@ -169,7 +168,7 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
 
 
 def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:
-    """The index [b] of the nearest of each row's centers: vectors [b, k], centers [b, components, k]."""
+    """The index [b] of the nearest center of each row: vectors [b, k], centers [b, components, k]."""
     return (vectors[:, None] - centers).square().sum(2).argmin(1)
 
 
@@ -217,8 +216,8 @@ def semicircle(noise_std: float | Tensor, size: int) -> float:
 def left_outside(values: Tensor, k: int, noise_std: float) -> Tensor:
     """The trace of a clean matrix [d, d] outside the span of the top k eigenvectors of its noised copy.
 
-    Noise leaves the trace as it is, but turns a top eigenvector. Where its value t is above the `edge` of noise, the
-    clean matrix has sqrt(t^2 - edge^2) along it (Benaych-Georges and Nadakuditi 2011).
+    Noise does not change the trace on average, but rotates the top eigenvectors. Along one whose eigenvalue t is above
+    the `edge` of noise, the clean matrix has sqrt(t^2 - edge^2) (Benaych-Georges and Nadakuditi 2011).
 
     Args:
         values: [d], eigenvalues of the noised copy, in ascending order.
@@ -230,8 +229,8 @@ def left_outside(values: Tensor, k: int, noise_std: float) -> Tensor:
 def shrunk(covariance: Tensor, noise_std: float, floor: float) -> tuple[Tensor, Tensor]:
     """Axes [k, k] and variances [k] of a covariance [k, k] that was released with noise.
 
-    An eigenvalue l of the clean matrix is seen at l + (edge / 2)^2 / l where that lies above the `edge` of noise. It is
-    set back to l (Benaych-Georges and Nadakuditi 2011). All others get their mean. None is below `floor`.
+    An eigenvalue l of the clean matrix appears at l + (edge / 2)^2 / l if that is above the `edge` of noise, and is
+    then set back to l (Benaych-Georges and Nadakuditi 2011). All others get their mean. None is below `floor`.
     """
     values, vectors = torch.linalg.eigh(covariance)
     edge = semicircle(noise_std, len(values))

@@ -1,6 +1,6 @@
-"""What methods that train a network share: the model that holds it, a generator's draws, the average of weights.
+"""Shared parts of methods that train a network: its model, the draws of a generator, the average of weights.
 
-And the paper's classifiers: they judge synthetic images, and DP-SGD trains them on private images.
+Also the paper's classifiers, which judge synthetic images, and which DP-SGD trains on private images.
 """
 
 import math
@@ -19,9 +19,9 @@ from dpdm.rng import Streams
 
 
 class NetworkModel:
-    """A model that is one trained network. A subclass has `build(**facts)`, which makes it anew; facts are JSON values.
+    """A model that is one trained network. A subclass has `build(**facts)`, which makes it; facts are JSON values.
 
-    It is set to evaluation mode, so that no row depends on its batch.
+    The network is in evaluation mode, so that no row depends on its batch.
     """
 
     build: Callable[..., nn.Module]
@@ -104,8 +104,8 @@ def mlp(shape: Sequence[int], num_classes: int) -> nn.Module:
 def paper_cnn(shape: Sequence[int], num_classes: int, dropout: Callable[[], nn.Module] = nn.Dropout) -> nn.Module:
     """The CNN of the paper's downstream task: images of `shape` (C, H, W) -> logits; UserError for a side below 4.
 
-    Images too small for its unpadded convolutions (a side below 18) get padded ones; at 8x8 the linear layer then
-    reads 512 numbers instead of 1152. `dropout` makes a layer that zeroes half of its inputs.
+    If images are too small for its unpadded convolutions (a side below 18), they are padded; at 8x8 the linear layer
+    then reads 512 numbers instead of 1152. `dropout` adds a layer that zeroes half of its inputs.
     """
     channels, *sides = shape
     if min(sides) < 4:

@@ -1,4 +1,4 @@
-"""The types of which an author of a method builds `Params`: strict models, and numbers with a range.
+"""The types for a method's `Params`: strict models, and numbers with a range.
 
 Imports pydantic only, so that a schema loads in milliseconds.
 """
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Strict(BaseModel):
-    """Base of everything that a user writes: unknown keys are errors, types are not guessed, values do not change."""
+    """Base of all models of user input: unknown keys are errors, types are not converted, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -21,7 +21,7 @@ from dpdm.specs import RunSpec, epsilon_text, parse_spec
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, the events it will write into its ledger, and what they cost under each accountant."""
+    """A run, the future events of its ledger, and their epsilon under each accountant."""
 
     spec: RunSpec
     delta: float
@@ -80,7 +80,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
 
 
 def check_entry(study: Study, spec: RunSpec) -> None:
-    """Refuses (UserError) a method of another kind than its entry in the study says, and samplers it does not have."""
+    """UserError for a method of another kind than its entry in the study, or for samplers that it does not have."""
     list(_samplers(study, spec, load_method(spec.impl, study.methods[spec.method].kind)))
 
 
@@ -92,7 +92,7 @@ def _samplers(study: Study, spec: RunSpec, method: Any) -> Iterator[tuple[str, A
 
 
 def doubts(study: Study) -> list[str]:
-    """Settings of the methods and samplers that are allowed but likely a mistake: a text for each sampler."""
+    """Settings of methods and samplers that are allowed but probably mistakes: a text for each sampler."""
     found: dict[tuple[str, str], str] = {}
     for spec in study.runs():
         method = load_method(spec.impl)
@@ -111,10 +111,10 @@ def doubts(study: Study) -> list[str]:
 def _accounted(
     plan: Sequence[Mechanism], budget: Budget, accountant: str
 ) -> tuple[Mapping[str, float], tuple[Event, ...]]:
-    """The epsilon of a run under every accountant, as the audit will find it, and the events.
+    """The epsilon of a run under every accountant, as in the later audit, and the events.
 
     Raises:
-        UserError: an accountant finds no epsilon, or one that the audit uses finds more than the target.
+        UserError: an accountant finds no epsilon, or an accountant of the audit finds more than the target.
     """
     scale = calibrate(plan, budget, accountant)
     events = tuple(mechanism.event(scale) for mechanism in plan)
@@ -180,11 +180,11 @@ def _describe(event: Event) -> str:
 
 
 class MethodMissing(UserError):
-    """The method of a ledger cannot be imported: nothing is compared with its recipe."""
+    """The method of a ledger cannot be imported, so nothing is compared with its recipe."""
 
 
 def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False) -> bool:
-    """Compares what a ledger (as JSON) says was released with what its own recipe implies, event by event.
+    """Compares the events of a ledger (as JSON) with those that its recipe implies, one by one.
 
     Plan and calibration are computed anew from the recipe and the public facts of the ledger: n, shape and classes.
     Noise multipliers may differ by the tolerance of the calibration, since versions of an accountant differ a little.
@@ -193,10 +193,10 @@ def check_recipe(value: Mapping[str, Any], origin: str, or_without: bool = False
         or_without: skip the comparison, instead of refusing, if the method cannot be imported.
 
     Returns:
-        Whether anything could be compared: False only by `or_without`.
+        Whether the events were compared: False only with `or_without`.
 
     Raises:
-        UserError: it is no ledger; its method cannot be imported here; or it differs from its recipe: the sentence
+        UserError: it is no ledger; its method cannot be imported here; or it differs from its recipe. The sentence
             names the event and both values.
     """
     ledger = Ledger.from_json(value, origin)

@@ -1,7 +1,7 @@
 """The processes of one training run: one, or several under torchrun, each with its own device.
 
-Every process runs the same code on the same random streams and holds the same weights; they split the chunks of a
-private batch among themselves and add up the results. Nothing else is split, so nothing else can differ.
+Every process runs the same code on the same random streams and holds the same weights; they divide the chunks of a
+private batch among themselves and add up the results. Nothing else is divided, so nothing else can differ.
 """
 
 import os
@@ -19,8 +19,8 @@ class Processes:
 
     Args:
         rank: 0 .. size - 1; only the first one writes files.
-        size: how many there are; above 1 torch.distributed's default group must be open.
-        device: where this one computes.
+        size: their number; above 1, torch.distributed's default group must be open.
+        device: the device of this process.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu"):
@@ -28,11 +28,11 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one process that writes."""
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def mine(self, number: int) -> bool:
-        """Whether chunk `number` of a batch is this process's to compute."""
+        """Whether this process computes chunk `number` of a batch."""
         return number % self.size == self.rank
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -45,7 +45,7 @@ class Processes:
             t.copy_(part.view_as(t))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in one process at least; a point at which all wait for each other."""
+        """Whether `flag` is true in at least one process; here all processes wait for each other."""
         if self.size == 1:
             return flag
         count = torch.tensor(float(flag), device=self.device)
@@ -54,7 +54,7 @@ class Processes:
 
 
 def device() -> str:
-    """The device of a single process: "cuda" where there is a GPU, else "cpu"."""
+    """The device of a single process: "cuda" if there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -26,20 +26,20 @@ class Log:
     """
 
     def __init__(self, title: str = "", quiet: bool = False):
-        self.title, self.quiet = title, quiet  # quiet: of several processes of one run, all but the first
+        self.title, self.quiet = title, quiet  # quiet: all processes of a run except the first
         self.rows: list[dict[str, Any]] = []
-        self.resumed = 0  # items of `track` that a checkpoint spared us; they count as done
+        self.resumed = 0  # items of `track` before the checkpoint; they count as done
         self._start = time.monotonic()
 
     def aside(self, what: str, quiet: bool = False) -> "Log":
-        """A log for a part of the work: its title names the part, and its rows are not in train.jsonl."""
+        """A log for a part of the work; its title names the part, and its rows are not in train.jsonl."""
         log = copy.copy(self)
         log.resumed = 0
         log.rows, log.title, log.quiet = [], f"{self.title}, {what}".lstrip(", "), self.quiet or quiet
         return log
 
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
-        """Passes the items on, showing how many of `total` are done."""
+        """Yields the items, and shows how many of `total` are done."""
         if self.quiet:
             yield from items
             return
@@ -49,7 +49,7 @@ class Log:
                 yield item
                 done = self.resumed + number
                 if terminal:
-                    bar.initial = self.resumed  # an earlier process did these: speed leaves them out
+                    bar.initial = self.resumed  # done by an earlier process, and not counted in the speed
                     bar.update(done - bar.n)
                 elif done % every == 0 or done == total:
                     seconds = time.monotonic() - self._start
@@ -58,6 +58,6 @@ class Log:
     def record(self, step: int, **released: float) -> None:
         """Adds a row to the training curve; a number that is not finite becomes null.
 
-        No times: the time of a step depends on the size of its secret batch.
+        Never add times: the time of a step depends on the size of its secret batch.
         """
         self.rows.append({"step": step} | {key: x if math.isfinite(x) else None for key, x in released.items()})

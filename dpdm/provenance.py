@@ -14,9 +14,9 @@ from dpdm.artifacts import sha256_of
 def provenance() -> dict[str, str]:
     """Version, commit (with `-dirty` where the tree differs from it; "unknown" outside a checkout), code digest.
 
-    `code` digests what results depend on: the sources of the `dpdm` package without its report and its command line,
-    and without comments and docstrings. So a new baseline or an edit of a table does not change the digest, since it
-    cannot change the runs of other methods.
+    `code` digests the code that results depend on: the sources of the `dpdm` package except its report and its command
+    line, without comments and docstrings. So a new baseline or an edit of a table does not change the digest; it cannot
+    change the runs of other methods.
     """
     package = Path(__file__).parent
     without = {package / "report", package / "cli", package / "_shipped"}
@@ -31,7 +31,7 @@ def meaning(source: Path) -> bytes:
 
 
 def _text(node: Any) -> str:
-    """`ast.dump` in one form: every version of Python has other optional fields, empty where they are not used."""
+    """`ast.dump` without empty fields: versions of Python differ in optional fields, which are empty if unused."""
     if isinstance(node, list):
         return f"[{', '.join(map(_text, node))}]"
     if not isinstance(node, ast.AST):

@@ -1,4 +1,4 @@
-"""The start of a run, tried on random images: does the method start, and does it keep records apart?"""
+"""Starts a run on random images: does the method start, and does it keep records apart?"""
 
 import itertools
 import math
@@ -21,15 +21,15 @@ from dpdm.specs import RunSpec
 
 Loop = TypeVar("Loop", bound=PrivateLoop)
 
-IMAGES = 8  # random ones in place of all records
+IMAGES = 8  # random images that replace the records
 
 
 class _Done(BaseException):
-    """Ends a rehearsal: all that it tests has run."""
+    """Ends a rehearsal after all its tests."""
 
 
 class _Rehearsal(PrivateData):
-    """A door before random images. It has the plan and public facts of a run, and every loop has one step.
+    """A door to random images. It has the plan and public facts of a run, and every loop has one step.
 
     Args:
         whole: let `fit` come to its end. Otherwise the last mechanism ends it, before a step is taken.
@@ -75,7 +75,7 @@ class _Rehearsal(PrivateData):
 
 
 class _Brief(Log):
-    """Cuts the loops that need no records (a generator's, a pretraining's) after their first item."""
+    """Ends the loops that need no records (of a generator, of a pretraining) after their first item."""
 
     def track(self, items: Iterable[Item], total: int) -> Iterator[Item]:
         for item in items:
@@ -85,7 +85,7 @@ class _Brief(Log):
 
 
 def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
-    """Begins a run on random images; UserError if its loss or a layer mixes records, a statistic or `fit` fails.
+    """Starts a run on random images; UserError if its loss or a layer mixes records, a statistic or `fit` fails.
 
     With a warm start every stage has one step.
     """
@@ -106,7 +106,7 @@ def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
 def rehearse_study(study: Study) -> list[str]:
     """Rehearses every method of a study once per choice of text values and flags, on its smallest images.
 
-    Returns the names of the methods. A UserError has all that failed, one per line.
+    Returns the names of the methods. A UserError lists all failures, one per line.
     """
     chosen: dict[str, tuple[RunSpec, ImageMeta]] = {}
     metas = {name: dataset.meta() for name, dataset in study.datasets.items()}
@@ -127,7 +127,7 @@ def rehearse_study(study: Study) -> list[str]:
 
 
 def words(recipe: Any) -> list[str]:
-    """What a recipe chooses by name or by a flag: a network, a kind of parametrisation."""
+    """The choices of a recipe by name or by a flag: a network, a kind of parametrization."""
     if isinstance(recipe, dict):
         return [word for _, value in sorted(recipe.items()) for word in words(value)]
     if isinstance(recipe, list | tuple):

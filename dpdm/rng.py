@@ -1,4 +1,4 @@
-"""Named, independent random streams: every use of randomness has its own, so none shifts another."""
+"""Named, independent random streams: every use of randomness has a separate one, so none shifts another."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ def default_generator(seed: int) -> Iterator[None]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPUs' as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         yield
 
 
@@ -40,11 +40,11 @@ class Streams:
         return np.random.SeedSequence(self.seed, spawn_key=(*np.frombuffer(digest, np.uint32).tolist(), *index))
 
     def numpy(self, name: str, *index: int) -> np.random.Generator:
-        """A NumPy generator for `name` (and, say, the index of an image)."""
+        """A NumPy generator for `name` (and, for example, the index of an image)."""
         return np.random.default_rng(self._sequence(name, index))
 
     def torch(self, name: str, *index: int) -> "torch.Generator":
-        """A torch generator for `name` (and, say, the index of a step) on the CPU.
+        """A torch generator on the CPU for `name` (and, for example, the index of a step).
 
         torch's CPU generator keeps only 32 bits of a seed. Hashed seeds of 100,000 steps would likely collide, and two
         steps would share their noise. So the last index is added to a hash of the rest: seeds of different steps
@@ -66,7 +66,7 @@ class Streams:
         return int(self._sequence(name, index).generate_state(1)[0] >> np.uint32(1))
 
     def of_images(self, scope: str, images: np.ndarray) -> "Streams":
-        """New streams within this scope: number i of a draw per image has the stream of image `images[i]`."""
+        """New streams within this scope: draw i of `noise_per_image` has the stream of image `images[i]`."""
         streams = Streams(self.seed, f"{self.scope}/{scope}")
         streams._image = lambda i: int(images[i])
         return streams
@@ -78,8 +78,7 @@ class Streams:
     def noise_per_image(self, name: str, start: int, count: int, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
         """A source of standard normal numbers [count, *shape] (float32), new ones at every call.
 
-        Image i has its own stream `start + i`, so that a sample does not depend on the batch it was drawn in
-        (as in EDM's generate.py).
+        Image i has its own stream `start + i`, so that a sample does not depend on its batch (as in EDM's generate.py).
         """
         streams = [self.numpy(name, self._image(start + i)) for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""The beginning of a new method: the smallest method of this repository by another name, and its entry of a study."""
+"""The start of a new method: this repository's smallest method under another name, and its entry of a study."""
 
 import ast
 import importlib.util
@@ -31,11 +31,11 @@ ENTRY = """methods:
 
 
 def new_method(name: str, out: str | None = None) -> tuple[str, str]:
-    """Writes a minimal method that works; returns its file, and the entry of a study as YAML.
+    """Writes a minimal working method; returns its file, and its entry of a study as YAML.
 
-    Its file `out` is below the current folder, from where methods are imported: by default baselines/NAME.py, or
-    NAME.py where there is no such folder. UserError if no method can have this name, or if the file exists or cannot be
-    imported by its path.
+    Its file `out` is below the current folder, from which methods are imported: by default baselines/NAME.py, or
+    NAME.py without such a folder. UserError if the name is invalid, or if the file exists or cannot be imported by its
+    path.
     """
     if not re.fullmatch(NAME, name) or keyword.iskeyword(name) or name in ANCHORS:
         raise UserError(
@@ -62,7 +62,7 @@ def new_method(name: str, out: str | None = None) -> tuple[str, str]:
 
 
 def _module(path: Path) -> str:
-    """The module that a file is, seen from the current folder."""
+    """The module name of a file, relative to the current folder."""
     try:
         parts = path.resolve().relative_to(Path.cwd().resolve()).with_suffix("").parts
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""How images are drawn from a generator's model: its own sampler, then total variation denoising if asked for.
+"""Draws images from a generator's model: its sampler, then total variation denoising if requested.
 
-Noise of DP-SGD leaves grain in a model's images. The key `tv_weight` of any entry of `samplers:` takes it out. Every
-channel x of an image, in [0, 1], becomes the u with the least ||u - x||^2 / 2 + tv_weight * TV(u), where TV adds up the
-lengths of the gradients of all pixels (Rudin, Osher and Fatemi 1992). This sees drawn images only: post-processing.
+The noise of DP-SGD leaves grain in a model's images. The key `tv_weight` of any entry of `samplers:` removes it. Every
+channel x of an image, in [0, 1], becomes the u that minimizes ||u - x||^2 / 2 + tv_weight * TV(u), where TV adds up the
+lengths of the gradients of all pixels (Rudin, Osher and Fatemi 1992). This sees only drawn images, so it is
+post-processing.
 """
 
 import difflib
@@ -19,9 +20,9 @@ from dpdm.explain import models_of, parse_params
 from dpdm.params import NotNegative, Strict
 from dpdm.rng import Streams
 
-ITERATIONS = 100  # then grainy MNIST differs from 1,000 iterations by at most 4 gray levels, 0.5 on average
+ITERATIONS = 100  # on grainy MNIST, at most 4 gray levels from the result of 1,000 iterations, 0.5 on average
 STEP = 0.24  # of Chambolle's iteration, which converges below 1/4
-LEAST = 1 / 2040  # a weight w moves a pixel by at most 4 w, and below this by less than half a gray level
+LEAST = 1 / 2040  # a weight w moves a pixel by at most 4 w: below this, by less than half a gray level
 BATCH = 1000  # images that are smoothed at a time: memory only
 
 
@@ -42,7 +43,7 @@ class Sampler(NamedTuple):
     def draw(self, model: Any, labels: np.ndarray, rng: Streams, who: str = "sample()") -> np.ndarray:
         """One image per label (int64 [n]): uint8 [n, C, H, W]. Image i depends only on label i and its own streams.
 
-        If the model gives something else, a UserError begins with `who`.
+        If the model returns something else, a UserError begins with `who`.
         """
         images = model.sample(labels, self.own, rng)
         kind, shape = getattr(images, "dtype", type(images).__name__), list(getattr(images, "shape", ()))
@@ -52,7 +53,7 @@ class Sampler(NamedTuple):
 
 
 def parse_sampler(method: Any, entry: Any, where: str) -> Sampler:
-    """An entry of `samplers:` for a method; UserError names `where`, its place in the study."""
+    """An entry of `samplers:` for a method; a UserError names `where`, its place in the study."""
     common, own = {}, entry
     if isinstance(entry, Mapping):
         common = {key: value for key, value in entry.items() if key in Smoothing.model_fields}
@@ -65,7 +66,7 @@ def parse_sampler(method: Any, entry: Any, where: str) -> Sampler:
 
 
 def smoothed(images: np.ndarray, weight: float) -> np.ndarray:
-    """Images uint8 [n, C, H, W] after total variation denoising; the same ones if the weight is below LEAST."""
+    """Images uint8 [n, C, H, W] after total variation denoising; unchanged if the weight is below LEAST."""
     if weight < LEAST:
         return images
     parts = (torch.from_numpy(images[i : i + BATCH]) for i in range(0, len(images), BATCH))

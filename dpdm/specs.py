@@ -1,4 +1,4 @@
-"""The specs of single jobs (all that decides a job, as one line of JSON), their places in a grid, and their types."""
+"""The specs of single jobs (what determines a job, as one line of JSON), their places in a grid, and their types."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _check_plain(value: Any, path: str = "") -> Any:
-    """Refuses, by its path, a value that JSON would change (.inf, a date), since recipes are passed on as JSON."""
+    """Refuses a value that JSON would change (.inf, a date), since recipes are passed as JSON; names its path."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -62,7 +62,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1), EachOnce]
 Noise = Literal["repeatable", "secret"]  # whether the DP noise follows from recipe, seed and data, or from a secret key
 Impl = Annotated[str, Field(pattern=IMPL)]
-Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # checked further by the method's own models
+Recipe = Annotated[dict[str, Any], AfterValidator(_check_plain)]  # the method's own models check it further
 Accountant = Literal["rdp", "prv", "pld"]  # each a module of dpdm.privacy: see dpdm.privacy.accounting
 Text = Annotated[str, Field(pattern=TEXT)]  # not blank
 Classifier = Literal[tuple(CLASSIFIERS | DPIMAGEBENCH)]
@@ -102,7 +102,7 @@ class EvaluationSpec(Strict):
     )
     fid: FidSpec | None = Field(
         None,
-        exclude_if=lambda fid: fid is None,  # a study without it keeps its specs: nothing is scored again
+        exclude_if=lambda fid: fid is None,  # specs of a study without it do not change, so nothing is scored again
         description="`{}`: also FID, KID, precision and recall by Inception "
         "([docs/reproducing.md](../docs/reproducing.md#the-fid)); default: none; a change repeats no other score",
     )
@@ -136,7 +136,7 @@ class Coordinates(Strict):
     study: Name
     dataset: Name
     method: Name
-    epsilon: Epsilon | None  # None: an anchor row, which no mechanism made
+    epsilon: Epsilon | None  # None: an anchor row, made without a mechanism
     seed: Natural
     sampler: Name | None = None
 
@@ -174,12 +174,12 @@ class Selection(Strict, strict=False):  # its text form has numbers as text
     sampler: Names | None = Field(None, description="synthetic sets by these samplers")
 
     def matches(self, dataset: str, method: str, epsilon: float, seed: int) -> bool:
-        """Whether a run is meant, whatever its samplers."""
+        """Whether a run is selected, with any sampler."""
         chosen = (self.dataset, self.method, self.epsilon, self.seed)
         return all(c is None or value in c for c, value in zip(chosen, (dataset, method, epsilon, seed), strict=True))
 
     def texts(self) -> dict[str, list[str]]:
-        """The values that it asks for, as text."""
+        """The selected values, as text."""
         return {
             key: [epsilon_text(value) if key == "epsilon" else str(value) for value in values]
             for key, values in self
@@ -187,7 +187,7 @@ class Selection(Strict, strict=False):  # its text form has numbers as text
         }
 
     def __str__(self) -> str:
-        """The text form, which `only` and `without` take back."""
+        """The text form, which `only` and `without` accept."""
         return " ".join(f"{key}={','.join(values)}" for key, values in self.texts().items())
 
 
@@ -199,7 +199,7 @@ Parts = Annotated[
 
 
 class RunSpec(Strict):
-    """All that decides one training run: only a change of it trains the run again."""
+    """Everything that determines one training run: only a change of it trains the run again."""
 
     study: Name
     dataset: Name
@@ -227,12 +227,12 @@ class RunSpec(Strict):
 
     @property
     def name(self) -> str:
-        """The run's coordinates as a person writes them: DATASET/METHOD/EPSILON/SEED."""
+        """The run's coordinates as a user writes them: DATASET/METHOD/EPSILON/SEED."""
         return "/".join(self.place)
 
 
 class SampleSpec(Strict):
-    """All that decides one synthetic set, given the model."""
+    """Everything that determines one synthetic set, given the model."""
 
     coordinates: Coordinates
     impl: Impl
@@ -241,12 +241,12 @@ class SampleSpec(Strict):
 
 
 def spec_json(spec: Strict | dict[str, Strict]) -> str:
-    """All that decides a job as one line of JSON, stable, for ledgers and Snakemake's `params`."""
+    """Everything that determines a job, as one stable line of JSON for ledgers and Snakemake's `params`."""
     return json.dumps(to_jsonable_python(spec), sort_keys=True, allow_nan=False)
 
 
 def parse_spec(kind: Any, text: str | bytes, origin: str = "the recipe") -> Any:
-    """The inverse of `spec_json`; `kind` is a model or a union of models; UserError names the text by `origin`."""
+    """The inverse of `spec_json`; `kind` is a model or a union of models; a UserError names the text by `origin`."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -255,7 +255,7 @@ def parse_spec(kind: Any, text: str | bytes, origin: str = "the recipe") -> Any:
 
 
 def refuse_other_recipe(run: RunSpec, recipe: Any, path: Any) -> None:
-    """UserError if `recipe`, which the ledger of `path` holds, is not that of the study's run."""
+    """UserError if `recipe`, from the ledger of `path`, is not the recipe of the study's run."""
     if recipe != (wanted := run.model_dump(mode="json")):
         raise UserError(
             f"{path}: {run.name} was trained by another recipe than the study's ({_difference(recipe, wanted)}); "
@@ -263,7 +263,7 @@ def refuse_other_recipe(run: RunSpec, recipe: Any, path: Any) -> None:
         )
 
 
-_NOTHING = object()  # the value of a key that is not there
+_NOTHING = object()  # the value of a missing key
 
 
 def _difference(found: Any, wanted: Any, key: str = "") -> str:

@@ -1,4 +1,4 @@
-"""A study as a person names it: STUDY (a study file or a results folder), RUN (coordinates), --set, --spec.
+"""A study as a user names it: STUDY (a study file or a results folder), RUN (coordinates), --set, --spec.
 
 Imports no numerical library: the Snakefile asks here which files a job needs.
 """
@@ -18,7 +18,7 @@ from dpdm.layout import Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
 from dpdm.yaml_file import parse_yaml
 
-KEPT = "kept"  # the folder of a study that holds the results which a repository keeps
+KEPT = "kept"  # the folder of a study with the results that a repository keeps
 RUN_FORM, SET_FORM = "DATASET/METHOD/EPSILON/SEED", "DATASET/METHOD/EPSILON/SEED/SAMPLER"
 Found = TypeVar("Found")
 
@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 def open_study(path: str | Path) -> tuple[Study, Layout]:
     """Reads STUDY: a study file (YAML; several with commas), or a results folder, whose study.json the workflow wrote.
 
-    UserError if a name is empty; there is no such file or folder; the folder holds no study.json, or one of another
+    UserError if a name is empty; the file or folder does not exist; the folder holds no study.json, or one of another
     version; the file is JSON, or breaks the schema.
     """
     if not all(str(path).split(",")):
@@ -58,7 +58,7 @@ def is_kept(layout: Layout) -> bool:
 
 
 def refuse_kept(layout: Layout) -> None:
-    """UserError if a results folder holds kept results, which no command may replace."""
+    """UserError if a results folder holds kept results, which no command is allowed to replace."""
     if is_kept(layout):
         raise UserError(f"{layout.root} holds kept results, which stay as they are; give --out, or name the study file")
 
@@ -142,7 +142,7 @@ def _parts(coordinates: str) -> list[str]:
 
 
 def _find(study: Study, coordinates: str, known: Callable[[Study], Mapping[str, Found]], form: str) -> Found:
-    """What the study has by these coordinates; if it is a part of a study, the rest is searched too."""
+    """The study's runs at these coordinates; if only a part of the study is run, the rest is searched too."""
     key, found = "/".join(_parts(coordinates)), known(study)
     if key not in found and study.part():
         found = known(study.model_copy(update={"only": None, "without": None}))
@@ -158,7 +158,7 @@ def _find(study: Study, coordinates: str, known: Callable[[Study], Mapping[str, 
 
 
 def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
-    """The run with other params: each change is KEY=VALUE with a dotted key, such as dp.steps=20, or a UserError.
+    """The run with other params: each change is KEY=VALUE with a dotted key, such as dp.steps=20; else UserError.
 
     The params are not checked here: `dpdm.method.prepare_run` does, by the method's own schema.
     """
@@ -188,7 +188,7 @@ def _value(text: str, origin: str) -> Any:
 
 
 def read_recipe(path: str | Path) -> RunSpec:
-    """The recipe of one run: what `dpdm spec` printed, or the `recipe` of a ledger.json; UserError for another file."""
+    """The recipe of one run: output of `dpdm spec`, or the `recipe` of a ledger.json; UserError for another file."""
     if Path(path).suffix in (".yaml", ".yml"):
         command = pasted("spec", str(path), RUN_FORM)
         raise UserError(f"{path} is a study file where the JSON of one run is wanted; `{command}` prints it")
@@ -202,13 +202,13 @@ def read_recipe(path: str | Path) -> RunSpec:
 
 
 def layout_of_run(path: str | Path, run: RunSpec) -> Layout | None:
-    """The layout in which the folder of `path` is that of the run; None if there is no such layout."""
+    """The layout in which the run has the folder of `path`; None if there is no such layout."""
     folder, inside = Path(path).resolve().parent.as_posix(), Layout("", "").run(*run.place).removeprefix("/")
     return Layout.of(folder.removesuffix(inside)) if folder.endswith(inside) else None
 
 
 def by_hand_name(run: RunSpec) -> str:
-    """The name of the folder of a run that no study has: its place, and a digest of its recipe."""
+    """The folder name of a run outside every study: its place, and a digest of its recipe."""
     digest = hashlib.sha256(spec_json(run).encode()).hexdigest()[:8]
     dataset, method, epsilon, seed = run.place
     return f"{run.study}-{dataset}-{method}-eps{epsilon}-seed{seed}-{digest}"

@@ -1,8 +1,9 @@
-"""A DP teacher: a classifier, trained privately in the same plan, decides which generated images are drawn again.
+"""A DP teacher: a classifier, trained privately in the same plan, that decides which generated images are drawn again.
 
 The key `teacher` of any generator's params names the classifier and its `share` of the budget; its mechanism joins the
 generator's in one plan (`dpdm.privacy.accounting.settled`). The choice of the images is post-processing of the two
-models: of up to `tries` draws of an image, the first is kept whose label the teacher predicts, or else the first draw.
+models. An image is drawn up to `tries` times; the first draw whose label the teacher predicts is kept, or else the
+first draw.
 """
 
 import functools
@@ -27,7 +28,7 @@ PREFIX = "teacher."  # of the names of its mechanisms
 
 
 class Teacher(Strict):
-    """The classifier, its part of the budget, and how often an image is drawn at most."""
+    """The classifier, its part of the budget, and the maximum number of draws of an image."""
 
     impl: Impl = Field("baselines.dpsgd_classifier:DPSGDClassifier", description="a classifier, `module:Class`")
     params: Recipe = Field(description="its recipe")
@@ -37,7 +38,7 @@ class Teacher(Strict):
 
 @functools.cache
 def _with_teacher(params: type[BaseModel]) -> type[BaseModel]:
-    """The Params of a generator with one key more."""
+    """The Params of a generator with one more key."""
     return create_model(
         "Params",
         __base__=params,
@@ -84,7 +85,7 @@ class Taught:
         return own if params.teacher is None else (*own, *public_data(*self._teacher(params.teacher)))
 
     def departures(self, params: Any, meta: ImageMeta) -> tuple[str, ...]:
-        """The teacher, then what the generator says."""
+        """The teacher, then the generator's departures."""
         own = getattr(self.method, "departures", lambda *_: ())(params, meta)
         return (*["with a DP teacher"] * (params.teacher is not None), *own)
 
@@ -95,7 +96,7 @@ class Taught:
             return model
         classifier, recipe = self._teacher(params.teacher)
         streams = Streams(rng.seed, f"{rng.scope} teacher")
-        # Its rows are left out: train.jsonl is the generator's.
+        # Its rows are left out, since train.jsonl belongs to the generator.
         teacher = classifier.fit(Door(private, PREFIX), recipe, streams, log.aside("teacher"))
         return TaughtModel(model, teacher, params.teacher.impl, params.teacher.tries)
 
@@ -130,7 +131,7 @@ class TaughtModel:
         return images
 
     def state(self) -> dict[str, Any]:
-        """Both states, and what is needed to open them."""
+        """Both states, and the facts needed to restore them."""
         return {
             "generator": self.model.state(), "teacher": self.teacher.state(), "teacher_impl": self._impl,
             "tries": self._tries,
@@ -138,7 +139,7 @@ class TaughtModel:
 
 
 class _Opener:
-    """Takes the place of the generator's `Model`, and loads what was saved with or without a teacher."""
+    """Replaces the generator's `Model`, and loads models saved with or without a teacher."""
 
     def __init__(self, method: Any, load: Callable[[str], Any]):
         self._method, self._load = method, load

@@ -1,11 +1,12 @@
 """Warm starts: any method with DP-SGD first trains on images that cost no further privacy (`init_from`).
 
 The images of a stage come from a generator of one-shot releases, which has a share of the budget in the same plan, or
-from a public data set. The method's own training runs on these images with ordinary gradients. This is post-processing,
-so its length costs no privacy. Then DP-SGD goes on from these networks. There can be several stages, one after another.
+from a public data set. The method trains on these images with ordinary gradients. This is post-processing, so its
+length costs no privacy. Then DP-SGD continues from these networks. There can be several stages, one after another.
 
-Each stage has `share` of the budget mu^2 of one Gaussian release (`dpdm.privacy.accounting.settled`), whatever shares
-its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (USENIX Security 2026), by their formulas.
+Each stage has `share` of the budget mu^2 of one Gaussian release (`dpdm.privacy.accounting.settled`), for any shares
+that its generator declares inside. Sources: DP-FETA (IEEE S&P 2025) and FETA-Pro (USENIX Security 2026), by their
+formulas.
 """
 
 import functools
@@ -35,7 +36,7 @@ from dpdm.specs import Impl, Name, Recipe
 
 
 class Stage(Strict):
-    """Where the images of a stage come from, `impl` or `public`, and how the method trains on them."""
+    """The source of a stage's images, `impl` or `public`, and how the method trains on them."""
 
     impl: Impl | None = Field(None, description="a generator of one-shot releases, `module:Class`")
     params: Recipe = Field({}, description="its recipe")
@@ -91,7 +92,7 @@ class WarmStarted:
     """A method with DP-SGD, by the contract of dpdm.method, whose Params have two more keys.
 
     Args:
-        method: has a key `dp` of DpSgdParams, and gives to `private.dpsgd` all that its training changes.
+        method: has a key `dp` of DpSgdParams, and passes everything that its training changes to `private.dpsgd`.
         load: maps `impl` to a generator.
     """
 
@@ -164,7 +165,7 @@ class WarmStarted:
         return [replace(m, noise_ratio=m.noise_ratio * (whole / stage.share) ** 0.5) for m in plan]
 
     def _trained_by(self, params: Any, stage: Stage) -> Any:
-        """The method's params in a stage, where all of a network is trained unless `stage.training` says otherwise."""
+        """The method's params in a stage, which trains the whole network unless `stage.training` says otherwise."""
         keys = set(self.method.Params.model_fields) - {"train_only"}
         own = params.model_dump(mode="json", exclude_unset=True, include=keys)
         return parse_params(self.method.Params, merge(own, stage.training), "training")
@@ -193,13 +194,13 @@ class WarmStarted:
             aside = log.aside(f"warm start {i + 1} of {len(params.init_from)}")  # train.jsonl is of DP-SGD
             draw = self._images(Door(private, f"init_{i}."), stage, streams, aside)
             door = _OpenDoor(private, f"init_{i}.training.", released, reached, draw, streams)
-            # With the streams of the last fit, so that both fits ask for the same releases of the method.
+            # With the streams of the last fit, so that both fits request the same releases of the method.
             self.method.fit(door, self._trained_by(params, stage), rng, aside)
             reached = door.reached
         return self.method.fit(_LastDoor(private, released, reached, params.init_only), params, rng, log)
 
     def _images(self, door: "Door", stage: Stage, rng: Streams, log: Log) -> Callable[[], ImageSet]:
-        """Asks for the releases of a stage now, and draws its images when they are first needed."""
+        """Requests the releases of a stage now, and draws its images at their first use."""
         if stage.public is not None:
             return functools.cache(lambda: stage.source().load()["train"])
         method, classes = self._load(stage.impl), door.meta.num_classes
@@ -218,7 +219,7 @@ class WarmStarted:
 def public_data(method: Any, params: Any) -> tuple[str, ...]:
     """The public data that a method learns from, each once: its optional `public_data(params)`.
 
-    Networks that were trained on public data count, too.
+    Networks trained on public data count too.
     """
     found = getattr(method, "public_data", lambda _: ())(params)
     if isinstance(found, str):
@@ -227,14 +228,14 @@ def public_data(method: Any, params: Any) -> tuple[str, ...]:
 
 
 def refuse_private(public: Iterable[str], private: ImageSet) -> None:
-    """UserError if a data set of `public` has private images; one that needs keys is seen when the method loads it."""
+    """UserError if a data set of `public` has private images; one with keys is checked when the method loads it."""
     for name in (name for name in public if name in SOURCES):
         if not any(field.is_required() for field in SOURCES[name].model_fields.values()):
             refuse_shared(name, SOURCES[name]().load(), private)
 
 
 def refuse_shared(name: str, splits: Mapping[str, ImageSet], private: ImageSet) -> None:
-    """UserError if public splits have private images. Those of a single color are no sign of it."""
+    """UserError if public splits have private images. Images of a single color do not count."""
     if set[bytes]().union(*map(_digests, splits.values())) & _digests(private):
         raise UserError(f"{name} is no public data set here: it has private images; choose another")
 
@@ -244,11 +245,11 @@ def _digests(images: ImageSet) -> set[bytes]:
 
 
 class Door:
-    """The door for one part of a plan: it puts `prefix` in front of every mechanism's name.
+    """The door for one part of a plan: it prepends `prefix` to every mechanism's name.
 
     Args:
         released: earlier releases by name, so that a method that is trained several times releases once; None if
-            nothing is asked for twice.
+            nothing is requested twice.
     """
 
     def __init__(self, private: PrivateData, prefix: str = "", released: dict[str, Tensor] | None = None):
@@ -277,11 +278,11 @@ class Door:
 
 
 class _OpenDoor(Door):
-    """The door in a stage: `dpsgd` trains on the images of the stage, the method's own releases are the real ones.
+    """The door in a stage: `dpsgd` trains on the images of the stage; the method's own releases are the real ones.
 
     Attributes:
-        reached: the networks that the stage trains, in the order of `module, *keep`; at first those of the stage
-            before.
+        reached: the networks that the stage trains, in the order of `module, *keep`; at first those of the previous
+            stage.
     """
 
     def __init__(
@@ -318,7 +319,7 @@ class _OpenDoor(Door):
 
 
 class _LastDoor(Door):
-    """The door after the stages: DP-SGD goes on from the networks that they `reached`; with `only` it is skipped."""
+    """The door after the stages: DP-SGD continues from the networks that they `reached`; with `only` it is skipped."""
 
     def __init__(self, private: PrivateData, released: dict[str, Tensor], reached: list[nn.Module], only: bool):
         super().__init__(private, "", released)
@@ -348,7 +349,7 @@ def _take_over(reached: Sequence[nn.Module], networks: Sequence[nn.Module]) -> N
 
 
 class _OpenStep:
-    """One step on images of a stage: `update` as a private step's."""
+    """One step on images of a stage; its `update` is like that of a private step."""
 
     def __init__(self, loop: "_OpenSgd", index: int):
         self._loop, self.index = loop, index
@@ -382,7 +383,7 @@ class _OpenSgd:
         return (_OpenStep(self, index) for index in self._steps)
 
     def step(self, index: int, row_losses: RowLosses, public: PublicRows | None) -> None:
-        """Draws a batch with replacement, and moves the parameters along the mean gradient."""
+        """Draws a batch with replacement, and updates the parameters by the mean gradient."""
         source, size = self._images(), self._params.expected_batch_size
         chosen = self._rng.numpy(f"{self._name} batch", index).integers(len(source.labels), size=size)
         device = next(self.module.parameters()).device

@@ -1,4 +1,4 @@
-"""Reading of YAML, strictly (PyYAML keeps the last of two equal keys silently), and laying it over other YAML."""
+"""Strict reading of YAML (PyYAML silently keeps the last of two equal keys), and merging it over other YAML."""
 
 import io
 import re
@@ -13,7 +13,7 @@ PLAIN_NUMBER = r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]\d+)?|[+-]?\.\d+([eE][+-]\d+)
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML loader that refuses what YAML 1.1 reads in a way that few expect."""
+    """YAML loader that refuses values that YAML 1.1 reads in unexpected ways."""
 
 
 def _where(node: yaml.Node) -> str:
@@ -54,7 +54,7 @@ for _kind in ("int", "float"):
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a study file holds, before any check of its keys.
+    """The content of a study file, before any check of its keys.
 
     UserError if it cannot be read, is not YAML, or holds a key twice, a key that is no text, or a number that is not
     plain.
@@ -68,7 +68,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value of a text; UserError, which names `origin`, as in `read_yaml`."""
+    """The value of a text; UserError as in `read_yaml`, which names `origin`."""
     stream = io.StringIO(text)
     stream.name = origin
     try:
@@ -78,7 +78,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def overlay(base: Any, change: Any) -> Any:
-    """`change` laid over `base` as Snakemake does it: mappings key by key, anything else replaced."""
+    """`change` merged over `base` as Snakemake does: mappings key by key, any other value replaced."""
     if not isinstance(base, dict) or not isinstance(change, dict):
         return change
     return base | {key: overlay(base.get(key), value) for key, value in change.items()}
@@ -92,10 +92,10 @@ def without_nulls(value: Any) -> Any:
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, nested mappings key by key; neither is modified.
+    """`base` with `change` merged over it, nested mappings key by key; neither is modified.
 
-    A mapping of another `kind` replaces the old one, since a kind does not know the keys of another. If the old one
-    leaves `kind` to its default, which is not known here, its keys stay, and an unknown key is refused later.
+    A mapping of another `kind` replaces the old one, since kinds have different keys. If the old one leaves `kind` at
+    its default, which is not known here, its keys stay, and an unknown key is refused later.
     """
     if "kind" in base and change.get("kind", base["kind"]) != base["kind"]:
         return dict(change)
