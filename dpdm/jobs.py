@@ -155,7 +155,7 @@ def train(
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
     if group.is_first and not checkpoint.exists() and _is_older(key_path(checkpoint), folder / "model.pt"):
-        key_path(checkpoint).unlink()  # the key of the present run: this one is another release
+        key_path(checkpoint).unlink()  # of the run in this folder: this one is another release
     try:
         model, ledger = train_method(spec, images, log, group, checkpoint, checkpoint_interval)
     except UserError:

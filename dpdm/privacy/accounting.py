@@ -1,8 +1,8 @@
-"""Accounting: epsilon of a list of events, and the noise that meets a budget, under any accountant.
+"""Accounting: the epsilon of a list of events, and the noise that meets a budget, under any accountant.
 
 The accountant NAME is the function `epsilon` of the module `dpdm.privacy.NAME`, which maps a history (see `history`)
 and delta to an upper bound. To add one, write that module and add its name to `dpdm.specs.Accountant`. The modules are
-imported where they are used: jobs that sample and score import this package but account for nothing.
+imported only when used, because jobs that sample and score import this package but account for nothing.
 """
 
 import functools
@@ -21,10 +21,10 @@ from dpdm.privacy.ledger import ACCOUNTANTS, Event
 from dpdm.specs import Accountant
 
 CALIBRATION_TOLERANCE = 1e-3  # epsilon reached lies in [(1 - tolerance) * target, target]
-SMALLEST_DELTA = 1e-12  # below, the double precision of the PRV and PLD accountants is not enough
-# Below, squares of float32 numbers may vanish from norms; above, the grid of a release could leave float64.
+SMALLEST_DELTA = 1e-12  # below it, double precision does not suffice for the PRV and PLD accountants
+# Below, squares of float32 numbers can vanish from norms; above, the grid of a release can leave float64.
 SENSITIVITIES = (1e-12, 1e30)
-LARGEST_EPSILON = 1000.0  # of a budget; PRV and PLD go up to ten times as much, and give inf above
+LARGEST_EPSILON = 1000.0  # of a budget; PRV and PLD reach ten times as much, and return inf above
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,14 @@ class Budget:
 class Mechanism:
     """One planned mechanism: an event without its noise.
 
-    `sensitivity` is the L2 bound on what one record changes, in [1e-12, 1e30]; the door refuses to serve the mechanism
-    with another.
-    `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; the common scale is
-    what `calibrate` finds. For Gaussian releases, giving a share s of the budget mu^2 means ratio 1/sqrt(s).
-    `share`, if given, is the part of the budget of a mechanism of many steps: see `settled`.
-    `noise_multiplier`, if given, is fixed and no part of the calibration: see `settled`.
+    `sensitivity` is the L2 bound on the change by one record, in [1e-12, 1e30]; the door refuses to serve the mechanism
+    with another bound. `noise_ratio` is its noise multiplier relative to the other mechanisms of the plan; `calibrate`
+    finds the common scale. For Gaussian releases, a share s of the budget mu^2 means the ratio 1/sqrt(s). `share`, if
+    given, is the part of the budget of a mechanism of many steps: see `settled`. `noise_multiplier`, if given, is fixed
+    and not calibrated: see `settled`.
 
     Raises:
-        UserError: a field has a type or value that no event can have, or the sensitivity is outside its range.
+        UserError: a field has an invalid type or value, or the sensitivity is outside its range.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Mechanism:
     noise_multiplier: float | None = None
 
     def __post_init__(self):
-        self.event(1.0)  # refuses what no event can have
+        self.event(1.0)  # refuses invalid fields
         least, most = SENSITIVITIES
         if not least <= self.sensitivity <= most:
             raise UserError(
@@ -102,7 +101,7 @@ class Mechanism:
         noise_ratio: float = 1.0,
         sensitivity: float = 1.0,
     ) -> "Mechanism":
-        """`steps` Poisson batches of `expected_batch_size` of n records on average.
+        """`steps` Poisson batches, of `expected_batch_size` of the n records on average.
 
         Raises:
             UserError: the expected batch is larger than the data set.
@@ -154,7 +153,7 @@ def epsilons_spent(events: Sequence[Event], delta: float) -> dict[str, float]:
     return {name: epsilon_spent(events, delta, name) for name in ACCOUNTANTS}
 
 
-@functools.lru_cache(maxsize=4096)  # seeds share a plan, and an audit repeats what the calibration computed
+@functools.lru_cache(maxsize=4096)  # seeds share a plan, and an audit repeats the computations of the calibration
 def _spent(history: tuple[Part, ...], delta: float, accountant: Accountant) -> float:
     if not history:
         return 0.0
@@ -167,7 +166,7 @@ def _spent(history: tuple[Part, ...], delta: float, accountant: Accountant) -> f
             epsilon = _epsilon_by("rdp")(history, delta)
             if accountant != "rdp" and epsilon > 10 * LARGEST_EPSILON:
                 return math.inf
-            if accountant != "rdp" and epsilon > 0:  # else delta covers all, and there is nothing to resolve
+            if accountant != "rdp" and epsilon > 0:  # else delta covers everything, and nothing is left to resolve
                 epsilon = _epsilon_by(accountant)(history, delta)
         except (ArithmeticError, ValueError, RuntimeError, MemoryError) as error:
             raise UserError(
@@ -183,13 +182,13 @@ def _epsilon_by(accountant: Accountant) -> Callable[[Sequence[Part], float], flo
 
 
 def budget_shares(events: Sequence[Event], delta: float) -> dict[str, dict[str, float]]:
-    """What part of the budget each event has, by its name and accountant ("rdp", "prv"); each adds up to 1.
+    """The part of the budget of each event, by event name and accountant ("rdp", "prv"); the parts add up to 1.
 
     RDP: the event's part of the total Renyi divergence, at the order that gives epsilon. PRV: its part of the total
-    mu^2, where mu is that of a Gaussian release with the epsilon of the event; exact for Gaussian releases.
+        mu^2, where mu belongs to a Gaussian release with the epsilon of the event; exact for Gaussian releases.
 
     Returns:
-        An empty dict for one event, for the parts of one training, or if an accountant finds an epsilon of 0 or
+        An empty dict for a single event, for the parts of one training, or if an accountant finds an epsilon of 0 or
         infinity.
     """
     owners = {event.name.rpartition(".")[0] for event in events}  # a generator, its teacher, the stages of its start
@@ -211,7 +210,7 @@ def _shares(events: tuple[Event, ...], delta: float) -> dict[str, dict[str, floa
         alone = epsilon_spent([event], delta, "prv")
         z = _least_scale((Mechanism.gaussian("as much"),), Budget(alone, delta), "prv", None) if alone else math.inf
         found["prv"].append(z**-2)
-    if not all(map(math.fsum, found.values())):  # PRV may say 0 where RDP does not
+    if not all(map(math.fsum, found.values())):  # PRV can find 0 where RDP does not
         return {}
     return {
         event.name: {name: values[i] / math.fsum(values) for name, values in found.items()}
@@ -223,20 +222,20 @@ def _shares(events: tuple[Event, ...], delta: float) -> dict[str, dict[str, floa
 
 
 def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> tuple[Mechanism, ...]:
-    """The plan with fixed noise for every mechanism with a share of the budget, if others are left to calibrate.
+    """The plan with fixed noise for every mechanism with a share of the budget, if others remain to be calibrated.
 
     If a plan has a mechanism of many steps, a one-shot release with share s (`Mechanism.gaussian`) has 1/sqrt(s) times
     the noise multiplier of one release that spends the whole budget. A mechanism of many steps with a `share` costs as
-    much as such a release at the budget's delta. `calibrate` finds the noise of the others for what is left. A plan of
-    releases only is returned unchanged.
+    much as such a release at the budget's delta. `calibrate` finds the noise of the others for the rest of the budget.
+    A plan with only releases is returned unchanged.
 
     Raises:
-        UserError: see `calibrate`; or nothing is left to the others.
+        UserError: see `calibrate`; or nothing is left for the others.
     """
     shared = [mechanism for mechanism in plan if mechanism.share is not None]
     releases = [mechanism for mechanism in plan if mechanism.mechanism == "gaussian" and mechanism.share is None]
     if len(releases) + len(shared) == len(plan):
-        releases = []  # they take what is left
+        releases = []  # they take the rest
     if not releases and not shared:
         return tuple(plan)
     fixed = [*releases, *shared]
@@ -256,7 +255,7 @@ def settled(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -
 
 
 def _noise_of_share(mechanism: Mechanism, whole: float, budget: Budget, accountant: Accountant) -> float:
-    """The noise multiplier by a mechanism's share of the budget; `whole` is that of a release with the whole budget."""
+    """The noise multiplier for a mechanism's share of the budget; `whole` is that for the whole budget."""
     if mechanism.share is None or not whole:
         return whole * mechanism.noise_ratio
     part = Mechanism.gaussian("part", mechanism.share).event(whole)
@@ -268,12 +267,12 @@ def _noise_of_share(mechanism: Mechanism, whole: float, budget: Budget, accounta
 
 
 def calibrate(plan: Sequence[Mechanism], budget: Budget, accountant: Accountant) -> float:
-    """The noise scale at which the whole `plan` costs at most `budget`, under every accountant that an audit checks.
+    """The noise scale at which `plan` costs at most `budget` under every accountant that an audit checks.
 
-    These are `accountant`, PRV and PLD. The largest of their epsilons is at least 0.999 of the target. Usually it is
-    that of `accountant`; PRV and PLD can differ within their error intervals.
+    These are `accountant`, PRV and PLD. The largest of their epsilons is at least 0.999 of the target. Usually
+    `accountant` finds the largest; PRV and PLD can differ within their error intervals.
 
-    Returns 0 for epsilon = inf or an empty plan. The scale that is returned was checked under all three.
+    Returns 0 for epsilon = inf or an empty plan. The returned scale was checked under all three.
 
     Raises:
         UserError: two mechanisms share a name, or an accountant certifies this epsilon for no noise up to 2^40.
@@ -299,7 +298,7 @@ def _calibrated(plan: tuple[Mechanism, ...], budget: Budget, accountant: Account
 
 
 def audited_under(accountant: Accountant) -> tuple[Accountant, ...]:
-    """The accountants whose epsilon must not exceed the target: the declared one, and the two tight ones."""
+    """The accountants whose epsilon must not exceed the target: the declared one and the two tight ones."""
     return tuple(dict.fromkeys((accountant, "prv", "pld")))
 
 
@@ -308,10 +307,9 @@ def _cost(plan: Sequence[Mechanism], scale: float, delta: float, accountant: Acc
 
 
 def _least_scale(plan: tuple[Mechanism, ...], budget: Budget, accountant: Accountant, guess: float | None) -> float:
-    """The scale at which `accountant` says at most the budget's epsilon, and at least 0.999 of it.
+    """The scale at which `accountant` finds at most the budget's epsilon, and at least 0.999 of it.
 
-    By false position on log scale and log epsilon, with halving where that stalls. The scale that is returned was
-    evaluated.
+    By false position on log scale and log epsilon, with halving where that stalls. The returned scale was evaluated.
     """
     target, factor = budget.epsilon, 1.02
     if guess is None:

@@ -1,4 +1,4 @@
-"""The audit: epsilon from nothing but a ledger, under three accountants, and its events in dp-accounting's form."""
+"""The audit: epsilon from only a ledger, under three accountants, and its events in dp-accounting's form."""
 
 import math
 from typing import Any
@@ -16,17 +16,16 @@ _PUBLISHED = (
 def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Re-derives epsilon from the JSON of a ledger.
 
-    Passed means: at most the target under the declared accountant *and* under PRV and PLD (the tight ones, so that a
-    fault of the declared one would show). Whether the events are those of the recipe is not asked here: see
-    `dpdm.plan.check_recipe`.
+    A run passes if epsilon is at most the target under the declared accountant *and* under PRV and PLD (the tight ones,
+    which would show a fault of the declared one). `dpdm.plan.check_recipe` compares the events with the recipe.
 
     Returns:
         The ledger's facts and events, epsilon_rdp, epsilon_prv and epsilon_pld ("inf" for no bound), `budget_shares`
         by event, and `passed`.
 
     Raises:
-        UserError: the ledger is not one, is of an older version, was changed after it was written, or has a budget or
-            events for which an accountant has no answer.
+        UserError: it is no ledger, is of an older version, was changed after it was written, or has a budget or events
+            for which an accountant has no answer.
     """
     ledger = Ledger.from_json(value, origin)
     try:
@@ -48,8 +47,8 @@ def audit(value: dict[str, Any], origin: str) -> dict[str, Any]:
 def exported(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """A run's events as a DpEvent of Google's dp-accounting: objects that name its classes and their fields.
 
-    dp-accounting has no event for drawing one of many shards: it becomes an UnsupportedDpEvent, which its accountants
-    refuse.
+    dp-accounting has no event for drawing one of many shards. Such an event becomes an UnsupportedDpEvent, which its
+    accountants refuse.
 
     Raises:
         UserError: as `audit`.

@@ -1,10 +1,10 @@
 """Noised gradients at generated images: privacy for a generator, not for a critic.
 
-A generator's loss on real data reaches its weights only through the images it generated. So the gradient at the
-whole block of generated images is clipped jointly, noised, and back-propagated through the generator as
-post-processing: DP-Sinkhorn (Cao et al. 2021), GS-WGAN (Chen et al. 2020).
+A generator's loss on real data reaches its weights only through the generated images. So the gradient at the whole
+block of generated images is clipped jointly, noised, and back-propagated through the generator as post-processing:
+DP-Sinkhorn (Cao et al. 2021), GS-WGAN (Chen et al. 2020).
 
-The block's gradient may be any function of the records drawn. So adding or removing one of them can flip the sign of a
+The block's gradient may be any function of the drawn records. So adding or removing one record can flip the sign of a
 clipped block, and the sensitivity is twice the clip norm.
 """
 
@@ -31,7 +31,7 @@ Prepare = Callable[[Tensor, Tensor, int], Any]
 
 
 class BlockParams(Strict):
-    """What decides the privacy of noised block gradients, next to the noise."""
+    """The parameters that, with the noise, determine the privacy of noised block gradients."""
 
     steps: Count = Field(description="private steps")
     max_block_norm: Positive = Field(description="L2 norm to which the gradient at a whole block of images is clipped")
@@ -48,7 +48,7 @@ class PoissonBlocks(BlockParams):
 
 
 class ShardBlocks(BlockParams):
-    """Records are dealt to shards, independently and for good; every step draws one shard."""
+    """Records are dealt to shards once, independently; every step draws one shard."""
 
     shards: Count = Field(description="shards to which the records are dealt; every step draws one of them")
 
@@ -68,19 +68,19 @@ class BlockStep(Step):
         """The noised gradient at a block of generated images.
 
         Args:
-            fakes: generated images [M, C, H, W] (or anything of the method's own), detached before they are shown.
-            gradient: maps (fakes, images, labels) of the records drawn - with shards (fakes, images, labels, state) -
+            fakes: generated images [M, C, H, W] (or any tensor of the method), detached before `gradient` sees them.
+            gradient: maps (fakes, images, labels) of the drawn records - with shards (fakes, images, labels, state) -
                 to a gradient of the fakes' shape. Images are float in [-1, 1], [B, C, H, W], labels int64 [B]. Not
-                called when no record was drawn.
+                called if no record was drawn.
 
         Returns:
             The gradient clipped jointly to L2 norm `max_block_norm`, plus N(0, (2 max_block_norm z)^2) per
             coordinate. Use it as `fakes.backward(...)`.
 
         Raises:
-            RuntimeError: called twice or after the loop was closed, or a gradient of another shape.
-            UserError: `gradient` remembers records (tried on random ones, see `is_due`), or gives no
-                finite tensor; or the fakes are no floating-point numbers.
+            RuntimeError: called twice or after the loop was closed, or the gradient has another shape.
+            UserError: `gradient` remembers records (tested on random ones, see `is_due`), or returns no finite tensor;
+                or the fakes are no floating-point numbers.
         """
         return self._take(fakes.detach(), gradient)
 
@@ -88,9 +88,9 @@ class BlockStep(Step):
 class BlockGradients(PrivateLoop[BlockStep]):
     """Iterates over exactly `params.steps` private steps. Made by `PrivateData.block_gradients`.
 
-    With shards, the state that `prepare` made for a shard (a critic trained on it) stays here, and every step gets a
-    fresh copy: no change by a step may reach a later one. Which shards were drawn before is secret, and the accountant
-    assumes that a step depends on the past only through its releases.
+    With shards, the state that `prepare` made for a shard (such as a critic trained on it) stays here, and every step
+    gets a fresh copy, so that no change by a step reaches a later one. It is secret which shards were drawn before, and
+    the accountant assumes that a step depends on the past only through its releases.
     """
 
     step_type = BlockStep
@@ -101,16 +101,16 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self._prepared: dict[int, Any] = {}
         self._passed = False
         self._rehearsed: tuple[Any, ...] = ()  # with shards: the state of a shard of random records
-        self._preparations = 0  # times that this process has tried `prepare`
+        self._preparations = 0  # how often this process has tested `prepare`
         if isinstance(params, ShardBlocks):
-            # Each record on its own, so that adding or removing one moves no other to another shard.
+            # Each record is dealt separately, so that adding or removing one moves no other record to another shard.
             self._shard_of = (self._rng.uniform("shards", count=self._n) * params.shards).astype(np.int64)
 
     def check(self, fakes: Tensor, gradient: BlockGradient, index: int) -> None:
-        """Tries `gradient` on random records, on others, and on the first ones again, which must give the same result.
+        """Calls `gradient` on random records, on others, and on the first ones again, which must give the same result.
 
-        If it remembers records (a critic that goes on learning), later releases depend on earlier secret draws, which
-        no accountant here covers.
+        If it remembers records (such as a critic that keeps learning), later releases depend on earlier secret draws,
+        which no accountant here covers.
         """
         if not callable(gradient):
             raise UserError(f"a block's gradient must be a function of fakes, images and labels, got {gradient!r}")
@@ -130,7 +130,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
             if not isinstance(found, Tensor) or found.layout != torch.strided:
                 got = getattr(found, "layout", type(found).__name__)
                 raise UserError(f"a block's gradient must be a dense tensor, got {got}")
-            return found.detach().clone()  # it may be a buffer that the next call changes
+            return found.detach().clone()  # may be a buffer that the next call changes
 
         first, _, again = without_traces(of_batch, gradient)
         if not torch.equal(first.nan_to_num(), again.nan_to_num()):
@@ -141,12 +141,12 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self._passed = True
 
     def _try_prepare(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Prepares a shard of random records, one of others, and the first again, which must give the same state."""
+        """Prepares a shard of random records, another one, and the first again, which must give the same state."""
         self._preparations += 1
         first, _, again = without_traces(lambda i: self._prepare_shard(*map(torch.clone, drawn[i]), 0), self._prepare)
         expected = state_of(first)
         differs = any(state_of(state) != expected for state in (again, *self._rehearsed))
-        if differs and drawn[0][0].device.type == "cpu":  # on a GPU, sums may round otherwise each time
+        if differs and drawn[0][0].device.type == "cpu":  # on a GPU, sums can round differently each time
             raise UserError(
                 "a shard's preparation depends on more than its records: done again on the same random records, it "
                 "gives another state; let it use no generator in training, and make everything that it trains anew"
@@ -160,7 +160,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
             return self._prepare(images, labels, shard)
 
     def release(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
-        """What `BlockStep.release` says; the step was counted before."""
+        """See `BlockStep.release`; the step was counted before."""
         block = self._clipped(fakes, gradient, index)
         std = self.declared.noise_multiplier * self.declared.sensitivity
         released = noised(block, std, self._rng, "noise", index).to(fakes.dtype)

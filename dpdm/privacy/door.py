@@ -1,4 +1,4 @@
-"""The door: the only holder of training images. Everything that leaves it is noised and in the ledger."""
+"""The door: the only holder of training images. Everything that it releases is noised and in the ledger."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,21 +31,21 @@ Statistic = Callable[[Tensor, Tensor], Tensor]
 class PrivateData(NoCopy):
     """Training images behind a privacy budget.
 
-    A method announces its mechanisms as a plan; the door sets the noise of mechanisms with a share, finds the noise
+    A method announces its mechanisms as a plan. The door sets the noise of mechanisms with a share, finds the noise
     scale of the rest at which the whole plan meets the budget, and then serves each planned mechanism exactly once, by
-    name. Images are seen only by the callbacks given to a mechanism. This is a capability, not a sandbox: it makes a
-    review short.
+    name. Only the callbacks given to a mechanism see images. This is a capability, not a sandbox: it makes a review
+    short.
 
     Args:
         images: the training split.
-        plan: every mechanism that will be asked for.
+        plan: every mechanism that the method uses.
         budget: target epsilon and delta.
         accountant: "rdp", "prv" or "pld", for the calibration.
         rng: the streams of sampling and DP noise.
         ledger: where releases are written; must be empty.
-        processes: DP-SGD splits its batches among them, and this one computes on its device; other mechanisms do all
-            their work in every process.
-        checkpoint: where long mechanisms save their state, and continue from.
+        processes: DP-SGD divides its batches among them, each on its device; other mechanisms do all their work in
+            every process.
+        checkpoint: where long mechanisms save their state, and from which they continue.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PrivateData(NoCopy):
         self._served: set[str] = set()
 
     def noise_multiplier(self, name: str) -> float:
-        """The noise multiplier that the planned mechanism `name` will use: public, so that a method may adapt to it."""
+        """The noise multiplier of the planned mechanism `name`: public, so a method may adapt to it."""
         return self._planned(name).noise_at(self._noise_scale)
 
     def release_sum(self, name: str, statistic: Statistic, l2_bound: float) -> Tensor:
@@ -85,25 +85,25 @@ class PrivateData(NoCopy):
         Args:
             name: a planned Gaussian mechanism.
             statistic: maps images (float in [-1, 1], [1, C, H, W]) and labels (int64, [1]) to [1, ...], of any real
-                dtype. It sees one record at a time, vectorized by `torch.func.vmap` if possible: code written for
-                batches sees batches of one. Its draws (from torch's default generator) are independent per record.
+                dtype. It sees one record at a time, vectorized by `torch.func.vmap` if possible, so code for batches
+                sees batches of one. Its draws (from torch's default generator) are independent per record.
             l2_bound: the sensitivity, as planned; the door clips each record's vector to it.
 
         Returns:
             float64 tensor of the statistic's shape without its first axis, plus N(0, (z * l2_bound)^2).
 
         Raises:
-            UserError: the mechanism is not planned so or was served already; or a statistic fails, is not finite, or
-                is not one vector per record.
+            UserError: the mechanism is not planned with this bound, or was already served; or the statistic fails, is
+                not finite, or is not one vector per record.
         """
         return self._release(name, l2_bound, statistic, l2_bound, _sum)
 
     def release_second_moment(self, name: str, vectors: Statistic, l2_bound: float) -> Tensor:
         """A noised sum over all records of v v^T, for a per-record vector v clipped to L2 norm `l2_bound`.
 
-        The same mechanism as `release_sum` of the statistic v v^T, whose Frobenius norm is at most l2_bound^2,
-        but computed by one matrix product. With vectors [b, g, d] a record gives g blocks, v being their
-        concatenation for the clipping: sqrt(sum_g |v_g|^4) <= sum_g |v_g|^2 <= l2_bound^2 bounds them jointly.
+        The same mechanism as `release_sum` of the statistic v v^T, whose Frobenius norm is at most l2_bound^2, but
+        computed by one matrix product. With vectors [b, g, d], a record gives g blocks, and their concatenation v is
+        clipped: sqrt(sum_g |v_g|^4) <= sum_g |v_g|^2 <= l2_bound^2 bounds them jointly.
 
         Args:
             name: a planned Gaussian mechanism.
@@ -111,8 +111,8 @@ class PrivateData(NoCopy):
             l2_bound: of a record's vector; the sensitivity is its square.
 
         Returns:
-            float64 [d, d] or [g, d, d], symmetric: noise of std z * l2_bound^2 on the diagonal, and 1 / sqrt(2)
-            of that off it (independent noise on all entries, then symmetrized: post-processing).
+            float64 [d, d] or [g, d, d], symmetric. The noise has std z * l2_bound^2 on the diagonal, and 1 / sqrt(2) of
+            that off the diagonal (independent noise on all entries, then symmetrized: post-processing).
         """
         moment = self._release(name, l2_bound**2, vectors, l2_bound, _second_moment)
         return (moment + moment.mT) / 2
@@ -132,11 +132,11 @@ class PrivateData(NoCopy):
         Args:
             name: a planned Poisson-subsampled Gaussian mechanism.
             rows_per_example: rows of the forward batch that belong to one example.
-            second_order: the loss itself differentiates through the module (`torch.func.grad` of `DpSgd.module`, as
-                a gradient penalty does). It is then shown one example at a time, vectorized, and may call the module
-                often.
-            keep: whatever else the loop changes (an average, a generator, its optimizer): saved in checkpoints
-                with module and optimizer, so that a killed run continues as if it had not been.
+            second_order: the loss itself differentiates through the module (`torch.func.grad` of `DpSgd.module`, as a
+                gradient penalty does). The loss then sees one example at a time, vectorized, and may call the module
+                several times.
+            keep: everything else that the loop changes (an average, a generator, its optimizer). It is saved in
+                checkpoints with module and optimizer, so that a killed run continues as if it had not been killed.
 
         Raises:
             UserError: not planned with exactly these parameters, served already, or a layer mixes examples.
@@ -155,10 +155,10 @@ class PrivateData(NoCopy):
 
         Args:
             name: a mechanism planned as `params.mechanism(name, n)`.
-            prepare: with shards, maps a shard's images, labels and number to a state (say, a trained critic) of which
-                every step on that shard gets a copy. Called once per shard, when first drawn; its result must depend
-                on nothing else that changes.
-            keep: whatever the loop changes (a generator, its optimizer): saved in checkpoints.
+            prepare: with shards, maps a shard's images, labels and number to a state (such as a trained critic); every
+                step on that shard gets a copy. Called once per shard, when it is first drawn. The state must depend on
+                nothing else that changes.
+            keep: everything that the loop changes (a generator, its optimizer); saved in checkpoints.
 
         Raises:
             UserError: not planned with exactly these parameters, or served already.
@@ -166,9 +166,9 @@ class PrivateData(NoCopy):
         return BlockGradients(self._serve_loop(params.mechanism(name, self.meta.n), keep), params, prepare)
 
     def public_steps(self, name: str, count: int, keep: Sequence[Stateful] = ()) -> Iterator[int]:
-        """The numbers 0, 1, ..., count - 1 of a loop that sees no record, such as training towards what was released.
+        """The numbers 0, 1, ..., count - 1 of a loop that sees no record, such as training on releases.
 
-        A killed run continues it where its last checkpoint was; `keep` is all that the loop changes.
+        A killed run continues the loop from its last checkpoint; `keep` is everything that the loop changes.
         """
         if name in self._plan:
             raise UserError(f"{name!r} is a mechanism of the plan; give the loop without records another name")
@@ -251,7 +251,7 @@ class PrivateData(NoCopy):
     ) -> Tensor:
         """The sum (float64) of reduce(clipped vectors) over all chunks; every record is in exactly one.
 
-        Not a release. A record changes it by at most the sensitivity, rounding included.
+        Not a release. A record changes the sum by at most the sensitivity, including rounding.
         """
         records = _PerRecord(name, statistic, rng)
         shape = _PerRecord(name, statistic, Randomness.repeatable(0)).rehearse(self.meta, self.device)
@@ -273,17 +273,17 @@ class PrivateData(NoCopy):
 
 
 class _PerRecord:
-    """Shows a statistic one record at a time: vectorized, or where torch.func.vmap cannot, in a loop."""
+    """Calls a statistic on one record at a time: vectorized, or in a loop where torch.func.vmap fails."""
 
     def __init__(self, name: str, statistic: Statistic, rng: Randomness):
         self._name, self._statistic, self._rng = name, statistic, rng
         self._vectorized = True
 
     def rehearse(self, meta: ImageMeta, device: torch.device) -> torch.Size:
-        """Calls the statistic on a random record, on another, and on the first again; returns the shape of its result.
+        """Calls the statistic on a random record, another, and the first again; returns the shape of its result.
 
         Raises:
-            UserError: it remembers records: the result changes, or something that it can reach.
+            UserError: the statistic remembers records: its result changes, or something that it can reach.
         """
         images, labels = random_records(2, meta, "statistic", device)
         set_apart(labels, meta)
@@ -301,14 +301,14 @@ class _PerRecord:
         return first.shape[1:]
 
     def vectors(self, images: Tensor, labels: Tensor, start: int) -> Tensor:
-        """float64 [b, ...]: the statistic of each record; `start` is the number of the first one."""
+        """float64 [b, ...]: the statistic of each record; `start` is the number of the first record."""
         if self._vectorized:
             try:
                 with self._rng.torch_default("draws", start):
                     return torch.func.vmap(self._of_one, randomness="different")(images, labels)
             except UserError:
                 raise
-            except Exception as error:  # whatever vmap cannot express; a fault of the statistic comes up again below
+            except Exception as error:  # whatever vmap cannot express; errors of the statistic appear again below
                 self._vectorized = False
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"{self._name}: its statistic runs record by record, slowly: {reason}", stacklevel=2)
@@ -334,7 +334,7 @@ class _PerRecord:
             raise UserError(
                 f"{self._name}: a statistic must give one vector per record, dense, real, [1, ...], got {got}"
             )
-        return v[0].detach().double().clone()  # the statistic may return a buffer that it fills anew at every call
+        return v[0].detach().double().clone()  # the statistic may return a buffer that every call overwrites
 
 
 def _sum(vectors: Tensor) -> Tensor:

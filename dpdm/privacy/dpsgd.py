@@ -20,12 +20,12 @@ from dpdm.privacy.per_example import PerExampleGradients
 from dpdm.processes import Processes
 
 # Per-example gradients are clipped to max_grad_norm (1 - ROUNDING), which leaves room for rounding. With u = 2^-24, the
-# norm is off by at most 512 u = 2^-15 of itself (squares summed in float32 over 1,024 numbers, then in float64), and a
-# sum of SUMMED gradients in float32 by 2^6 u = 2^-18 of the clip norm, on each of two neighboring data sets; all other
-# sums are in float64.
+# relative error of the norm is at most 512 u = 2^-15 (squares are summed in float32 over 1,024 numbers, then in
+# float64). The error of a float32 sum of SUMMED gradients is at most 2^6 u = 2^-18 of the clip norm, on each of two
+# neighboring data sets. All other sums are in float64.
 ROUNDING = 2.0**-14
 NORM_BLOCK, SUMMED = 1024, 8
-WHOLE = 2**22  # numbers that are copied to float64 at once; more would cost more time than the sums themselves
+WHOLE = 2**22  # numbers copied to float64 at once; more would take longer than the sums themselves
 
 RowLosses = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,7 +36,7 @@ class PublicRows:
 
     Args:
         losses: like `row_losses` of `Step.update`, but over `images` and `labels`.
-        images: [M, C, H, W]; labels: int64 [M]. M must not depend on the records drawn.
+        images: [M, C, H, W]; labels: int64 [M]. M must not depend on the drawn records.
     """
 
     losses: RowLosses
@@ -48,7 +48,7 @@ class PublicRows:
 
 
 class DpSgdParams(Strict):
-    """What decides a DP-SGD run's privacy, next to the noise; `max_physical_batch_size` does not."""
+    """The parameters that, with the noise, determine the privacy of DP-SGD (except `max_physical_batch_size`)."""
 
     expected_batch_size: Count = Field(description="mean size of the Poisson batch; sample rate q = this / n")
     steps: Count = Field(description="private steps")
@@ -67,22 +67,21 @@ class DpSgdStep(Step):
     """One private step; `update` must be called exactly once."""
 
     def update(self, row_losses: RowLosses, public: PublicRows | None = None) -> None:
-        """Draws a Poisson batch, and moves the parameters along its clipped, noised mean gradient.
+        """Draws a Poisson batch, and updates the parameters by its clipped, noised mean gradient.
 
         Args:
             row_losses: maps images (float in [-1, 1], [B, C, H, W]) and labels (int64, [B]) to one loss per row,
-                [rows_per_example * B], in draw-major order, with one call of `DpSgd.module`. Not called when the
-                batch is empty; called once per chunk when it exceeds `max_physical_batch_size`. It draws on the CPU,
-                from torch's default generator, which is seeded for each chunk: whichever process computes it, a chunk
-                draws the same.
-            public: rows that are added to the mean: the gradient is (clipped sum over records + noise + clipped
-                sum over public rows) / (expected_batch_size + number of public rows).
+                [rows_per_example * B], in draw-major order, with one call of `DpSgd.module`. Not called if the batch is
+                empty; called once per chunk if the batch exceeds `max_physical_batch_size`. It draws on the CPU, from
+                torch's default generator, which is seeded for each chunk, so a chunk has the same draws in any process.
+            public: rows that are added to the mean. The gradient is (clipped sum over records + noise + clipped sum
+                over public rows) / (expected_batch_size + number of public rows).
 
         Raises:
             RuntimeError: called twice or after the loop was closed, `row_losses` breaks the unit (see
                 PerExampleGradients), or the number of public rows changed since the last step.
-            UserError: `row_losses` mixes records (see dpdm.privacy.isolation), a layer does, or loss or gradient are
-                not finite; the parameters were not touched.
+            UserError: `row_losses` or a layer mixes records (see dpdm.privacy.isolation), or loss or gradient are not
+                finite. The parameters are unchanged.
         """
         self._take(row_losses, public)
 
@@ -90,8 +89,8 @@ class DpSgdStep(Step):
 class DpSgd(PrivateLoop[DpSgdStep]):
     """Iterates over exactly `params.steps` private steps. Made by `PrivateData.dpsgd`.
 
-    `module` is the module to call in the loss. `released_grad_norm` is the norm of the last noised mean
-    gradient: a release, so free to log (the loss is not).
+    The loss must call `module`. `released_grad_norm` is the norm of the last noised mean gradient. It is a release and
+    may be logged; the loss may not.
     """
 
     step_type = DpSgdStep
@@ -120,13 +119,13 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         self._swap_test = SwapTest(self._gradients, self._meta, params.max_physical_batch_size)
 
     def close(self) -> None:
-        """Takes the per-example machinery off the module; further private steps are impossible."""
+        """Removes the per-example hooks from the module; further private steps are impossible."""
         if not self.closed:
             self._gradients.close()
         super().close()
 
     def check(self, row_losses: RowLosses, public: PublicRows | None = None, index: int = 0) -> None:
-        """Refuses what a step must not do, before the step is counted: see `SwapTest` and `DpSgdStep.update`."""
+        """Refuses a forbidden loss before the step is counted: see `SwapTest` and `DpSgdStep.update`."""
         for losses in (row_losses, *([] if public is None else [public.losses])):
             if not callable(losses):
                 raise UserError(f"a loss must be a function of images and labels, got {losses!r}")
@@ -136,12 +135,12 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         self._swap_test.run(row_losses, self._module, index)
 
     def release(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
-        """What `DpSgdStep.update` says; the step was counted before."""
+        """See `DpSgdStep.update`; the step was counted before."""
         batch = self._draw(index)
         total = self._clipped_sum(row_losses, len(batch), lambda chunk: self._images(batch[chunk]), "private", index)
         # Every process draws the same noise and adds it to the same sum, so that all processes get the same weights.
         total = noised(total, self.declared.noise_multiplier * self.declared.sensitivity, self._rng, "noise", index)
-        # Constant numbers of rows, never the number drawn: that is secret.
+        # Constant numbers of rows, never the drawn number, which is secret.
         rows = self.params.expected_batch_size
         if public is not None:
             rows += len(public.images)
@@ -157,7 +156,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
     ) -> Tensor:
         """The sum of clipped per-example gradients over all processes: float64, all parameters side by side.
 
-        Not a release. A record changes it by at most max_grad_norm, rounding included.
+        Not a release. A record changes the sum by at most max_grad_norm, including rounding.
 
         Args:
             load: images and labels of a chunk of the `count` examples.
@@ -170,7 +169,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
             if not self._processes.mine(number):
                 continue
             images, labels = load(slice(start, start + size))
-            # The default generator, since under vmap a loss cannot be given one.
+            # The default generator, since a loss under vmap cannot receive one.
             with self._rng.torch_default(stream, index, number):
                 self._gradients.backward(row_losses, images, labels)
             add_clipped(total, [p.grad_sample for p in self._parameters], self.declared.sensitivity)
@@ -196,14 +195,14 @@ def add_clipped(total: Tensor, gradients: Sequence[Tensor], max_grad_norm: float
 
     Args:
         total: float64 [P], changed in place.
-        gradients: per parameter [B, *shape], of any floating-point dtype; P numbers an example in all.
-        max_grad_norm: L2 norm that the sum moves by at most when one example is left out, rounding included.
+        gradients: per parameter [B, *shape], of any floating-point dtype; P numbers per example in total.
+        max_grad_norm: the sum moves by at most this L2 norm if one example is left out, including rounding.
     """
     flat = [g.detach().flatten(1).float() for g in gradients]
     bound = max_grad_norm * (1 - ROUNDING)
     weights = bound / torch.stack([_squared_norms(g) for g in flat]).sum(0).sqrt().clamp(min=bound)
     for part, g in zip(total.split([g.shape[1] for g in flat]), flat, strict=True):
-        if g.is_cuda:  # few large kernels, and float64 costs little there
+        if g.is_cuda:  # few large kernels; float64 costs little on a GPU
             part.add_(g.mul_(weights[:, None].float()).sum(0, dtype=torch.float64))
         elif g.numel() <= WHOLE:
             part.addmv_(g.double().T, weights)

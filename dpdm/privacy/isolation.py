@@ -1,10 +1,10 @@
 """The swap test: a record's gradient must not depend on the other records of its batch.
 
-DP-SGD's sensitivity is one clip norm only where every record acts only on its own gradient. Batch statistics, mixup,
-negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records, or rows in another
-order than draw-major break that, and a look at the layers does not show it. So does what treats rows by their place. So
-the loss is tried on random images with equal draws: other records are replaced, left out, no numbers at all, or come
-before, and the gradient of a record must stay the same. The test never looks at the private images.
+DP-SGD's sensitivity is one clip norm only if every record acts only on its own gradient. This breaks with batch
+statistics, mixup, negatives or class weights taken from the batch, a mean over the batch, a memory of earlier records,
+rows not in draw-major order, or a loss that treats rows by their place; the layers do not show it. So the loss is
+tested on random images with equal draws: other records are replaced, left out, set to NaN, or come before, and the
+gradient of a record must stay the same. The test never looks at the private images.
 """
 
 import math
@@ -37,12 +37,13 @@ SHARP, GREY, SOFT = (4.0, 1.0), (0.02, 0.5), (0.5, 1.0)
 class SwapTest:
     """Runs the test when it is due.
 
-    In full before the first step, and when the code of the loss, or the kind, mode or a flag of a module changes. In
-    brief at later steps (`is_due`), for what changes later: a schedule in the loss, a memory that fills.
+    The full test runs before the first step, and when the code of the loss changes, or the kind, mode or a flag of a
+    module. A brief test runs at later steps (`is_due`) and finds later changes, such as a schedule in the loss or a
+    memory that fills.
 
     Args:
         gradients: the engine that the private steps use.
-        meta: of the private images: their shape and number of classes, both public.
+        meta: the shape and number of classes of the private images, both public.
         max_size: the largest chunk of a step.
     """
 
@@ -52,24 +53,24 @@ class SwapTest:
         self._passed: set[Any] = set()
 
     def run(self, row_losses: Callable[[Tensor, Tensor], Tensor], module: nn.Module, step: int = 0) -> None:
-        """Tries `row_losses` if it is time.
+        """Tests `row_losses` if the test is due.
 
         Args:
-            row_losses: what a private step differentiates; see `DpSgdStep.update`.
-            module: the module in training, whose parameters are moved a little meanwhile (a layer that starts at
-                zero would hide what comes before it) and put back.
+            row_losses: the losses of a private step; see `DpSgdStep.update`.
+            module: the module in training. Its parameters are moved a little during the test (a layer that starts at
+                zero would hide the layers before it), and then restored.
             step: index of the step.
 
         Raises:
-            UserError: a record's gradient moved (the message says which parameter's, and by how much), or the loss
-                keeps something of its records; or random images have no gradient, so that the test sees nothing.
+            UserError: a record's gradient moved (the message says of which parameter, and by how much), or the loss
+                keeps something of its records, or random images have no gradient, so that the test sees nothing.
         """
         key = _identity(row_losses), _signature(module)
         known = key in self._passed
         if known and not is_due(step):
             return
         trials = _Trials(self._gradients, self._meta, row_losses, module)
-        start = time.process_time()  # not the clock: a busy machine must not test less
+        start = time.process_time()  # not wall time: a busy machine must not test less
         per_record = 0.0
         with _moved(list(trials.parameters.values())):
             if known and self._sizes:
@@ -87,7 +88,7 @@ class SwapTest:
 
 
 class _Trials:
-    """What is tried of one loss; each raises UserError. Arguments as of `SwapTest`."""
+    """The trials of one loss; each raises UserError. Arguments as in `SwapTest`."""
 
     def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, row_losses: Callable, module: nn.Module):
         self._gradients, self._meta, self._row_losses, self._module = gradients, meta, row_losses, module
@@ -95,7 +96,7 @@ class _Trials:
         self._device = next(iter(self.parameters.values())).device
 
     def alone(self, step: int, size: int) -> None:
-        """A record by itself, after another one, and among others: batches of 1 and `size`, equal draws."""
+        """Compares a record by itself, after another one, and among others: batches of 1 and `size`, equal draws."""
         images, labels = self._batch(max(size, 2), f"alone at {step}")
         set_apart(labels, self._meta)
         with _SameDraws():
@@ -122,7 +123,7 @@ class _Trials:
             )
 
     def in_brief(self, size: int) -> None:
-        """A record among others that are replaced, once, and among others that are no numbers."""
+        """Compares a record among others that are replaced once, and then among images of NaN."""
         kept = size - 1  # the middle would be its own mirror image
         batches = self._first(size), self._replaced(*self._first(size), 0, kept, SHARP)
         first, second = without_traces(
@@ -133,12 +134,12 @@ class _Trials:
         self._among_nan(*batches[0], of_kept, kept)
 
     def among_others(self, size: int, end: float) -> None:
-        """A record among others that are replaced, in several places until `end` (seconds of processor time)."""
+        """Compares a record among replaced others, in several places until `end` (seconds of processor time)."""
         images, labels = self._first(size)
         trials = ((size // 2, SHARP), (size // 2, GREY), (size - 1, SOFT), (0, SHARP))
         whole = self._backward(images, labels)
         first = {kept: [g[kept].clone() for g in whole] for kept, _ in trials}
-        del whole  # as large as a step may be
+        del whole  # as large as the gradients of a step
         self._among_nan(images, labels, first[size // 2], size // 2)
         for number, (kept, change) in enumerate(trials):
             if number > 1 and time.process_time() > end:
@@ -147,7 +148,7 @@ class _Trials:
             self._refuse_moved(first[kept], second, kept)
 
     def in_every_place(self, size: int) -> None:
-        """One record in every row, with equal draws: all rows must have the same gradient."""
+        """Puts one record in every row, with equal draws: all rows must have the same gradient."""
         images, labels = self._batch(1, "everywhere")
         with _SameDraws() as draws:
             rows = self._backward(images.expand(size, *images.shape[1:]), labels.expand(size))
@@ -163,14 +164,14 @@ class _Trials:
             )
 
     def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:
-        """A record among others that are no numbers: arithmetic that reaches them, past any threshold, shows."""
+        """Compares a record among images of NaN, which reveal all arithmetic with them, past any threshold."""
         losses: list[Tensor] = []
 
         def watched(x: Tensor, y: Tensor) -> Tensor:
             losses.append(self._row_losses(x, y))
             return losses[-1]
 
-        # A loss may refuse such images. On a GPU that could end the process, as an index made of NaN does.
+        # A loss may refuse such images. On a GPU they can end the process, for example by an index made of NaN.
         for strange in (math.nan, FAR) if self._device.type == "cpu" else ():
             others = torch.full_like(images, strange)
             others[kept] = images[kept]
@@ -183,7 +184,7 @@ class _Trials:
             return
         moved = self._moved(first, [g[kept] for g in second], TOLERANCE)
         what = f"the gradient of record {kept} moves {moved}" if moved else ""
-        if self._gradients.is_fast:  # the other engine shows a loss no batch
+        if self._gradients.is_fast:  # with the other engine, a loss sees no batch
             finite = losses[-1].detach().view(-1, len(images))[:, kept].isfinite().all()
             what = what or ("" if finite else f"the loss of record {kept} is not finite")
         if what:
@@ -219,7 +220,7 @@ class _Trials:
             )
 
     def _moved(self, first: list[Tensor], second: list[Tensor], tolerance: float) -> str:
-        """How far a record's gradient moves, most in which parameter: "by 0.3 of its size (0.weight)", or ""."""
+        """How far a record's gradient moves, and in which parameter most: "by 0.3 of its size (0.weight)", or ""."""
         worst, moved = _movement(first, second)
         return "" if moved <= tolerance else f"by {moved:.2g} of its size ({list(self.parameters)[worst]})"
 
@@ -229,7 +230,7 @@ class _Trials:
     def _backward(
         self, images: Tensor, labels: Tensor, row_losses: Callable | None = None, finite: bool = True
     ) -> list[Tensor]:
-        """Per parameter the gradients [B, *shape] of a batch."""
+        """The gradients [B, *shape] of a batch, per parameter."""
         with Streams(0, "swap test").torch_default("loss"):
             self._gradients.backward(row_losses or self._row_losses, images.clone(), labels.clone(), finite)
         found = [p.grad_sample.detach().float() for p in self.parameters.values()]
@@ -241,10 +242,10 @@ class _Trials:
 
 
 def is_due(step: int) -> bool:
-    """Whether a loss or gradient that passed before is tried again at this step.
+    """Whether a loss or gradient that passed before is tested again at this step.
 
-    At the first twelve, at powers of two and at multiples of a hundred, and just before these: a schedule begins there,
-    or does something every so many steps.
+    True for steps 1 to 11, powers of two, multiples of a hundred, and the steps just before these, where schedules
+    usually begin or act.
     """
     return 0 < step < 12 or any(near & (near - 1) == 0 or near % 100 == 0 for near in (step, step + 1) if step)
 
@@ -258,14 +259,14 @@ def random_records(size: int, meta: ImageMeta, name: str, device: torch.device) 
 
 
 def set_apart(labels: Tensor, meta: ImageMeta) -> None:
-    """Gives the second of random records another label than the first, in place: some memories go by label."""
+    """Gives the second of random records another label than the first, in place: some memories depend on labels."""
     labels[1] = (labels[0] + 1) % max(1, meta.num_classes)
 
 
 class _SameDraws(TorchDispatchMode):
-    """Inside the block every row of a random tensor is the first one, whatever the number of rows.
+    """Inside the block, every row of a random tensor equals its first row, for any number of rows.
 
-    `unequal`: whether a random function was called for which that is not so.
+    `unequal`: whether a random function was called for which this does not hold.
     """
 
     def __init__(self) -> None:
@@ -298,7 +299,7 @@ class _SameDraws(TorchDispatchMode):
 
 
 def _movement(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[int, float]:
-    """The parameter whose gradient moved most, and how far: relative to itself or, if it is small, a tenth of all."""
+    """The parameter whose gradient moved most, and how far: relative to its norm, or to a tenth of all if larger."""
     norms = torch.stack([g.norm() for g in before])
     moved = torch.stack([(a - b).norm() for a, b in zip(before, after, strict=True)])
     moved /= norms.clamp(min=max(0.1 * float(norms.norm()), 1e-12))
@@ -307,7 +308,7 @@ def _movement(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[int, f
 
 @contextmanager
 def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Adds a little noise to the parameters inside the block; afterwards they are bit for bit what they were."""
+    """Adds a little noise to the parameters inside the block, and restores them bit for bit afterwards."""
     saved = [p.detach().clone() for p in parameters]
     generator = Streams(0, "swap test").torch("parameters")
     try:
@@ -321,7 +322,7 @@ def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _identity(row_losses: Any) -> Any:
-    """What stays equal when a loop makes the same closure anew at every step: its code, and the flags that it holds."""
+    """What is equal for the same closure made at every step of a loop: its code, and the flags that it holds."""
     inner = getattr(row_losses, "func", row_losses)
     inner = getattr(inner, "__func__", inner)
     code = getattr(inner, "__code__", None) or type(inner).__call__.__code__

@@ -1,4 +1,4 @@
-"""The secret key of a run's noise: made by the operating system, kept next to the checkpoint, destroyed at the end."""
+"""The secret key of a run's noise: made by the operating system, kept next to the checkpoint, deleted at the end."""
 
 import contextlib
 import glob
@@ -13,18 +13,18 @@ from dpdm.processes import Processes
 
 
 def key_path(checkpoint: Path) -> Path:
-    """Where the key of a checkpoint lies."""
+    """The file of a checkpoint's key."""
     return checkpoint.with_name(f"{checkpoint.name}.key")
 
 
 def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes:
-    """The key of this run: a new one, or for a run that goes on from `checkpoint` the one that it began with.
+    """The key of this run: a new one, or the first one if the run continues from `checkpoint`.
 
     Args:
-        checkpoint: next to it lies the key, readable only by its owner; None: in memory only, and a killed run
-            cannot go on.
-        run: fingerprint of recipe, data and code. A key serves one of them: the same noise on two would cancel.
-        processes: the first makes the key, all read it.
+        checkpoint: the key is next to it, readable only by its owner. None: the key is only in memory, and a killed run
+            cannot continue.
+        run: fingerprint of recipe, data and code. A key serves only one fingerprint: equal noise on two would cancel.
+        processes: the first one makes the key, all read it.
 
     Raises:
         UserError: the checkpoint's key is missing, readable by others, of another run, or not a key;
@@ -77,9 +77,10 @@ def secret_key(checkpoint: Path | None, run: str, processes: Processes) -> bytes
 
 
 def _create(path: Path, text: str) -> None:
-    """Makes the file of a key: never readable by others, and complete on the disk before it has its name.
+    """Makes the file of a key: never readable by others, and complete on disk before it gets its name.
 
-    If two commands run at once, one makes the key and the other reads it: a link, unlike a rename, replaces nothing.
+    If two commands run at once, one makes the key and the other reads it, since a link, unlike a rename, replaces
+    nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
@@ -95,8 +96,8 @@ def _create(path: Path, text: str) -> None:
 
 
 def _drop_temporaries(path: Path) -> None:
-    """Removes other names of the key, which a killed command left: they would outlive the key."""
+    """Removes other names of the key that a killed command left; they would outlive the key."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
-        with contextlib.suppress(FileNotFoundError):  # its command is alive and removed it first
+        with contextlib.suppress(FileNotFoundError):  # a command that still runs removed it first
             if other.samefile(path):
                 other.unlink()

@@ -15,20 +15,20 @@ from dpdm.specs import Accountant
 MECHANISMS = ("gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian")
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 VERSION = 2  # of the ledger's form; version 1 had no such key, said add_or_remove_one, and lacked shape and noise
-# n is public: of two neighboring data sets of n records, one has a record that contributes nothing to any release.
+# n is public: two neighboring data sets have n records, and one of them has a record that contributes nothing.
 NEIGHBOURING_RELATION = "zero_out"
 NOISES = ("repeatable", "secret")
-MOST_STEPS = 10**8  # of an event: an audit of more could take hours
+MOST_STEPS = 10**8  # of an event; an audit of more can take hours
 
 
 @dataclass(frozen=True)
 class Event:
-    """One mechanism's releases, documented so that an accountant needs no other detail.
+    """One mechanism's releases, with everything that an accountant needs.
 
     Its name is not empty, and its steps are at most `MOST_STEPS`.
 
-    Each of `steps` times: draw records, compute a vector that one record more or less among the drawn ones moves by
-    at most `sensitivity` in L2 norm, add N(0, (noise_multiplier * sensitivity)^2) to every coordinate.
+    Each of the `steps` draws records and computes a vector, which one drawn record more or less moves by at most
+    `sensitivity` in L2 norm. Then it adds N(0, (noise_multiplier * sensitivity)^2) to every coordinate.
 
     - poisson_subsampled_gaussian: every record is drawn independently with probability `sample_rate`.
     - gaussian: all records are drawn; sample_rate = 1, steps = 1.
@@ -36,7 +36,7 @@ class Event:
       one shard is drawn uniformly. The vectors of any two shards are at most `sensitivity` apart as well.
 
     Raises:
-        UserError: a field has a type or value that no event can have.
+        UserError: a field has an invalid type or value.
     """
 
     mechanism: Literal["gaussian", "poisson_subsampled_gaussian", "categorical_subsampled_gaussian"]
@@ -69,8 +69,7 @@ class Event:
 class Ledger:
     """What one run released about its `n` training records, and its budget.
 
-    Grows only through `append` and `count_step`, both called inside `dpdm.privacy` before a release is
-    handed out.
+    It grows only through `append` and `count_step`, which `dpdm.privacy` calls before it hands out a release.
     """
 
     n: int
@@ -81,11 +80,11 @@ class Ledger:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # the run's resolved spec: what was trained
     provenance: Mapping[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    shape: Sequence[int] = ()  # of a training image, (C, H, W): with n and num_classes all that a plan depends on
+    shape: Sequence[int] = ()  # of a training image, (C, H, W); a plan depends only on it, n and num_classes
     num_classes: int = 0
-    noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a key that nobody publishes
-    public_data: Sequence[str] = ()  # public images, or networks trained on some, that the run learned from
-    failure: str = ""  # of a mechanism that had seen private images: it may depend on them; in no file
+    noise: Literal["repeatable", "secret"] = "repeatable"  # from the public seed, or from a secret key
+    public_data: Sequence[str] = ()  # public images, or networks trained on them, from which the run learned
+    failure: str = ""  # of a mechanism that had seen private images: can depend on them, so in no file
 
     def append(self, event: Event) -> int:
         """Records an event; returns its index."""
@@ -98,7 +97,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def no_failure(self, name: str) -> Iterator[None]:
-        """Inside the block a mechanism sees private images: an error ends the run, also if a method catches it."""
+        """Inside the block, a mechanism sees private images: an error ends the run, even if a method catches it."""
         try:
             yield
         except Exception as error:
@@ -106,7 +105,7 @@ class Ledger:
             raise
 
     def refuse_failed(self) -> None:
-        """UserError if a mechanism failed: whether it fails can depend on a private image, without noise."""
+        """UserError if a mechanism failed: failure can depend on a private image, without noise."""
         if self.failure:
             raise UserError(
                 f"a private mechanism failed before ({self.failure}), and the method went on; whether one fails can "
@@ -114,7 +113,7 @@ class Ledger:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger as JSON values, sealed with a digest of all the rest."""
+        """The ledger as JSON values, sealed with a digest of all other values."""
         facts = {
             "version": VERSION,
             "neighbouring_relation": NEIGHBOURING_RELATION,
@@ -175,7 +174,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """A finite number that a float can hold, as not every int is."""
+    """Whether a value is a finite number that a float can hold; some ints are not."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
@@ -198,10 +197,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "provenance": ("an object", _is_object),
     "events": ("a list", lambda x: isinstance(x, list)),
     "public_data": ("a list of names", lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x)),
-}  # of the JSON of a ledger: what each value must be
+}  # the condition on each value of a ledger's JSON
 
 
 def _seal(facts: Mapping[str, Any]) -> str:
-    # Guards against slips and partial edits. Whoever rewrites events and seal together still cannot lower epsilon below
-    # what those events cost: the audit derives it from them.
+    # Guards against slips and partial edits. Even someone who rewrites events and seal together cannot lower epsilon
+    # below the cost of those events, since the audit derives it from them.
     return sha256_of(json.dumps(facts, sort_keys=True, allow_nan=True).encode())

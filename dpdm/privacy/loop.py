@@ -1,4 +1,4 @@
-"""A loop of private steps: handed out once each, counted in the ledger, and continued from a checkpoint."""
+"""A loop of private steps: each is handed out once and counted in the ledger; the loop continues from a checkpoint."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ from dpdm.privacy.noise import NoCopy, Randomness
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: a module, an optimizer, or a method's counter."""
+    """An object that a checkpoint can hold: a module, an optimizer, or a method's counter."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -54,12 +54,12 @@ StepType = TypeVar("StepType", bound=Step)
 
 @dataclass(frozen=True)
 class Served:
-    """What the door gives to a loop.
+    """The arguments of a loop from the door.
 
     Args:
         images: maps indices of records to images and labels.
-        event: index of the mechanism's event in the ledger, which decides sampling and noise, so that what is done
-            and what is accounted cannot differ.
+        event: index of the mechanism's event in the ledger. The event determines sampling and noise, so that the steps
+            and their accounting cannot differ.
         stateful: everything that the loop changes, for checkpoints.
     """
 
@@ -87,15 +87,15 @@ class PrivateLoop(NoCopy, Generic[StepType]):
         self._steps, self._ledger, self._event = steps, served.ledger, served.event
         self._rng, self._checkpoint, self._stateful = served.rng, served.checkpoint, served.stateful
         self.no_failure, self.refuse_failed = served.ledger.no_failure, served.ledger.refuse_failed
-        self._next: int | None = None  # the first step not yet handed out; None before a checkpoint was looked for
+        self._next: int | None = None  # the first step not yet handed out; None before the loop looks for a checkpoint
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[StepType]:
-        """Yields the steps that are left: a second loop goes on where the first one was left, never from the start.
+        """Yields the remaining steps: a second loop continues where the first one stopped, never from the start.
 
-        Loops must not nest: a checkpoint inside a step of another would hold that step as counted and not yet done.
+        Loops must not nest: a checkpoint inside another loop's step would record that step as counted but not done.
         """
         if self._next is None:
             self._next = self._resume()
@@ -111,7 +111,7 @@ class PrivateLoop(NoCopy, Generic[StepType]):
         self.close()
 
     def count_step(self) -> None:
-        """Writes one more step into the ledger."""
+        """Counts one more step in the ledger."""
         self._ledger.count_step(self._event)
 
     def _draw(self, index: int) -> np.ndarray:
@@ -124,7 +124,7 @@ class PrivateLoop(NoCopy, Generic[StepType]):
         self.closed = True
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds: the event as spent so far, and every stateful object of the loop."""
+        """The content of a checkpoint: the event as spent so far, and every stateful object of the loop."""
         return {
             "next": self._next,
             "event": asdict(self._ledger.events[self._event]),

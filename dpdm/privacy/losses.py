@@ -1,9 +1,9 @@
-"""Discrete privacy losses: what `prv` and `pld` share.
+"""Discrete privacy losses, shared by `prv` and `pld`.
 
 Both compose by FFT, whose rounding error is absolute: 1e-17 times the number of steps, as large as a delta of 1e-12
-after 1e5 steps, and of either sign. So masses are tilted by exp(theta loss) before they are composed, with theta + 1
-the order at which RDP is best: that moves the losses near epsilon to the middle of the distribution, where an error
-is relative. Tilting commutes with composition, and is undone after it.
+after 1e5 steps, and of either sign. So masses are tilted by exp(theta loss) before they are composed, where theta + 1
+is the best order of RDP. This moves the losses near epsilon to the middle of the distribution, where an error is
+relative. Tilting commutes with composition and is undone after it.
 """
 
 import math
@@ -17,10 +17,10 @@ def by_tilt(composed: Callable[[float], tuple[float, float]], order: float, step
     """Epsilon by the first tilt with a negligible rounding error: the one for `order`, then others, then none.
 
     Args:
-        composed: maps theta to epsilon, and to the logarithm of what all masses together were divided by.
+        composed: maps theta to epsilon, and to the logarithm of the divisor of all masses.
 
     Raises:
-        RuntimeError: rounding may change delta by more than a hundredth either way.
+        RuntimeError: rounding may change delta by more than a hundredth in either direction.
     """
     for factor in (1, 8, 64, 512, 1 / 8, 0):
         theta = factor * (order - 1)
@@ -31,7 +31,7 @@ def by_tilt(composed: Callable[[float], tuple[float, float]], order: float, step
 
 
 def tilted(losses: np.ndarray, masses: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
-    """Masses times exp(theta loss), normalized; and the logarithm of what they were divided by."""
+    """Masses times exp(theta loss), normalized; and the logarithm of their divisor."""
     with np.errstate(divide="ignore"):
         logs = np.log(masses) + theta * losses
     log_moment = float(special.logsumexp(logs))
@@ -39,14 +39,14 @@ def tilted(losses: np.ndarray, masses: np.ndarray, theta: float) -> tuple[np.nda
 
 
 def tilted_back(masses: np.ndarray, losses: np.ndarray, theta: float, log_moment: float) -> np.ndarray:
-    """The inverse of `tilted`; what rounding made negative is 0, and no mass is above exp(100) (low losses' noise)."""
+    """The inverse of `tilted`; negative masses (from rounding) become 0, and none exceeds exp(100) (at low losses)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(masses) + (log_moment - theta * losses)
     return np.where(masses > 0, np.exp(np.minimum(logs, 100)), 0.0)
 
 
 def epsilon_of_losses(losses: np.ndarray, masses: np.ndarray, infinity: float, delta: float) -> float:
-    """The least epsilon >= 0 at which the hockey-stick divergence is at most `delta`.
+    """The smallest epsilon >= 0 at which the hockey-stick divergence is at most `delta`.
 
     Args:
         losses: evenly spaced, increasing; masses: of each. infinity: the mass of an infinite loss.
@@ -59,7 +59,7 @@ def epsilon_of_losses(losses: np.ndarray, masses: np.ndarray, infinity: float, d
         return 0.0
     decay = math.exp(-(losses[1] - losses[0])) if len(losses) > 1 else 0.0
     upper = infinity + masses[::-1].cumsum()[::-1]  # P(loss >= losses[i])
-    lower = signal.lfilter([1.0], [1.0, -decay], masses[::-1])[::-1]  # times exp(losses[i]): the other distribution's
+    lower = signal.lfilter([1.0], [1.0, -decay], masses[::-1])[::-1]  # times exp(losses[i]): of the other distribution
     exceeding = np.flatnonzero(upper - lower > delta)
     i = exceeding[-1] + 1 if len(exceeding) else 0  # epsilon lies between the losses before i and at i
     if i == len(losses):

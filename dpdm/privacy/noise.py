@@ -1,14 +1,15 @@
-"""The randomness of the door: one keyed cryptographic stream per use, and the noise that every release gets.
+"""The randomness of the door: one keyed cryptographic stream per use, and the noise of every release.
 
-ChaCha20 (RFC 8439) under another key for every name and index, so that no use of randomness shifts or repeats
-another. The key of a run is either *repeatable*, a function of recipe, seed and data, or *secret*, 256 bits of the
-operating system that nobody else has. Whoever knows the key can subtract the noise: a repeatable run is private only
-against those who do not know its seed.
+The streams are ChaCha20 (RFC 8439) with a separate key for every name and index, so that no use of randomness shifts or
+repeats another. The key of a run is either *repeatable*, a function of recipe, seed and data, or *secret*, 256 bits of
+the operating system that nobody else has. Whoever knows the key can subtract the noise, so a repeatable run is private
+only against those who do not know its seed.
 
 Noise is drawn and added in float64, and the noised sum is rounded to a grid that depends only on the noise's std.
-Textbook floating-point noise has gaps that depend on what it was added to (Mironov 2012); a grid a million times finer
-than the noise, on which every point is billions of float64 numbers, hides them and costs no accuracy. That is
-the usual counter-measure, not a proof: the noise itself is still a float64 approximation of a Gaussian, cut at 9.4 std.
+Textbook floating-point noise has gaps that depend on the sum to which it is added (Mironov 2012). A grid a million
+times finer than the noise, in which every point stands for billions of float64 numbers, hides them and costs no
+accuracy. This is the usual countermeasure, not a proof: the noise itself is still a float64 approximation of a
+Gaussian, cut at 9.4 std.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ GRID_BITS = 20  # a release is rounded to a power of two at most this many bits 
 
 
 class NoCopy:
-    """Base of what must not be copied: a copy would release with the same noise again, and without an event."""
+    """Base of objects that must not be copied: a copy would release again with the same noise and without an event."""
 
     def __copy__(self, *_: Any) -> None:
         raise UserError(
@@ -44,7 +45,7 @@ class NoCopy:
 
 
 class Randomness(NoCopy):
-    """Named, independent streams under one key of 32 bytes; `scope` keeps those of different mechanisms apart."""
+    """Named, independent streams under one key of 32 bytes; `scope` separates those of different mechanisms."""
 
     def __init__(self, key: bytes, scope: Sequence[str] = ()):
         if len(key) != KEY_BYTES:
@@ -61,7 +62,7 @@ class Randomness(NoCopy):
         return Randomness(self._key, (*self._scope, name))
 
     def words(self, name: str, *index: int, count: int) -> np.ndarray:
-        """`count` uniform 64-bit words of the stream `name` (and, say, the index of a step)."""
+        """`count` uniform 64-bit words of the stream `name` (and, for example, the index of a step)."""
         cipher = Cipher(algorithms.ChaCha20(self._subkey(name, index), bytes(16)), mode=None)
         return np.frombuffer(cipher.encryptor().update(bytes(8 * count)), np.uint64)
 
@@ -80,7 +81,7 @@ class Randomness(NoCopy):
 
     @contextmanager
     def torch_default(self, name: str, *index: int) -> Iterator[None]:
-        """Inside the block torch's default generator is this stream: for the draws of losses and statistics."""
+        """Inside the block, torch's default generator is this stream, for the draws of losses and statistics."""
         with default_generator(int.from_bytes(self._subkey(name, index)[:4], "big")):
             yield
 
@@ -90,24 +91,24 @@ class Randomness(NoCopy):
 
 
 def clip_factor(norms: Tensor, bound: float) -> Tensor:
-    """What float64 vectors of these L2 norms are multiplied by so that none is longer than `bound`.
+    """The factors that scale float64 vectors of these L2 norms to at most `bound`.
 
-    A vector within the bound stays as it is; a longer one ends 2^-24 below it, far more than float64 rounds away.
+    A vector within the bound is unchanged; a longer one ends 2^-24 below it, far more than float64 rounding.
     """
     return torch.where(norms <= bound, 1.0, bound * (1 - 2.0**-24) / norms)
 
 
 def clipped_rows(vectors: Tensor, bound: float) -> Tensor:
-    """Each row of `vectors` [b, d], scaled down to L2 norm `bound` where it is longer."""
+    """Each row of `vectors` [b, d], scaled down to L2 norm `bound` if it is longer."""
     return vectors * clip_factor(torch.linalg.vector_norm(vectors, dim=1, keepdim=True), bound)
 
 
 def noised(total: Tensor, std: float, rng: Randomness, name: str, *index: int) -> Tensor:
-    """`total` plus N(0, std^2) on every coordinate, rounded to the grid; `total` itself where std = 0.
+    """`total` plus N(0, std^2) on every coordinate, rounded to the grid; `total` itself if std = 0.
 
     Args:
         total: float64, the exact sum of clipped vectors.
-        rng: whose stream (`name`, *index) is drawn; every release needs one that no other release has.
+        rng: its stream (`name`, *index) is drawn; every release needs a separate stream.
 
     Returns:
         float64, on the device of `total`.

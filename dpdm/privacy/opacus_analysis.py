@@ -11,14 +11,14 @@ _NAME = "dpdm.privacy._opacus_accountants"
 def analysis(name: str) -> ModuleType:
     """The installed Opacus' module `opacus.accountants.analysis.NAME`.
 
-    These modules need numpy and scipy only, but `import opacus.accountants` loads the optimizers as well, with
-    torch.distributed and sympy: 4 s in every job. So the folder is imported as another package, whose `__init__` is
-    empty.
+    These modules need only numpy and scipy, but `import opacus.accountants` also loads the optimizers with
+    torch.distributed and sympy: 4 s in every job. So the folder is imported as another package with an empty
+    `__init__`.
     """
     if _NAME not in sys.modules:
         (root,) = importlib.util.find_spec("opacus").submodule_search_locations
         package, accountant = ModuleType(_NAME), ModuleType(f"{_NAME}.rdp")
         package.__path__ = [f"{root}/accountants"]
-        accountant.RDPAccountant = None  # `analysis.prv.domain` imports it for a function that nobody calls here
+        accountant.RDPAccountant = None  # `analysis.prv.domain` imports it for a function that is not called here
         sys.modules.update({one.__name__: one for one in (package, accountant)})
     return importlib.import_module(f"{_NAME}.analysis.{name}")

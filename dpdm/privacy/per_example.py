@@ -1,11 +1,11 @@
 """Per-example gradients, summed over an example's rows of the forward batch: the hot path.
 
-The privacy unit is one example, which may have several rows: row `k * B + b` is row k of example b
-(draw-major). Laid out so, activations [K * B, C, H, W] are also [K, B * C, H, W], a free view, and the weight
-gradient of a convolution with `groups = B` over that batch of K *is* the stack of B per-example gradients,
-already summed over the rows; B group norms side by side likewise. Linear, LayerNorm and Embedding have direct
-formulas. A module in which any other layer is trained takes `torch.func.vmap` over the examples instead: each
-gradient is that of a loss which saw only one example, whatever the layers are.
+The privacy unit is one example, which may have several rows: row `k * B + b` is row k of example b (draw-major). In
+this layout, activations [K * B, C, H, W] can be viewed as [K, B * C, H, W]. The weight gradient of a convolution with
+`groups = B` over that batch of K *is* then the stack of B per-example gradients, already summed over the rows. The same
+holds for B group norms side by side. Linear, LayerNorm and Embedding have direct formulas. If any other layer is
+trained, the module uses `torch.func.vmap` over the examples instead: each gradient is that of a loss which saw only one
+example, for any layers.
 """
 
 import copy
@@ -28,7 +28,7 @@ from torch.nn.parameter import is_lazy
 
 from dpdm.errors import UserError
 
-# What torch raises where a layer or a loss does something that an engine cannot follow.
+# What torch raises if an engine does not support an operation of a layer or a loss.
 FOREIGN = (RuntimeError, TypeError, AttributeError, IndexError, ValueError, NotImplementedError)
 
 
@@ -36,14 +36,14 @@ class PerExampleGradients:
     """Fills `p.grad_sample` ([B, *p.shape], in the parameter's dtype) of every trainable parameter of `module`.
 
     Args:
-        module: layers that treat every row of the batch on its own, as far as `validate` can see.
+        module: layers that treat every row of the batch separately, as far as `validate` can see.
         rows_per_example: K, how many rows of the forward batch belong to one example.
-        engine: "auto": our functions where they know every trained layer, else "vmap", with a warning. "vmap": also
-            for losses that themselves differentiate through the module (a gradient penalty); exact second-order
+        engine: "auto": our functions if they support every trained layer, else "vmap", with a warning. "vmap" also
+            serves losses that themselves differentiate through the module (a gradient penalty): exact second-order
             gradients by torch.func, slow on convolutions.
 
     Attributes:
-        module: what the loss must call: the module itself.
+        module: the module, which the loss must call.
         is_fast: whether our functions compute the gradients.
 
     Raises:
@@ -88,14 +88,14 @@ class PerExampleGradients:
         An empty batch has gradients [0, *p.shape]; the loss is not called for it.
 
         Args:
-            row_losses: maps images [B, ...] and labels [B] to losses [K * B], with one forward pass of `module`. The
-                engine "vmap" shows it one example at a time, vectorized: [1, ...] to [K], with any number of forward
+            row_losses: maps images [B, ...] and labels [B] to losses [K * B], with one forward pass of `module`. With
+                the engine "vmap" it sees one example at a time, vectorized: [1, ...] to [K], with any number of forward
                 passes.
 
         Raises:
-            RuntimeError: not exactly one forward pass, or another number of losses than rows: both would silently
-                change the privacy unit.
-            UserError: a loss is not finite, `validate` refuses the module by now, a forward pass changes a buffer, a
+            RuntimeError: not exactly one forward pass, or not one loss per row. Both would silently change the privacy
+                unit.
+            UserError: a loss is not finite, `validate` now refuses the module, a forward pass changes a buffer, a
                 parameter or a tensor attribute, a parameter's gradient would be lost, or a layer cannot be
                 differentiated per example.
         """
@@ -116,7 +116,7 @@ class PerExampleGradients:
             p.grad_sample = gradient
 
     def close(self) -> None:
-        """Removes every hook and attribute from the module; `backward` is impossible from then on."""
+        """Removes every hook and attribute from the module; then `backward` is impossible."""
         if self._closed:
             return
         self._closed = True
@@ -181,7 +181,7 @@ class PerExampleGradients:
         attributes = [(holder, dict(vars(holder))) for holder in self.module.modules()]
 
         def example_loss(parameters: list[Tensor], image: Tensor, label: Tensor) -> Tensor:
-            for holder, name, i in slots:  # in every place, so that tied weights and penalties on weights count
+            for holder, name, i in slots:  # in every place, so that tied weights and weight penalties count
                 holder._parameters[name] = parameters[i]
             losses = _tensor(row_losses(image[None], label[None]))
             if losses.shape != (self.rows_per_example,):
@@ -199,12 +199,12 @@ class PerExampleGradients:
         finally:
             for holder, name, i in slots:
                 holder._parameters[name] = self._parameters[i]
-            for holder, before in attributes:  # a tensor that was kept in the forward pass is of no use after it
+            for holder, before in attributes:  # a tensor kept in the forward pass is useless after it
                 vars(holder).clear()
                 vars(holder).update(before)
         if finite:
             _check_finite(losses)
-        if losses.requires_grad:  # by a path that does not go through the module's attributes
+        if losses.requires_grad:  # by a path outside the module's attributes
             with _explained(self.module):
                 outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)
             self._refuse_outside(outside)
@@ -228,9 +228,9 @@ class PerExampleGradients:
 
 
 def validate(module: nn.Module) -> dict[str, nn.Module]:
-    """Refuses layers without right per-example gradients, by types and flags. Returns all layers by name.
+    """Refuses layers without correct per-example gradients, by types and flags. Returns all layers by name.
 
-    Batch norm with running statistics passes in eval mode: there it is a fixed function of one row.
+    Batch norm with running statistics passes in eval mode, where it is a fixed function of one row.
 
     Raises:
         UserError: a layer mixes rows or keeps statistics of them, a parameter has no real-valued dense gradient, or
@@ -246,7 +246,7 @@ def validate(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _unfit(layer: nn.Module) -> str | None:
-    """Why `layer`, without its children, cannot be in a module that is trained privately."""
+    """Why `layer`, without its children, cannot be in a privately trained module."""
     if any(is_lazy(t) for t in (*_own(layer), *layer._buffers.values())):
         return "its parameters have no shape yet; run the module once on a public batch"
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
@@ -290,7 +290,7 @@ def _own(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _trainable(layers: dict[str, nn.Module]) -> list[nn.Parameter]:
-    """Each once, in the order of `Module.parameters`."""
+    """The trainable parameters, each once, in the order of `Module.parameters`."""
     return list(dict.fromkeys(p for layer in layers.values() for p in _own(layer) if p.requires_grad))
 
 
@@ -315,12 +315,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 class _BrokenUnit(RuntimeError):
-    """Our own error, to be passed on unchanged."""
+    """Our error, which is passed on unchanged."""
 
 
 @contextmanager
 def _explained(module: nn.Module, everywhere: bool = True) -> Iterator[None]:
-    """Turns what torch raises inside a layer, or with `everywhere` anywhere, into a UserError that names the layer."""
+    """Turns an error of torch inside a layer (with `everywhere`: anywhere) into a UserError that names the layer."""
     try:
         yield
     except (UserError, _BrokenUnit, torch.OutOfMemoryError):
@@ -339,7 +339,7 @@ def _explained(module: nn.Module, everywhere: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _state_unchanged(module: nn.Module, before: dict[str, nn.Module]) -> Iterator[None]:
-    """Refuses a forward pass that changes tensors of the module, and puts all but parameters back whatever happens.
+    """Refuses a forward pass that changes tensors of the module, and always restores all except parameters.
 
     Such a change by private images is a release outside the ledger. The check sees buffers, parameters, and plain
     attributes that are tensors or lists, tuples, sets and dicts of tensors. It does not see numbers and other objects.
@@ -361,7 +361,7 @@ def _state_unchanged(module: nn.Module, before: dict[str, nn.Module]) -> Iterato
 
 
 class _State:
-    """The tensors that one layer holds itself, and copies of them."""
+    """The tensors that one layer itself holds, and copies of them."""
 
     def __init__(self, layer: nn.Module):
         self.parameters = {key: (p, p._version) for key, p in layer._parameters.items() if p is not None}
@@ -375,7 +375,7 @@ class _State:
         ]  # fmt: skip
 
     def restore(self, layer: nn.Module) -> list[str]:
-        """Puts buffers and attributes back; says what had changed. An equal tensor in another's place is no change."""
+        """Restores buffers and attributes; returns what had changed. A replacement by an equal tensor is no change."""
         changed = []
         for kind, holder, held in zip(("buffer", "attribute"), (layer._buffers, vars(layer)), self.held, strict=True):
             for key in [key for key in {**holder, **held} if key not in _MODULES_OWN]:
@@ -402,7 +402,7 @@ _MODULES_OWN = vars(nn.Module()).keys()
 
 
 def _tensors(value: object) -> list[Tensor]:
-    """Of a plain attribute: itself, or the items of a container, one level deep."""
+    """The tensors of a plain attribute: itself, or the items of a container, one level deep."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else (value,)
     return [t for t in items if isinstance(t, Tensor)]
 
@@ -428,14 +428,14 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(eq=False)
 class _Batch:
-    """What the fast functions know of the current backward pass.
+    """The facts of the current backward pass for the fast functions.
 
     Attributes:
         k: K, rows per example.
         names: of the layers, for messages.
-        rows: K * B while a loss is computed and differentiated; 0 outside, where every layer is its plain self.
-        gradients: per-example gradients by parameter, while `backward` collects them. None during the loss: what that
-            differentiates itself is no example's gradient.
+        rows: K * B while a loss is computed and differentiated; 0 otherwise, when every layer is unchanged.
+        gradients: per-example gradients by parameter, while `backward` collects them. None during the loss, whose inner
+            derivatives are no gradients of examples.
     """
 
     k: int
@@ -444,7 +444,7 @@ class _Batch:
     gradients: dict[nn.Parameter, Tensor] | None = None
 
     def add(self, p: Tensor | None, gradient: Tensor | None) -> None:
-        """Adds a [B, *p.shape] gradient; a parameter that is used twice in one forward sums both uses."""
+        """Adds a [B, *p.shape] gradient; if a parameter is used twice in one forward pass, both uses are summed."""
         if p is not None and p.requires_grad:
             value = gradient.reshape(-1, *p.shape).to(p.dtype)
             self.gradients[p] = self.gradients[p] + value if p in self.gradients else value
@@ -457,7 +457,7 @@ def _is_fast(layer: nn.Module) -> bool:
 
 
 def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) -> Tensor:
-    """What a layer computes while the fast engine is on it."""
+    """The forward pass of a layer under the fast engine."""
     if not batch.rows:
         return type(layer).forward(layer, input, *args, **kwargs)
     if input.ndim < _FAST[type(layer)].axes(layer) or len(input) != batch.rows:
@@ -467,7 +467,7 @@ def _forward(layer: nn.Module, batch: _Batch, input: Tensor, *args, **kwargs) ->
         )
     out = _computed(layer, batch, input, *args, **kwargs)
     # A compiled function has a traced backward pass, which adds nothing to the batch. If tracing raises an error, the
-    # function runs again untraced, but the functions below are then compiled one by one.
+    # function runs again untraced, but then the functions below are compiled one by one.
     if torch.compiler.is_compiling() or (out.requires_grad and getattr(out.grad_fn, "batch", None) is not batch):
         raise UserError(
             f"{batch.names[layer]} is compiled, where its per-example gradient is lost; leave out torch.compile"
@@ -481,7 +481,7 @@ def _computed(layer: nn.Module, batch: _Batch, x: Tensor, *args, **kwargs) -> Te
 
 
 class _Layer(torch.autograd.Function):
-    """Computes a layer as usual, but leaves per-example gradients in the batch, and never the usual weight gradient."""
+    """Computes a layer as usual, but stores per-example gradients in the batch instead of the usual weight gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Module, batch: _Batch, geometry: tuple):
@@ -493,7 +493,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor):
         layer, batch = ctx.layer, ctx.batch
-        if torch.is_grad_enabled():  # create_graph=True: what was saved is no part of the second graph
+        if torch.is_grad_enabled():  # create_graph=True: the saved tensors are not in the second graph
             raise UserError(
                 f"the loss differentiates twice through {batch.names[layer]}, where gradients would be lost; "
                 "ask for second_order=True and differentiate by torch.func.grad"
@@ -508,13 +508,13 @@ class _Layer(torch.autograd.Function):
         return grad_x, None, None, None, None, None
 
 
-# Per kind of layer: forward returns the output and what to save. backward returns the gradient of the input x where
-# `wants_x`, and where `collect` the stacks [B, ...] of per-example gradients of weight and bias. k is K, the rows per
+# For each kind of layer, forward returns the output and the tensors to save. backward returns the gradient of the input
+# x if `wants_x`, and the stacks [B, ...] of per-example gradients of weight and bias if `collect`. k is K, the rows per
 # example; b is B, the examples; g is the gradient of the output.
 
 
 def _conv(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, padding, output_padding):
-    """Of one to three axes, transposed or not."""
+    """A convolution of one to three axes, transposed or not."""
     name = f"conv_transpose{len(padding)}d" if layer.transposed else f"conv{len(padding)}d"
     last = (output_padding, layer.groups, layer.dilation) if layer.transposed else (layer.dilation, layer.groups)
     out = getattr(F, name)(x, weight, bias, layer.stride, padding, *last)
@@ -529,7 +529,7 @@ def _conv_backward(layer, g, k: int, b: int, wants_x: bool, collect: bool, x, we
         # One matrix product per example and row: 1.3 to 10 times as fast on a CPU as the groups below.
         gk, xk = g.view(k, b, layer.out_channels, -1), x.reshape(k, b, layer.in_channels, -1)
         weights = torch.bmm(gk[0], xk[0].mT)
-        for row in range(1, k):  # all at once would copy both into another order, which takes longer than the products
+        for row in range(1, k):  # all rows at once would reorder both by copies, which take longer than the products
             weights.baddbmm_(gk[row], xk[row].mT)
         biases = None if layer.bias is None else gk.sum((0, 3))
     elif collect:
@@ -561,7 +561,7 @@ def _padded(layer: nn.Module, x: Tensor, output_size: Sequence[int] | None = Non
             x, output_size, layer.stride, padding, layer.kernel_size, len(layer.kernel_size), layer.dilation
         )
     elif isinstance(padding, str) or layer.padding_mode != "zeros":
-        # Padded here as the layer's own forward does, so that a convolution without padding is left.
+        # Pads as the layer's forward does, so that a convolution without padding remains.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         padding = (0,) * len(layer.kernel_size)
@@ -569,7 +569,7 @@ def _padded(layer: nn.Module, x: Tensor, output_size: Sequence[int] | None = Non
 
 
 def _linear(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None):
-    # F.linear gives a view where x has more than two axes, and torch forbids in-place work on views from here.
+    # F.linear returns a view if x has more than two axes, and torch forbids in-place changes of views from here.
     out = torch.ops.aten._unsafe_view(F.linear(x.flatten(0, -2), weight, bias), (*x.shape[:-1], len(weight)))
     return out, x.to(out.dtype), weight
 
@@ -593,7 +593,7 @@ def _group_norm(layer: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 def _group_norm_backward(layer, g, k: int, b: int, wants_x: bool, collect: bool, x, mean, rstd, weight):
-    """As for convolutions: B group norms, each of its copy of the weight, over a batch of K."""
+    """As for convolutions: B group norms, each with a copy of the weight, over a batch of K."""
     _, c, *pixels = x.shape
     grad_x, weights, biases = torch.ops.aten.native_group_norm_backward(
         g.to(x.dtype).contiguous().view(k, b * c, -1), x.view(k, b * c, -1), mean.view(k, -1), rstd.view(k, -1),
@@ -640,7 +640,7 @@ def _embedding_backward(layer: nn.Embedding, g: Tensor, k: int, b: int, wants_x:
 class _Kind(NamedTuple):
     forward: Callable
     backward: Callable
-    axes: Callable[[nn.Module], int]  # that an input has at least; fewer would be a layer's unbatched form
+    axes: Callable[[nn.Module], int]  # minimum of an input; fewer are a layer's unbatched form
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -1,8 +1,9 @@
-"""The PLD accountant: Google's dp-accounting, for drawing one of many shards as well; an upper bound of epsilon.
+"""The PLD accountant of Google's dp-accounting, extended to drawing one of many shards; an upper bound of epsilon.
 
-Every privacy loss distribution is discretized by "connect the dots" (Doroshenko et al. 2022), which dominates the
-exact one, and both directions (with the record against without, and back) are composed: the larger epsilon counts.
-Zero-out adjacency is the library's REPLACE_SPECIAL, for which it composes the same pair as for adding or removing.
+Every privacy loss distribution is discretized by "connect the dots" (Doroshenko et al. 2022), which dominates the exact
+distribution. Both directions (with the record against without, and the reverse) are composed, and the larger epsilon
+counts. Zero-out adjacency is the library's REPLACE_SPECIAL, for which it composes the same pair as for adding or
+removing.
 """
 
 import math
@@ -19,7 +20,7 @@ from dpdm.privacy.rdp import best_rdp
 from dpdm.privacy.shards import point_of_loss
 
 MAX_POINTS = 2**17  # of one step's discretized loss: memory and time
-TRUNCATED = 1e-18  # (tilted) mass that a composition may cut off; what is cut above counts as an infinite loss
+TRUNCATED = 1e-18  # (tilted) mass that a composition may cut off; mass cut at the top counts as an infinite loss
 LOG_TAIL = -50  # of the noise: mass exp(-50) beyond its ends counts as an infinite loss
 
 
@@ -34,7 +35,7 @@ def epsilon(history: Sequence[Part], delta: float) -> float:
             by_tilt(lambda theta, one=one: _composed(one, history, theta, delta), order, steps, delta)
             for one in zip(*pairs, strict=True)
         )
-        if found > scale / 4 or scale < 1e-6:  # the interval was fine enough for what was found
+        if found > scale / 4 or scale < 1e-6:  # the interval was fine enough for this epsilon
             break
         scale = max(found, scale / 100)
     return found
@@ -44,8 +45,8 @@ def _interval(history: Sequence[Part], delta: float, epsilon: float) -> float:
     """The grid of losses: about 0.1 % of epsilon, unless `MAX_POINTS` bind.
 
     Connecting dots h apart adds up to h^2 / 4 to the variance of one step's loss. With V the total loss's variance,
-    epsilon is near V / 2 + sqrt(2 V log(1 / delta)). With the interval h that is returned, it grows by about 0.2 % at
-    most.
+    epsilon is near V / 2 + sqrt(2 V log(1 / delta)). With the returned interval h, epsilon grows by at most about 0.2
+    %.
     """
     steps = sum(part.steps for part in history)
     fine = math.sqrt(0.016 / (steps * (epsilon + 2 * math.log(1 / delta)))) * epsilon
@@ -54,14 +55,14 @@ def _interval(history: Sequence[Part], delta: float, epsilon: float) -> float:
 
 
 def _largest_loss(part: Part) -> float:
-    """Of one step, except for a mass of exp(LOG_TAIL)."""
+    """The largest loss of one step, except for a mass of exp(LOG_TAIL)."""
     q, z = part.sample_rate, part.noise_multiplier
     x = 1 + z * -float(special.ndtri_exp(LOG_TAIL - math.log(2)))
     return float(np.logaddexp(math.log1p(-q) if q < 1 else -math.inf, math.log(q) + (2 * x - 1) / (2 * z * z)))
 
 
 def _pairs(history: Sequence[Part], interval: float) -> list[tuple[pld_pmf.DensePLDPmf, pld_pmf.DensePLDPmf]]:
-    """Per part, the discretized loss of one step in both directions."""
+    """For each part, the discretized loss of one step in both directions."""
     return [_categorical(part, interval) if part.categorical else _poisson(part, interval) for part in history]
 
 
@@ -77,7 +78,7 @@ def _poisson(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_pmf.
 
 
 def _categorical(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_pmf.DensePLDPmf]:
-    """Of P* in `shards`: its hockey-stick divergence is that of Poisson sampling above 0, and mirrored below."""
+    """The losses of P* in `shards`: the hockey-stick divergence of Poisson sampling above 0, and mirrored below."""
     q, z = part.sample_rate, part.noise_multiplier
     last = math.ceil(_largest_loss(part) / interval)
     above = np.arange(last + 1) * interval
@@ -97,7 +98,7 @@ def _categorical(part: Part, interval: float) -> tuple[pld_pmf.DensePLDPmf, pld_
 def _composed(
     pmfs: list[pld_pmf.DensePLDPmf], history: Sequence[Part], theta: float, delta: float
 ) -> tuple[float, float]:
-    """Epsilon at `delta` of all steps of one direction; and the logarithm of what tilting divided all masses by."""
+    """Epsilon at `delta` of all steps in one direction; and the logarithm of the divisor by tilting of all masses."""
     total, log_scale, finite, cut = None, 0.0, 0.0, 0.0
     for pmf, part in zip(pmfs, history, strict=True):
         losses = (pmf._lower_loss + np.arange(pmf.size)) * pmf._discretization
@@ -111,5 +112,5 @@ def _composed(
         total = many if total is None else total.compose(many)
     losses = (total._lower_loss + np.arange(total.size)) * total._discretization
     masses = tilted_back(total._probs, losses, theta, log_scale)
-    masses[0] += 1.0  # what was cut below, and may be anything up to 1 before tilting
+    masses[0] += 1.0  # the mass cut at the bottom, which can be up to 1 before tilting
     return epsilon_of_losses(losses, masses, cut - math.expm1(finite), delta), log_scale

@@ -1,4 +1,4 @@
-"""The PRV accountant: Opacus' (Gopi et al. 2021), for drawing one of many shards as well, and exact in the tails."""
+"""The PRV accountant of Opacus (Gopi et al. 2021), extended to drawing one of many shards, and exact in the tails."""
 
 import itertools
 import math
@@ -29,7 +29,8 @@ def epsilon(history: Sequence[Part], delta: float) -> float:
     whole, order = best_rdp(history, delta)
     steps, delta_error = sum(part.steps for part in history), DELTA_SHARE * delta
     fineness = math.sqrt(steps * math.log(12 / delta_error) / 2)
-    # The domain (theorem 5.5): by RDP, the sum of the losses and each single loss leave it with at most these masses.
+    # The domain (theorem 5.5): by RDP, the sum of the losses and each single loss are outside with at most these
+    # masses.
     one = [largest_loss([part._replace(steps=1)], delta_error / (8 * steps)) for part in history]
     reach = max(largest_loss(history, delta_error / 8), *one)
     wanted = max(0.002 * whole, min(0.005 * whole, 0.01))
@@ -58,10 +59,10 @@ def epsilon(history: Sequence[Part], delta: float) -> float:
 
 
 class _PoissonPrv(_opacus.PoissonSubsampledGaussianPRV):
-    """The privacy loss of Poisson sampling, from with the record to without: L under R in `shards`."""
+    """The privacy loss of Poisson sampling, with the record against without: L under R in `shards`."""
 
     def cdf(self, t: np.ndarray) -> np.ndarray:
-        """Opacus' overflows where the loss is above 700."""
+        """Replaces Opacus' `cdf`, which overflows for losses above 700."""
         t = np.asarray(t, float)
         return np.where(t < 0, super().cdf(np.minimum(t, 0)), 1 - self.above(np.maximum(t, 0)))
 
@@ -72,7 +73,7 @@ class _PoissonPrv(_opacus.PoissonSubsampledGaussianPRV):
         return (1 - q) * special.ndtr(-x / z) + q * special.ndtr((1 - x) / z)
 
     def mean(self) -> float:
-        """Of the loss."""
+        """The mean of the loss."""
         return self._expected(lambda normal, shifted, q: (1 - q) * normal + q * shifted, -math.inf)
 
     def _expected(self, weight, least: float) -> float:
@@ -106,7 +107,7 @@ class _CategoricalPrv(_PoissonPrv):
 
 
 def _discrete(prv: _PoissonPrv, domain: Any) -> Any:
-    """As Opacus' `discretize`, but the upper tail by 1 - cdf, and the mean by a quadrature that knows where L bends."""
+    """As Opacus' `discretize`, but with the upper tail by 1 - cdf, and the mean by a quadrature split where L bends."""
     truncated = _opacus.TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max)
     edges = np.linspace(domain.t_min - domain.dt / 2, domain.t_max + domain.dt / 2, domain.size + 1)
     pmf = np.diff(truncated.cdf(edges))

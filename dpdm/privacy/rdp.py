@@ -1,4 +1,4 @@
-"""The RDP accountant: Opacus' (Mironov 2017; Mironov et al. 2019; conversion of Balle et al. 2020), for shards as well.
+"""The RDP accountant of Opacus (Mironov 2017; Mironov et al. 2019; conversion of Balle et al. 2020), and shards.
 
 `prv` and `pld` size their grids by it.
 """
@@ -16,7 +16,7 @@ from dpdm.privacy.shards import binomial_terms, categorical_rdp
 
 _opacus = analysis("rdp")
 
-# Opacus' orders go from 1.1 to 63; the optimal order is near log(1/delta)/epsilon where epsilon is small.
+# Opacus' orders go from 1.1 to 63; for a small epsilon the optimal order is near log(1/delta)/epsilon.
 ORDERS = (
     *(1.001, 1.002, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.05, 1.06, 1.08),  # for epsilons of hundreds
     *(1 + tenths / 10 for tenths in range(1, 100)),
@@ -32,7 +32,7 @@ def epsilon(history: Sequence[Part], delta: float) -> float:
 
 
 def best_rdp(history: Sequence[Part], delta: float) -> tuple[float, float]:
-    """The same, and the order at which it is least."""
+    """The same, and the order at which it is smallest."""
     orders = np.array(ORDERS)
     totals = _totals(history, np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1))
     found = _opacus.get_privacy_spent(orders=[ORDERS[i] for i in totals], rdp=list(totals.values()), delta=delta)
@@ -40,16 +40,16 @@ def best_rdp(history: Sequence[Part], delta: float) -> tuple[float, float]:
 
 
 def largest_loss(history: Sequence[Part], mass: float) -> float:
-    """What the absolute privacy loss of a history exceeds with probability `mass` at most (Mironov 2017)."""
+    """The value that the absolute privacy loss of a history exceeds with probability at most `mass` (Mironov 2017)."""
     extra = math.log(2 / mass) / (np.array(ORDERS) - 1)
     return float(min(total + extra[i] for i, total in _totals(history, extra).items()))
 
 
 def _totals(history: Sequence[Part], extra: np.ndarray) -> dict[int, float]:
-    """Renyi divergence of a history by index of the order: where its sum with `extra` is least, and at others.
+    """Renyi divergence of a history by index of the order: where its sum with `extra` is smallest, and at some others.
 
-    All orders would take half a second. But the divergence does not fall as the order grows, so its value at one order
-    is a lower bound for all larger orders. It is safe to skip an order: each order gives a bound of epsilon.
+    All orders would take half a second. But the divergence does not decrease with the order, so its value at one order
+    is a lower bound for all larger orders. Skipping an order is safe, since each order gives a bound of epsilon.
     """
     totals: dict[int, float] = {}
     floor, best = np.zeros(len(ORDERS)), math.inf
@@ -64,7 +64,7 @@ def _totals(history: Sequence[Part], extra: np.ndarray) -> dict[int, float]:
     return dict(sorted(totals.items()))
 
 
-@functools.lru_cache(maxsize=2**16)  # an audit meets the same mechanism at every seed, and twice in one run
+@functools.lru_cache(maxsize=2**16)  # an audit has the same mechanism at every seed, and twice in one run
 def divergence(step: Part, order: float) -> float:
     """Renyi divergence of one step."""
     z, q = step.noise_multiplier, step.sample_rate
@@ -74,7 +74,7 @@ def divergence(step: Part, order: float) -> float:
         return float(categorical_rdp(q, z, [order])[0])
     if order < 1000:
         return float(_opacus.compute_rdp(q=q, noise_multiplier=z, steps=1, orders=[order])[0])
-    # Mironov et al. 2019, section 3.3, of whole orders; binomials of Opacus' sum overflow here.
+    # Mironov et al. 2019, section 3.3, for whole orders; the binomials of Opacus' sum overflow here.
     log_moment = special.logsumexp(binomial_terms(q, z, order))
     rounding = 1e-15 * special.gammaln(order)
     return float(max(log_moment, 0.0) + rounding) / (order - 1)

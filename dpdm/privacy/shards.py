@@ -1,13 +1,13 @@
-"""The privacy loss of drawing one of many shards: ours, under every accountant.
+"""The privacy loss of drawing one of many shards, for every accountant; the derivation is ours.
 
-The mechanism draws a shard with probability q = 1 / number of shards and releases its vector plus noise. With a
-record and without it, the outputs are (1 - q) A + q B and (1 - q) A + q B': A from the other shards, B and B' from
-the record's own, all Gaussians (or mixtures of them) with means at most one sensitivity apart. Advanced joint
-convexity (Balle, Barthe, Gaboardi 2018, theorem 2) bounds the hockey-stick divergence at g' = 1 + q (g - 1), for any
-g >= 1 and in both directions, by q times that of two Gaussians one sensitivity apart: the divergence of
-R = (1 - q) N(0, z^2) + q N(1, z^2) from N(0, z^2), Poisson sampling's larger one. A pair of distributions with that
-profile on both sides dominates the mechanism, and dominating pairs compose (Zhu, Dong, Wang 2022, theorem 10). Its
-privacy loss, with L = log(dR / dN) and P* its first distribution:
+The mechanism draws a shard with probability q = 1 / number of shards and releases its vector plus noise. With a record
+and without it, the outputs are (1 - q) A + q B and (1 - q) A + q B': A from the other shards, B and B' from the
+record's shard, all Gaussians (or mixtures of them) with means at most one sensitivity apart. Advanced joint convexity
+(Balle, Barthe, Gaboardi 2018, theorem 2) bounds the hockey-stick divergence at g' = 1 + q (g - 1), for any g >= 1 and
+in both directions, by q times that of two Gaussians one sensitivity apart: the divergence of R = (1 - q) N(0, z^2) + q
+N(1, z^2) from N(0, z^2), Poisson sampling's larger one. A pair of distributions with this profile on both sides
+dominates the mechanism, and dominating pairs compose (Zhu, Dong, Wang 2022, theorem 10). With L = log(dR / dN) and P*
+the pair's first distribution, its privacy loss is:
   P*(loss > t) = R(L > t) and P*(loss < -t) = N(L > t) for t >= 0, and the remaining mass at 0.
 """
 
@@ -38,14 +38,14 @@ def categorical_rdp(sample_rate: float, noise_multiplier: float, orders: Sequenc
     common = _power_above(q, z, 1.0, width)
 
     def divergence(order: float) -> float:
-        # E_N[(dR / dN)^order; L > 0], the larger part, then 1 = R(L > 0) + N(L > 0) + the mass at 0, taken off term by
-        # term: what is left is small, of order q^2.
+        # E_N[(dR / dN)^order; L > 0], the larger part. Then 1 = R(L > 0) + N(L > 0) + the mass at 0 is subtracted term
+        # by term, since the rest is small, of order q^2.
         if order <= 11:
             above = _power_above(q, z, order, order + 12 * z)
         else:
             k = np.arange(order + 1)
             log_above = special.logsumexp(binomial_terms(q, z, order) + special.log_ndtr((k - 0.5) / z))
-            if log_above > 50:  # all else is below 1
+            if log_above > 50:  # the other terms are below 1
                 return log_above / (order - 1)
             above = math.exp(log_above) - tail
         return math.log1p(max(above - common + _power_above(q, z, 1 - order, width), 0.0)) / (order - 1)
@@ -69,7 +69,7 @@ def _power_above(q: float, z: float, power: float, upper: float) -> float:
     x = 0.5 + width * (nodes + 1) / 2
     loss = np.log1p(q * np.expm1((2 * x - 1) / (2 * z * z)))
     density = -x * x / (2 * z * z) - math.log(z * math.sqrt(2 * math.pi)) + np.log(weights * width / 2)
-    small = power * loss < 1  # there the difference of two exponentials would lose digits
+    small = power * loss < 1  # where the difference of two exponentials would lose digits
     values = np.where(
         small,
         np.exp(density) * np.expm1(np.minimum(power * loss, 1)),

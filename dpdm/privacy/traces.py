@@ -1,7 +1,7 @@
-"""What a callback leaves behind: whatever it can reach must be the same after one random record as after another.
+"""Traces of a callback: everything that it can reach must be the same after one random record as after another.
 
-A loss, statistic or block gradient that keeps something of its records (a sum, an image, a running mean, a gradient in
-a network outside) carries private data past the ledger, or makes a later release depend on earlier records.
+If a loss, statistic or block gradient keeps something of its records (a sum, an image, a running mean, a gradient in
+another network), it carries private data past the ledger, or makes a later release depend on earlier records.
 """
 
 import array
@@ -29,16 +29,16 @@ from dpdm.errors import UserError
 
 Found = TypeVar("Found")
 
-REACH = 10_000  # objects among which `state_of` looks
-_METHODS = ("dpdm.diffusion", "baselines")  # of this project: all else in it is trusted
+REACH = 10_000  # number of objects that `state_of` visits
+_METHODS = ("dpdm.diffusion", "baselines")  # of this project; the rest of it is trusted
 _OURS = re.compile(r"dpdm\.(privacy|checkpoint|processes)(\.|$)")  # a door, and what it holds
 _PLAIN = (type(None), bool, int, float, complex, np.generic, str, bytes, torch.dtype, torch.device, torch.Size)
 _NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType, threading.Thread)
-_OPENED: tuple[int, list[str]] | None = None  # while `_watched` looks: its thread, and what is opened for writing
+_OPENED: tuple[int, list[str]] | None = None  # during `_watched`: its thread, and the files opened for writing
 
 
 def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[int] = (0, 1, 0)) -> list[Found]:
-    """Results of `call` on random records: as a rule on one, on another with another label, and on the first again.
+    """Results of `call` on random records: by default one, another with another label, and the first again.
 
     Args:
         call: maps the number of a record to a result.
@@ -46,8 +46,8 @@ def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[
             caches, hooks and named globals. The first call may build what later ones use.
 
     Raises:
-        UserError: in a later call a tensor, its gradient, a number, a container, a generator or a cache changed that
-            they can reach, or the call wrote to standard output or opened a file for writing.
+        UserError: a later call changed something that they can reach (a tensor, its gradient, a number, a container, a
+            generator or a cache), wrote to standard output, or opened a file for writing.
     """
     found: list[Found] = []
     before: dict[str, Any] | None = None
@@ -69,11 +69,11 @@ def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[
 
 @contextlib.contextmanager
 def _watched() -> Iterator[list[str]]:
-    """Inside the block names of what is written are added to the list: standard output, and opened files."""
+    """Inside the block, names of what is written (standard output, opened files) are added to the list."""
     global _OPENED
     _install_hook()
     written: list[str] = []
-    save = torch.save  # writes by C++, without an audit event
+    save = torch.save  # writes in C++, without an audit event
 
     def saved(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         written.append(str(file))
@@ -91,7 +91,7 @@ def _watched() -> Iterator[list[str]]:
 
 @functools.cache
 def _install_hook() -> None:
-    """Once per process: an audit hook cannot be removed."""
+    """Runs once per process, since an audit hook cannot be removed."""
 
     def hook(event: str, arguments: tuple) -> None:
         if event != "open" or _OPENED is None or _OPENED[0] != threading.get_ident():
@@ -104,16 +104,16 @@ def _install_hook() -> None:
 
 
 def state_of(*roots: Any) -> dict[str, Any]:
-    """Digests of all that can be reached from `roots`, by the way there. Objects of the door are left out.
+    """Digests of everything reachable from `roots`, by the path to it. Objects of the door are left out.
 
-    Asks for `type(value)`, which a proxy cannot answer for itself.
+    It uses `type(value)`, which a proxy cannot override.
     """
     own = frozenset(map(_package, map(_home, roots))) - {"torch"}
     state: dict[str, Any] = {}
-    seen: dict[int, tuple[str, Any]] = {}  # holds what it saw, so that no id is used twice
+    seen: dict[int, tuple[str, Any]] = {}  # keeps the visited objects, so that no id is used twice
     todo = deque(("", root) for root in roots)
     while todo and len(seen) < REACH:
-        name, value = todo.popleft()  # what is near first
+        name, value = todo.popleft()  # nearest first
         while name in state:
             name += "'"
         if issubclass(type(value), _PLAIN):
@@ -123,8 +123,8 @@ def state_of(*roots: Any) -> dict[str, Any]:
             state[name] = seen[id(value)][0]
         elif not _is_ours(value):
             seen[id(value)] = name, value
-            state[name] = id(value) if issubclass(type(value), Tensor) else ""  # of what cannot be read
-            with contextlib.suppress(Exception):  # whatever a proxy raises when it is looked at
+            state[name] = id(value) if issubclass(type(value), Tensor) else ""  # for values that cannot be read
+            with contextlib.suppress(Exception):  # whatever a proxy raises when it is inspected
                 state[name] = _fact(value)
                 todo += [(f"{name}{part}".lstrip("."), held) for part, held in _parts(value, own)]
     return state
@@ -139,7 +139,7 @@ def _is_ours(value: Any) -> bool:
 
 
 def _fact(value: Any) -> Any:
-    """What a value is apart from its parts: the content of a tensor or array, the length of a container."""
+    """The value itself, without its parts: the content of a tensor or array, the length of a container."""
     kind = type(value)
     if issubclass(kind, Tensor):
         return _content(value)
@@ -184,7 +184,7 @@ def _digest(content: bytes | np.ndarray) -> bytes:
 
 
 def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
-    """What a value holds, by its place there; `own`: packages that are no libraries here."""
+    """The parts of a value, by their place in it; `own`: packages that do not count as libraries."""
     kind = type(value)
     if issubclass(kind, Tensor):
         yield from [(".grad", value.grad)] if value.is_leaf or value.retains_grad else []
@@ -252,9 +252,9 @@ def _package(module: Any) -> str:
 
 @functools.cache
 def _library(module: str | None, own: frozenset[str]) -> bool:
-    """Whether a module is of Python, of a package installed next to torch, or of the trusted part of this project.
+    """Whether a module belongs to Python, to a package installed next to torch, or to the trusted part of this project.
 
-    What changes in their classes and globals has nothing to do with records, such as the clock of a progress bar.
+    Changes in their classes and globals do not depend on records; an example is the clock of a progress bar.
     """
     package = _package(module)
     if package in sys.stdlib_module_names or not module:
@@ -266,7 +266,7 @@ def _library(module: str | None, own: frozenset[str]) -> bool:
 
 
 def held_by(function: Any) -> dict[str, Any]:
-    """What a callable holds: in its closure, its defaults, functools.partial, or as the object of a bound method."""
+    """What a callable holds in its closure, its defaults, functools.partial, or as the object of a bound method."""
     inner = getattr(function, "func", function)  # of functools.partial
     plain = getattr(inner, "__func__", inner)  # of a bound method
     held = {}
@@ -282,7 +282,7 @@ def held_by(function: Any) -> dict[str, Any]:
 
 
 def _globals_of(function: Any, own: frozenset[str]) -> dict[str, Any]:
-    """The globals that the code of a function names, and of modules of Python among them the attributes it names."""
+    """The globals that the code of a function names; for Python modules among them, the attributes that it names."""
     if _library(getattr(function, "__module__", None), own):
         return {}
     codes, names = [getattr(function, "__code__", None)], {}
