@@ -1,1 +1,1 @@
-"""Attacks on the door: lower bounds of epsilon, measured, to compare with the upper bounds that accounting proves."""
+"""Attacks on the door: measured lower bounds of epsilon, to compare with the upper bounds that accounting proves."""

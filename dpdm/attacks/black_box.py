@@ -1,11 +1,11 @@
-"""On request: an attack that sees nothing but what a run publishes, its synthetic images or its predictions.
+"""An attack, on request, that sees only what a run publishes: its synthetic images or its predictions.
 
-The method itself is trained once more, as the study says, on the training images and on canaries: random images with
+The method is trained once more with the study's recipe, on the training images and on canaries: random images with
 random labels, each included by a fair coin. The attack guesses "in" for the canaries nearest to the synthetic images of
-their class (or labeled right by a classifier), and "out" for the farthest. One-run auditing certifies the guesses.
+their class (or labeled correctly by a classifier), and "out" for the farthest. One-run auditing certifies the guesses.
 
-The attack is weak: a model shows nothing of most canaries. Unlike the white-box attack, it runs the method's own code.
-n includes the canaries that are in, but no guess uses n.
+The attack is weak, since a model shows nothing of most canaries. Unlike the white-box attack, it runs the method's
+code. n includes the canaries that are in, but no guess uses n.
 """
 
 import json
@@ -23,17 +23,17 @@ from dpdm.rng import Streams
 from dpdm.smoothing import parse_sampler
 from dpdm.specs import RunSpec, SampleSpec
 
-SHARES = 0.1, 0.1  # of all canaries: guessed in and guessed out, fixed beforehand
+SHARES = 0.1, 0.1  # shares of the canaries guessed in and guessed out, fixed beforehand
 
 
 def attack_black_box(
     spec: RunSpec, images: ImageSet, sample: SampleSpec | None, canaries: int, log: Log
 ) -> dict[str, Any]:
-    """Trains a run with canaries among its records, and guesses which of them were there.
+    """Trains a run with canaries among its records, and guesses which of them were included.
 
     Args:
         images: the training split.
-        sample: how a generator's synthetic set is drawn; None for a classifier.
+        sample: the spec of a generator's synthetic set; None for a classifier.
         canaries: at least 2; about half of them are added to the images.
 
     Returns what `dpdm.attacks.white_box.attack` returns. UserError for a run without noise or too few canaries.
@@ -69,7 +69,7 @@ def attack_black_box(
 def distances(images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> np.ndarray:
     """L2 distance (float64 [n], in gray levels) of each image to the nearest of the others with its label.
 
-    Infinite where there is none. Images are uint8 [n, C, H, W] and [m, C, H, W], labels int64.
+    Infinite if there is none. Images are uint8 [n, C, H, W] and [m, C, H, W], labels int64.
     """
     found = np.full(len(images), np.inf)
     flat, other = (part.reshape(len(part), -1).astype(np.float64) for part in (images, others))

@@ -1,7 +1,7 @@
-"""Lower bounds of epsilon, with a stated confidence, from what an attacker guessed right and wrong.
+"""Lower bounds of epsilon, with a stated confidence, from an attacker's right and wrong guesses.
 
 If the mechanism were (epsilon, delta)-DP with an epsilon below the bound, guesses as good as the attacker's would have
-a probability of at most 1 - confidence.
+probability at most 1 - confidence.
 """
 
 import math
@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-LARGEST = 60.0  # no bound is looked for above: e^60 guesses would be needed
+LARGEST = 60.0  # no bound is sought above, which would need e^60 guesses
 
 
 class Errors(NamedTuple):
     """Wrong guesses of independent trials whose guess rule was fixed beforehand."""
 
-    false_positives: int  # guessed "in" where the record was out
+    false_positives: int  # guessed "in" although the record was out
     negatives: int  # trials without the record
-    false_negatives: int  # guessed "out" where the record was in
-    positives: int  # trials with it
+    false_negatives: int  # guessed "out" although the record was in
+    positives: int  # trials with the record
 
 
 def clopper_pearson(successes: int, trials: int, significance: float) -> tuple[float, float]:
@@ -35,8 +35,8 @@ def clopper_pearson(successes: int, trials: int, significance: float) -> tuple[f
 def epsilon_by_errors(errors: Errors, delta: float, confidence: float) -> float:
     """The largest epsilon that the two error rates refute (Kairouz et al. 2015; Jagielski et al. 2020); 0 for none.
 
-    An (epsilon, delta)-DP mechanism has FPR >= (1 - delta - FNR) / e^epsilon, and the same with the two exchanged. Both
-    rates are replaced by their Clopper-Pearson upper ends, each at half the significance.
+    An (epsilon, delta)-DP mechanism has FPR >= (1 - delta - FNR) / e^epsilon, and the same with both rates exchanged.
+    Both rates are replaced by their Clopper-Pearson upper ends, each at half the significance.
     """
     fpr, fnr = _upper_rates(errors, confidence)
     ratios = [(1 - delta - fnr) / fpr, (1 - delta - fpr) / fnr]
@@ -59,7 +59,7 @@ def mu_by_errors(errors: Errors, confidence: float) -> float:
 
 
 def epsilon_of_mu(mu: float, delta: float) -> float:
-    """The epsilon of a mu-GDP mechanism at `delta`, exactly (Balle and Wang 2018, theorem 8); 0 where delta covers it.
+    """The exact epsilon of a mu-GDP mechanism at `delta` (Balle and Wang 2018, theorem 8); 0 if delta covers it.
 
     Args:
         mu: sensitivity over the noise's std, for a Gaussian release; at least 0.
@@ -79,17 +79,17 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
 
 def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """An upper bound of the probability that an attacker of an (epsilon, delta)-DP mechanism guesses so well.
+    """An upper bound of the probability that an attacker of an (epsilon, delta)-DP mechanism guesses this well.
 
     Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", corollary 5.4.
 
-    Each of `canaries` records is included by its own fair coin; the attacker sees the releases, guesses "in" or "out"
-    for `guesses` of the canaries, and abstains from the others. With
-    W ~ Binomial(guesses, e^epsilon / (1 + e^epsilon)),
+    Each of `canaries` records is included by a separate fair coin; the attacker sees the releases, guesses "in" or
+    "out" for `guesses` of the canaries, and abstains from the others. With W ~ Binomial(guesses, e^epsilon / (1 +
+    e^epsilon)),
 
         P[correct guesses >= v] <= P[W >= v] + 2 canaries delta max_{i >= 1} P[v - i <= W < v] / i.
 
-    The guesses need not be independent: all of them may come from one run of the mechanism.
+    The guesses need not be independent: all may come from one run of the mechanism.
     """
     p = 1 / (1 + math.exp(-epsilon))
     tail = float(stats.binom.sf(correct - 1, guesses, p))

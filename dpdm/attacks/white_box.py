@@ -1,24 +1,24 @@
 """The default attack: worst-case canaries behind the real door, by an attacker who sees every release.
 
-What a run's ledger says it did is done again by `PrivateData`: the same plan, budget, batch size, steps, clip norms and
-number of records. Only the records are ours: each canary owns a coordinate, points along it far beyond the clip norm,
-and is there or not by a fair coin (else its place holds a null record, which contributes nothing). For each canary the
+`PrivateData` repeats what a run's ledger claims: the same plan, budget, batch size, steps, clip norms and number of
+records. Only the records are ours. Each canary has a separate coordinate, points along it far beyond the clip norm, and
+is included by a fair coin (otherwise its place holds a null record, which contributes nothing). For each canary the
 attacker adds up the log likelihood ratios of its coordinate over all releases: the best test of one canary (Neyman and
-Pearson). The rule for guessing "in" or "out" from the scores is fixed beforehand, on simulated releases of what the
-ledger claims.
+Pearson). The rule for guessing "in" or "out" from the scores is fixed beforehand, on simulated releases of the ledger's
+claim.
 
-- One-shot Gaussian plans: many runs, each with some canaries on coordinates of their own, alternately by `release_sum`
-  and `release_second_moment`.
+- One-shot Gaussian plans: many runs, each with some canaries on separate coordinates, alternately by `release_sum` and
+    `release_second_moment`.
 - DP-SGD plans: one run, many canaries, each the gradient of one weight of a linear model.
-- Block gradients: their joint clipping leaves room for one canary, which turns the whole block. Many runs, each with a
-  different canary, are one run on all of them, as no record is in two.
+- Block gradients: joint clipping leaves room for one canary, which flips the whole block. Many runs, each with a
+    different canary, count as one run on all canaries, since no record is in two runs.
 
-There are two lower bounds. The first assumes that the noise is Gaussian and the canaries are independent, which holds
-if the door is right: a powerful test of the claim. The second is certified but weaker: one-run auditing, which assumes
-nothing, or for one-shot plans Clopper-Pearson, which assumes independent canaries.
+There are two lower bounds. The first assumes Gaussian noise and independent canaries, which hold if the door is
+correct; it is a powerful test of the claim. The second is certified but weaker: one-run auditing, which assumes
+nothing, or, for one-shot plans, Clopper-Pearson, which assumes independent canaries.
 
-The attack can find faults in noise, clipping, sampling and accounting. It cannot find records that mix (the swap test
-does), nor what a method does outside the door.
+The attack can find faults in noise, clipping, sampling and accounting. It can find neither mixed records (the swap test
+does) nor anything that a method does outside the door.
 """
 
 import functools
@@ -64,22 +64,22 @@ from dpdm.rng import Streams
 from dpdm.specs import RunSpec, parse_spec
 
 CONFIDENCE = 0.95
-EACH = 1 - (1 - CONFIDENCE) / 2  # of two bounds of which the larger is taken
-CONFIRMATIONS = 2  # attacks anew, of other randomness, before a bound above the target is believed
+EACH = 1 - (1 - CONFIDENCE) / 2  # of each of two bounds; the larger one is used
+CONFIRMATIONS = 2  # further attacks with other randomness, before a bound above the target is believed
 ONE_SHOT_RUNS, ONE_SHOT_CANARIES = 200, 50  # the latter in each run
-CANARIES = 1000  # of one DP-SGD run; all records where there are fewer
-BLOCK_STEPS = 60_000  # of all runs together of a plan with block gradients, about
+CANARIES = 1000  # of one DP-SGD run; all records if there are fewer
+BLOCK_STEPS = 60_000  # of all runs together of a plan with block gradients, approximately
 BLOCK_RUNS = (40, 1000)  # at least and at most
 EXCESS = 10.0  # the norm of a canary before clipping, in clip norms
 SIMULATED_DRAWS = 2_000_000  # of the noise, for the guess rule
 PROFILE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)  # epsilons at which a claimed profile is tested
-NOISE_FACTORS = (0.25, 2.0)  # times the claimed noise: the range in which a bound is searched
+NOISE_FACTORS = (0.25, 2.0)  # times the claimed noise: the range of the search for a bound
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of all canaries: guessed in, and guessed out
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a ledger says was done: all that an attack repeats."""
+    """The claim of a ledger: everything that an attack repeats."""
 
     plan: tuple[Mechanism, ...]
     events: tuple[Event, ...]
@@ -90,7 +90,7 @@ class Claim:
 
 
 class Played(NamedTuple):
-    """What an attacker learned about every canary, and the truth."""
+    """The attacker's score of every canary, and the truth."""
 
     scores: np.ndarray  # log likelihood ratios, float64 [canaries]
     included: np.ndarray  # bool [canaries]
@@ -100,18 +100,17 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Attacks the mechanism that a run's ledger describes.
 
     Args:
-        value: JSON of the ledger; it decides everything, even the attack's randomness; only the run's seed plays no
-            role.
+        value: JSON of the ledger; it determines everything, including the attack's randomness, except the run's seed.
         origin: names it in errors.
 
     Returns:
         JSON values: the run's coordinates, recipe, delta, target and provenance, and `attack`: the lower bound
-        `epsilon` with its `confidence`, the larger of two, and by which `method` ("gaussian", "one_run" or
-        "clopper_pearson"); `certified`, the one that does not take the noise for Gaussian; `runs`, and `canaries` in
-        all of them together; and `exceeded`: whether `epsilon` is above the target.
+        `epsilon` (the larger of two) with its `confidence` and `method` ("gaussian", "one_run" or "clopper_pearson");
+        `certified`, the bound that does not assume Gaussian noise; `runs`, and the `canaries` of all runs together; and
+        `exceeded`: whether `epsilon` is above the target.
 
     Raises:
-        UserError: not a ledger; a run without noise or releases; one whose events are not those that its recipe
+        UserError: not a ledger; a run without noise or releases, or whose events differ from those that its recipe
             implies; or the method cannot be imported here.
     """
     ledger = Ledger.from_json(value, origin)
@@ -119,7 +118,7 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
     recipe = json.dumps({key: item for key, item in ledger.recipe.items() if key != "seed"}, sort_keys=True)
     found = attack_claim(claim, recipe)
     for number in range(CONFIRMATIONS):
-        # One bound in twenty may exceed the truth by chance; the smallest of three does once in 8,000 times.
+        # One bound in twenty can exceed the truth by chance; the smallest of three does so once in 8,000 times.
         if found["epsilon"] <= ledger.target_epsilon:
             break
         found = min(found, attack_claim(claim, f"{recipe}/{number}"), key=lambda one: one["epsilon"])
@@ -127,7 +126,7 @@ def attack(value: dict[str, Any], origin: str) -> dict[str, Any]:
 
 
 def attacked(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
-    """What `attack` returns, from a ledger and what was found."""
+    """The return value of `attack`, from a ledger and the bounds."""
     facts = ledger.to_json()
     return {key: facts[key] for key in ("coordinates", "recipe", "delta", "target_epsilon")} | {
         "attack": found | {"exceeded": found["epsilon"] > ledger.target_epsilon},
@@ -136,7 +135,7 @@ def attacked(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_attack(found: dict[str, Any]) -> str:
-    """One line of a terminal, of what `attack` returned."""
+    """One line for a terminal, from the return value of `attack`."""
     one, c = found["attack"], found["coordinates"]
     verdict = "BROKEN" if one["exceeded"] else "holds"
     certified = f", {one['certified']:.3f} certified" if one["certified"] < one["epsilon"] else ""
@@ -148,7 +147,7 @@ def describe_attack(found: dict[str, Any]) -> str:
 
 
 def claim_of(value: dict[str, Any], origin: str) -> Claim:
-    """What a ledger (as JSON) claims, once its events were found to be those that its recipe implies; see `attack`."""
+    """The claim of a ledger (as JSON) whose events were checked against its recipe; see `attack`."""
     ledger = Ledger.from_json(value, origin)
     if math.isinf(ledger.target_epsilon):
         raise UserError(f"{origin} is of a run without noise (epsilon inf): it promises nothing that could be attacked")
@@ -195,9 +194,9 @@ def play(claim: Claim, included: np.ndarray, rng: Randomness, moments: bool = Fa
     """The log likelihood ratio of every canary after one run of the plan through the door.
 
     Args:
-        included: bool [canaries], at most n; exactly one where the plan has block gradients.
+        included: bool [canaries], at most n; exactly one canary if the plan has block gradients.
         rng: of the door.
-        moments: ask for one-shot releases by `release_second_moment`, where their bound has a root.
+        moments: use `release_second_moment` for one-shot releases whose bound has a root.
     """
     canaries = len(included)
     sampled = any(mechanism.mechanism != "gaussian" for mechanism in claim.plan)
@@ -236,7 +235,7 @@ def _hear_release(private: PrivateData, event: Event, canaries: int, moments: bo
     directions = torch.eye(canaries + 1, canaries, dtype=torch.float64) * EXCESS * event.sensitivity
     root = math.sqrt(event.sensitivity)
     if moments and root**2 == event.sensitivity:
-        # A block per canary, of v = (1, 1), so that the noise off the diagonal is heard as well.
+        # One block per canary, with v = (1, 1), so that the noise off the diagonal is measured too.
         both = directions[..., None].expand(-1, -1, 2)
         x = private.release_second_moment(event.name, lambda _, labels: both[labels], root).mean((1, 2)) * 2
     else:
@@ -283,7 +282,7 @@ def _hear_blocks(private: PrivateData, event: Event, params: PoissonBlocks | Sha
 
 @functools.lru_cache(maxsize=4)
 def simulate(events: tuple[Event, ...]) -> Played:
-    """Canaries' scores as the events claim them, every other canary included, without the door."""
+    """Scores of canaries under the claimed events, without the door; every second canary is included."""
     rng = Streams(0, "attack").numpy("simulation")
     canaries = min(max(SIMULATED_DRAWS // sum(event.steps for event in events), 1000), 200_000)
     included = np.arange(canaries) % 2 == 0
@@ -300,8 +299,8 @@ def by_errors(claim: Claim, played: Played) -> float:
 
     Every canary is a trial, and the threshold is fixed on a simulation. A claim is refuted if no mechanism with its
     privacy profile can have such rates. For Gaussian releases, mu is then too small (Nasr et al. 2023); for others, the
-    profile by PLD has too small a delta at some epsilon. The largest noise, in multiples of the claimed one, that is
-    not refuted gives the bound.
+    profile by PLD has too small a delta at some epsilon. The bound follows from the largest noise, in multiples of the
+    claimed noise, that is not refuted.
     """
     errors = _errors_of(claim, played, lambda errors: mu_by_errors(errors, EACH))
     delta = claim.budget.delta
@@ -328,7 +327,7 @@ def by_errors(claim: Claim, played: Played) -> float:
 
 
 def by_clopper_pearson(claim: Claim, played: Played) -> tuple[str, float, dict[str, int]]:
-    """The bound of the two error rates, every canary being a trial; the threshold is fixed on a simulation."""
+    """The bound by the two error rates; every canary is a trial, and the threshold is fixed on a simulation."""
 
     def bound(errors: Errors) -> float:
         return epsilon_by_errors(errors, claim.budget.delta, EACH)
@@ -346,14 +345,14 @@ def _errors_of(claim: Claim, played: Played, bound: Callable[[Errors], float]) -
 
 @functools.lru_cache(maxsize=4)
 def _promised(events: tuple[Event, ...], negatives: int, positives: int) -> list[tuple[float, Errors]]:
-    """Thresholds, and what each promises on a simulation."""
+    """Thresholds, and the bound that each promises on a simulation."""
     simulated = simulate(events)
     thresholds = np.quantile(simulated.scores, np.linspace(0, 1, 101)[1:-1])
     return [(t, _errors(simulated, t, negatives, positives)) for t in thresholds]
 
 
 def _errors(played: Played, threshold: float, negatives: int, positives: int) -> Errors:
-    """The errors of guessing "in" above the threshold, scaled to so many trials of both kinds."""
+    """The errors of guessing "in" above the threshold, scaled to the given numbers of trials."""
     guessed_in = played.scores > threshold
     return Errors(
         round(float(guessed_in[~played.included].mean()) * negatives), negatives,
@@ -372,7 +371,7 @@ def _best_shares(simulated: Played, canaries: int, delta: float) -> tuple[float,
     """The shares that promise the highest bound."""
     order = np.argsort(simulated.scores)
     numbers = np.arange(1, len(order) + 1)
-    right_in = np.cumsum(simulated.included[order[::-1]]) / numbers  # of so many highest scores
+    right_in = np.cumsum(simulated.included[order[::-1]]) / numbers  # among this many highest scores
     right_out = np.cumsum(~simulated.included[order]) / numbers
 
     def expected(shares: tuple[float, float]) -> tuple[float, float]:
@@ -380,7 +379,7 @@ def _best_shares(simulated: Played, canaries: int, delta: float) -> tuple[float,
         places = [max(round(share * len(order)), 1) - 1 for share in shares]
         rates = np.array([right_in[places[0]], right_out[places[1]]])
         mean, deviation = float((counts * rates).sum()), math.sqrt(float((counts * rates * (1 - rates)).sum()))
-        # The bound one standard deviation below the mean; among equals, the bound at the mean.
+        # The bound one standard deviation below the mean; if equal, the bound at the mean.
         return tuple(
             epsilon_by_one_run(canaries, int(counts.sum()), max(math.floor(correct), 0), delta, EACH)
             for correct in (mean - deviation, mean)
@@ -395,9 +394,9 @@ def one_run_audit(
     """Guesses a share of highest scores in and a share of lowest scores out, and certifies.
 
     Args:
-        shares: of all canaries, guessed in and guessed out, together at most 1; fixed without a look at `played`.
+        shares: of the canaries guessed in and guessed out, together at most 1; fixed without looking at `played`.
 
-    Returns the lower bound of epsilon; and how many `guesses` were made, how many of them `correct`.
+    Returns the lower bound of epsilon; and the numbers of `guesses` and of `correct` ones.
     """
     order = np.argsort(played.scores, kind="stable")
     canaries = len(order)
@@ -408,7 +407,7 @@ def one_run_audit(
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """A method's parameters, and whatever models they hold."""
+    """A method's parameters, and the models that they hold."""
     yield value
     if isinstance(value, BaseModel):
         for name in type(value).model_fields:

@@ -1,6 +1,6 @@
 """The command line `dpdm` (also `python -m dpdm`): thin verbs that parse, call the library, and print.
 
-Nothing but Click loads before a verb runs, so that help and completion are quick.
+Only Click loads before a verb runs, so that help and completion are fast.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from dpdm.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; a UserError, or a wrong call, becomes one message on stderr and exit status 2.
 
-    A full disk may refuse the message, too: exit status NO_SPACE then gives the reason to the workflow.
+    If a full disk refuses the message too, exit status NO_SPACE gives the reason to the workflow.
     """
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None where it was closed, as by `>&-`)
     if hasattr(sys.stdout, "reconfigure"):  # a replacement by calling code may lack it
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    if arguments is None:  # a method of the user's own is imported from the current folder, as by `python -m dpdm`
+    if arguments is None:  # a user's method is imported from the current folder, as by `python -m dpdm`
         sys.path.append(os.getcwd())
     try:
         status = verbs.main(arguments, prog_name="dpdm", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""The group of all verbs, and the arguments and options that several of them share."""
+"""The group of all verbs, and their common arguments and options."""
 
 import os
 import re
@@ -15,7 +15,7 @@ COMPLETION = 'Completion: put eval "$(_DPDM_COMPLETE=bash_source dpdm)" into ~/.
 
 
 class _Path(click.Path):
-    """A path that is not empty, as an unset variable of the shell would make it."""
+    """A path that is not empty; an unset shell variable gives an empty path."""
 
     def convert(self, value, param, ctx):
         if not value:
@@ -81,7 +81,7 @@ def verbs() -> None:
 
 
 def study_argument(required: bool = True):
-    """STUDY: the verb gets it as `study` and `layout`; the context's `obj` is the word as it was written."""
+    """STUDY: the verb gets it as `study` and `layout`; the context's `obj` is the word as the user wrote it."""
 
     def opened(ctx: click.Context, _: click.Parameter, named: str | None):
         from dpdm.study import open_study
@@ -95,7 +95,7 @@ def study_argument(required: bool = True):
 
 
 def dataset_argument():
-    """DATASET, which the study has."""
+    """DATASET: one of the study's data sets."""
 
     def found(ctx: click.Context, _: click.Parameter, name: str) -> str:
         from dpdm.study import find_dataset
@@ -117,9 +117,9 @@ def out_option(text: str):
 
 
 def _limit_threads(count: int) -> None:
-    """Keeps torch, OpenMP and BLAS to `count` threads, those loaded already and those to come.
+    """Limits torch, OpenMP and BLAS to `count` threads, both loaded libraries and later ones.
 
-    Two jobs of two threads each on two cores were seen ten times slower than one after the other.
+    On two cores, two jobs of two threads each at once were ten times slower than one after the other.
     """
     import threadpoolctl
 

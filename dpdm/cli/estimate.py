@@ -1,7 +1,7 @@
-"""What a study will cost, by the times and memory that kept results (results/*/kept) measured.
+"""The cost of a study, from the times and memory measured in kept results (results/*/kept).
 
-A kept jobs.csv has seconds and memory by rule and method, and study.json the recipes that took them. A job is measured
-if a kept job differs from it only in its amount of work: steps x batch x K of a training, images of a set.
+A kept jobs.csv has seconds and memory by rule and method, and study.json has their recipes. A job counts as measured if
+a kept job differs from it only in its amount of work: steps x batch x K of a training, images of a set.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ class Job(NamedTuple):
     """A job of a study; jobs of one `kind` are comparable."""
 
     rule: str
-    method: str  # "" where the rule knows none
-    kind: tuple[str, str, str]  # jobs of one kind take a time in proportion to their amount: rule, source, recipe
+    method: str  # "" if the rule has none
+    kind: tuple[str, str, str]  # rule, source, recipe: the time of one kind is proportional to the amount
     amount: float
 
 
@@ -43,11 +43,11 @@ class Kept(NamedTuple):
     name: str  # its folder
     machine: str
     table: dict[tuple[str, str], Times]  # by rule and method
-    study: Study | None  # None where its recipes are not kept, or of another version
+    study: Study | None  # None if its recipes are not kept, or of another version
 
 
 def estimate(study: Study, results: Path = ROOT / "results") -> str:
-    """Hours and memory of all jobs of a study, the kept `results` that they are from, and what is not measured."""
+    """Hours and memory of all jobs of a study, the kept `results` behind them, and the jobs that are not measured."""
     kept = sorted(read_kept(results), key=lambda one: (one.name != f"results/{study.study}/kept", one.name))
     planned = list(jobs(study))
     rated = [(one, measured(one)) for one in kept]
@@ -101,9 +101,9 @@ def read_kept(results: Path) -> Iterator[Kept]:
 
 
 def measured(kept: Kept) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """Of each kind of job: seconds per unit of its amount, and peak memory in MB; nothing where no recipe is kept.
+    """For each kind of job, seconds per unit of its amount, and peak memory in MB; nothing without kept recipes.
 
-    If only some jobs of a rule ran, they are assumed to be as large as its other jobs on average.
+    If only some jobs of a rule ran, they count as large as its other jobs on average.
     """
     if kept.study is None:
         return {}
@@ -125,7 +125,7 @@ def measured(kept: Kept) -> dict[tuple[str, str, str], tuple[float, float]]:
 
 
 def jobs(study: Study) -> Iterator[Job]:
-    """The jobs whose time is measured; those of tables, figures and report are short, and have no benchmark."""
+    """The jobs whose time is measured; jobs of tables, figures and report are short and have no benchmark."""
     runs = study.runs()
     judged = study.evaluation.model_dump(mode="json") | {"fid": None}
     images = judged.pop("synthetic_images")

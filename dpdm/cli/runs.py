@@ -65,7 +65,7 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
         if not again:
             jobs.refuse_to_replace(spec, folder, chosen=bool(out))
         prepare()
-    if processes > 1 and not joined:  # this one becomes torchrun, which starts them all
+    if processes > 1 and not joined:  # this process becomes torchrun, which starts them all
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         os.execv(sys.executable, [sys.executable, *command, "-m", "dpdm", *sys.argv[1:]])
     from dpdm import processes as started
@@ -79,7 +79,7 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
 
 
 def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> tuple[Any, str, str, Any]:
-    """The recipe, its training images, the folder for its results, and what makes the images where they are missing."""
+    """The recipe, its training images, the folder for its results, and the source of missing images."""
     from dpdm import study as named
 
     if bool(spec_file) == bool(study) or bool(study) != bool(run):
@@ -231,7 +231,7 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
 
 
 def _scores(folder: str, *files: str) -> str:
-    """What files of scores hold, a line each."""
+    """The content of score files, one line each."""
     from dpdm import artifacts
 
     lines = []
@@ -314,7 +314,7 @@ def attack(what, out, black_box, canaries) -> None:
 
 
 def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[tuple[dict[str, Any], str]]:
-    """The ledgers that the words behind `audit` or `attack` mean, each with its path."""
+    """The ledgers named by the arguments of `audit` or `attack`, each with its path."""
     from dpdm import artifacts
     from dpdm.specs import refuse_other_recipe
 
@@ -336,7 +336,7 @@ def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[tuple[dict[s
 
 
 def _named(what: tuple[str, ...], attacked: bool) -> tuple[Any, Any, list[Any]]:
-    """Study, layout, and the runs of STUDY [RUN]; of several to be attacked, those of `Study.attacked_runs`."""
+    """Study, layout, and the runs of STUDY [RUN]; for several attacks, those of `Study.attacked_runs`."""
     if len(what) > 2 or what[0].endswith(".json"):
         raise UserError(f"{' '.join(what)}: name STUDY and at most one RUN, or nothing but ledger.json files")
     from dpdm.study import find_runs, open_study
@@ -371,7 +371,7 @@ def _black_box(what: tuple[str, ...], canaries: int) -> list[dict[str, Any]]:
 @click.argument("run", help="DATASET/METHOD/EPSILON/SEED.")
 @set_option()
 def spec(study, layout, run: str, changes: tuple[str, ...]) -> None:
-    """Print the resolved recipe of a run as JSON; `dpdm train --spec FILE` takes it back."""
+    """Print the resolved recipe of a run as JSON, which `dpdm train --spec FILE` reads."""
     import json
 
     from dpdm.study import find_run

@@ -49,7 +49,7 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
             raise UserError(f"{option} is empty; write KEY=A,B, or leave the option out")
     part = {"only": " ".join(only)} if only else {}
     part |= {"without": " or ".join(without)} if without else {}
-    chosen = selected(study, part)  # names the study does not have are refused before Snakemake starts
+    chosen = selected(study, part)  # refuses unknown names before Snakemake starts
     results = os.path.abspath(study.results_dir)
     for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
         if target not in TARGETS and not os.path.abspath(target).startswith(f"{results}{os.sep}"):
@@ -102,9 +102,9 @@ def check(study, layout) -> None:
 @verbs.command("list", section=STUDIES)
 @click.argument("what", type=click.Choice(list(HEADERS)), help="What to list.")
 def list_(what: str) -> None:
-    """List what there is: methods, datasets, samplers, metrics or studies.
+    """List the available methods, datasets, samplers, metrics or studies.
 
-    Of a method: what it is, what it releases, its cost, and the status of the epsilon that its paper states.
+    For a method: what it is, what it releases, its cost, and the status of the epsilon in its paper.
     """
     from tabulate import tabulate
 
@@ -118,7 +118,7 @@ def list_(what: str) -> None:
 @click.argument("name", help="Its name in a study.")
 @click.option("--out", type=PATH, metavar="FILE", help="Its file. Default: baselines/NAME.py, or NAME.py.")
 def new(kind: str, name: str, out: str | None) -> None:
-    """Write a minimal method that works, and print the entry of a study for it."""
+    """Write a minimal working method, and print its entry for a study."""
     from dpdm.scaffold import new_method
 
     path, entry = new_method(name, out)
@@ -131,7 +131,7 @@ def new(kind: str, name: str, out: str | None) -> None:
 def compare(results: tuple[str, ...], out: str | None) -> None:
     """Print one table over several results folders; every row names its study and commit.
 
-    A column has one protocol and one extractor. Distances are left out where they were measured by different extractors
+    Each column has one protocol and one extractor. Distances are left out if they were measured by different extractors
     or from different numbers of images.
     """
     if out and not out.endswith(".html"):
@@ -158,7 +158,7 @@ def schema() -> None:
 @verbs.command("verdict", section=STUDIES)
 @study_argument()
 def verdict(study, layout) -> None:
-    """Print the sentences that a study's numbers support, and what is wrong with the study."""
+    """Print the conclusions that a study's numbers support, and what is wrong with the study."""
     from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report.published import read_published
     from dpdm.report.verdicts import verdicts

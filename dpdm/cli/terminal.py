@@ -1,7 +1,7 @@
-"""What Snakemake shows of a run: one line per finished job, the progress of the others, the end of a failed job's log.
+"""Snakemake's output: one line per finished job, the progress of the others, and the end of a failed job's log.
 
-The workflow puts `Terminal` in the place of Snakemake's own handler. The log file below .snakemake/log has all.
-Nothing of Snakemake is imported: a record names its event in text. Standard library only.
+The workflow replaces Snakemake's handler by `Terminal`. The log file below .snakemake/log has everything. Nothing of
+Snakemake is imported, since a record names its event as text. Standard library only.
 """
 
 import csv
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from dpdm.progress import duration
 
 PROGRESS_EVERY = 60.0  # seconds
-LITTLE = 100_000  # bytes on a disk that is as good as full
-NO_SPACE = 74  # exit status of a job that met a full disk: EX_IOERR of sysexits.h
+LITTLE = 100_000  # free bytes of a disk that counts as full
+NO_SPACE = 74  # exit status of a job on a full disk: EX_IOERR of sysexits.h
 TAIL = 10  # lines of a failed job's log
 STEPS = re.compile(r": (\d+)/(\d+), \d+ s$")  # what dpdm.progress.Log writes
 NUMBER = re.compile(r"inf|\d+(\.\d+)?")
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The rule, and the coordinates of what it works on: `train digits/dpdm/10/0`."""
+        """The rule and its coordinates: `train digits/dpdm/10/0`."""
         return f"{self.rule} {'/'.join(self.place)}".rstrip()
 
 
@@ -63,7 +63,7 @@ def show(workflow: Any, logger: logging.Logger) -> None:
 
 
 class Terminal(logging.Handler):
-    """Writes by Snakemake's own handler `former`, but one line per job; for a `dry` run it counts the jobs."""
+    """Writes through Snakemake's handler `former`, but one line per job; for a `dry` run it counts the jobs."""
 
     def __init__(self, former: logging.Handler, dry: bool = False):
         super().__init__(former.level)
@@ -77,12 +77,12 @@ class Terminal(logging.Handler):
         self._over = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record, or keeps what later lines need of it."""
+        """Writes a record, or keeps the parts that later lines need."""
         try:
             self._show(record)
         except BrokenPipeError:
             raise
-        except Exception:  # a fault here must not end the run
+        except Exception:  # an error here must not end the run
             self.handleError(record)
 
     def _show(self, record: logging.LogRecord) -> None:
@@ -108,7 +108,7 @@ class Terminal(logging.Handler):
             full = " No space is left on a disk, or in a quota." if f"status {NO_SPACE}." in ended[1] else ""
             self._line(f"error: the command of a job {ended[1].strip()}{full}", record)
         elif event not in HIDDEN and not (record.levelno == logging.INFO and CHATTER.match(record.getMessage())):
-            if event or record.getMessage() != self._last:  # Snakemake repeats every second that it was asked to stop
+            if event or record.getMessage() != self._last:  # when asked to stop, Snakemake repeats this every second
                 self.former.handle(record)
             self._last = record.getMessage()
 
@@ -169,7 +169,7 @@ class Terminal(logging.Handler):
                 self._line(text, record)
 
     def progress(self) -> str:
-        """A line about the running jobs that say how far they are."""
+        """A line about the running jobs that report their progress."""
         parts = []
         for job in list(self.jobs.values()):
             if job.log and os.path.exists(job.log) and (steps := STEPS.search(tail(job.log)[-1])):
@@ -190,7 +190,7 @@ def tail(path: str) -> list[str]:
 
 
 def measured(path: str | None) -> float | None:
-    """Seconds of a job by Snakemake's benchmark, without the time in a cluster's queue; None where there is none."""
+    """Seconds of a job by Snakemake's benchmark, without the time in a cluster's queue; None if there is none."""
     try:
         with open(path or os.devnull) as file:
             return float(next(csv.DictReader(file, delimiter="\t"))["s"])
@@ -199,7 +199,7 @@ def measured(path: str | None) -> float | None:
 
 
 def listed(jobs: Iterable[Job]) -> list[str]:
-    """One line, with their number, for jobs of a rule on a data set that form a full grid of methods and so on."""
+    """One line, with their number, for jobs of a rule on a data set that form a full grid."""
     runs: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for job in jobs:
         runs.setdefault((job.rule, *job.place[:2]), set()).add(job.place[2:])

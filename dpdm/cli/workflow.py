@@ -1,4 +1,4 @@
-"""Verbs that make the files between the runs and the report; people rarely need them."""
+"""Verbs that make the files between the runs and the report; users rarely need them."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def validate(file, again: bool) -> None:
     """Check a whole study before any job, and write the study.json that the jobs read.
 
     Imports every method, builds its params, and checks tables and FID weights. Refuses runs that other code trained. A
-    study.json that says the same already is left as it is.
+    study.json with the same content is left unchanged.
     """
     from dpdm import artifacts
     from dpdm.config import Study
@@ -58,7 +58,7 @@ def validate(file, again: bool) -> None:
 
 
 def _refuse_data_of_others(study, layout) -> None:
-    """Refuses to replace the images of a data set which another study in the folder has by the same name."""
+    """Refuses to replace the images of a data set that another study in the folder has under the same name."""
     from dpdm import jobs
     from dpdm.study import open_study
 
@@ -97,7 +97,7 @@ def _refuse_other_code(study, layout) -> None:
 @dataset_argument()
 @click.argument("file", type=click.Choice(FILES), help="Which file.")
 def data(study, layout, dataset: str, file: str) -> None:
-    """Make a file of a data set, and first those that it needs.
+    """Make a file of a data set, after the files that it needs.
 
     dataset.json: load the data set, verify it, and write its splits too. extractor.pt: train the feature extractor of
     the image distance on real images. EXTRACTOR.npz: an extractor's statistics of the real images. label_only.npz: the
@@ -154,7 +154,7 @@ def tables(study, layout, partial: bool) -> None:
 
 
 def collected(study, layout):
-    """What the figures and tables of a finished study are made from."""
+    """The material of a finished study's figures and tables."""
     from dpdm.config import ANCHORS
     from dpdm.report.collect import AUDITS, METRICS, read_csv
     from dpdm.report.registry import Material
@@ -188,7 +188,7 @@ def _paper_table(study, layout, number: int, out: str) -> None:
     from dpdm.report.published import read_published
     from dpdm.report.selection import table_files
 
-    # No other file is read: what a table does not show may be of other code, or be made again at this moment.
+    # No other file is read, since results outside the table may be of other code, or may be replaced at this moment.
     metrics, audits = gather.collect(study, table_files(study, layout, number))
     table = paper.paper_table(number, study, metrics, audits, read_published(PUBLISHED, PRIVACY_STATUS))
     for note in table.notes:

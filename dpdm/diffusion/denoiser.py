@@ -1,7 +1,7 @@
 """Parametrizations: how a raw network F becomes a denoiser D, and which noise levels it is trained on.
 
-D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022 (EDM) eq. 7. The four of the paper's ablation.
-Each is a set of parameters that knows its own formulas; tensors of noise levels are [n], positive.
+D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022 (EDM) eq. 7. There are the four of the paper's
+ablation. Each class has the parameters and formulas of one; tensors of noise levels are [n], positive.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpdm.params import Finite, Positive, Share, Strict
 
-SIGMA_DATA = 1 / 3**0.5  # s_d of the paper: the std of images spread evenly over [-1, 1]
+SIGMA_DATA = 1 / 3**0.5  # s_d of the paper: the std of pixels uniform in [-1, 1]
 Scalings = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -122,7 +122,8 @@ class Denoiser(nn.Module):
     Forward: noisy images [n, C, H, W], noise levels sigma [n] > 0, labels [n] -> denoised images.
 
     Args:
-        precision: bf16: the layers of the network compute in bfloat16 (torch.autocast); all around them is float32.
+        precision: with bf16, the layers of the network compute in bfloat16 (torch.autocast), and everything else in
+            float32.
     """
 
     def __init__(self, network: nn.Module, parametrisation: Parametrisation, precision: Precision = "float32"):
@@ -130,7 +131,7 @@ class Denoiser(nn.Module):
         self.network, self.parametrisation, self.precision = network, parametrisation, precision
 
     def output(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
-        """What the network says, [n, C, H, W] in the dtype of `x`."""
+        """The output of the network, [n, C, H, W] in the dtype of `x`."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.network(x, c_noise, labels).to(x.dtype)
 

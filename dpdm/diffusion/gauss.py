@@ -4,13 +4,13 @@ Released: a mixture of Gaussians per class (dpdm/mixture.py), with `prior_share`
 gradient of every DP-SGD step, as in DPDM. Pixels are in [-1, 1] here and in [0, 1] in the mixture.
 
 EDM (Karras et al. 2022) preconditions a network F by the exact denoiser of isotropic Gaussian data. Here G is the exact
-denoiser of the released mixture of class y, and v the mean error that its covariance leaves at noise level sigma:
+denoiser of the released mixture of class y, and v the mean error that remains at noise level sigma by its covariance:
 
     D(x; sigma, y) = G(x; sigma, y) + sqrt(v(sigma, y)) F(c_in x; ln(sigma) / 4, y)
 
-The weight of the loss is 1 / v. With mean 0 and covariance sigma_data^2 I this is EDM. The last layer of F is zero at
-first: the model then draws from the mixture, and DP-SGD learns what is not Gaussian. The null label of guidance has one
-pooled Gaussian.
+The weight of the loss is 1 / v. With mean 0 and covariance sigma_data^2 I this is EDM. The last layer of F starts at
+zero, so the model first draws from the mixture, and DP-SGD learns what is not Gaussian. The null label of guidance has
+one pooled Gaussian.
 Cost: DP-SGD, its batches multiplied by K.
 """
 
@@ -37,7 +37,7 @@ SCALE = 2.0  # from pixels in [0, 1] to [-1, 1]
 
 
 class Params(method.Params):
-    """DPDM's recipe, and how the mixture is released."""
+    """DPDM's recipe, and the release of the mixture."""
 
     prior: MixtureParams = Field(description="the released mixture of Gaussians")
     prior_share: Share = Field(0.3, description="part of the budget for the mixture")
@@ -61,7 +61,7 @@ class Prior(nn.Module):
 
     @classmethod
     def of(cls, mixture: Mixture) -> "Prior":
-        """That of a released mixture."""
+        """The prior of a released mixture."""
         m = Mixture(*(value.double() for value in mixture.state().values()))
         classes, components, k = m.offsets.shape
         d = len(m.basis)
@@ -122,7 +122,7 @@ class Prior(nn.Module):
 
 
 class GaussUNet(UNet):
-    """A U-Net with the prior. Its output is 0 at first, since its last layer is zero."""
+    """A U-Net with the prior. Its output is 0 at first, since its last layer starts at zero."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, params: NetworkParams, prior: Prior):
         super().__init__(shape, num_classes, params)
@@ -146,7 +146,7 @@ class GaussDenoiser(Denoiser):
 
 
 class Model(method.Model):
-    """As DPDM's, with the prior; its facts also hold the number of components and the size of the basis."""
+    """DPDM's model with the prior; its facts also hold the number of components and the size of the basis."""
 
     denoiser_type = GaussDenoiser
 
@@ -176,7 +176,7 @@ class DPDMGauss(method.DPDM):
         return (*params.prior.plan(params.prior_share), *super().plan(params, meta))
 
     def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
-        """None: it is not published."""
+        """None, since the method is not published."""
         return ()
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> Model:

@@ -19,12 +19,12 @@ def row_losses(
     """Denoising losses lambda(sigma) * mean((D(x + n, sigma) - x)^2), draw-major.
 
     Args:
-        module: computes what `denoiser` does (in a private step: with per-example gradients).
-        denoiser: knows the training noise levels and the weight of the loss.
+        module: computes the output of `denoiser` (in a private step, with per-example gradients).
+        denoiser: gives the training noise levels and the weight of the loss.
         images: [B, C, H, W] in [-1, 1].
         labels: [B]; dropped to `null_label` with probability `label_dropout`, once per image.
         noise_multiplicity: K, independent (sigma, n) draws per image.
-        generator: on the CPU; None is torch's default, which a private step seeds for every chunk.
+        generator: on the CPU; None means torch's default, which a private step seeds for every chunk.
 
     Returns:
         [K * B]; row k * B + b is draw k of image b. Their mean over k is the image's loss l_b.

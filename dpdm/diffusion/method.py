@@ -34,12 +34,12 @@ from dpdm.rng import Streams
 MECHANISM = "denoiser"
 Decay = Annotated[Finite, Field(ge=0, lt=1)]
 SPREAD_TOLERANCE = 0.05
-# By side of the images and whether they have labels: the paper's noise draws per training image, K times epochs.
+# The paper's noise draws per training image (K times epochs), by side of the images and whether they have labels.
 PAPER_DRAWS = {(28, True): 32 * 300, (32, True): 8 * 500, (32, False): 32 * 300, (64, False): 8 * 300}
 
 
 class ModelParams(Strict):
-    """The part of the recipe that sampling needs as well."""
+    """The part of the recipe that sampling also needs."""
 
     network: NetworkParams = Field(NetworkParams(), description="size of the U-Net")
     parametrisation: Parametrisation = Field(
@@ -52,7 +52,7 @@ class ModelParams(Strict):
 
 
 class Params(ModelParams):
-    """The recipe; defaults are the paper's where it has one value for all data sets."""
+    """The recipe; defaults are the paper's if it has one value for all data sets."""
 
     dp: DpSgdParams
     noise_multiplicity: Count = Field(
@@ -100,7 +100,7 @@ class _Sampler(Strict):
         return self
 
     def levels(self) -> list[float]:
-        """The noise levels, falling."""
+        """The noise levels, decreasing."""
         return samplers.karras_schedule(self.num_sampling_steps, self.sigma_min, self.sigma_max, self.rho)
 
     def run(self, denoise: samplers.DenoiseFn, noise: samplers.NoiseFn) -> Tensor:
@@ -167,7 +167,7 @@ class Model(NetworkModel):
         """Images uint8 [n, C, H, W] for `labels`; image i draws from its own stream.
 
         Raises:
-            UserError: guidance on a model that was not also trained without labels.
+            UserError: guidance on a model that was not trained also without labels.
         """
         chosen, classes = sampler.root, self.facts["num_classes"]
         params = ModelParams.model_validate(self.facts["params"])
@@ -196,11 +196,11 @@ class DPDM:
         return (params.dp.mechanism(MECHANISM, meta.n),)
 
     def check_sampler(self, params: Params, sampler: SamplerParams, meta: ImageMeta) -> None:
-        """Refuses before training what `sample` would refuse after it."""
+        """Refuses, before training, a sampler that `sample` would refuse after it."""
         check_guidance(sampler.root.guidance, meta.num_classes if params.conditional else 0, params)
 
     def doubts(self, params: Params, sampler: SamplerParams, meta: ImageMeta) -> list[str]:
-        """A warning if the sampler's own error changes the spread of the images."""
+        """A warning if the error of the sampler changes the spread of the images."""
         run = sampler.root
         ratios = samplers.spread(run.run, run.num_sampling_steps + 1)
         if abs(ratios - 1).max() <= SPREAD_TOLERANCE:
@@ -211,7 +211,7 @@ class DPDM:
         ]
 
     def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
-        """K, always; the side of the images, if the paper lacks it; and the noise draws per training image."""
+        """K, always; the side of the images, if the paper does not have it; and the noise draws per training image."""
         draws = params.noise_multiplicity * params.dp.expected_batch_size * params.dp.steps / meta.n
         published = PAPER_DRAWS.get((meta.shape[1], params.conditional and meta.num_classes > 1), 32 * 300)
         return (
@@ -241,8 +241,8 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
     norm.
 
     With `precision: bf16` the layers compute outputs and per-example gradients in bfloat16. Such a gradient is less
-    exact, but still depends on one record only. It becomes float32 before its norm is taken; norms, clipping, sums,
-    noise, weights and Adam are those of float32. So one record moves the sum by max_grad_norm at most, as in float32.
+    exact, but still depends on only one record. It becomes float32 before its norm is computed; norms, clipping, sums,
+    noise, weights and Adam are as in float32. So one record moves the sum by at most max_grad_norm, as in float32.
 
     Args:
         classes: number of classes, which is also the null label; 0 for an unconditional network.
@@ -270,11 +270,11 @@ def train_denoiser(private: PrivateData, params: Params, denoiser: Denoiser, cla
 
 
 def check_guidance(guidance: float, num_classes: int, params: ModelParams) -> None:
-    """Raises UserError for guidance of a model that was not trained both with labels and without."""
+    """Raises UserError for guidance of a model that was not trained both with and without labels."""
     if guidance > 0 and not (num_classes and params.label_dropout > 0):
         raise UserError("guidance needs a conditional model trained with label_dropout > 0; set guidance: 0")
 
 
 def learning_rate(params: Params, index: int, steps: int) -> float:
-    """The rate of step index = 0, 1, ..., steps - 1, by `lr_schedule`; never 0."""
+    """The rate at step index = 0, 1, ..., steps - 1, by `lr_schedule`; never 0."""
     return params.lr * (1 - index / steps) if params.lr_schedule == "linear" else params.lr

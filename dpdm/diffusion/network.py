@@ -32,11 +32,11 @@ class NetworkParams(Strict):
     )
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Refuses images that the levels cannot halve evenly, and attention where no level is.
+        """Refuses images that the levels cannot halve evenly, and attention at a side that no level has.
 
         Raises:
-            UserError: height and width differ or are not divisible often enough, or no level has a side that is named
-                for attention.
+            UserError: height and width differ or cannot be halved often enough, or no level has a side named for
+                attention.
         """
         _, height, width = shape
         divisor = self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
@@ -170,7 +170,7 @@ class UNet(nn.Module):
         )
 
         self.up = nn.ModuleList()
-        self._pops: list[int] = []  # how many of the first layers of each stage take a skip connection
+        self._pops: list[int] = []  # how many of the first layers of each stage have a skip connection
         for level, width in reversed(list(enumerate(widths))):
             stage = []
             for _ in range(params.blocks_per_level + 1):
@@ -187,10 +187,10 @@ class UNet(nn.Module):
         self.head = _conv(channels, image_channels, 3, scale=0)
 
     def parts(self, names: Collection[Part]) -> list[nn.Parameter]:
-        """The parameters of some parts, in the order of `parameters`.
+        """The parameters of the named parts, in the order of `parameters`.
 
-        norms: of the group norms. biases: of all layers. embeddings: of labels and noise levels, in the blocks too.
-        last_level: the last blocks, at the size of the stem, with the norm and the head after them.
+        norms: group norms. biases: biases of all layers. embeddings: embeddings of labels and noise levels, also in the
+            blocks. last_level: the last blocks, at the size of the stem, with the norm and the head after them.
         """
         chosen: set[int] = set()
         for name, module in self.named_modules():

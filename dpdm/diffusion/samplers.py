@@ -1,7 +1,7 @@
 """Schedules and samplers as pure functions of a denoiser.
 
-A denoiser maps x [n, C, H, W] and one noise level (float) to the denoised x. `noise()` gives fresh standard
-normal numbers of the shape of x, every image from its own stream: results do not depend on the batch size.
+A denoiser maps x [n, C, H, W] and one noise level (float) to the denoised x. `noise()` gives fresh standard normal
+numbers of the shape of x, each image from a separate stream, so results do not depend on the batch size.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def karras_schedule(steps: int, sigma_min: float, sigma_max: float, rho: float) 
 
 
 def ddim(denoise: DenoiseFn, noise: NoiseFn, sigmas: list[float]) -> Tensor:
-    """DDIM (Song et al. 2021): Euler steps of dx/dsigma = (x - D) / sigma, one last denoising; N evaluations."""
+    """DDIM (Song et al. 2021): Euler steps of dx/dsigma = (x - D) / sigma, and a final denoising; N evaluations."""
     x = noise() * sigmas[0]
     for sigma, following in itertools.pairwise(sigmas):
         x = x + (following - sigma) * (x - denoise(x, sigma)) / sigma
@@ -51,7 +51,7 @@ def churn(
     s_max: float,
     s_noise: float,
 ) -> Tensor:
-    """Heun steps with added noise (Karras et al. 2022, algorithm 2), the last step to zero; 2 N - 1 evaluations.
+    """Heun steps with added noise (Karras et al. 2022, algorithm 2), with the last step to 0; 2 N - 1 evaluations.
 
     The added noise is capped at gamma = 1, as in the paper's code, not at EDM's sqrt(2) - 1.
     """
@@ -73,7 +73,7 @@ def churn(
 def dpmpp_2m(denoise: DenoiseFn, noise: NoiseFn, sigmas: list[float]) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): deterministic, of second order; N evaluations.
 
-    Between two noise levels the denoiser is a line through its last two values, over ln sigma.
+    Between two noise levels, the denoiser is approximated by the line through its last two values, over ln sigma.
     """
     x = noise() * sigmas[0]
     before, width_before = None, 1.0
@@ -86,14 +86,14 @@ def dpmpp_2m(denoise: DenoiseFn, noise: NoiseFn, sigmas: list[float]) -> Tensor:
 
 
 def spread(draw: Callable[[DenoiseFn, NoiseFn], Any], noises: int) -> np.ndarray:
-    """The standard deviation of what a sampler returns, divided by that of the data, for Gaussian data of std SPREADS.
+    """The standard deviation of a sampler's result, divided by that of the data, for Gaussian data of std SPREADS.
 
-    The denoiser is exact, s^2 / (s^2 + sigma^2) x. It and all samplers are linear, so the sampler runs on the
-    coefficients of its independent noises, and the result has no error of simulation.
+    The denoiser is exact: s^2 / (s^2 + sigma^2) x. The denoiser and all samplers are linear, so the sampler runs on the
+    coefficients of its independent noises, and the result has no simulation error.
 
     Args:
         draw: the sampler as a function of denoiser and noise; guidance plays no role.
-        noises: how often, at most, it draws noise.
+        noises: the maximum number of its draws of noise.
     """
     drawn, variance = itertools.count(), np.square(SPREADS)[:, None]
 

@@ -1,4 +1,4 @@
-"""Training and applying a classification network: what the extractor and the classifiers share.
+"""Training and applying a classification network, for the extractor and the classifiers.
 
 On the CPU by default: the networks are small, and equal seeds give equal numbers on every machine of one kind.
 """
@@ -18,21 +18,21 @@ from dpdm.data import ImageSet, to_network
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
-_CHUNK = 500  # images per forward pass when applying a network: bounds memory, changes no result
+_CHUNK = 500  # images per forward pass when a network is applied: memory only
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained: Adam, by shuffled batches; the last step is the result.
 
-    A small set is trained on for `steps`, but at most for `most_epochs`; a large one for `least_epochs`.
+    Training takes `steps`, but at most `most_epochs` on a small set, and at least `least_epochs` on a large one.
     """
 
     steps: int
-    batch_size: int  # less where there are fewer images
+    batch_size: int  # fewer if there are fewer images
     lr: float  # the highest rate
-    least_epochs: int = 0  # passes, for which `steps` are raised
-    most_epochs: float = math.inf  # passes, for which `steps` are lowered
+    least_epochs: int = 0  # minimum number of passes, which raises `steps`
+    most_epochs: float = math.inf  # maximum number of passes, which lowers `steps`
     one_cycle: bool = False  # the rate rises and falls (Smith and Topin 2017); else it falls linearly to zero
 
     def steps_for(self, count: int) -> int:
@@ -44,7 +44,7 @@ class Recipe:
 def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, streams: Streams) -> nn.Module:
     """A network that maps images in [-1, 1] to class logits, trained by cross-entropy on `data`, which is not empty.
 
-    `build` makes it; all randomness is of `streams`, and torch's global generators are left as they were.
+    `build` makes the network; all randomness is from `streams`, and torch's global generators are unchanged.
     """
     count, size = len(data.labels), min(recipe.batch_size, len(data.labels))
     steps, shuffle = recipe.steps_for(count), streams.torch("batches")
@@ -64,17 +64,17 @@ def train(build: Callable[[], nn.Module], data: ImageSet, recipe: Recipe, stream
 
 
 def _made(build: Callable[[], nn.Module]) -> nn.Module:
-    """The untrained network, its weights in a memory order that makes convolutions faster on CPUs."""
+    """The untrained network, with weights in a memory order that makes convolutions faster on CPUs."""
     return build().to(memory_format=torch.channels_last)
 
 
 def _optimizer(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Adam in one pass over each tensor: at 8x8 the separate passes take a sixth of a step."""
+    """Adam in one pass over each tensor, since separate passes take a sixth of a step at 8x8."""
     return torch.optim.Adam(network.parameters(), lr=lr, fused=True)
 
 
 def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet, rows: np.ndarray) -> None:
-    """One step along the cross-entropy of some rows of `data`."""
+    """One step on the cross-entropy of some rows of `data`."""
     device = next(network.parameters()).device
     logits = network(to_network(data.images[rows]).to(device))
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.labels[rows]).to(device))
@@ -85,18 +85,18 @@ def _learn(network: nn.Module, optimizer: torch.optim.Optimizer, data: ImageSet,
 
 @dataclass(frozen=True)
 class EpochRecipe:
-    """How a network is trained and one of its epochs chosen: Adam, by batches, shuffled anew every epoch."""
+    """How a network is trained and one of its epochs chosen: Adam, by batches, reshuffled every epoch."""
 
     epochs: int
     batch_size: int
     lr: float
-    held_out: float = 0.1  # share of every class that judges the epochs, and is not trained on
-    cut_every: int | None = None  # epochs after which the rate is multiplied by `cut`; none: a constant rate
+    held_out: float = 0.1  # share of every class that judges the epochs and is not used for training
+    cut_every: int | None = None  # epochs after which the rate is multiplied by `cut`; None: a constant rate
     cut: float = 1.0
     average: float | None = None  # decay per step of averaged weights, which are judged; None: no average
 
     def average_after(self, steps: int) -> float:
-        """The decay of the average at a step; it is small at first, so that the initialization is forgotten."""
+        """The decay of the average at a step; small at first, so that the initialization is forgotten."""
         return min(self.average, (1 + steps) / (10 + steps))
 
 
@@ -108,11 +108,11 @@ def train_and_select(
     log: Log,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """The network after the epoch that was best on held-out images of `data` itself; of equal epochs the first.
+    """The network after the epoch that was best on held-out images of `data` itself; the first of equally good epochs.
 
-    `build` makes it, to map images in [-1, 1] to class logits. It sees no other image. If every class is too small to
-    hold an image out, the last epoch is taken. All randomness is of `streams`, and torch's global generators on the CPU
-    are left as they were. On a GPU, though, dropout follows no seed, and networks differ a little.
+    `build` makes the network, which maps images in [-1, 1] to class logits and sees no other image. If every class is
+    too small to hold out an image, the last epoch is used. All randomness is from `streams`, and torch's global
+    generators on the CPU are unchanged. But on a GPU dropout follows no seed, and networks differ slightly.
     """
     train_rows, held_out = _hold_out(data.labels, recipe.held_out, streams)
     best, best_weights = -1.0, None

@@ -1,4 +1,4 @@
-"""Makes torchvision importable with CPU-only torch, where PyPI's wheel cannot load its compiled operators."""
+"""Makes torchvision importable with CPU-only torch, with which PyPI's wheel cannot load its compiled operators."""
 
 import importlib
 
@@ -10,7 +10,7 @@ _libraries = []  # torch forgets an operator when the Library that declared it i
 
 
 def ensure() -> None:
-    """Imports torchvision: natively if it can, else after declaring the operator names that its Python part expects.
+    """Imports torchvision: normally if possible, else after declaring the operator names that its Python part expects.
 
     The declared operators have no code: calling one fails. torch-fidelity, the only user, never does. ImportError if
     torchvision is not installed.

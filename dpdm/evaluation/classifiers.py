@@ -1,15 +1,15 @@
 """Utility: the accuracy on real test images of classifiers trained only on synthetic images.
 
-Nothing is selected on real data. The test labels are read once, to count correct predictions. Three protocols train the
-classifiers. Every number carries its protocol's name: accuracies of different protocols must not share a table row.
+Nothing is selected on real data. The test labels are read once, to count correct predictions. There are three protocols
+of training. Every number carries its protocol's name: accuracies of different protocols must not share a table row.
 
     standard      the networks of the paper, trained long enough at a cost that suits a laptop: Adam under a
                   one-cycle rate of at most 3e-3, batches of 128; 12 epochs or 1,000 steps, whichever is more, but at
                   most 40 epochs for the CNN; the last step.
-    paper         the networks and the protocol of the paper (Dockhorn et al. 2022; Cao et al. 2021): Adam at 3e-4,
-                  batches of 128, 50 epochs; synthetic images choose the epoch. Its authors judge the epochs by a second
-                  synthetic set and do not shuffle; here a tenth of every class of the one set is held out, and every
-                  epoch is shuffled.
+    paper the networks and the protocol of the paper (Dockhorn et al. 2022; Cao et al. 2021): Adam at 3e-4, batches of
+                  128, 50 epochs; synthetic images choose the epoch. Its authors judge the epochs by a second synthetic
+                  set and do not shuffle; here a tenth of every class is held out of one set, and every epoch is
+                  shuffled.
     dpimagebench  three residual networks (`residual`), as DPImageBench trains them (Gong et al. 2025): Adam at 0.01, a
                   fifth of it after every 20 epochs, batches of 256, 50 epochs, an average of the weights (decay 0.9999)
                   that is judged after every epoch on a twelfth of the synthetic images. The benchmark takes the last
@@ -48,7 +48,7 @@ def measure(
     """Accuracy of each classifier, as rows `{"metric": "acc_cnn", "direction": "higher", "reference": "test", ...}`.
 
     Values are in percent, 0..100, or None where the data set has one class. Classifiers learn from `synthetic`, and
-    each is judged once by `test`, real images and labels; equal seeds give equal numbers. UserError for unknown names,
+    each is judged once on `test`, real images and labels. Equal seeds give equal numbers. UserError for unknown names,
     sets that do not match, an empty set, or synthetic images of one class only.
     """
     _refuse_empty(test)
@@ -57,7 +57,7 @@ def measure(
             f"{synthetic.origin} has {synthetic.meta.num_classes} classes but {test.origin} has "
             f"{test.meta.num_classes}; score against the data set it was made for"
         )
-    if test.meta.num_classes == 1:  # one class: an unlabeled data set has only distances
+    if test.meta.num_classes == 1:  # an unlabeled data set has only distances
         return [_row(name, None) for name in classifiers]
     return [
         _row(name, accuracy_percent(train_and_predict(name, synthetic, test.images, seed, protocol), test.labels))
@@ -66,16 +66,16 @@ def measure(
 
 
 def _row(classifier: str, value: float | None) -> dict[str, Any]:
-    """No extractor: a classifier reads the pixels."""
+    """A row of scores; it has no extractor, since a classifier reads the pixels."""
     facts = {"metric": f"acc_{classifier}", "extractor": "", "direction": "higher", "reference": "test"}
     return facts | {"value": value}
 
 
 def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, test: ImageSet) -> list[dict[str, Any]]:
-    """Accuracy of a classifier that is already trained, as the one row of its family, in the form of `measure`.
+    """Accuracy of a trained classifier, as the one row of its family, in the form of `measure`.
 
     `predict` maps uint8 images [n, C, H, W] to classes (int64 [n]). Only this function reads the labels of `test`, real
-    images. UserError if CLASSIFIERS has no such `family`, for no test images, and for predictions that are no classes.
+    images. UserError if CLASSIFIERS has no such `family`, `test` is empty, or predictions are no classes.
     """
     registry.check(CLASSIFIERS, family, "family of classifiers")
     _refuse_empty(test)
@@ -91,7 +91,7 @@ def measure_trained(predict: Callable[[np.ndarray], np.ndarray], family: str, te
 def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, seed: int, protocol: str) -> np.ndarray:
     """Trains on `synthetic` and predicts the classes (int64 [n]) of uint8 `images` [n, C, H, W].
 
-    It gets no real labels, so that they can choose nothing. UserError as of `measure`.
+    It gets no real labels, so these can choose nothing. UserError as in `measure`.
     """
     registry.check(PROTOCOLS, protocol, "protocol")
     build = registry.load(PROTOCOLS[protocol], classifier, f"classifier of protocol {protocol}")
@@ -103,7 +103,7 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
     if len(np.unique(synthetic.labels)) < 2:
         raise UserError(f"{synthetic.origin}: a classifier needs images of two classes at least; sample more classes")
     recipe, streams = RECIPES[protocol], Streams(seed, "classifier")
-    if (protocol, classifier) == ("standard", "cnn"):  # on few images it is nearly all of the cost
+    if (protocol, classifier) == ("standard", "cnn"):  # takes nearly all of the time on few images
         recipe = replace(recipe, most_epochs=CNN_EPOCHS)
 
     def made() -> nn.Module:

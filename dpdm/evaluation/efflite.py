@@ -1,8 +1,8 @@
 """The extractor `efflite`: EfficientNet-Lite0 of ImageNet, the same for all data sets (dpdm/efflite.py).
 
 Distances by these features are comparable across studies of one data set, for equal numbers of images. They are no FID,
-which uses Inception. Features are the 320 of the last block, averaged over positions, without the 1,280 of the
-classifier's layer: the covariance of 1,000 images then has full rank.
+which uses Inception. The features are the 320 of the last block, averaged over positions, not the 1,280 of the
+classifier's layer, so the covariance of 1,000 images has full rank.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Extractor:
 
     @torch.no_grad()
     def features(self, images: ImageSet) -> torch.Tensor:
-        """Features float32 [n, 320] of uint8 images [n, 1 or 3, H, W]; UserError for other images, and for too few."""
+        """Features float32 [n, 320] of uint8 images [n, 1 or 3, H, W]; UserError for other or too few images."""
         check_colors(images, NAME, "evaluation.extractors")
         check_count(images)
         found = []
@@ -42,6 +42,6 @@ class Extractor:
 
 
 def load() -> Extractor:
-    """The network with the package's weights; UserError as of `dpdm.efflite.load`."""
+    """The network with the package's weights; UserError as in `dpdm.efflite.load`."""
     network = efflite.load()
     return Extractor(network, network.path, network.weights_sha256)

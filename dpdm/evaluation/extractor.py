@@ -1,9 +1,10 @@
 """The feature extractor behind our Frechet distance: a small CNN trained on the real training images, with SEEDS.
 
-A distance is the mean over the networks, and its spread is recorded, since another network gives another value.
+A distance is the mean over the networks. Its spread is recorded, since each network gives another value.
 
-It is for evaluation only. It has seen private images without any noise, so neither it nor a number made with it may
-ever enter the training of a generator. Values under its features say `small_cnn`: comparable on one data set only.
+It is only for evaluation. It has seen private images without any noise, so neither it nor a number computed with it may
+ever enter the training of a generator. Values by its features are named `small_cnn`, and are comparable on one data set
+only.
 """
 
 import functools
@@ -42,7 +43,7 @@ class SmallCnn(nn.Module):
             *stage(shape[0], 16),
             *stage(16, 32),
             *stage(32, 64)[:2],
-            nn.AdaptiveAvgPool2d(2),  # a fixed size whatever H and W
+            nn.AdaptiveAvgPool2d(2),  # a fixed size for any H and W
             nn.Flatten(),
             nn.Linear(4 * 64, FEATURE_SIZE),
             nn.ReLU(),
@@ -57,19 +58,19 @@ class SmallCnn(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images [n, C, H, W] -> features float32 [n, FEATURE_SIZE] on the network's device.
 
-        Not negative. `scale` makes their mean square over the training images 1, so that distances of all trained
-        networks have the same scale (otherwise kid's cubic kernel would span orders of magnitude).
+        They are not negative. `scale` makes their mean square over the training images 1, so that distances of all
+        trained networks have the same scale (otherwise kid's cubic kernel would span orders of magnitude).
         """
-        inputs = to_network(images.cpu().numpy())  # the one converter reads NumPy
+        inputs = to_network(images.cpu().numpy())  # the one conversion reads NumPy
         return self.scale * self.trunk(inputs.to(self.scale.device))
 
 
 def train_extractor(train_set: ImageSet, test_set: ImageSet, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
-    """Trains one network per seed on real images; the test images only fill in one fact, after the last step.
+    """Trains one network per seed on real images; the test images only give one fact, after the last step.
 
     The networks learn to classify the images, or to predict an image's rotation if there is only one class. Returns a
     state for `artifacts.write_tensors`: `facts` (JSON), `weights` (one per seed), `shape` [C, H, W], `num_classes`.
-    UserError for an empty set, sets of different shapes or classes, and images in which nothing can be found.
+    UserError for an empty set, sets of different shapes or classes, and images without any features.
     """
     kinds = [(images.meta.shape, images.meta.num_classes) for images in (train_set, test_set)]
     if not (train_set.meta.n and test_set.meta.n):
@@ -109,7 +110,7 @@ def train_extractor(train_set: ImageSet, test_set: ImageSet, seeds: Sequence[int
 
 
 def _turned(images: ImageSet) -> ImageSet:
-    """Image i turned by i mod 4 quarter turns, which is its label; by half turns where images are not square."""
+    """Image i rotated by i mod 4 quarter turns, which is its label; by half turns if images are not square."""
     height, width = images.meta.shape[1:]
     turns = 4 if height == width else 2
     pixels = images.images.copy()
@@ -138,7 +139,7 @@ def _loaded(path: str | Path, modified: int) -> tuple[list[SmallCnn], dict[str, 
     try:
         networks = []
         for weights in state["weights"]:
-            with torch.random.fork_rng(devices=[]):  # the initialization draws numbers, and is overwritten below
+            with torch.random.fork_rng(devices=[]):  # the initialization draws numbers and is overwritten below
                 network = SmallCnn(tuple(state["shape"]), state["num_classes"])
             network.load_state_dict(weights)
             if not all(value.isfinite().all() for value in network.state_dict().values()):
@@ -155,7 +156,7 @@ def features(images: ImageSet, weights: str | Path) -> torch.Tensor:
     """Features float32 [networks, n, FEATURE_SIZE], always computed on the CPU: the same numbers on every machine.
 
     Raises:
-        UserError: images of another shape than the networks read; as `load_extractor`.
+        UserError: images have another shape than the networks read; or as in `load_extractor`.
     """
     networks, _ = load_extractor(weights)
     if images.meta.shape != networks[0].shape:

@@ -1,7 +1,7 @@
 """Fidelity: how close the distribution of synthetic images is to the real one.
 
-Metrics compare features of two sets of images, by torch-fidelity's own functions. Values under different extractors
-live on different scales, so every row names its extractor; `direction` says which way is better.
+Metrics compare features of two sets of images, by torch-fidelity's functions. Values under different extractors have
+different scales, so every row names its extractor; `direction` says whether lower or higher is better.
 
     fd         Frechet distance of Gaussians fitted to the features; 0 is best. Of identical sets |fd| < 1e-6.
                Biased upwards for few images: compare only values from equally many. Under Inception it is called fid.
@@ -12,14 +12,14 @@ live on different scales, so every row names its extractor; `direction` says whi
                A real outlier reaches far and may admit nonsense: read it together with fd and recall.
     recall     share of real images within the reach of a synthetic one; 1 is best, about 0 is mode collapse.
 
-kid, precision and recall use at most SUBSET_SIZE images of either side, a fixed random choice, since the cost of
+kid, precision and recall use at most SUBSET_SIZE images of either side, in a fixed random choice, since the cost of
 precision and recall grows with the square of their number. If an extractor has several networks, a value is the mean
-over them, and `spread` is its sample deviation. The order of the images does not change fd (relative 1e-9), nor
-precision and recall if no image is left out; kid draws its subsets by position.
+over them, and `spread` is their sample standard deviation. The order of the images does not change fd (relative 1e-9),
+and changes neither precision nor recall if no image is left out; kid draws its subsets by position.
 
 The real side is computed once per data set and extractor (`reference`) and kept: mean and covariance of all images, and
-the features of the chosen ones. It was computed from private images without any noise: for evaluation only, and not to
-be published.
+the features of the chosen ones. It was computed from private images without any noise: use it only for evaluation, and
+do not publish it.
 """
 
 import hashlib
@@ -44,18 +44,18 @@ INCEPTION = "inception"  # in the rows
 NEIGHBOURS = 3
 KID_SUBSET_SIZE = 1000
 KID_SUBSETS = 20
-SUBSET_SIZE = 5000  # images of either side whose features kid, precision and recall look at
+SUBSET_SIZE = 5000  # images of either side that kid, precision and recall use
 PRC_BATCH_SIZE = 1000  # memory only: rows of the distance matrix at a time
 _ARRAYS = ("extractor", "weights_sha256", *(f"{side}_{x}" for side in SIDES for x in ("n", "mu", "sigma", "features")))
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a metric sees of one set of images.
+    """The input of a metric for one set of images.
 
     Args:
         mu, sigma: mean [d] and covariance [d, d] of the features of all images, float64.
-        some: float64 [m, d], of SUBSET_SIZE at most: distances of equal images are then about 0.
+        some: float64 [m, d], features of at most SUBSET_SIZE images. In float64, distances of equal images are about 0.
     """
 
     mu: np.ndarray
@@ -80,9 +80,9 @@ class Extractor(Protocol):
 
     Args:
         name: in the rows.
-        extractor, layer: the network, and which of its outputs the features are.
+        extractor, layer: the network, and its output that gives the features.
         path: the file of its weights.
-        weights_sha256: of that file.
+        weights_sha256: the digest of that file.
     """
 
     name: str
@@ -117,10 +117,10 @@ class Trained:
 
 
 def reference(real: Mapping[str, ImageSet], extractor: Extractor) -> dict[str, np.ndarray]:
-    """What is kept of the real images, the sides "train" and "test", as arrays for `artifacts.write_npz`.
+    """The kept statistics of the real images, sides "train" and "test", as arrays for `artifacts.write_npz`.
 
     `extractor`, `weights_sha256` (text); per side `SIDE_n`, `SIDE_mu` [k, d] and `SIDE_sigma` [k, d, d] of all images
-    in float64, `SIDE_features` float32 [k, min(n, SUBSET_SIZE), d]. UserError as of `Extractor.features`.
+    in float64, `SIDE_features` float32 [k, min(n, SUBSET_SIZE), d]. UserError as in `Extractor.features`.
     """
     arrays = {"extractor": np.array(extractor.extractor), "weights_sha256": np.array(extractor.weights_sha256)}
     for side in SIDES:
@@ -138,13 +138,13 @@ def measure(
 
     Args:
         synthetic: the images to judge; labels play no role.
-        kept: file written from what `reference` returned.
-        extractor: that by which `kept` was made.
-        seed: of the subsets that kid draws.
+        kept: file written from the result of `reference`.
+        extractor: the one that made `kept`.
+        seed: for the subsets of kid.
         sides: the real sides to compare with.
 
     Raises:
-        UserError: as `Extractor.features`; `kept` is unusable or was made with other weights; a value is not finite.
+        UserError: as in `Extractor.features`; `kept` is unusable or was made with other weights; a value is not finite.
     """
     arrays = artifacts.read_npz(kept, _ARRAYS)
     if (str(arrays["extractor"]), str(arrays["weights_sha256"])) != (extractor.extractor, extractor.weights_sha256):
@@ -194,8 +194,8 @@ def distances(
 ) -> Iterable[dict[str, Any]]:
     """Rows `{"metric": "fd", "extractor": ..., "direction": "lower", "reference": "train", "value": ...}`.
 
-    UserError, which names what was judged (`origin`) and the file that decided the features (`made_by`), if a value is
-    not finite, or a metric lacks the direction of one.
+    UserError if a value is not finite, or a metric lacks its direction. It names what was judged (`origin`) and the
+    file that determined the features (`made_by`).
     """
     for name in registry.METRICS:
         metric = registry.load(registry.METRICS, name, "metric")
@@ -262,7 +262,7 @@ def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` themselves; UserError for a name that torch-fidelity does not know, as it would ignore it."""
+    """`options` unchanged; UserError for a name that torch-fidelity does not know, since it would ignore the name."""
     import_torch_fidelity()
     from torch_fidelity.defaults import DEFAULTS
 
@@ -273,7 +273,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_torch_fidelity() -> ModuleType:
-    """torch-fidelity, importable next to CPU torch: the one place that imports it."""
+    """torch-fidelity, importable with CPU torch; the only place that imports it."""
     _torchvision_cpu.ensure()
     import torch_fidelity
 
@@ -292,13 +292,13 @@ def chosen(images: ImageSet, most: int) -> ImageSet:
 
 
 def fixed_choice(count: int, most: int) -> np.ndarray:
-    """Positions of `most` of `count` images, or of all, in their order: drawn at random, since classes may follow each
-    other in any pattern, and always the same."""
+    """Positions of `most` of `count` images, or of all, in order: always the same random draw, since classes may follow
+    each other in any pattern."""
     return np.sort(Streams(0, "fidelity").numpy("choice").permutation(count)[:most])
 
 
 def check_count(images: ImageSet) -> None:
-    """Refuses (UserError) a set in which not every image has NEIGHBOURS others."""
+    """UserError for a set in which not every image has NEIGHBOURS others."""
     if len(images.images) <= NEIGHBOURS:
         raise UserError(
             f"{images.origin}: {len(images.images)} images are too few to judge; give {NEIGHBOURS + 1} or more"
@@ -306,7 +306,7 @@ def check_count(images: ImageSet) -> None:
 
 
 def check_colors(images: ImageSet, reader: str, where: str) -> None:
-    """Refuses (UserError) images that are neither gray nor RGB, as `reader` needs; the key `where` names it."""
+    """UserError for images that are neither gray nor RGB, as `reader` requires; `where` is its key in the study."""
     if images.meta.shape[0] not in (1, 3):
         raise UserError(
             f"{images.origin}: images have {images.meta.shape[0]} channels but {reader} reads gray or RGB; leave "

@@ -1,7 +1,7 @@
-"""FID as papers mean it: the metrics of `dpdm.evaluation.fidelity` under Inception's features.
+"""FID as in papers: the metrics of `dpdm.evaluation.fidelity` with Inception's features.
 
-Features are the 2048 of torch-fidelity's `inception-v3-compat`, which resizes uint8 RGB itself; gray images are given
-three equal channels. fd under them is named fid.
+The features are the 2048 of torch-fidelity's `inception-v3-compat`, which resizes uint8 RGB images; gray images get
+three equal channels. fd with these features is named fid.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from dpdm.evaluation.fidelity import check_colors, check_count, import_torch_fid
 
 EXTRACTOR = "inception-v3-compat"  # its name in torch-fidelity's registry
 LAYER = "2048"
-# Of the file that torch-fidelity publishes; torch.hub's file names end in its first eight digits. The same bytes are
-# pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
+# SHA-256 of the file that torch-fidelity publishes; torch.hub's file names end in its first eight digits. pytorch-fid's
+# pt_inception-2015-12-05-6726825d.pth has the same bytes.
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-_BATCH_SIZE = 64  # memory only: an image is 299x299 inside, and its first layers take 30 MB
+_BATCH_SIZE = 64  # memory only: an image is resized to 299x299, and its first layers take 30 MB
 
 
 # --- weights --------------------------------------------------------------------------------------------------
 
 
 def find_weights(weights_path: str | Path | None) -> Path:
-    """The file `weights_path`, else torch-fidelity's own in torch hub's folder, fetched if need be; or UserError."""
+    """The file `weights_path`, else torch-fidelity's in torch hub's folder, downloaded if missing; else UserError."""
     url = _weights_url()
     name = url.rpartition("/")[2]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -81,7 +81,7 @@ def _sha256(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Inception:
-    """The network, on the GPU where there is one, and which weights it has."""
+    """The network, on the GPU if there is one, and the digest of its weights."""
 
     network: Any  # torch-fidelity's feature extractor
     path: Path
@@ -97,14 +97,14 @@ class Inception:
     def features(self, images: ImageSet) -> torch.Tensor:
         """Features float32 [n, 2048] of uint8 images [n, 1 or 3, H, W], on the CPU.
 
-        UserError for too few images, neither gray nor RGB, or features that are not finite.
+        UserError for too few images, images neither gray nor RGB, or features that are not finite.
         """
         check_colors(images, "Inception", "the study (evaluation.fid)")
         check_count(images)
         from torch_fidelity.utils import get_featuresdict_from_dataset
 
         cuda = next(self.network.parameters()).is_cuda
-        # float32 throughout: a GPU would else multiply in TF32, and its FID differ from a CPU's
+        # float32 throughout: otherwise a GPU multiplies in TF32, and its FID differs from a CPU's
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             found = get_featuresdict_from_dataset(
                 _Rgb(images), self.network, _BATCH_SIZE, cuda, save_cpu_ram=True, verbose=False
@@ -115,7 +115,7 @@ class Inception:
 
 
 class _Rgb(torch.utils.data.Dataset):
-    """The images as torch-fidelity's Inception reads them: uint8 RGB tensors."""
+    """The images in the form of torch-fidelity's Inception: uint8 RGB tensors."""
 
     def __init__(self, images: ImageSet):
         self.images = torch.from_numpy(images.images)
@@ -128,7 +128,7 @@ class _Rgb(torch.utils.data.Dataset):
 
 
 def load_inception(weights: Path) -> Inception:
-    """torch-fidelity's Inception with the weights of a file; UserError where it is missing or holds others."""
+    """torch-fidelity's Inception with the weights of a file; UserError if it is missing or holds other tensors."""
     sha256 = _sha256(artifacts.read_bytes(weights))
     import_torch_fidelity()
     from torch_fidelity.utils import create_feature_extractor

@@ -1,6 +1,6 @@
-"""Memorization: whether synthetic images are copies of training images, by distances of pixels.
+"""Memorization: whether synthetic images are copies of training images, by pixel distances.
 
-It compares the distance of each synthetic image to its nearest training image with that of held-out real images, which
+It compares the distances of synthetic images to their nearest training images with those of held-out real images, which
 no training saw. It reads the private images and shows some of them: its numbers and its picture are no release, and
 differential privacy does not cover them.
 
@@ -34,14 +34,14 @@ def measure(
     """The ratio as a row of scores, the quantiles behind it, and a picture of the nearest pairs.
 
     Args:
-        synthetic, held_out: the images to judge, and real ones that no training saw; at most MOST, a fixed choice.
-        train: what they may be copies of; UserError if its images have another shape.
+        synthetic, held_out: the images to judge, and real ones that no training saw; at most MOST, in a fixed choice.
+        train: the possible originals; UserError if these images have another shape.
 
     Returns:
         One row; facts (JSON): `ratio` without the limit of 1, the quantiles 0, 0.01 and 0.5 of both distances (root
-        mean square per pixel, 0..1), the share of synthetic images that are nearer to the training set than all but a
-        hundredth of the held-out ones, and that all this is no release; a picture uint8 [H', W'] or [H', W', 3]: the
-        PAIRS nearest synthetic images above their training images.
+        mean square per pixel, 0..1), the share of synthetic images that are nearer to the training set than 99 % of the
+        held-out ones, and a warning that all this is no release; a picture uint8 [H', W'] or [H', W', 3]: the PAIRS
+        nearest synthetic images above their training images.
     """
     if synthetic.meta.shape != train.meta.shape:
         raise UserError(
@@ -66,9 +66,9 @@ def measure(
 
 
 def nearest(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image (uint8 [n, C, H, W]) the distance to its nearest training image, and the position of that one.
+    """The distance of each image (uint8 [n, C, H, W]) to its nearest training image, and the position of that image.
 
-    A distance is the root mean square of the differences of pixels, in 0..1; that of a copy is exactly 0.
+    A distance is the root mean square of the pixel differences, in 0..1; it is exactly 0 for a copy.
     """
     inputs = torch.from_numpy(images).flatten(1).float()
     best, places = torch.full((len(inputs),), torch.inf), torch.zeros(len(inputs), dtype=torch.int64)

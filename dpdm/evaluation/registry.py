@@ -1,6 +1,6 @@
-"""What synthetic images can be judged by: a line per metric, extractor and classifier, as "module:name".
+"""The judges of synthetic images: a line per metric, extractor and classifier, as "module:name".
 
-A new one needs its file and one line here: see docs/extending.md. This module imports no library, so that a study is
+A new one needs a file and one line here: see docs/extending.md. This module imports no library, so that a study is
 checked against these names in milliseconds.
 """
 
@@ -18,7 +18,7 @@ METRICS = {  # distances between the features of two sets of images: a `fidelity
 EXTRACTORS = {  # images and the path of the dataset's extractor.pt -> features [n, d], or [k, n, d] of k networks
     "small_cnn": "dpdm.evaluation.extractor:features",
 }
-PUBLIC_EXTRACTORS = {  # nothing -> a network that no private image had a part in; Inception has its own rules
+PUBLIC_EXTRACTORS = {  # nothing -> a network trained without private images; Inception has separate rules
     "efflite": "dpdm.evaluation.efflite:load",
 }
 CLASSIFIERS = {  # trained on synthetic images: shape (C, H, W) and number of classes -> an untrained network

@@ -1,8 +1,9 @@
-"""The networks that DPImageBench judges by: residual networks for small images, sized for a GPU.
+"""The judging networks of DPImageBench: residual networks for small images, sized for a GPU.
 
-A 3x3 convolution, three stages of residual blocks, the second and third at half the resolution of the one before, and a
-linear layer on the means. Sizes and dropout are those of that benchmark's runs on MNIST and Fashion-MNIST (Gong et al.
-2025); for CIFAR it takes larger ones. Written after the papers of the networks, two of the blocks being torchvision's.
+Each has a 3x3 convolution, three stages of residual blocks (the second and third at half the resolution of the previous
+stage), and a linear layer on the means. Sizes and dropout are those of the benchmark's runs on MNIST and Fashion-MNIST
+(Gong et al. 2025); for CIFAR it uses larger ones. The code follows the papers of the networks; two of the blocks are
+torchvision's.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def wrn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 class _WideBlock(nn.Module):
-    """Activation before convolution, so that the sum of the blocks is never cut off."""
+    """A block with activation before convolution, so that no activation follows the sum of the blocks."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -89,7 +90,7 @@ def _after(channels: int) -> list[nn.Module]:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """What the input of a block passes to be added to its output; nothing where the shapes are equal."""
+    """The layers through which a block's input is added to its output; none if the shapes are equal."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

@@ -1,7 +1,7 @@
-"""The data sets that a study can name, one file each: the keys of the study file, and the loader.
+"""The data sets that a study can name, one file each with the keys in the study file and the loader.
 
-A new one is a file with a subclass of `dpdm.sources.base.Source`, and its class in `SOURCES`. The schema of a study
-imports these files, so numerical libraries are imported inside their functions only.
+To add one, write a file with a subclass of `dpdm.sources.base.Source`, and add the class to `SOURCES`. The schema of a
+study imports these files, so they import numerical libraries only inside their functions.
 """
 
 from dpdm.sources.base import Source

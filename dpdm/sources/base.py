@@ -1,4 +1,4 @@
-"""What every source of images has in common."""
+"""The common parts of all sources of images."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageMeta, ImageSet
 
 DATA_DIR_VARIABLE = "DPDM_DATA_DIR"
-LEAST = 4  # images of a split: precision and recall look at three neighbors
+LEAST = 4  # images of a split: precision and recall need three neighbors
 
 ImageSize = Annotated[
     int, Field(ge=8, description="each image's largest centered square is resized to this height and width, in pixels")
@@ -25,7 +25,7 @@ NumClasses = Annotated[Count, Field(le=100_000, description="number of classes: 
 
 
 def user_path(text: str) -> Path:
-    """A path as a person writes it, ~ included; UserError if it names no home folder, or can be no path."""
+    """A path as a user writes it, with ~; UserError if ~ names no home folder, or the path is invalid."""
     if "\0" in text:
         raise UserError(f"the path {text!r} has a null character; correct it")
     try:
@@ -35,20 +35,21 @@ def user_path(text: str) -> Path:
 
 
 def refuse_few(where: str, images: int) -> None:
-    """Refuses (UserError) a split with fewer than 4 images: no distance can be measured on it."""
+    """UserError for a split with fewer than 4 images, on which no distance can be measured."""
     if images < LEAST:
         raise UserError(f"{where} holds {images or 'no'} images; at least {LEAST} are needed to measure a distance")
 
 
 Check = Callable[[str, "dict[str, ImageSet]"], None]
-_ONLY: tuple[Collection[str], Check] | None = None  # the sources that may be loaded, and a check; None: all
+_ONLY: tuple[Collection[str], Check] | None = None  # the sources allowed, and a check; None: all
 
 
 @contextlib.contextmanager
 def loads_only(names: Collection[str], check: Check) -> Iterator[None]:
-    """Inside the block a method is trained: UserError if it loads images of a source that is not in `names`.
+    """Inside the block, a method is trained: UserError if it loads images of a source that is not in `names`.
 
-    They could be the private ones, which only the door may show. `check` gets the name and the splits of the others.
+    They could be the private images, which only the door may show. `check` gets the name and the splits of loaded
+    sources.
     """
     global _ONLY
     before, _ONLY = _ONLY, (names, check)
@@ -59,13 +60,13 @@ def loads_only(names: Collection[str], check: Check) -> Iterator[None]:
 
 
 class Source(Strict):
-    """Where the images of a data set come from; its change, and nothing else, prepares the data set again.
+    """Where the images of a data set come from; only a change of the source prepares the data set again.
 
-    A subclass gives `source` its name, as a Literal and as the default, and adds the keys that it needs.
+    A subclass sets `source` to its name, as a Literal and as the default, and adds the keys that it needs.
     """
 
     source: str
-    preprocessing: ClassVar[str] = ""  # how image files were brought to size, for dataset.json
+    preprocessing: ClassVar[str] = ""  # how image files were resized, for dataset.json
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -93,30 +94,30 @@ class Source(Strict):
         return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
     def keys(self) -> dict[str, Any]:
-        """What is set of it, without its name."""
+        """The keys that are set, without the name."""
         return self.model_dump(mode="json", exclude={"source"}, exclude_none=True)
 
     def files(self) -> list[str]:
-        """The user's own files that the images come from."""
+        """The user's files from which the images come."""
         return []
 
     def published_as(self) -> tuple[str, int | None]:
-        """The columns `dataset` and `resolution` of numbers published on it; ("", None) where there can be none."""
+        """The columns `dataset` and `resolution` of numbers published on it; ("", None) if there can be none."""
         return ("", None)
 
     def meta(self) -> "ImageMeta":
-        """Public facts of the training split; reads files only where the number of images is theirs (npz, folder).
+        """Public facts of the training split; reads files only if they determine the number of images (npz, folder).
 
         UserError if such a file is missing or corrupt, or the folders do not fit the keys.
         """
         raise NotImplementedError
 
     def load(self) -> "dict[str, ImageSet]":
-        """The `train` and `test` splits; UserError for a file that is missing (and not to be had) or another."""
+        """The `train` and `test` splits; UserError for a file that is missing (and not available) or differs."""
         raise NotImplementedError
 
     def facts(self, splits: "dict[str, ImageSet]") -> dict[str, Any]:
-        """What dataset.json records: source, keys, sizes, shape, classes, digests, how images were brought to size."""
+        """The content of dataset.json: source, keys, sizes, shape, classes, digests, how images were resized."""
         meta = splits["train"].meta
         facts = {
             "source": self.source,
@@ -137,7 +138,7 @@ class LocalSource(Source):
     )
 
     def folder(self) -> Path:
-        """Where the files are."""
+        """The folder of the files."""
         if self.data_dir is not None:
             return user_path(self.data_dir)
         return user_path(os.environ.get(DATA_DIR_VARIABLE) or "data") / self.source

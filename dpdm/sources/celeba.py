@@ -33,7 +33,7 @@ class Celeba(LocalSource):
     preprocessing: ClassVar[str] = PREPROCESSING
 
     def published_as(self) -> tuple[str, int | None]:
-        """Numbers are published for one class, and for the attribute Male."""
+        """There are published numbers for one class, and for the attribute Male."""
         names = {None: "celeba", "Male": "celeba (male_conditional)"}
         return (names[self.label], self.image_size) if self.label in names else ("", None)
 
@@ -45,8 +45,8 @@ class Celeba(LocalSource):
     def load(self) -> "dict[str, ImageSet]":
         """The centered 178x178 of each image, resized to image_size.
 
-        This crop is the customary one; the preprocessing of the paper's CelebA could not be verified.
-        Without `label` every image has label 0 of one class; with it, 1 where the attribute is present.
+        This is the customary crop; we could not verify the paper's preprocessing of CelebA. Without `label`, every
+        image has label 0 of one class; with it, images with the attribute have label 1.
         """
         from dpdm.data import ImageSet
 

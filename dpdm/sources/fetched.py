@@ -1,4 +1,4 @@
-"""Data sets that are published as files: fetched where the network allows, their checksums verified."""
+"""Data sets published as files, which are downloaded if there is a network; their checksums are verified."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,7 +24,7 @@ class FetchedSource(LocalSource):
         return ImageMeta(self.train_size, self.shape, 10)
 
     def contents(self) -> dict[str, bytes]:
-        """Name -> content of each original file, fetched where it is missing; UserError if it is not to be had."""
+        """Name -> content of each original file, downloaded if it is missing; UserError if it is not available."""
         import hashlib
 
         from dpdm import artifacts

@@ -54,7 +54,7 @@ class Folder(LocalSource):
         return super().facts(splits) | {"classes": list(self._files()["train"])}
 
     def _files(self) -> dict[str, dict[str, list[Path]]]:
-        """Per split and class the image files."""
+        """The image files, per split and class."""
         found = {}
         for split in ("train", "test"):
             root = self.folder() / split
@@ -85,6 +85,6 @@ def _shown(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
-    """For sorting: numbers in names by their value."""
+    """A sort key: numbers in names count by their value."""
     parts = re.split(r"(\d+)", path.name)
     return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name

@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and of the data sets that took its form."""
+"""The IDX files of MNIST and of data sets in the same format."""
 
 import gzip
 import struct

@@ -1,4 +1,4 @@
-"""PNG and JPEG files, brought to one size."""
+"""PNG and JPEG files, resized to one size."""
 
 import sys
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def read_image(path: Path, size: int, channels: int) -> "np.ndarray":
                 cut = Image.alpha_composite(Image.new("RGBA", cut.size, "white"), cut.convert("RGBA"))
             cut = cut.convert({1: "L", 3: "RGB"}[channels])
             pixels = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
-    except Exception as error:  # by the kind of damage: OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:  # depends on the damage: OSError, SyntaxError, ValueError, struct.error, ...
         reason = instead(path) or error or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); replace it") from error
     return pixels.reshape(size, size, channels).transpose(2, 0, 1)

@@ -28,7 +28,7 @@ class Npz(Source):
         return [str(user_path(path)) for path in (self.train, self.test)]
 
     def meta(self) -> "ImageMeta":
-        """Of the training file; both are read, so that `dpdm check` finds what is wrong with either."""
+        """Facts of the training file; both files are read, so that `dpdm check` finds mistakes in either."""
         return self.load()["train"].meta
 
     def load(self) -> "dict[str, ImageSet]":
