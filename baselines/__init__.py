@@ -1,1 +1,1 @@
-"""The rivals: one file per method; a leading underscore marks what is shared and is not a method."""
+"""The rivals: one file per method; files with a leading underscore are shared code."""

@@ -1,9 +1,9 @@
-"""What the conditional GANs share: networks, fakes, the generator's step, the trained model.
+"""Shared parts of the conditional GANs: networks, fakes, the generator's step, the trained model.
 
 Only a discriminator sees records, and only inside a private step. A generator learns from the discriminator's released
-weights and from latents and labels that it draws, which is post-processing. Hence three rules: labels of fakes are
-uniform, or a record's own inside the example that is clipped with it (dp_wgan, dp_wgan_gp); a discriminator treats
-every row on its own (no batch norm); and the generator's step reads the discriminator through a `frozen_view`, which
+weights and from latents and labels that it draws, which is post-processing. Hence three rules. Labels of fakes are
+uniform, or equal the record's label inside the example that is clipped with it (dp_wgan, dp_wgan_gp). A discriminator
+treats every row separately (no batch norm). The generator's step reads the discriminator through a `frozen_view`, which
 cannot train it.
 
 A generator maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1]. A discriminator maps such
@@ -30,14 +30,14 @@ from dpdm.privacy.dpsgd import DpSgdStep
 from dpdm.rng import Streams
 
 SLOPE = 0.2  # of every leaky ReLU
-PUBLISHED_SIDE, PUBLISHED_IMAGES = 28, 60_000  # of MNIST and Fashion-MNIST, which all of them are published on
+PUBLISHED_SIDE, PUBLISHED_IMAGES = 28, 60_000  # of MNIST and Fashion-MNIST, on which all are published
 
-# Side of the square images -> sides of the convolutional networks' feature maps, from the image inwards.
+# Side of the square images -> sides of the convolutional networks' feature maps, from the image inward.
 LEVELS = {8: (8, 4, 2), 16: (16, 8, 4), 28: (28, 14, 7, 4), 32: (32, 16, 8, 4)}
 
 
 def check_conv_shape(shape: tuple[int, int, int]) -> None:
-    """Raises UserError if the convolutional networks serve no such images."""
+    """UserError if the convolutional networks do not support such images."""
     _, height, width = shape
     if height != width or height not in LEVELS:
         *first, last = LEVELS
@@ -48,7 +48,7 @@ def check_conv_shape(shape: tuple[int, int, int]) -> None:
 
 
 def check_sides(shape: tuple[int, int, int]) -> None:
-    """Raises UserError if a generator that doubles its resolution twice cannot make images of this shape."""
+    """UserError if a generator that doubles its resolution twice cannot make images of this shape."""
     _, height, width = shape
     if height % 4 or width % 4:
         raise UserError(
@@ -58,7 +58,7 @@ def check_sides(shape: tuple[int, int, int]) -> None:
 
 
 def check_generator_steps(dp: DpSgdParams, d_steps_per_g_step: int) -> None:
-    """Raises UserError if the generator would never take a step."""
+    """UserError if the generator would never take a step."""
     if d_steps_per_g_step > dp.steps:
         raise UserError(
             f"d_steps_per_g_step = {d_steps_per_g_step} is more than dp.steps = {dp.steps}, so the generator would "
@@ -67,7 +67,7 @@ def check_generator_steps(dp: DpSgdParams, d_steps_per_g_step: int) -> None:
 
 
 def departures(params: BaseModel, meta: ImageMeta, **names: str) -> tuple[str, ...]:
-    """How a run of a method with `dp` differs from the published one: side, the keys `names`, and the epochs."""
+    """The differences of a run with `dp` from the published one: side, the keys `names`, and the epochs."""
 
     def epochs(dp: DpSgdParams, n: int) -> float:
         return dp.expected_batch_size * dp.steps / n
@@ -80,7 +80,7 @@ def departures(params: BaseModel, meta: ImageMeta, **names: str) -> tuple[str, .
 
 
 def block_departures(params: BaseModel, meta: ImageMeta) -> tuple[str, ...]:
-    """The same of a method with `blocks`: side, width and steps."""
+    """The same for a method with `blocks`: side, width and steps."""
     return (
         *side(meta, PUBLISHED_SIDE),
         *changed(params, width="width"),
@@ -89,12 +89,12 @@ def block_departures(params: BaseModel, meta: ImageMeta) -> tuple[str, ...]:
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Float [n, num_classes]; unlike torch's own it can be vectorised."""
+    """Float [n, num_classes]; unlike torch's version, it can be vectorized."""
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
 def _kernel(fine: int, coarse: int) -> int:
-    """Of the convolution with stride 2 and padding 1 between feature maps of these sides."""
+    """The kernel size of the convolution with stride 2 and padding 1 between feature maps of these sides."""
     return 4 if fine == 2 * coarse else 3
 
 
@@ -130,8 +130,8 @@ class ConvGenerator(nn.Module):
 class ConvDiscriminator(nn.Module):
     """The discriminator of Bie et al. 2023: convolutions, leaky ReLU, no normalization.
 
-    Image (pixels in [0, 1]) and one-hot label map are convolved apart to m / 2 channels each. At 28x28 with `width` m:
-    m (14x14), 2m (7x7), 4m (4x4), then one number. 1.72 million parameters at m = 128 and ten classes.
+    Image (pixels in [0, 1]) and one-hot label map are convolved separately to m / 2 channels each. At 28x28 with
+    `width` m: m (14x14), 2m (7x7), 4m (4x4), then one number. 1.72 million parameters at m = 128 and ten classes.
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int, width: int):
@@ -148,8 +148,8 @@ class ConvDiscriminator(nn.Module):
             )
         )
         self.head = nn.Conv2d(channels[-1], 1, sides[-1])
-        # A label map is the same number everywhere, so its convolution has only three different rows and columns:
-        # first, middle, last. A 6x6 map has them all; repeating the middle gives the whole at a fraction of the cost.
+        # A label map is constant, so its convolution has only three different rows and columns: first, middle, last. A
+        # 6x6 map has them all; repeating the middle gives the whole map at a fraction of the cost.
         self.register_buffer("spread", torch.tensor([0, *[1] * (sides[1] - 2), 2]), persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class FcDiscriminator(nn.Module):
         return _apply(self.layers, torch.cat([pixels, _one_hot(labels, self.num_classes)], 1)).flatten()
 
 
-# name -> generator, discriminator, and what their size is called
+# name -> generator, discriminator, and the name of their size
 NETWORKS = {
     "conv": (ConvGenerator, ConvDiscriminator, "width"),
     "fc": (FcGenerator, FcDiscriminator, "hidden"),
@@ -221,7 +221,7 @@ def pair(
 ) -> tuple[Model, nn.Module, nn.Module]:
     """An untrained generator, as its model; an untrained discriminator; and its `frozen_view`.
 
-    `name` and `size` are of NETWORKS; `init` is applied to every module of both.
+    `name` is a key of NETWORKS, and `size` the size of both; `init` is applied to every module.
     """
     make_generator, make_discriminator, size_name = NETWORKS[name]
     meta = private.meta
@@ -251,7 +251,7 @@ def draw_fakes(generator: Generator, count: int, rng: torch.Generator) -> tuple[
 
 
 def frozen_view(discriminator: nn.Module) -> nn.Module:
-    """The same weights, always up to date, for the generator's step: they take no gradient through this view.
+    """The same weights, always up to date, for the generator's step; this view gives them no gradient.
 
     Make it before the discriminator goes to `PrivateData.dpsgd`, so that it has no per-example hooks. Weights must be
     changed in place, as optimizers and `load_state_dict` do.
@@ -270,9 +270,9 @@ def generator_step(
     count: int,
     rng: torch.Generator,
 ) -> Tensor:
-    """Moves the generator down the mean of `loss` (elementwise, of the discriminator's numbers) over `count` fakes.
+    """A generator step down the mean of `loss` (elementwise, of the discriminator's numbers) over `count` fakes.
 
-    Returns the discriminator's numbers for them, [count], before the move.
+    Returns the discriminator's numbers for these fakes, [count], before the step.
     """
     latents, labels = draw_inputs(generator, count, rng)
     said = view(generator(latents, labels), labels)

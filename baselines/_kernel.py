@@ -1,15 +1,15 @@
-"""What the kernel methods share: a private release of mean features, random Fourier features, and the generator.
+"""Shared parts of the kernel methods: a private release of mean features, random Fourier features, and the generator.
 
 Released once: the sum over records of phi(x) e_y^T and the class counts. Both have sensitivity 1 under adding or
-removing one record, as phi has norm exactly 1. Training a generator towards a released sum is post-processing.
+removing one record, since phi has norm exactly 1. Training a generator on a released sum is post-processing.
 
 phi of dp_merf and pearl: phi(x) = [cos(W x); sin(W x)] / sqrt(k), rows of W from N(0, I / s2), pixels of x in [0, 1],
 approximates the Gaussian kernel: phi(x) . phi(y) -> exp(-|x - y|^2 / (2 s2)) (Rahimi and Recht 2007). W comes from the
 public stream "frequencies"; s2 is a public constant, never a function of the data.
 
-Unequal classes. Sums are divided by the released counts, which gives the mean embedding m_y of each class, and the
-distance of a class to its m_y is weighted by the class's released share. So a rare class cannot drown the others in its
-noise. On balanced data this is the published objective up to a constant factor, which does not change Adam's steps.
+Unequal classes. The sums divided by the released counts give the mean embedding m_y of each class, and the distance of
+a class to its m_y is weighted by the class's released share. So the noise of a rare class cannot dominate the others.
+On balanced data this is the published objective up to a constant factor, which does not change Adam's steps.
 """
 
 import math
@@ -37,7 +37,7 @@ Features = Callable[[Tensor], Tensor]  # phi: pixels in [0, 1] [n, C, H, W] -> [
 
 
 class GeneratorParams(Strict):
-    """Public constants of all kernel methods. A method may have other defaults."""
+    """Public constants of all kernel methods. A method may change the defaults."""
 
     count_share: Share = Field(0.05, description="part of the budget for the counts; the embeddings get the rest")
     latent_dim: Count = Field(5, description="dimension of the generator's noise z")
@@ -50,7 +50,7 @@ class GeneratorParams(Strict):
 
 
 class KernelParams(GeneratorParams):
-    """Those of methods with random Fourier features."""
+    """Public constants of methods with random Fourier features."""
 
     num_frequencies: Count = Field(5000, description="k, rows of W; 2 k numbers are released per class")
     squared_length_scale: Positive = Field(
@@ -62,8 +62,8 @@ class Generator(nn.Module):
     """DP-MERF's convolutional generator: noise and one-hot label -> pixels in [0, 1]; sides are divisible by 4.
 
     FC `hidden_units`, batch norm, ReLU; FC 16 x H/4 x W/4, batch norm, ReLU; twice: bilinear x2 and a 5x5 convolution
-    (to 8 channels, then to the image's). 28 pixels start from 7x7 as published; 8 pixels (our small preset) from 2x2.
-    Batch norm is harmless here because a generator never sees a record.
+    (to 8 channels, then to the image's). 28 pixels start from 7x7 as published; 8 pixels (our small preset) start from
+    2x2. Batch norm is harmless here because a generator never sees a record.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, latent_dim: int, hidden_units: int):
@@ -94,12 +94,12 @@ class Model(GeneratorModel):
 
 
 def departures(params: GeneratorParams, meta: ImageMeta, **names: str) -> tuple[str, ...]:
-    """How a run differs from the published one: the side of its images, and the keys `names`."""
+    """The differences of a run from the published one: the side of its images, and the keys `names`."""
     return (*side(meta, 28), *changed(params, **names))
 
 
 def plan_releases(params: GeneratorParams, meta: ImageMeta) -> tuple[Mechanism, ...]:
-    """The two Gaussian releases; UserError for images of a size it cannot make, and a batch that misses a class."""
+    """The two Gaussian releases; UserError for an impossible image size, or a batch with fewer images than classes."""
     check_sides(meta.shape)
     if params.generated_batch_size < meta.num_classes:
         raise UserError(
@@ -120,7 +120,7 @@ def draw_frequencies(params: KernelParams, meta: ImageMeta, rng: Streams) -> Ten
 
 
 def fourier(frequencies: Tensor) -> Features:
-    """phi of W [k, pixels]: [n, 2 k], all cosines before all sines."""
+    """phi for W [k, pixels]: [n, 2 k], all cosines before all sines."""
 
     def phi(pixels: Tensor) -> Tensor:
         angles = pixels.flatten(1) @ frequencies.T
@@ -146,10 +146,10 @@ def release_embeddings(private: PrivateData, phi: Features) -> tuple[Tensor, Ten
 class Generated:
     """The generator in training: one balanced batch of fresh images per step, as class embeddings.
 
-    The stream "init" draws its weights, ("latent", step) the noise.
+    The stream "init" draws its weights, and ("latent", step) the noise.
 
     Attributes:
-        keep: all that training changes, for checkpoints.
+        keep: everything that training changes, for checkpoints.
         counts: images of each class in a step, [classes].
     """
 
@@ -187,7 +187,7 @@ class Generated:
 
 
 def gaps(released: Tensor, generated: Tensor, shares: Tensor) -> Tensor:
-    """Squared distance at each frequency [k]: cosine and sine parts added, classes weighted by `shares` [classes].
+    """Squared distance at each frequency [k], over cosine and sine parts, classes weighted by `shares` [classes].
 
     `released` and `generated` are class embeddings [classes, 2 k]; the shares sum to 1.
     """

@@ -2,7 +2,7 @@
 
 Released: class counts and class sums, by two Gaussian mechanisms. One record changes the counts by 1, and the sums by
 at most `max_image_norm`, to which images are clipped. An image of class y is the released mean of y plus pixel noise.
-A floor: any method below it is not working.
+This is a floor: a method below it does not work.
 Cost: one-shot releases.
 """
 

@@ -2,8 +2,8 @@
 
 Released: class counts, first and second moments, by four Gaussian mechanisms. Images x (pixels in [0, 1], flattened)
 are clipped to norm C = `max_image_norm`. Sensitivities under adding or removing one record: 1 for class counts, C for
-class sums, C^2 (Frobenius norm) for the second moment sum x x^T and for the per-class ones in its top-k basis.
-DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". All else is post-processing.
+class sums, C^2 (Frobenius norm) for the second moment sum x x^T and for the second moments per class in its top-k
+basis. DP-PCA by a noised second moment: Dwork et al. 2014, "Analyze Gauss". Everything else is post-processing.
 Cost: one-shot releases.
 """
 
@@ -89,7 +89,7 @@ class DPGaussian:
         classes, bound = private.meta.num_classes, params.max_image_norm
 
         def pixels(images: Tensor) -> Tensor:
-            """Clipped here, before any projection, so that every release sums the same vectors."""
+            """Clips before any projection, so that every release sums the same vectors."""
             return clipped_rows(to_unit(images).flatten(1), bound)
 
         counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0).clamp(min=1)
@@ -111,7 +111,7 @@ class DPGaussian:
 
 
 def standing_out(moment: Tensor, noise_std: float) -> Tensor:
-    """The eigenvectors [d, k] of a noised second moment [d, d] whose eigenvalues rise above its noise.
+    """The eigenvectors [d, k] of a noised second moment [d, d] whose eigenvalues are above its noise.
 
     Symmetric noise of variance noise_std^2 / 2 off the diagonal has its spectrum within noise_std * sqrt(2 d)
     (the semicircle law). At least one vector is kept; without noise, all with a positive eigenvalue.
@@ -124,14 +124,14 @@ def standing_out(moment: Tensor, noise_std: float) -> Tensor:
 def shrunk_covariances(
     moments: Tensor, counts: Tensor, means: Tensor, noise_std: float, count_noise_std: float
 ) -> Tensor:
-    """Class covariances [classes, k, k], each drawn towards the pooled one as far as its noise demands.
+    """Class covariances [classes, k, k], each shrunk toward the pooled one by an amount that follows from its noise.
 
-    A class whose count is below twice its noise has next to no mean: it takes no part in the pooled covariance, unless
-    all are so.
+    A class whose count is below twice its noise has hardly any mean, so the pooled covariance leaves it out, unless all
+    classes are such.
 
     Args:
         moments: noised class second moments [classes, k, k]; counts: [classes]; means: [classes, k].
-        noise_std: of a diagonal entry of `moments`; count_noise_std: of a count.
+        noise_std: noise of a diagonal entry of `moments`; count_noise_std: noise of a count.
     """
     covariances = moments / counts[:, None, None] - means[:, :, None] * means[:, None, :]
     counted = counts * (counts > 2 * count_noise_std)

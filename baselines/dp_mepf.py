@@ -2,8 +2,8 @@
 Sutherland, Park, TMLR 2023, arXiv 2205.12900).
 
 The data are summarized once, by the sum per class of perceptual features: the outputs of a network trained on public
-images, and their squares. The generator minimizes the squared distance between the means of its images' features and
-the released ones.
+images, and their squares. The generator minimizes the squared distance between the released means and the mean features
+of its images.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
 removing one record: both halves of the features have norm 1 / sqrt(2). More in `_kernel`.
@@ -12,13 +12,12 @@ Published as: DP-MEPF.
 
 Public data: the network is EfficientNet-Lite0, trained on ImageNet, and the features are those of its blocks 2, 4, 10
 and 15 at every position, each block's scaled to norm 1. The paper's networks are VGG-19 and ResNet-18, so its published
-numbers are for other features. `fd_efflite` is measured by the same network, and favors this method: judge it by
-accuracy.
+numbers are for other features. `fd_efflite` uses the same network and favors this method: judge it by accuracy.
 
 Other differences from the paper: it releases the two halves by two mechanisms, which is equivalent; its bound is for
-replacing a record; and its generator is larger. The squared mean of few images has a bias, their variance, so a
-generator would learn to draw all images alike. The paper averages the generated means over steps. Here the estimate of
-the squared distance has no bias: for features of norm 1, n / (n - 1) |mean|^2 takes the place of |mean|^2.
+replacing a record; and its generator is larger. The squared mean of a few images has a bias from their variance, by
+which a generator would learn to draw equal images. The paper averages the generated means over steps. Here the estimate
+of the squared distance is unbiased: for features of norm 1, n / (n - 1) |mean|^2 replaces |mean|^2.
 """
 
 import functools
@@ -38,7 +37,7 @@ from dpdm.privacy import Mechanism, PrivateData
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
-BLOCKS = (2, 4, 10, 15)  # the last of each size from 1/4 on
+BLOCKS = (2, 4, 10, 15)  # the last block of each size from 1/4 on
 
 
 class Params(_kernel.GeneratorParams):
@@ -64,15 +63,15 @@ class DPMEPF:
         return _kernel.plan_releases(params, meta)
 
     def public_data(self, params: Params) -> tuple[str, ...]:
-        """What the network of the features was trained on."""
+        """The public data on which the feature network was trained."""
         return ("imagenet",)
 
     def departures(self, params: Params, meta: ImageMeta) -> tuple[str, ...]:
-        """The network of the features is always another one."""
+        """The feature network always differs from the paper's."""
         return ("EfficientNet", *_kernel.departures(params, meta))
 
     def fit(self, private: PrivateData, params: Params, rng: Streams, log: Log) -> _kernel.Model:
-        """Releases the class embeddings, then trains the generator towards them."""
+        """Releases the class embeddings, then trains the generator on them."""
         phi = functools.partial(perceptual, network=efflite.load().to(private.device), squares=params.squares)
         released, shares = _kernel.release_embeddings(private, phi)
         generated = _kernel.Generated(params, private, phi, rng)
@@ -82,7 +81,7 @@ class DPMEPF:
 
 
 def squared_distances(means: Tensor, released: Tensor, counts: Tensor) -> Tensor:
-    """Of each class, an estimate without bias of |E phi - released|^2, up to a constant: [classes].
+    """For each class, an unbiased estimate of |E phi - released|^2, up to a constant: [classes].
 
     `means` and `released` are [classes, d]; each mean is of phi, of norm 1, over `counts` [classes] independent images.
     """
@@ -90,7 +89,7 @@ def squared_distances(means: Tensor, released: Tensor, counts: Tensor) -> Tensor
 
 
 def perceptual(pixels: Tensor, network: efflite.EffLite, squares: bool) -> Tensor:
-    """phi of images [n, 1 or 3, H, W] in [0, 1]: [n, d] of norm 1, half of it the squares where they are asked for."""
+    """phi of images [n, 1 or 3, H, W] in [0, 1]: [n, d] of norm 1; half of it are the squares, if requested."""
     found = [out.flatten(1) for number, out in enumerate(network.blocks(255 * pixels)) if number in BLOCKS]
     first = torch.cat([F.normalize(part) for part in found], dim=1) / math.sqrt(len(BLOCKS))
     return torch.cat([first, F.normalize(first.square())], dim=1) / math.sqrt(2) if squares else first

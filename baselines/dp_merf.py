@@ -9,10 +9,10 @@ removing one record; more in `_kernel`.
 Cost: one-shot releases, then a generator: minutes at 28 pixels.
 Published as: DP-MERF.
 
-Differences from the paper: it bounds the mean's sensitivity by 2/n (replacing a record), and takes noise multipliers of
-25 and 5 at epsilon 0.2 and 1, where 16.3 and 3.73 are enough; and it draws labels of generated images uniformly, where
-ours are balanced in every batch. Defaults are the paper's for 28 pixels: s2 = 105 is MNIST's, Fashion-MNIST's is 127;
-the authors chose both on those data sets.
+Differences from the paper: it bounds the mean's sensitivity by 2/n (replacing a record), and uses noise multipliers of
+25 and 5 at epsilon 0.2 and 1, although 16.3 and 3.73 suffice. It draws labels of generated images uniformly; ours are
+balanced in every batch. Defaults are the paper's for 28 pixels: s2 is 105 for MNIST and 127 for Fashion-MNIST; the
+authors chose both on those data sets.
 """
 
 from pydantic import Field

@@ -4,29 +4,29 @@ NeurIPS, arXiv 2111.01177). No adversary: only the generator is trained.
 Every step draws a Poisson batch X of records and generates two sets of images, G and G', that share all but a fraction.
 The loss is the semi-debiased Sinkhorn loss 2 S(G, X) - S(G, G'): S is the entropic transport cost between points
 [pixels in [-1, 1]; 15 onehot(label)], with ground cost |a - b|_2^2 + l1_weight |a - b|_1. Its gradient at the block of
-images G is clipped jointly and noised, then goes through the generator. Images that are only in G' never meet a record:
-their gradient is scaled down to the same norm, as in the original, but gets no noise.
+images G is clipped jointly and noised, then goes through the generator. Images that are only in G' are never compared
+with a record: their gradient is scaled down to the same norm, as in the original, but gets no noise.
 
-Log-domain iterations lower the regularization geometrically from the largest cost to `blur`, a fixed number of them.
-The gradient at the images is that of a last half-step with the other side's potential held fixed: by the envelope
-theorem that of the converged cost.
+A fixed number of log-domain iterations lowers the regularization geometrically from the largest cost to `blur`. The
+gradient at the images comes from a last half-step with the other side's potential held fixed; by the envelope theorem,
+it is the gradient of the converged cost.
 
 Released: one noised block of gradients per step. Sensitivity 2 max_block_norm under adding or removing one record,
 since one record can flip the sign of a clipped block.
 Cost: one noised block per step.
 Published as: DP-Sinkhorn.
 
-What was loose. The original accounts an add/remove bound of Poisson sampling with the sensitivity of replacing a
-record; with ours, 2 max_block_norm is right. It generates as many images as records were drawn, which leaks their
-number; here it is the constant `generated_batch_size`. It reports the checkpoint with the best score on real test data;
-here the last step counts. Apart from the neighboring relation its epsilon is sound.
+What was loose. The original uses an add/remove bound of Poisson sampling with the sensitivity of replacing a record;
+for our sensitivity, 2 max_block_norm is correct. It generates as many images as records were drawn, which leaks their
+number; here the number is the constant `generated_batch_size`. It reports the checkpoint with the best score on real
+test data; here the last step counts. Apart from the neighboring relation, its epsilon is sound.
 
 Networks: 16 uniform numbers and a label embedding of 8 -> transposed convolutions to 4 `width` (a quarter of the side),
 2 `width` (half), `width` (the side) -> 3x3 convolution, tanh; batch norm in between.
 
-Defaults are the original's for MNIST, 4 million steps being what its noise of 1.1 allows at epsilon 10: GPU days. Its
-number of solver iterations is not known to us; 100 come within 2 % of the exact cost. With as few steps as a small
-study has, the noise is far above the signal.
+Defaults are the original's for MNIST, with the 4 million steps that its noise of 1.1 allows at epsilon 10: GPU days. We
+do not know its number of solver iterations; 100 come within 2 % of the exact cost. With the few steps of a small study,
+the noise is far above the signal.
 """
 
 import math
@@ -69,15 +69,15 @@ class Params(Strict):
 
 def ground_cost(x: Tensor, y: Tensor, l1_weight: float) -> Tensor:
     """|a - b|_2^2 + l1_weight |a - b|_1 for all pairs of rows: [n, d] and [m, d] -> [n, m]."""
-    exact = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # products would lose digits where x = y
+    exact = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # products would lose digits at x = y
     return exact.square() + l1_weight * torch.cdist(x, y, p=1)
 
 
 def sinkhorn(x: Tensor, y: Tensor, l1_weight: float, blur: float, iterations: int) -> Tensor:
     """Entropic transport cost between uniform weights on the rows of x [n, d] and y [m, d], a number.
 
-    min over plans P of <P, cost> + blur KL(P | uniform). Converged potentials f, g give it as mean f + mean g, with
-    f_i = -blur log mean_j exp((g_j - cost_ij) / blur) and the like for g (Feydy et al. 2019, section 3.1).
+    min over plans P of <P, cost> + blur KL(P | uniform). With converged potentials f, g it is mean f + mean g, where
+    f_i = -blur log mean_j exp((g_j - cost_ij) / blur), and likewise for g (Feydy et al. 2019, section 3.1).
 
     Differentiable in x and y: see the head of this file.
     """
@@ -126,7 +126,7 @@ class Loss:
 class Generator(nn.Module):
     """Maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1]; H and W divisible by 4.
 
-    Latents come as standard normal numbers, which erf(z / sqrt 2) makes the uniform ones in [-1, 1] of the method.
+    Latents are standard normal numbers z; erf(z / sqrt 2) turns them into the method's uniform ones in [-1, 1].
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int, latent_dim: int, label_dim: int):
@@ -147,7 +147,7 @@ class Generator(nn.Module):
 
 
 class Model(GeneratorModel):
-    """A trained generator, which draws by running statistics."""
+    """A trained generator, which draws with running statistics of batch norm."""
 
     @staticmethod
     def build(arguments: dict[str, Any]) -> Generator:
@@ -188,7 +188,7 @@ class DPSinkhorn:
                 return loss.towards(block, y[:size], images, labels) + apart[:size]
 
             noised = step.release(fakes[:size], gradient)
-            rest = apart[size:]  # public: brought to the scale of the block, nothing to do with privacy
+            rest = apart[size:]  # public: scaled like the block, not for privacy
             rest = rest * (params.blocks.max_block_norm / rest.norm().clamp(min=params.blocks.max_block_norm))
             optimizer.zero_grad()
             fakes.backward(torch.cat([noised, rest]))

@@ -1,7 +1,7 @@
 """DP-WGAN, corrected: a weight-clipped Wasserstein critic trained by DP-SGD (Xie et al. 2018, arXiv 1802.06739).
 
 For every record (x, y) the critic f minimizes (f(G(z, y), y) - f(x, y)) / 2 by RMSProp; after each step every weight is
-cut to [-weight_clip, weight_clip]. The generator minimizes -f(G(z), y), labels uniform, also by RMSProp, once in
+clipped to [-weight_clip, weight_clip]. The generator minimizes -f(G(z), y), labels uniform, also by RMSProp, once in
 `d_steps_per_g_step` critic steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
@@ -10,11 +10,11 @@ the record's label, which leaves the step only through this clipped gradient. Th
 far larger than their difference, so clipping each by itself would lose most of the difference.
 Cost: DP-SGD.
 
-What was wrong. The released code clips no example's gradient, adds noise of a fixed size to the batch gradient, has
-batch norm in the critic and no accountant: not DP as released. Here every example's gradient is clipped, and the noise
-is calibrated for the whole run. One conditional critic and generator replace one pair per digit.
+What was wrong. The released code clips no example's gradient, adds noise of a fixed size to the batch gradient, and has
+batch norm in the critic and no accountant, so it is not DP as released. Here every example's gradient is clipped, and
+the noise is calibrated for the whole run. One conditional critic and generator replace one pair per digit.
 
-Pitfall: cut weights make the critic's gradients small, so the clip norm must be small too: 0.01, not 1.
+Pitfall: clipped weights make the critic's gradients small, so the clip norm must be small too: 0.01, not 1.
 
 Networks: those of DPGANr at width m, of the size of Xie's (64 and 128 filters). Defaults: rate and batch of Xie's
 code, and max_grad_norm, weight_clip and 20 epochs of the DP-MERF authors' DP version of it. Xie's L1 penalty of

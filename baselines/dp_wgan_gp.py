@@ -7,20 +7,20 @@ norm and noise multiplier are a_t times their first values, a_t = max(floor, 1 -
 being n / expected_batch_size steps.
 
 Released: the critic's noised mean gradient of every step. Sensitivity a_t max_grad_norm under adding or removing one
-record. All three terms are one example's loss and clipped together (hence second-order gradients per example): fake and
-x^ have the record's label, which leaves only in its gradient. With a fake clipped apart from its record, f would be
-pushed down on fakes and nowhere up. Each stretch of steps with one a_t is a mechanism, `critic/0`, `critic/1`, ...; the
-budget is calibrated for all of them together.
+record. All three terms are the loss of one example and are clipped together (hence second-order gradients per example):
+fake and x^ have the record's label, which leaves only in its clipped gradient. If a fake were clipped apart from its
+record, f would only be pushed down on fakes, and nowhere up. Each segment of steps with the same a_t is a mechanism,
+`critic/0`, `critic/1`, ...; the noise is calibrated for all of them together.
 Cost: DP-SGD with second-order gradients.
 
-What was wrong. The released code takes the gradient of the whole batch, not of its examples, and clips the rows of each
-weight matrix, biases with another norm and noise; batches are drawn with replacement, and its accountant takes a
-tensor's first dimension for the batch size: not DP as released. Here every example's whole gradient is clipped once,
-batches are Poisson, and the noise is calibrated. Left out: "n_critic falls by one when the generator's loss shrinks",
-since a critic, defined up to a constant, gives that loss no meaning.
+What was wrong. The released code takes the gradient of the whole batch, not of its examples. It clips the rows of each
+weight matrix, and biases with another norm and noise. Batches are drawn with replacement, and its accountant takes a
+tensor's first dimension for the batch size. So it is not DP as released. Here every example's whole gradient is clipped
+once, batches are Poisson, and the noise is calibrated. We leave out "n_critic falls by one when the generator's loss
+shrinks": a critic is defined up to a constant, so that loss has no meaning.
 
-Networks: the released repository is for tables; ours for images have its four fully connected layers with `hidden`
-leaky ReLUs and He's initialization. Defaults are the code's, for 20 epochs of MNIST. Memory grows as
+Networks: the released repository is for tabular data; ours for images have its four fully connected layers with
+`hidden` leaky ReLUs and He's initialization. Defaults are the code's, for 20 epochs of MNIST. Memory grows as
 max_physical_batch_size hidden^2.
 """
 
@@ -68,7 +68,7 @@ class Params(Strict):
 
 
 class Segment(NamedTuple):
-    """A stretch of steps with one clip norm and one noise multiplier."""
+    """A segment of steps with one clip norm and one noise multiplier."""
 
     name: str
     start: int  # its first step in the run
@@ -77,7 +77,7 @@ class Segment(NamedTuple):
 
 
 def segments(params: Params, n: int) -> list[Segment]:
-    """The run on n records, cut where a_t changes; the steps of all segments add up to `dp.steps`."""
+    """The run on n records, split where a_t changes; the steps of all segments add up to `dp.steps`."""
 
     def factor(step: int) -> float:
         if params.decay is None:
@@ -96,7 +96,7 @@ def segments(params: Params, n: int) -> list[Segment]:
 
 
 def critic_loss(generator: nn.Module, gp_weight: float, critic: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """What the critic minimizes on records (images [n, C, H, W], labels [n]), each with its own fake: [n]."""
+    """The critic's loss [n] on records (images [n, C, H, W], labels [n]), each with its fake."""
     fakes, u = draw_partners(generator, images, labels)
     value = critic(fakes, labels) - critic(images, labels)
     slopes = torch.func.grad(lambda x: critic(x, labels).sum())(u * images + (1 - u) * fakes)
@@ -107,7 +107,7 @@ def critic_loss(generator: nn.Module, gp_weight: float, critic: nn.Module, image
 def draw_partners(generator: _gan.Generator, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """A fake of every record's label, and the record's weight u in x^ ([n, 1, 1, 1]).
 
-    Drawn on the CPU by torch's default generator: what the door seeds for a loss with second-order gradients.
+    Drawn on the CPU by torch's default generator, which the door seeds for a loss with second-order gradients.
     """
     latents = torch.randn(len(images), generator.latent_dim).to(images.device)
     return generator(latents, labels), torch.rand(len(images), 1, 1, 1).to(images.device)

@@ -9,10 +9,10 @@ record, by one clip over all of D's parameters together.
 Cost: DP-SGD.
 Published as: DP-CGAN.
 
-What was wrong. The released code clips and noises each of D's four tensors apart but accounts for one (joint
-sensitivity 2C), passes noise std / C times C as noise multiplier, feeds G the private batch's labels unnoised, and
-accounts shuffled fixed batches as Poisson ones. It states 9.6; the least epsilon that we can prove is 65 (PLD; 70 by
-RDP). Here one clip holds for the whole gradient, labels are uniform, batches are Poisson, and the noise is calibrated.
+What was wrong. The released code clips and noises each of D's four tensors separately but accounts for one (joint
+sensitivity 2C), passes noise std / C times C as noise multiplier, feeds G the private batch's labels without noise, and
+accounts shuffled fixed batches as Poisson batches. It states 9.6; the least epsilon that we can prove is 65 (PLD; 70 by
+RDP). Here the whole gradient is clipped at once, labels are uniform, batches are Poisson, and the noise is calibrated.
 
 Networks: the published ones, G 110-128-784 and D 794-128-1 at 28x28 with ten classes. Defaults are the paper's, with
 the steps at which its accounting reached 9.6. G's rate, the latents (normal here) and the hidden layers (leaky ReLU

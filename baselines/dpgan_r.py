@@ -1,13 +1,13 @@
 """DPGANr: a GAN whose discriminator is trained by DP-SGD, well tuned (Bie, Kamath, Zhang 2023, TMLR,
 arXiv 2302.02936).
 
-Noise slows the discriminator D down, and the generator G gets ahead of it. The remedy is n_D steps of D for each of G,
-fixed or adapted, and larger batches. D minimizes the binary cross-entropy over B records and as many fakes, each row
-clipped on its own; G minimizes softplus(-D). Adam for both, networks without normalization.
+Noise slows down the discriminator D, and the generator G gets ahead of it. The remedy is n_D steps of D for each step
+of G, fixed or adaptive, and larger batches. D minimizes the binary cross-entropy over B records and as many fakes, with
+each row clipped separately; G minimizes softplus(-D). Adam for both, networks without normalization.
 
-Adaptive n_D. Before each G step, D's accuracy on the fakes of that step is taken into a moving average, which starts at
-the first accuracy. Once `patience` G steps were taken at the present n_D and the average is at most `threshold`, n_D
-climbs to the next rung of the ladder. This looks only at fakes and released weights, so it costs no privacy.
+Adaptive n_D. Before each G step, D's accuracy on the fakes of that step enters a moving average, which starts at the
+first accuracy. After at least `patience` G steps at the present n_D, if the average is at most `threshold`, n_D
+increases to the next value of the ladder. This uses only fakes and released weights, so it costs no privacy.
 
 Released: the discriminator's noised mean gradient of every step. Sensitivity max_grad_norm under adding or removing one
 record, since the number of fakes is the constant expected batch size and the mean is over that constant too. The
@@ -16,7 +16,7 @@ Cost: DP-SGD.
 Published as: DPGANr (Private GANs revisited).
 
 Networks: `ConvGenerator` and `ConvDiscriminator` of baselines._gan, width m; at 16x16 and 8x8 one resolution level is
-dropped. Published on MNIST at epsilon 10 (FID on 10,000 test images; accuracy of a CNN), tuned on MNIST itself: n_D =
+dropped. Published on MNIST at epsilon 10 (FID on 10,000 test images / accuracy of a CNN), tuned on MNIST itself: n_D =
 50: 19.4 / 93.0; adaptive: 13.3 / 94.4; without privacy (batch 128, 45,000 steps, n_D = 1): 3.4 / 97.1.
 
 Defaults are the paper's for MNIST at epsilon 10 with n_D fixed; config/paper.yaml has its other recipes.
@@ -42,7 +42,7 @@ BETAS = (0.5, 0.999)  # of Adam, for both networks
 
 
 class Adaptive(Strict):
-    """When n_D climbs, and where to."""
+    """When n_D increases, and to which values."""
 
     threshold: Fraction = Field(description="n_D climbs where D's average accuracy on fakes is at or below this")
     ladder: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (
@@ -78,7 +78,7 @@ class Params(Strict):
 
 
 class Schedule:
-    """Counts D steps and says when a G step is due; raises n_D by the rule of `adaptive`, if there is one.
+    """Counts D steps and reports when a G step is due; raises n_D by the rule of `adaptive`, if there is one.
 
     Attributes:
         d_steps_per_g_step: n_D now.
@@ -92,12 +92,12 @@ class Schedule:
         self._g_steps = 0  # at this n_D
 
     def d_step_done(self) -> bool:
-        """Counts one D step; true if G's turn has come."""
+        """Counts one D step; returns whether a G step is due."""
         self._d_steps += 1
         return self._d_steps >= self.d_steps_per_g_step
 
     def g_step_done(self, accuracy: float) -> None:
-        """Counts one G step; `accuracy` is D's share of right answers on the step's fakes before it."""
+        """Counts one G step; `accuracy` is D's share of correct answers on the step's fakes before the step."""
         self._d_steps = 0
         rule = self.adaptive
         if rule is None:

@@ -33,7 +33,7 @@ CHUNK = 1000  # images per forward pass of `predict`: memory only
 
 
 class ModelParams(Strict):
-    """The part of the recipe that predicting needs as well."""
+    """The part of the recipe that prediction also needs."""
 
     network: Literal["logreg", "mlp", "cnn", "tanh_cnn"] = Field(description="architecture")
     input_mean: Finite = Field(
@@ -43,7 +43,7 @@ class ModelParams(Strict):
 
 
 class Params(ModelParams):
-    """The recipe: SGD at a constant rate, each network with its own budget."""
+    """The recipe: SGD at a constant rate, each network with a separate budget."""
 
     dp: DpSgdParams
     lr: Positive = Field(description="constant rate of SGD")
@@ -59,12 +59,12 @@ class Model(NetworkModel):
 
     @property
     def family(self) -> str:
-        """The kind of classifier: the tables' column."""
+        """The kind of classifier, a column of the tables."""
         return FAMILIES[self.facts["params"]["network"]]
 
     @torch.no_grad()
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """The likeliest class (int64 [n]) of each image (uint8 [n, C, H, W])."""
+        """The most likely class (int64 [n]) of each image (uint8 [n, C, H, W])."""
         params = ModelParams.model_validate(self.facts["params"])
         chunks = (to_network(images[start : start + CHUNK]) for start in range(0, max(len(images), 1), CHUNK))
         found = [self.network(standardise(chunk.to(self.device), params)).argmax(1).cpu() for chunk in chunks]
@@ -109,10 +109,10 @@ def standardise(images: Tensor, params: ModelParams) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout with p = 0.5 whose masks are drawn on the CPU, as DpSgdStep.update says: the same on every device."""
+    """Dropout with p = 0.5 and masks drawn on the CPU (see DpSgdStep.update), the same on every device."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zeroes about half of x, doubles the rest; passes x on in evaluation mode."""
+        """Zeroes about half of x and doubles the rest; returns x in evaluation mode."""
         if not self.training:
             return x
         kept = torch.rand(x.shape) < 0.5

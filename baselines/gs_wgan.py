@@ -1,7 +1,7 @@
 """GS-WGAN with sound accounting: a generator behind noised gradients of secretly drawn critics (Chen, Orekondy, Fritz
 2020, NeurIPS, arXiv 2006.08265).
 
-Records are dealt to K shards, each record on its own. A shard's critic is a Wasserstein critic with gradient penalty,
+Records are dealt to K shards, each record separately. A shard's critic is a Wasserstein critic with gradient penalty,
 trained on its shard without noise, against a separate generator. Every step draws one shard, brings its critic up to
 date with the public generator G, and takes the gradient of the critic's loss at one batch of G's images. This block of
 gradients is clipped as a whole and noised. Critics are never released.
@@ -12,22 +12,22 @@ Cost: one noised block per step, and a critic's steps before it.
 Published as: GS-WGAN.
 
 What was wrong; both points are our derivation, not a published erratum.
-1. The count. The original clips and noises the gradient of each of B = 32 images on its own, and accounts steps x B
+1. The count. The original clips and noises the gradient of each of B = 32 images separately, and accounts for steps x B
    independently subsampled Gaussians. But the B gradients of a step share one draw of a shard. A step is one subsampled
    Gaussian of noise z / sqrt(B): at the published z = 1.07, K = 1000 and 20,000 steps the least epsilon that we can
-   prove is 347 (PLD; 377 by RDP), not 10. Here block and noise are joint and accounted so.
+   prove is 347 (PLD; 377 by RDP), not 10. Here clipping, noise and accounting are joint for the block.
 2. The memory. The original's critics go on training at every visit, so a critic remembers when it was drawn, which is
    secret; a bound that amplifies each step by its own fresh draw does not cover that. Here every visit starts from the
    shard's critic as `prepare` left it, takes `critic_steps` steps against the present G on a copy, and is forgotten.
 Also, the original deals records by a permutation, which moves other records when one is removed.
 
-Loss. A critic whose gradient has norm 1 at every image, which the penalty asks for, gives a block of norm sqrt(B). The
-loss is -sum D / sqrt(B), so that max_block_norm = 1 means what C = 1 per image meant in the original.
+Loss. The penalty pushes the critic's gradient to norm 1 at every image, which gives a block of norm sqrt(B). The loss
+is -sum D / sqrt(B), so that max_block_norm = 1 corresponds to C = 1 per image in the original.
 
 Networks. G: Bernoulli(1/2) latent and one-hot label -> linear -> residual blocks of upsampling and 3x3 convolutions, 4
 `width` channels, pixel norm -> tanh. D: 5x5 convolutions of stride 2 to `width`, 2 `width`, 4 `width` channels, then a
-linear head plus a projection on the label. Spectral norm is left out: its estimates would be one more state. Defaults
-are the original's.
+linear head plus a projection on the label. Spectral norm is left out, since its estimates would be additional state.
+Defaults are the original's.
 """
 
 import copy
@@ -54,7 +54,7 @@ GRADIENT_PENALTY, DRIFT = 10.0, 1e-3
 
 
 class Params(Strict):
-    """The recipe; defaults are the original's for 28x28, whose noise met no epsilon of 10."""
+    """The recipe; defaults are the original's for 28x28, whose noise does not give epsilon 10."""
 
     blocks: ShardBlocks = ShardBlocks(steps=20_000, max_block_norm=1.0, shards=1000)
     generated_batch_size: Count = Field(32, description="B: images of a block, and rows of every critic step")
@@ -88,7 +88,7 @@ class _UpBlock(nn.Module):
 class Generator(nn.Module):
     """Maps latents [n, latent_dim] and labels [n] to images [n, C, H, W] in [-1, 1].
 
-    Latents come as standard normal numbers; their signs are the Bernoulli(1/2) bits of the method.
+    Latents are standard normal numbers, whose signs are the method's Bernoulli(1/2) bits.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int, latent_dim: int):
@@ -107,7 +107,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Maps images [n, C, H, W] and labels [n] to one number per row, [n]; every row on its own."""
+    """Maps images [n, C, H, W] and labels [n] to one number per row, [n], each row separately."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int):
         super().__init__()
@@ -122,11 +122,11 @@ class Critic(nn.Module):
         for layer in self.down:
             x = F.leaky_relu(layer(x), _gan.SLOPE)
         h = x.flatten(1)
-        # torch starts embeddings with entries of size 1: unscaled, the label would drown the rest at first
+        # torch starts embeddings with entries of size 1: unscaled, the label would dominate the rest at first
         return self.linear(h).flatten() + (self.label(labels) * h).sum(1) / math.sqrt(h.shape[1])
 
 
-# The code below sees records without noise. Only a block of gradients leaves it, through the door.
+# The code below sees records without noise. Only a block of gradients leaves it, and goes through the door.
 
 
 State = tuple[Critic, torch.optim.Optimizer]  # of a shard
@@ -137,7 +137,7 @@ def train_critic(
 ) -> None:
     """`critic_steps` steps of Wasserstein loss with gradient penalty and drift, on rows drawn with replacement.
 
-    Fakes take the labels of the real rows they are paired with, so that the interpolates of the penalty have a label.
+    Fakes have the labels of their paired real rows, so that the interpolates of the penalty have a label.
     """
     critic, optimizer = state
     batch_size = params.generated_batch_size
@@ -161,8 +161,8 @@ def train_critic(
 class Shards:
     """The critics' part: `prepare` once per shard, `gradient` at every visit.
 
-    The networks are public, as is `rng`: critics begin from copies of their present weights, and a visit uses the
-    weights that `generator` then has.
+    The networks and `rng` are public: critics start from copies of their present weights, and a visit uses the current
+    weights of `generator`.
     """
 
     def __init__(self, params: Params, generator: Generator, critic: Critic, rng: Streams, log: Log):
@@ -171,7 +171,7 @@ class Shards:
         self._start, self._critic = copy.deepcopy(generator), copy.deepcopy(critic)
 
     def prepare(self, images: Tensor, labels: Tensor, shard: int) -> State:
-        """A critic warmed up against its own generator, and its optimizer: a function of only the shard."""
+        """A critic warmed up against a separate generator, and its optimizer: a function of only the shard."""
         generator, critic = copy.deepcopy(self._start), copy.deepcopy(self._critic)
         g_optimizer = torch.optim.Adam(generator.parameters(), lr=self.params.g_lr, betas=BETAS)
         optimizer = torch.optim.Adam(critic.parameters(), lr=self.params.critic_lr, betas=BETAS)

@@ -4,7 +4,7 @@
 The empirical characteristic function of every class (cosine and sine parts at k random frequencies w_j) is released
 once. Then G minimizes, and a critic maximizes, sum_j alpha_j |cf_released,j - cf_G,j|^2. The critic is one number per
 pixel, theta, that reweights the frequencies as if drawn from N(0, diag(1 / theta)) instead of N(0, I / s2): alpha =
-softmax_j( (w_j^2 / 2) . (s2 - theta) ). At theta = s2, where it starts, the objective is DP-MERF's.
+softmax_j( (w_j^2 / 2) . (s2 - theta) ). Theta starts at s2, where the objective is DP-MERF's.
 
 Released: class counts and a sum of features per class, by two Gaussian mechanisms. Sensitivity 1 under adding or
 removing one record; more in `_kernel`. Theta, alpha and G see only the released vector.
@@ -14,8 +14,8 @@ Published as: PEARL.
 Differences from the paper and its repository:
 - The paper also releases a statistic to choose the base distribution of frequencies. Here s2 is a public constant.
 - The repository's noise is a constant (25.3 at epsilon 0.2) at every epsilon; here it is calibrated.
-- The repository stops after one epoch, with a rate schedule that is never made. We use DP-MERF's: x0.9 per epoch.
-- One of its losses takes the imaginary part of the generated embedding from the released one; here both are G's own.
+- The repository stops after one epoch, and never creates its rate schedule. We use DP-MERF's: x0.9 per epoch.
+- One of its losses takes the imaginary part of the generated embedding from the released one; here both parts are G's.
 - Its factor of 500 on the objective, which does not change Adam's steps, is left out.
 Other defaults are the repository's for 28 pixels, MNIST and Fashion-MNIST alike.
 """
@@ -77,7 +77,7 @@ class PEARL:
 
 
 def frequency_weights(theta: Tensor, frequencies: Tensor, squared_length_scale: float) -> Tensor:
-    """alpha [k], summing to 1, of theta [pixels] and W [k, pixels]."""
+    """alpha [k], which sums to 1, for theta [pixels] and W [k, pixels]."""
     return torch.softmax(frequencies.square() / 2 @ (squared_length_scale - theta), dim=0)
 
 
