@@ -20,7 +20,7 @@ def write_block(page: Path, name: str, content: str) -> None:
 
 
 def where(threads: int) -> str:
-    """What torch computes on: the GPU's name, or the processor's and the number of threads."""
+    """Torch's hardware: the name of the GPU, or of the processor with the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:

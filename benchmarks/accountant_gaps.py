@@ -1,8 +1,8 @@
-"""How far an accountant is above the exact epsilon of composed Gaussians (q = 1), and what kept runs spend by PLD.
+"""How far accountants exceed the exact epsilon of composed Gaussians (q = 1), and the epsilon of kept runs by PLD.
 
 python benchmarks/accountant_gaps.py [--write docs/privacy.md]
 
-Steps are accounted one by one, at a rate of 1 - 1e-9: at exactly 1 they are folded into one.
+Steps are accounted one by one at a rate of 1 - 1e-9; at exactly 1 they would be merged into one.
 """
 
 import argparse
@@ -22,12 +22,12 @@ EPSILONS, STEPS, DELTAS = (0.01, 0.1, 1, 10, 100), (1, 100, 10_000), (1e-3, 1e-5
 
 
 def noise_multiplier(epsilon: float, delta: float) -> float:
-    """Of the Gaussian that costs exactly `epsilon` (Balle and Wang 2018)."""
+    """The noise multiplier of the Gaussian that costs exactly `epsilon` (Balle and Wang 2018)."""
     return 1 / math.exp(brentq(lambda log_mu: epsilon_of_mu(math.exp(log_mu), delta) - epsilon, -9, 4, xtol=1e-12))
 
 
 def kept_runs(results: Path = ROOT / "results") -> str:
-    """Of each kept study and target: which runs spend least and most by PLD. Starts without DP-SGD are left out."""
+    """The runs that spend least and most by PLD, for each kept study and target; without starts that have no DP-SGD."""
     lines = ["| study | target ε | least by PLD | most by PLD |", "| --- | ---: | --- | --- |"]
     for file in sorted(results.glob("*/kept/audits.csv")):
         runs = pd.read_csv(file)

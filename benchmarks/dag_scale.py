@@ -1,8 +1,8 @@
-"""How long Snakemake takes to plan a study: a dry run with many seeds, in seconds of wall and of processor time.
+"""Time of Snakemake's plan of a study: a dry run with many seeds, in seconds of wall and processor time.
 
 python benchmarks/dag_scale.py [--study config/paper.yaml] [--seeds 10]
 
-A dry run must not load torch: here it fails if it does.
+The script fails if the dry run loads torch, which it must not.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Seconds and memory of one DP step, a plain step, and Opacus' own hooks, interleaved in one process.
+"""Seconds and memory of one DP step, a plain step, and a step with Opacus' hooks, interleaved in one process.
 
     python benchmarks/dp_step.py [--batch 16 --multiplicity 8] [--rounds 5] [--threads 2] [--write docs/performance.md]
 
-Rows are the same for all: B images x K noise draws through the paper's MNIST network, forward, backward, and
-for the private ones clipping, noise and the Adam update. Ratios are per round, so that a machine whose speed
-drifts does not bias them; the median is printed. Peak memory is what a step needs beyond the process before it:
-allocated on a GPU; resident on a CPU, measured in a separate process per row.
+All steps have the same rows: B images x K noise draws through the paper's MNIST network, forward, backward and Adam,
+and in private steps clipping and noise. Ratios are per round, so that a drift of the machine's speed does not bias
+them; the median is printed. Peak memory is the additional memory of a step: allocated on a GPU; resident on a CPU,
+measured in a separate process per row.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def private_step(images, labels, k, device, precision, engine):
 
 
 def steps(args, device: torch.device) -> dict[str, Callable[[], None]]:
-    """One ready step per row of the table; built lazily, so that memory is only what a row needs."""
+    """One ready step per row of the table, built lazily, so that a row uses only the memory that it needs."""
     b, k = args.batch, args.multiplicity
     images = torch.rand(b, 1, 28, 28, device=device) * 2 - 1
     labels = torch.randint(0, 10, (b,), device=device)

@@ -1,10 +1,10 @@
-"""Whether few steps of Churn, or guidance, make the images of a better model score worse.
+"""Tests whether few steps of Churn, or guidance, make the images of a better model score worse.
 
     python benchmarks/guidance.py [--images 1000] [--write docs/tuning.md]
 
-The study one_gpu has a worse distance at epsilon 10 than at 1, by Churn with 8 steps and guidance 1. This draws images
-from the kept models of two other studies, by that sampler and by the study's, each with guidance 0 and 1. Prints the FD
-to the training images, and where it is worse at epsilon 10.
+The study one_gpu has a worse distance at epsilon 10 than at 1, by Churn with 8 steps and guidance 1. This script draws
+images from the kept models of two other studies, by that sampler and by the study's, each with guidance 0 and 1. It
+prints the FD to the training images, and where it is worse at epsilon 10.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def distances(study: str, place: str, seed: int, count: int) -> Iterator[dict[st
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table, and the sentence that follows."""
+    """The rows as a table, and the sentence that follows from them."""
     found = pd.DataFrame(rows).pivot(index=CELL, columns="epsilon", values="fd")
     low, high = found.columns
     worse = found[found[high] > found[low]].index

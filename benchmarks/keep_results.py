@@ -1,19 +1,18 @@
-"""Keeps what a study gave in results/STUDY/kept: tables, pictures, ledgers, scores, and a page on how they were made.
+"""Keeps the results of a study in results/STUDY/kept: tables, pictures, ledgers, scores, and a page about them.
 
-Of each first seed the model is kept too (not of an ablation, nor of a start without DP-SGD), 500 images by the first
-sampler, and 50 by the others, for figures.
-`dpdm sample results/STUDY/kept RUN` draws the whole sets.
+For each first seed it also keeps the model (except of an ablation or of a start without DP-SGD), and for figures 500
+images by the first sampler and 50 by each other. `dpdm sample results/STUDY/kept RUN` draws the whole sets.
 
 snakemake --cores 2 --configfile STUDY && .venv/bin/python benchmarks/keep_results.py STUDY
 
-STUDY is a study file, such as config/laptop.yaml, or several with commas between them, each laid over those before it.
+STUDY is a study file, such as config/laptop.yaml, or several with commas between them, each overriding those before it.
 
-Of a study that ran in part (`dpdm run STUDY --only ...`), the page says which part. Another machine can add to it: run
-the cells that are missing, copy what was kept to results/STUDY by --restore, where a file is not there yet, then run
-`dpdm collect`, `dpdm tables`, `dpdm paper-table`, `dpdm figures` and this script with every --command.
+If a study ran in part (`dpdm run STUDY --only ...`), the page says which part. Another machine can add to it: run the
+missing cells, copy the kept files to results/STUDY by --restore, which replaces no file, then run `dpdm collect`,
+`dpdm tables`, `dpdm paper-table`, `dpdm figures` and this script with every --command.
 
-To be run on the machine that ran the study, which the page names, or with --command and --machine to say what ran it.
-Git tracks that folder, and no job uses it.
+Run this script on the machine that ran the study, which the page names, or name machine and commands by --machine and
+--command. Git tracks the folder, and no job uses it.
 """
 
 import argparse
@@ -58,7 +57,7 @@ IMAGES = (500, 50)  # of the first sampler, of each other
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
-    """Makes results/NAME/kept anew."""
+    """Makes results/NAME/kept from scratch."""
     folder = ROOT / "results" / spec.study
     jobs, clock = job_times(Layout.of(folder), spec, machine)
     text = page(study, spec, commands, jobs, clock)
@@ -77,7 +76,7 @@ def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
 
 
 def restore(folder: Path) -> None:
-    """Copies what was kept to where it was made, where there is nothing yet."""
+    """Copies kept files to their original places, if there is no file."""
     for path in (path for path in (folder / "kept").rglob("*") if path.is_file() and path.name != "README.md"):
         copy = folder / path.relative_to(folder / "kept")
         if not copy.exists():
@@ -104,7 +103,7 @@ def keep_run(folder: Path, spec: Study, run: RunSpec) -> None:
 
 
 def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock: float) -> str:
-    """The page for results/NAME, from the files that the run left there, and what its jobs took."""
+    """The page for results/NAME, from the files of the run and the times of its jobs."""
     folder = ROOT / "results" / spec.study
     files = [Path(file).resolve().relative_to(ROOT) for file in study.split(",")]
     targets = sorted(spec.tables)
@@ -147,7 +146,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
 
 
 def ablation(material: Material) -> list[str]:
-    """Of a study of one class of method, a section on how its methods or samplers differ."""
+    """For a study of one class of method, a section on how its methods or samplers differ."""
     if not is_ablation(material.study):
         return []
     found = [f"- {text}" for level, text in verdicts(material) if level == FINDING]
@@ -155,7 +154,7 @@ def ablation(material: Material) -> list[str]:
 
 
 def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
-    """What ± and bold mean here, delta, and whether the noise was secret."""
+    """The meaning of ± and bold, delta, and whether the noise was secret."""
     seeds = metrics.loc[metrics["epsilon"] != "", "seed"].nunique()
     deltas = audits.drop_duplicates("dataset").set_index("dataset")["delta"].items()
     lines = [
@@ -175,7 +174,7 @@ def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
 
 
 def cost(jobs: pd.DataFrame, clock: float) -> str:
-    """A sentence about the time of all jobs, and of each data set where there are several; `clock`: in seconds."""
+    """A sentence about the time of all jobs, and of each data set if there are several; `clock`: in seconds."""
     times = jobs[jobs["dataset"] != ""].groupby("dataset")["seconds"].sum()
     each = f" ({', '.join(f'{duration(value)} on {name}' for name, value in times.items())})" if len(times) > 1 else ""
     by_clock = f", {duration(clock)} by the clock" if math.isfinite(clock) else ""

@@ -1,13 +1,14 @@
-"""How far the numbers of a study move when only the processor's kernels or the threads change.
+"""How far the numbers of a study move if only the processor's kernels or the threads change.
 
     python benchmarks/machines.py [config/digits.yaml] [--only "method=dpdm,pearl epsilon=10"]
     python benchmarks/machines.py --between OLD/metrics.csv NEW/metrics.csv
 
-The first runs that part of the study once per setting, each in a folder of a temporary directory. ATEN_CPU_CAPABILITY
-chooses torch's kernels, as another processor would; more threads add up in another order. The second compares the
-scores that two machines gave to the same runs. Both print the means over seeds with the largest difference to the
-first, and add the largest of them by method and metric to results/machines.csv. Earlier measurements stay there,
-since where training is chaotic each finds another difference: the report makes nothing bold within the largest.
+The first command runs that part of the study once per setting, each in a temporary folder. ATEN_CPU_CAPABILITY selects
+torch's kernels, as another processor would; more threads add up in another order. The second command compares the
+scores of two machines for the same runs. Both print the means over seeds with the largest difference from the first,
+and add the largest difference by method and metric to results/machines.csv. Earlier measurements stay there: if
+training is chaotic, each measurement finds another difference, and the report makes no lead bold that is within the
+largest.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def scores(study: str, only: str, folder: str, environment: dict[str, str], opti
 
 
 def means(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The means over the seeds that all frames have, a column per frame; without anchors."""
+    """The means over the common seeds of all frames, a column per frame; without anchors."""
     runs = [frame[frame["epsilon"] != ""].set_index([*KEY, "seed"])["value"] for frame in frames.values()]
     return pd.concat(runs, axis=1, keys=frames, join="inner").groupby(KEY, sort=False).mean()
 

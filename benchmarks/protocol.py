@@ -1,8 +1,8 @@
-"""What the classifiers of a protocol reach on real training images, and the CPU seconds that they take.
+"""The accuracies of a protocol's classifiers on real training images, and their CPU seconds.
 
     python benchmarks/protocol.py [mnist|fashion_mnist|digits] [--images 20000] [--protocol standard] [--validate]
 
-`--validate` judges by the last training images instead of the test images: what a learning rate may be chosen by.
+`--validate` judges by the last training images instead of the test images; choose a learning rate only by these.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The least epsilon that can be proven for a published setting whose stated one is too small, see privacy_status.csv.
+"""The least epsilon that can be proven for published settings whose stated epsilon is too small (privacy_status.csv).
 
 python benchmarks/published_epsilons.py
 

@@ -2,7 +2,7 @@
 
 python benchmarks/report_scale.py [--datasets 5] [--methods 10] [--epsilons 10] [--seeds 10] [--steps 1000]
 
-Result files of a study that never ran are made in a temporary folder; their numbers are random and mean nothing.
+The script makes result files with random, meaningless numbers in a temporary folder; the study never runs.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         start = time.monotonic()
-        # In a separate process: a child's peak memory counts what its parent held when it was started.
+        # In a separate process, since a child's peak memory includes its parent's memory at the start.
         maker = multiprocessing.get_context("spawn").Process(target=make_results, args=(args,))
         maker.start()
         maker.join()

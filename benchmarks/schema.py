@@ -1,8 +1,8 @@
-"""Writes what follows from the schema of a study: study.schema.json, and the tables of config/README.md.
+"""Writes the files that follow from the schema of a study: study.schema.json, and the tables of config/README.md.
 
     python benchmarks/schema.py
 
-Run it after a change of a key; a test compares both files with what this would write.
+Run it after a change of a key; a test compares both files with the output.
 """
 
 import inspect
@@ -34,17 +34,17 @@ def keys() -> str:
 
 
 def private() -> str:
-    """The same for the parameters of the private training loops, which many methods share."""
+    """The same for the parameters of the private training loops that methods share."""
     return _table(_rows([DpSgdParams], "dp.") + _rows([PoissonBlocks, ShardBlocks], "blocks."))
 
 
 def sources() -> str:
-    """A list of the sources: what each reads."""
+    """A list of the sources with their files."""
     return "\n".join(f"- `{name}`: {' '.join(inspect.getdoc(kind).split())}" for name, kind in SOURCES.items())
 
 
 def page(text: str) -> str:
-    """config/README.md with its blocks written anew."""
+    """config/README.md with updated blocks."""
     for name, block in (("keys", keys()), ("private", private()), ("sources", sources())):
         text = between(text, name, f"\n\n{block}\n\n")
     return text

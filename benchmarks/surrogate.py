@@ -1,9 +1,9 @@
-"""Writes the images on which recipes for MNIST are tuned: scikit-learn's digits, enlarged to 28x28, turned and shifted.
+"""Writes the images on which MNIST's recipes are tuned: scikit-learn's digits, enlarged to 28x28, rotated and shifted.
 
     python benchmarks/surrogate.py FOLDER
 
-Writes FOLDER/train.npz (60,000 images) and FOLDER/test.npz (10,000), of the digits' own training and test images, for
-`source: npz` with 10 classes. Nothing of MNIST is in them.
+Writes FOLDER/train.npz (60,000 images) and FOLDER/test.npz (10,000), from the digits' training and test images, for
+`source: npz` with 10 classes. They contain nothing of MNIST.
 """
 
 import argparse
@@ -21,7 +21,7 @@ DEGREES, PIXELS = 12.0, 2.0  # at most, each way
 
 
 def enlarged(images: ImageSet, count: int, rng: np.random.Generator) -> ImageSet:
-    """`count` images [n, 1, 28, 28], the originals in turn, each turned and shifted at random."""
+    """`count` images [n, 1, 28, 28]: the originals in turn, each rotated and shifted at random."""
     chosen = np.arange(count) % len(images.labels)
     out = np.zeros((count, 1, SIDE, SIDE), np.uint8)
     edge = (SIDE - INNER) // 2

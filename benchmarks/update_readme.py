@@ -1,4 +1,4 @@
-"""Writes the results that README.md and results/README.md show, from results/*/kept: nothing is typed by hand.
+"""Writes the results in README.md and results/README.md from results/*/kept; nothing is typed by hand.
 
 make report && .venv/bin/python benchmarks/keep_results.py config/digits.yaml
 .venv/bin/python benchmarks/update_readme.py
@@ -23,7 +23,7 @@ from dpdm.report.verdicts import FINDING, WRONG, highest, leads_table, verdicts
 from dpdm.study import open_study
 
 ROOT = Path(__file__).parents[1]
-STUDIES = ("digits", "laptop", "teachers")  # those of the present protocol
+STUDIES = ("digits", "laptop", "teachers")  # studies of the present protocol
 ABLATIONS = tuple(
     f"laptop_{name}" for name in ("multiplicity", "multiplicity_compute", "parametrisation", "sampler", "guidance")
 )
@@ -61,7 +61,7 @@ def main_scores(metrics: pd.DataFrame, extractor: str = ".*") -> pd.DataFrame:
 
 
 def ablations_block() -> str:
-    """Of each kept ablation of the present protocol a table: a row per method, or per sampler of its only method."""
+    """A table for each kept ablation of the present protocol: a row per method, or per sampler of its only method."""
     parts = []
     for study in ABLATIONS:
         if (ROOT / "results" / study / "kept" / "study.json").exists():
@@ -73,7 +73,7 @@ def ablations_block() -> str:
 
 
 def verdict_block() -> str:
-    """What is wrong with the kept default study; then the best generators of laptop by the public FD and by CNN."""
+    """Mistakes of the kept default study; then the best generators of laptop by the public FD and by CNN."""
     published, laptop = read_published(PUBLISHED, PRIVACY_STATUS), kept_material("laptop")
     wrong = [text for level, text in verdicts(kept_material("digits"), published) if level == WRONG]
     metrics = main_scores(laptop.metrics[laptop.metrics["epsilon"].isin(["1", "10"])], "efflite")
@@ -89,7 +89,7 @@ def verdict_block() -> str:
 
 
 def best_block() -> str:
-    """Of each kept study the best generators by all measures, then what DP-SGD adds to a warm start."""
+    """The best generators of each kept study by all measures, then what DP-SGD adds to a warm start."""
     parts, published = [], read_published(PUBLISHED, PRIVACY_STATUS)
     wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     for study in STUDIES:
@@ -117,7 +117,7 @@ def own_start(material: Material, text: str) -> bool:
 
 
 def smoothing_table(material: Material) -> str:
-    """What smoothing changes in each set: its FD to the training images as a factor, its CNN accuracy in points."""
+    """The effect of smoothing on each set: its FD to the training images as a factor, its CNN accuracy in points."""
     keys = ["dataset", "metric", "extractor", "epsilon"]
     sets = main_scores(material.metrics).pivot_table("value", ["method", *keys, "seed"], "sampler")
     rows: dict[str, dict[str, str]] = {}
@@ -139,7 +139,7 @@ def smoothing_table(material: Material) -> str:
 
 
 def kept_material(study: str) -> Material:
-    """What is kept of a study."""
+    """The kept material of a study."""
     return collected(*open_study(ROOT / "results" / study / "kept"))
 
 

@@ -21,16 +21,16 @@ terminal.show(workflow, logger)
 FILES = [schema.shown_file(path) for path in workflow.configfiles]
 try:
     for path in workflow.configfiles:
-        schema.read_yaml(path)  # Snakemake's own reader takes the last of two equal keys
+        schema.read_yaml(path)  # Snakemake's reader keeps the last of two equal keys
     STUDY = schema.parse_study(dict(config), " ".join(FILES) or "the configuration", overlaid=len(FILES) > 1)
     selection.check_entries(STUDY)
     schema.check_writable(STUDY.results_dir)
 except UserError as error:
     raise WorkflowError(str(error))
 
-# Jobs run the Python that runs Snakemake, even if its environment is not activated; with --sdm conda or apptainer the
-# Python of that environment, on this code. MALLOC lets glibc keep freed memory: otherwise every step returns the
-# buffers of per-example gradients to the kernel and gets them again.
+# Jobs use the Python that runs Snakemake, even if its environment is not activated. With --sdm conda or apptainer they
+# use the Python of that environment, on this code. MALLOC lets glibc keep freed memory; otherwise every step returns
+# the buffers of per-example gradients to the kernel and requests them again.
 MALLOC = "MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864"
 FOUND = f"PYTHONPATH={shlex.quote(str(ROOT))}"
 if not workflow.deployment_settings.deployment_method:
@@ -71,14 +71,14 @@ wildcard_constraints:
 
 
 def command_for(target):
-    """What a person types to make a target of this study again."""
+    """The command that makes a target of this study again."""
     if INSTALLED and workflow.modifier.is_main_snakefile():
         return shlex.join(["dpdm", "run", ",".join(FILES), target])
     return shlex.join(["snakemake", "--cores", "2", target, *["--configfile"] * bool(FILES), *FILES])
 
 
 def growing(amount):
-    """Memory (MB) or minutes of a job: more at each attempt, up to fourfold. A profile sets the number of attempts."""
+    """Memory (MB) or minutes of a job: more at each attempt, up to fourfold. A profile sets the number of retries."""
     return lambda wildcards, attempt: amount * min(attempt, 4)
 
 
@@ -101,7 +101,7 @@ def references(wildcards):
 
 
 def trained_extractor(wildcards, names):
-    """The extractor.pt of a data set, where one of the extractors is trained on it."""
+    """The extractor.pt of a data set, if one of the extractors is trained on it."""
     trained = set(names) - set(STUDY.evaluation.public_extractors)
     return [PATHS.data(wildcards.dataset, "extractor.pt")] if trained else []
 
@@ -132,8 +132,8 @@ def once(function, runs=RUNS):
 
 
 # Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their
-# recipes. study.json is no file of the DAG, since its modification time would rerun everything; each job has its part
-# of it as params. A rule before training does not work. When it must run, Snakemake does not check whether the
+# recipes. study.json is no file of the DAG, since its modification time would rerun everything; each job gets its part
+# of the study as params. A rule before training does not work: when it has to run, Snakemake does not check whether the
 # params of the jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the
 # report would show its old scores.
 def write_study():

@@ -13,7 +13,7 @@ rule prepare:
         "../envs/dpdm.yaml"
     resources:
         mem_mb=growing(5000),
-        runtime=growing(60),  # 162,770 images of 64x64x3, and the archive they go into
+        runtime=growing(60),  # 162,770 images of 64x64x3, and their archive
     params:
         spec=lambda w: specs.spec_json(STUDY.datasets[w.dataset].source_spec()),
     message:
@@ -44,7 +44,7 @@ rule extractor:
         f"python -m dpdm data {PATHS.root} {{wildcards.dataset}} extractor.pt --threads {{threads}} > {{log}} 2>&1"
 
 
-# What scores need of the real images, once per data set and extractor.
+# The statistics of the real images that scores need, once per data set and extractor.
 rule real_features:
     input:
         train=rules.prepare.output.train,

@@ -59,8 +59,9 @@ rule audits:
     localrule: True
 
 
-# Attacks the mechanisms of a method's private runs: one seed of each epsilon, as seeds share the mechanism. One job
-# does all epsilons, since importing costs as much as an attack. Part of the report if the study says `attacks: true`.
+# Attacks the mechanisms of a method's private runs: one seed of each epsilon, since seeds share the mechanism. One job
+# attacks all epsilons, since importing takes as long as an attack. Part of the report if the study says
+# `attacks: true`.
 rule attack:
     input:
         lambda w: run_files("ledger.json", runs_of(w, ATTACKED)),
