@@ -46,12 +46,13 @@ _MECHANISMS = {
 
 
 class Summary(NamedTuple):
-    """Over the seeds: mean, sample standard deviation (n - 1; NaN of one value), n, and the values by seed."""
+    """Over the seeds: mean, sample standard deviation (n - 1; NaN of one value), n, the values by seed, and of what."""
 
     mean: float = math.nan
     std: float = math.nan
     n: int = 0
     values: Mapping[int, float] = {}
+    owner: tuple[str, str] = ("", "")  # study and method
 
 
 @dataclass(frozen=True)
@@ -190,15 +191,17 @@ def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summary]:
-    """(metric, extractor, reference, *keys) -> the Summary over seeds.
+    """(metric, extractor, reference, *keys) -> the Summary over seeds; "method" is one of the keys.
 
     NaN values do not count. A group without any value is left out: take `Summary()` for it.
     """
     groups = metrics.dropna(subset=["value"]).groupby(["metric", "extractor", "reference", *keys], sort=False)
-    found = groups.agg(mean=("value", "mean"), std=("value", "std"), seeds=("seed", list), values=("value", list))
+    method = 3 + keys.index("method")
+    of_value = {"mean": ("value", "mean"), "std": ("value", "std"), "values": ("value", list)}
+    found = groups.agg(**of_value, seeds=("seed", list), study=("study", "first"))
     return {
-        key: Summary(mean, std, len(values), dict(zip(seeds, values, strict=True)))
-        for key, mean, std, seeds, values in found.itertuples()
+        key: Summary(mean, std, len(values), dict(zip(seeds, values, strict=True)), (study, key[method]))
+        for key, mean, std, values, seeds, study in found.itertuples()
     }
 
 
@@ -333,18 +336,14 @@ def _mixes_protocols(metrics: pd.DataFrame) -> bool:
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
-def distinguished(best: Summary, other: Summary, column: MetricColumn, owners: Sequence[tuple[str, str]]) -> bool:
+def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
     """Whether `best` is better on any machine: the paired t-interval (95 %) over the seeds that both have, at least
-    FEW, is above 0, and the mean gap is larger than either score moves between machines; `owners`: study and method of
-    each.
+    FEW, is above 0, and the mean gap is larger than either score moves between machines.
     """
     gaps = column.sign * (pd.Series(best.values) - pd.Series(other.values)).dropna()
     if len(gaps) < FEW:
         return False
-    moves = (
-        machines.spread(owner, column.metric, column.extractor, summary.mean)
-        for owner, summary in zip(owners, (best, other), strict=True)
-    )
+    moves = (machines.spread(one.owner, column.metric, column.extractor, one.mean) for one in (best, other))
     return bool(gaps.mean() > max(stdtrit(len(gaps) - 1, 0.975) * gaps.sem(), *moves))
 
 
@@ -364,33 +363,33 @@ def machine_note(study: str) -> str:
     )
 
 
-def leaders(rivals: Mapping[Any, Summary], column: MetricColumn, owners: Mapping[Any, tuple[str, str]]) -> list[Any]:
-    """The best of these, then all that are not distinguished from it; `owners`: study and method of each."""
+def leaders(found: Mapping[Any, Summary], column: MetricColumn) -> list[Any]:
+    """Of those with FEW seeds or more the best, then all not distinguished from it; nobody if all are of one method."""
+    rivals = {one: summary for one, summary in found.items() if summary.n >= FEW}
+    if len({summary.owner for summary in rivals.values()}) < 2:
+        return []
     first = max(rivals, key=lambda one: column.sign * rivals[one].mean)
-    others = [one for one in rivals if one != first]
-    even = (not distinguished(rivals[first], rivals[one], column, [owners[first], owners[one]]) for one in others)
-    return [first, *itertools.compress(others, even)]
+    return [first, *(one for one in rivals if one != first and not distinguished(rivals[first], rivals[one], column))]
 
 
 def _best(
     metrics: pd.DataFrame, rows: pd.DataFrame, found: Mapping[MetricColumn, Sequence[Summary]]
 ) -> frozenset[tuple[int, str]]:
-    """By cell and metric the `leaders` of the generators with FEW seeds or more, if these are of two methods."""
+    """By cell and metric the `leaders` of the generators, unless these are all: bold for all would say nothing."""
     bold, direct = set(), metrics.loc[metrics["protocol"] == DIRECT, "method"]
     generators = rows[~rows["epsilon"].isin(["", "inf"]) & ~rows["method"].isin(direct)]
-    cells = [cell["method"] for _, cell in generators.groupby(["dataset", "epsilon"])]
-    for column, methods in itertools.product(found, cells):
-        rivals = {i: found[column][i] for i in methods.index if found[column][i].n >= FEW}
-        if column.metric not in NEVER_BOLD and methods[list(rivals)].nunique() > 1:
-            even = leaders(rivals, column, {i: (metrics["study"].iloc[0], methods[i]) for i in rivals})
-            if len(even) < len(rivals):  # bold for all would say nothing
-                bold |= {(i, column.header) for i in even}
+    cells = generators.groupby(["dataset", "epsilon"]).groups.values()
+    for column, cell in itertools.product((c for c in found if c.metric not in NEVER_BOLD), cells):
+        of_cell = {i: found[column][i] for i in cell}
+        best = leaders(of_cell, column)
+        if len(best) < sum(summary.n >= FEW for summary in of_cell.values()):
+            bold |= {(i, column.header) for i in best}
     return frozenset(bold)
 
 
 def cell_text(summary: Summary, decimals: int | None) -> str:
     """ "mean ± std (n)", below FEW seeds all values and (n), a dash of none; `decimals` None: about three digits."""
-    mean, std, n, values = summary
+    mean, std, n, values, _ = summary
     if n == 0:
         return MISSING
     if decimals is None:

@@ -106,7 +106,6 @@ _Scores = Mapping[_Set, Mapping[MetricColumn, Summary]]
 class _Cell(NamedTuple):
     """The generators of one data set and finite epsilon, by what they are compared, and their scores."""
 
-    study: str
     place: _Place
     marks: dict[str, str]  # of methods that learnt from public data
     columns: list[MetricColumn]
@@ -118,12 +117,11 @@ class _Cell(NamedTuple):
         several = one[1] and sum(method == one[0] for method, _ in self.found) > 1
         return one[0] + f" ({one[1]})" * bool(several) + self.marks.get(one[0], "")
 
-    def order(self, pair: tuple[_Set, _Set], column: MetricColumn, scores: _Scores) -> int:
-        """1 if the first has better scores than the second, -1 if worse ones, 0 if they are not distinguished."""
-        (ours, theirs), owners = [scores[one][column] for one in pair], [(self.study, method) for method, _ in pair]
-        if distinguished(ours, theirs, column, owners):
-            return 1
-        return -distinguished(theirs, ours, column, owners[::-1])
+
+def _order(pair: tuple[_Set, _Set], column: MetricColumn, scores: _Scores) -> int:
+    """1 if the first has better scores than the second, -1 if worse ones, 0 if they are not distinguished."""
+    ours, theirs = (scores[one][column] for one in pair)
+    return distinguished(ours, theirs, column) - distinguished(theirs, ours, column)
 
 
 def _cells(material: Material) -> list[_Cell]:
@@ -140,7 +138,7 @@ def _cells(material: Material) -> list[_Cell]:
                 one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in {*columns, *distances}}
                 for one in dict.fromkeys(zip(rows["method"], rows["sampler"], strict=True))
             }
-            cells.append(_Cell(study.study, (dataset, epsilon), public_marks(rows), columns, distances, found))
+            cells.append(_Cell((dataset, epsilon), public_marks(rows), columns, distances, found))
     return cells
 
 
@@ -150,7 +148,7 @@ def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
     for cell in cells:
         for columns in itertools.combinations(cell.distances, 2):
             for pair in itertools.combinations(cell.found, 2):
-                first, second = (cell.order(pair, column, cell.found) for column in columns)
+                first, second = (_order(pair, column, cell.found) for column in columns)
                 if first and second:
                     orders.setdefault((cell.place[0], *columns), []).append(first != second)
     for (dataset, *columns), opposite in orders.items():
@@ -167,12 +165,10 @@ def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float
     """
     for cell in cells:
         for column in dict.fromkeys([*cell.distances, *cell.columns]):
-            rivals = {one: of[column] for one, of in cell.found.items() if of[column].n >= FEW}
-            if len({method for method, _ in rivals}) > 1:
-                best, *even = leaders(rivals, column, {one: (cell.study, one[0]) for one in rivals})
-                others = dict.fromkeys(method for method, _ in even if method != best[0])
-                names = cell.name(best), *(cell.name((method, "")) for method in others)
-                yield cell.place, column, rivals[best].mean, names
+            if best := leaders({one: of[column] for one, of in cell.found.items()}, column):
+                others = dict.fromkeys(method for method, _ in best if method != best[0][0])
+                names = cell.name(best[0]), *(cell.name((method, "")) for method in others)
+                yield cell.place, column, cell.found[best[0]][column].mean, names
 
 
 def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -284,7 +280,7 @@ def _relation(cell: _Cell, pair: tuple[_Set, _Set], scores: _Scores) -> str:
         if gaps := [column.sign * (value - theirs[seed]) for seed, value in ours.items() if seed in theirs]:
             shared = max(shared, len(gaps))
             few = (min(gaps) > 0) - (max(gaps) < 0)
-            order = few if len(gaps) < FEW else cell.order(pair, column, scores)
+            order = few if len(gaps) < FEW else _order(pair, column, scores)
             outcomes.setdefault(order, []).append(column)
     count = f"{shared} seed{'s' * (shared != 1)}{', too few for a claim' * (shared < FEW)}"
     if len(outcomes) == 1:
