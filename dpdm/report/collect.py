@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -39,12 +40,12 @@ class _Row(BaseModel):
     dataset: str
     method: str
     epsilon: Annotated[str, AfterValidator(_epsilon)]  # text: "0.2", "10", "inf", "" for anchors, as in paths
-    seed: Natural
 
 
 class _Metric(_Row):
     delta: _Number = math.nan
     accountant: str = ""
+    seed: Natural
     sampler: str
     metric: str
     extractor: str  # "" where there is none
@@ -62,6 +63,7 @@ class _Metric(_Row):
 
 
 class _Run(_Row):
+    seed: Natural
     n: int
     delta: float
     accountant: str
@@ -99,14 +101,11 @@ class _Event(_Spent):
     departures: str = ""
 
 
-def _columns(row: type[BaseModel], *order: str) -> dict[str, type]:
-    kinds = {name: row.model_fields[name].annotation for name in [*order, *row.model_fields]}
-    return {name: kind if isinstance(kind, type) else str for name, kind in kinds.items()}
-
-
 # Columns and their types.
-METRICS = _columns(_Metric, "study", "dataset", "method", "epsilon", "delta", "accountant")
-AUDITS = _columns(_Event)
+METRICS, AUDITS = (
+    {name: of.annotation if isinstance(of.annotation, type) else str for name, of in row.model_fields.items()}
+    for row in (_Metric, _Event)
+)
 BENCHMARKS: dict[str, type] = {
     "rule": str, "dataset": str, "method": str, "seconds": float, "max_rss_mb": float, "ended": float
 }  # fmt: skip
@@ -119,6 +118,7 @@ OPTIONAL = ("public_data", "departures", "spread", *SHARES)  # columns that a cs
 
 _VALUE_OF = ["sampler", "metric", "extractor", "reference", "protocol", "commit"]  # with RUN, all that names a value
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
+_run_key = operator.itemgetter(*RUN)
 _DAMAGED = "the file is damaged or of another version: make it again with `snakemake --forcerun {}`"
 _RULES = {  # by file of scores the rules that make it; a table has the scores in this order
     "fidelity.json": "score score_anchor",
@@ -334,10 +334,6 @@ def _other_evaluation(c: Coordinates, content: Mapping[str, Any], study: Study) 
                 "`snakemake --forcerun sample`"
             )
     return ""
-
-
-def _run_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["dataset"], row["method"], row["epsilon"], row["seed"]
 
 
 def _coordinate_row(c: Coordinates) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dpdm.config import ANCHORS, DIRECT
 from dpdm.errors import UserError
 from dpdm.report import tables
 from dpdm.report.registry import Material
-from dpdm.report.selection import Sweep, shown_sets, sweeps
+from dpdm.report.selection import shown_sets, sweeps
 from dpdm.report.tables import FEW, MetricColumn, Summary, epsilon_label, score_columns
 from dpdm.specs import epsilon_text
 
@@ -343,46 +343,38 @@ def parameter_figure(material: Material) -> Figure:
     Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers or methods, if several).
     """
     study, metrics = material.study, material.metrics
-    rows = [
-        (sweep, name, points) for sweep in sweeps(study) for name in study.datasets if (points := _points(sweep, name))
-    ]
-    columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for _, dataset, _ in rows}
-    several = any(len({line for _, line in points}) > 1 for *_, points in rows)  # then every line says which it is
+    varied = [(i, s.key, *one, value) for i, s in enumerate(sweeps(study)) for one, value in s.values.items()]
+    names = ["number", "key", "dataset", "epsilon", "line", "method", "sampler", "value"]
+    rows = list(pd.DataFrame(varied, columns=names).groupby(names[:3], sort=False))
+    columns = {dataset: score_columns(metrics[metrics["dataset"] == dataset]) for (*_, dataset), _ in rows}
+    several = any(points["line"].nunique() > 1 for _, points in rows)  # then every line says which it is
     known = tables.summaries(metrics, "dataset", "method", "sampler", "epsilon")
     across = max([1, *map(len, columns.values())])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(2.4 * across, 5.0), 0.8 + 2.4 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), across, squeeze=False)
         looks: dict[str, dict[str, Any]] = {}  # the same in every row
-        for (sweep, dataset, points), row in zip(rows, panels, strict=True):
-            ticks = sorted({value for values in points.values() for value in values.values()})
+        for ((_, key, dataset), points), row in zip(rows, panels, strict=True):
+            lines = points.sort_values("epsilon", kind="stable").groupby(["epsilon", "line"], sort=False)
             for panel in row[len(columns[dataset]) :]:
                 panel.set_axis_off()
             for panel, column in zip(row, columns[dataset], strict=False):
                 drawn: list[float] = []
-                for (epsilon, name), values in points.items():
-                    sets = sorted(values, key=values.__getitem__)
-                    found = [known.get((*column.key, dataset, *s, epsilon_text(epsilon)), Summary()) for s in sets]
-                    label = f"ε = {epsilon_label(epsilon_text(epsilon))}" + (f", {name}" if several else "")
+                for (epsilon, name), line in lines:
+                    line, text = line.sort_values("value", kind="stable"), epsilon_text(epsilon)
+                    sets = zip(line["method"], line["sampler"], strict=True)
+                    found = [known.get((*column.key, dataset, *one, text), Summary()) for one in sets]
+                    label = f"ε = {epsilon_label(text)}" + (f", {name}" if several else "")
                     look = looks.setdefault(label, series_look(len(looks), len(looks)))
-                    drawn += draw_means(panel, [values[one] for one in sets], found, look)
-                _scale(panel, sweep, ticks, drawn, column)
+                    drawn += draw_means(panel, line["value"], found, look)
+                _scale(panel, key, sorted(points["value"].unique()), drawn, column)
                 panel.set_title(column.header if len(study.datasets) == 1 else f"{dataset}: {column.header}")
         _legend(figure, looks)
     return figure
 
 
-def _points(sweep: Sweep, dataset: str) -> dict[tuple[float, str], dict[tuple[str, str], float]]:
-    """By line (lower epsilons first) the varied number of each method and sampler on one dataset."""
-    points: dict[tuple[float, str], dict[tuple[str, str], float]] = {}
-    for (where, epsilon, line, method, sampler), value in sweep.values.items():
-        if where == dataset:
-            points.setdefault((epsilon, line), {})[method, sampler] = value
-    return dict(sorted(points.items(), key=lambda item: item[0][0]))  # stable
-
-
-def _scale(panel: Axes, sweep: Sweep, ticks: Sequence[float], drawn: Sequence[float], column: MetricColumn) -> None:
-    panel.set_xlabel(sweep.key.replace("_", " "))
+def _scale(panel: Axes, key: str, ticks: Sequence[float], drawn: Sequence[float], column: MetricColumn) -> None:
+    panel.set_xlabel(key.replace("_", " "))
     if ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())

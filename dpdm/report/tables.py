@@ -137,13 +137,21 @@ class MetricColumn(NamedTuple):
         """Whether it is one of a classifier."""
         return self.metric.startswith("acc_")
 
+    @property
+    def name(self) -> str:
+        """Short, for sentences: of an accuracy the classifier, of a distance the extractor too (FID has but one)."""
+        if self.is_accuracy:
+            return name_of(self.metric)
+        return self.metric.upper() + f" ({name_of(self.extractor)})" * (self.metric != "fid")
+
     def best(self, sets: Iterable[Summary]) -> Summary:
         """The best mean of several sets, of those with the most seeds."""
         return max(sets, key=lambda one: (one.n, self.sign * one.mean if math.isfinite(one.mean) else -math.inf))
 
 
 def name_of(network: str) -> str:
-    """An extractor or classifier as people read it."""
+    """An extractor or classifier, or the latter's accuracy, as people read it."""
+    network = network.removeprefix("acc_")
     return _NAMES.get(network, network)
 
 
@@ -166,7 +174,7 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
         title, decimals = _TITLES.get(row.kind, (row.metric, None))
         by = name_of(row.extractor)
         if row.kind == "acc":
-            title = f"{name_of(row.metric.removeprefix('acc_'))} {title}" + (f" ({by})" if by else "")
+            title = f"{name_of(row.metric)} {title}" + (f" ({by})" if by else "")
         else:
             title += f" {by}" * bool(by and named and row.kind != "fid") + f" ({row.reference})"
         sign = {"lower": -1, "higher": 1}[row.direction]

@@ -8,25 +8,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dpdm.config import DIRECT, Study
+from dpdm.report import tables
 from dpdm.report.collect import RUN, SPENT, holes
 from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
-from dpdm.report.tables import (
-    FEW,
-    MISSING,
-    MetricColumn,
-    Summary,
-    above_ceiling,
-    distance_columns,
-    distinguished,
-    epsilon_label,
-    leaders,
-    name_of,
-    public_marks,
-    score_columns,
-    summaries,
-    with_values,
-)
+from dpdm.report.tables import FEW, MISSING, MetricColumn, Summary, distinguished, name_of
 
 # Numbers not to be used; with care; who is best by them; what else they say.
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
@@ -63,11 +49,11 @@ def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[
 
 
 def _faults(material: Material) -> Iterator[Verdict]:
-    metrics, audits = with_values(material.metrics), material.audits
+    metrics, audits = tables.with_values(material.metrics), material.audits
     private = audits[audits["epsilon"] != "inf"].drop_duplicates(RUN)
-    if failed := int((~private["passed"].astype(bool)).sum()):
+    if failed := int((~private["passed"]).sum()):
         yield Verdict(WRONG, f"Accounting failed for {failed} of {len(private)} private runs: do not use them.")
-    exceeded = private.loc[private["attack_exceeded"].astype(bool), ["dataset", "method", "epsilon"]]
+    exceeded = private.loc[private["attack_exceeded"], ["dataset", "method", "epsilon"]]
     for dataset, method, epsilon in exceeded.drop_duplicates().itertuples(index=False):
         yield Verdict(WRONG, f"An attack on {method} on {dataset} proves more than the target ε = {epsilon}.")
     if missing := holes(material.study, material.metrics, audits):
@@ -77,9 +63,8 @@ def _faults(material: Material) -> Iterator[Verdict]:
     trained = metrics[metrics["epsilon"] != ""]
     seeds = trained.groupby(["dataset", "method", "epsilon"])["seed"].nunique().max() if len(trained) else 0
     if 0 < seeds < FEW:
-        yield Verdict(
-            CAUTION, f"Fewer than {FEW} seeds ({seeds}): the spread is unknown, and nobody can be said to win."
-        )
+        text = f"Fewer than {FEW} seeds ({seeds}): the spread is unknown, and nobody can be said to win."
+        yield Verdict(CAUTION, text)
     if len(metrics) and "fid" not in set(metrics["metric"]):
         yield Verdict(CAUTION, "No Inception FID was measured: no distance here compares with a published FID.")
     for dataset, rows in metrics[metrics["method"] == "real"].groupby("dataset", sort=False):
@@ -87,14 +72,12 @@ def _faults(material: Material) -> Iterator[Verdict]:
         protocols = ", ".join(filter(None, rows["protocol"].unique()))
         for worse, better in itertools.pairwise(m for m in ("acc_logreg", "acc_mlp", "acc_cnn") if m in real):
             if real[better] < real[worse] - MARGIN:
-                yield Verdict(
-                    WRONG,
-                    f"On the real images of {dataset}, {_short(better)} ({real[better]:.1f} %) is below "
-                    f"{_short(worse)} ({real[worse]:.1f} %): protocol {protocols} is too short.",
-                )
-    for (dataset, metric), passing in above_ceiling(metrics).items():
-        named = ", ".join(f"{method} at ε = {epsilon_label(epsilon)}" for method, epsilon in dict.fromkeys(passing))
-        text = f"Above the real images of {dataset} by {_short(metric)}, which are therefore no ceiling: {named}."
+                low, high = (f"{name_of(metric)} ({real[metric]:.1f} %)" for metric in (better, worse))
+                text = f"On the real images of {dataset}, {low} is below {high}: protocol {protocols} is too short."
+                yield Verdict(WRONG, text)
+    for (dataset, metric), passing in tables.above_ceiling(metrics).items():
+        named = ", ".join(f"{method} at ε = {tables.epsilon_label(e)}" for method, e in dict.fromkeys(passing))
+        text = f"Above the real images of {dataset} by {name_of(metric)}, which are therefore no ceiling: {named}."
         yield Verdict(CAUTION, text)
 
 
@@ -125,12 +108,12 @@ def _order(pair: tuple[_Set, _Set], column: MetricColumn, scores: _Scores) -> in
 
 
 def _cells(material: Material) -> list[_Cell]:
-    study, metrics = material.study, with_values(material.metrics)
-    known = summaries(metrics, "dataset", "method", "sampler", "epsilon")
+    study, metrics = material.study, tables.with_values(material.metrics)
+    known = tables.summaries(metrics, "dataset", "method", "sampler", "epsilon")
     cells = []
     for dataset in study.datasets:
         here = metrics[metrics["dataset"] == dataset]
-        columns, distances = score_columns(here), distance_columns(here)
+        columns, distances = tables.score_columns(here), tables.distance_columns(here)
         generators = here[~here["epsilon"].isin(["", "inf"]) & (here["protocol"] != DIRECT)]
         for epsilon in sorted(generators["epsilon"].unique(), key=float):
             rows = generators[generators["epsilon"] == epsilon]
@@ -138,7 +121,7 @@ def _cells(material: Material) -> list[_Cell]:
                 one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in {*columns, *distances}}
                 for one in dict.fromkeys(zip(rows["method"], rows["sampler"], strict=True))
             }
-            cells.append(_Cell((dataset, epsilon), public_marks(rows), columns, distances, found))
+            cells.append(_Cell((dataset, epsilon), tables.public_marks(rows), columns, distances, found))
     return cells
 
 
@@ -154,7 +137,7 @@ def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
     for (dataset, *columns), opposite in orders.items():
         if any(opposite):
             pairs = f"{len(opposite)} pair{'s' * (len(opposite) > 1)} of synthetic sets"
-            names = joined(map(_distance, columns))
+            names = _measures(columns)
             yield f"{dataset}: of the {pairs} that {names} both distinguish, they order {sum(opposite)} oppositely."
 
 
@@ -165,7 +148,7 @@ def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float
     """
     for cell in cells:
         for column in dict.fromkeys([*cell.distances, *cell.columns]):
-            if best := leaders({one: of[column] for one, of in cell.found.items()}, column):
+            if best := tables.leaders({one: of[column] for one, of in cell.found.items()}, column):
                 others = dict.fromkeys(method for method, _ in best if method != best[0][0])
                 names = cell.name(best[0]), *(cell.name((method, "")) for method in others)
                 yield cell.place, column, cell.found[best[0]][column].mean, names
@@ -181,13 +164,13 @@ def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd
     """
     rows: dict[str, dict[_Place, str]] = {}
     for place, column, mean, (name, *even) in _leads(_cells(material)):
-        header = column.header if column.is_accuracy else f"{_distance(column)} ↓"
+        header = column.header if column.is_accuracy else f"{column.name} ↓"
         value = f"{mean:{'.1f' if column.is_accuracy else '.3g'}}"
         rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
     places = list(dict.fromkeys(place for row in rows.values() for place in row))
     for (*place, metric, direct), best in highest(material.metrics, "metric", "direct").items():
         if direct:
-            header = f"{_short(metric)} accuracy %, DP-SGD on private images"
+            header = f"{name_of(metric)} accuracy %, DP-SGD on private images"
             rows.setdefault(header, {})[tuple(place)] = f"{best.value:.1f} {best.method}"
     quoted = _quoted(material.study, published)
     for place in places:
@@ -231,7 +214,10 @@ def _comparisons(material: Material, cells: Iterable[_Cell]) -> Iterator[str]:
     for cell in cells:
         (dataset, epsilon), found = cell.place, cell.found
         sets = Counter(method for method, _ in found)
-        best = {(method, ""): {c: _best_of(found, method, c) for c in cell.columns} for method in sets}
+        best = {
+            (method, ""): {c: c.best(of[c] for one, of in found.items() if one[0] == method) for c in cell.columns}
+            for method in sets
+        }
         if len(sets) == 1:  # an ablation of samplers: every set against those after it
             for number, one in enumerate(found):
                 yield from _against(cell, one, list(found)[number + 1 :], found)
@@ -256,11 +242,6 @@ def _against(
             said.setdefault(relation, []).append(cell.name(other))
     for relation, names in said.items():
         yield f"{_place(cell.place)}{how}: {cell.name(one)} {relation.format(joined(names) + note)}."
-
-
-def _best_of(found: _Scores, method: str, column: MetricColumn) -> Summary:
-    """The scores of a method's best set by one measure, of those with the most seeds."""
-    return column.best(scores[column] for one, scores in found.items() if one[0] == method)
 
 
 # By outcome: what is said from FEW seeds on, below, and where measures disagree; {}: the name of the other.
@@ -319,7 +300,7 @@ def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
     for (*place, metric, direct), synthetic in best.items():
         if not direct and (private := best.get((*place, metric, True))):
             said = [f"{one.value:.1f} % by {one.name}" for one in (private, synthetic)]
-            parts.setdefault(tuple(place), []).append(f"{_short(metric)} {' and '.join(said)}")
+            parts.setdefault(tuple(place), []).append(f"{name_of(metric)} {' and '.join(said)}")
     for place, texts in parts.items():
         yield (
             f"{_place(place)}: highest mean accuracy of classifiers trained on the private images, and of those on "
@@ -367,17 +348,7 @@ def _value(column: MetricColumn, value: float) -> str:
 
 
 def _measures(columns: Iterable[MetricColumn]) -> str:
-    return joined(_short(c.metric) if c.is_accuracy else _distance(c) for c in columns)
-
-
-def _distance(column: MetricColumn) -> str:
-    """FID is Inception's by its name; other distances name their extractor."""
-    by = "" if column.metric == "fid" else f" ({name_of(column.extractor)})"
-    return column.metric.upper() + by
-
-
-def _short(metric: str) -> str:
-    return name_of(metric.removeprefix("acc_"))
+    return joined(column.name for column in columns)
 
 
 def joined(items: Iterable[str]) -> str:
