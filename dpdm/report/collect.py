@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,23 +23,23 @@ from dpdm.specs import Accountant, Coordinates, RunSpec, epsilon_text, refuse_ot
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)]
 
 
-def _epsilon(text: str) -> str:
-    if text and not float(text) > 0:
-        raise ValueError(f"epsilon must be above 0, got {text!r}")
-    return text
+def rule(holds: Callable[[Any], bool], words: str) -> AfterValidator:
+    """A check of a field; `words` say what its value must be."""
 
+    def checked(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"{words}, got {value!r}")
+        return value
 
-def _not_infinite(value: float) -> float:
-    if math.isinf(value):
-        raise ValueError("must be finite, or empty")
-    return value
+    return AfterValidator(checked)
 
 
 class _Row(BaseModel):
     study: str
     dataset: str
     method: str
-    epsilon: Annotated[str, AfterValidator(_epsilon)]  # text: "0.2", "10", "inf", "" for anchors, as in paths
+    # text: "0.2", "10", "inf", "" for anchors, as in paths
+    epsilon: Annotated[str, rule(lambda text: not text or float(text) > 0, "epsilon must be above 0")]
 
 
 class _Metric(_Row):
@@ -51,7 +51,7 @@ class _Metric(_Row):
     extractor: str  # "" where there is none
     direction: Literal["lower", "higher"]  # which is better
     reference: str
-    value: Annotated[_Number, AfterValidator(_not_infinite)]  # NaN: could not be computed
+    value: Annotated[_Number, rule(lambda value: not math.isinf(value), "must be finite, or empty")]  # NaN: has none
     num_synthetic: Annotated[Natural, Field(le=10**9)]
     protocol: str = ""  # of accuracies
     version: str

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from dpdm import artifacts
 from dpdm.config import Study
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.params import Count
+from dpdm.report.collect import rule
 from dpdm.report.selection import check_entries
 from dpdm.report.tables import MISSING, Table, epsilon_label
 from dpdm.specs import epsilon_text
@@ -35,27 +36,16 @@ _OTHER = {"acc_cnn (its own cnn)": "own CNN", "acc_mean": "best of 3", "acc_best
 _OTHER_TITLE = "Measured otherwise"
 PAPER = "paper"  # the protocol of the DPDM paper's own tables
 
-
-def _stripped(text: str) -> str:
-    if text != text.strip():
-        raise ValueError("must have no space around it")
-    return text
-
-
-def _short(text: str) -> str:
-    if not float(text) > 0 or epsilon_text(float(text)) != text:
-        raise ValueError("must be a number above 0, written shortly (0.2, 10), or inf")
-    return text
-
-
-def _delta(text: str) -> str:
-    if text not in ("", "1/(N ln N)") and not 0 < float(text) < 1:
-        raise ValueError("must lie between 0 and 1, or be 1/(N ln N), or empty where none is stated")
-    return text
-
-
-_Any = Annotated[str, AfterValidator(_stripped)]
+_Any = Annotated[str, rule(lambda text: text == text.strip(), "must have no space around it")]
 _Text = Annotated[_Any, Field(min_length=1)]
+_EPSILON = rule(
+    lambda text: float(text) > 0 and epsilon_text(float(text)) == text,
+    "must be a number above 0, written shortly (0.2, 10), or inf",
+)
+_DELTA = rule(
+    lambda text: text in ("", "1/(N ln N)") or 0 < float(text) < 1,
+    "must lie between 0 and 1, or be 1/(N ln N), or empty where none is stated",
+)
 
 
 class _Number(BaseModel):
@@ -66,8 +56,8 @@ class _Number(BaseModel):
     resolution: Count
     method: _Text
     variant: _Any
-    epsilon: Annotated[str, AfterValidator(_short)]
-    delta: Annotated[str, AfterValidator(_delta)]  # as text: "1e-5", "1/(N ln N)"
+    epsilon: Annotated[str, _EPSILON]
+    delta: Annotated[str, _DELTA]  # as text: "1e-5", "1/(N ln N)"
     metric: Literal[(*_COLUMNS, *_OTHER)]
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # FID, or accuracy in per cent
     status: Literal["first-hand", "secondary"]
