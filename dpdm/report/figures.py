@@ -169,14 +169,10 @@ def set_names(sets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 def method_looks(metrics: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """By method and sampler: color and marker of the method, dashes of the sampler; of a single method all three."""
-    sets: dict[str, list[tuple[str, str]]] = {}
-    for one in series_of(metrics):
-        sets.setdefault(one[0], []).append(one)
-    return {
-        one: series_look(i if len(sets) > 1 else k, k)
-        for i, samplers in enumerate(sets.values())
-        for k, one in enumerate(samplers)
-    }
+    sets = pd.DataFrame(series_of(metrics), columns=["method", "sampler"])
+    dashes = sets.groupby("method").cumcount()
+    colors = sets.groupby("method", sort=False).ngroup() if sets["method"].nunique() > 1 else dashes
+    return {tuple(one): series_look(i, k) for one, i, k in zip(sets.to_numpy(), colors, dashes, strict=True)}
 
 
 def series_look(i: int, dashes: int = 0) -> dict[str, Any]:
@@ -213,8 +209,7 @@ def _draw_panel(
         method, look = sets[0][0], looks[sets[0]]
         legend[name + " (public data)" * (method in public) + departed[method]] = look
         for column in columns:
-            of_epsilon = ([known.get((*column.key, *one, e), Summary()) for one in sets] for e in epsilons)
-            found = [column.best(several) for several in of_epsilon]
+            found = [column.best(known[*column.key, *one, epsilon] for one in sets) for epsilon in epsilons]
             if any(summary.n for summary in found):
                 drawn += draw_means(panel, range(len(epsilons)), found, look)
                 low += [(x, f"{s.mean:.1f}", look["color"]) for x, s in enumerate(found) if s.mean < WORTH]
@@ -363,7 +358,7 @@ def parameter_figure(material: Material) -> Figure:
                 for (epsilon, name), line in lines:
                     line, text = line.sort_values("value", kind="stable"), epsilon_text(epsilon)
                     sets = zip(line["method"], line["sampler"], strict=True)
-                    found = [known.get((*column.key, dataset, *one, text), Summary()) for one in sets]
+                    found = [known[*column.key, dataset, *one, text] for one in sets]
                     label = f"ε = {epsilon_label(text)}" + (f", {name}" if several else "")
                     look = looks.setdefault(label, series_look(len(looks), len(looks)))
                     drawn += draw_means(panel, line["value"], found, look)

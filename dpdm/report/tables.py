@@ -198,19 +198,20 @@ def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[metrics.groupby(["metric", "extractor"])["value"].transform("count") > 0]
 
 
-def summaries(metrics: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], Summary]:
+def summaries(metrics: pd.DataFrame, *keys: str) -> collections.defaultdict[tuple[str, ...], Summary]:
     """(metric, extractor, reference, *keys) -> the Summary over seeds; "method" is one of the keys.
 
-    NaN values do not count. A group without any value is left out: take `Summary()` for it.
+    NaN values do not count. A group without any value is left out; asked for, it is `Summary()`.
     """
     groups = metrics.dropna(subset=["value"]).groupby(["metric", "extractor", "reference", *keys], sort=False)
     method = 3 + keys.index("method")
     of_value = {"mean": ("value", "mean"), "std": ("value", "std"), "values": ("value", list)}
     found = groups.agg(**of_value, seeds=("seed", list), study=("study", "first"))
-    return {
-        key: Summary(mean, std, len(values), dict(zip(seeds, values, strict=True)), (study, key[method]))
+    each = (
+        (key, Summary(mean, std, len(values), dict(zip(seeds, values, strict=True)), (study, key[method])))
         for key, mean, std, values, seeds, study in found.itertuples()
-    }
+    )
+    return collections.defaultdict(Summary, each)
 
 
 def epsilon_label(epsilon: str) -> str:
@@ -265,12 +266,6 @@ def departure_marks(frame: pd.DataFrame, *keys: str) -> dict[Any, str]:
     return marks
 
 
-def methods_of_several_samplers(metrics: pd.DataFrame) -> set[str]:
-    """The methods that were sampled in more than one way, whose rows must name the sampler."""
-    counts = metrics.groupby("method")["sampler"].nunique()
-    return set(counts.index[counts > 1])
-
-
 # --- results --------------------------------------------------------------------------------------------------
 
 NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high precision; the others are checks
@@ -290,14 +285,15 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     """
     columns = metric_columns(metrics) if columns is None else columns
     mixed = _mixes_protocols(metrics) if mixed is None else mixed
-    several, labels = methods_of_several_samplers(metrics), method_labels(metrics)
+    samplers, labels = metrics.groupby("method")["sampler"].nunique(), method_labels(metrics)
+    several = set(samplers.index[samplers > 1])  # their rows name the sampler
     keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
     departed, known = departure_marks(metrics, *keys), summaries(metrics, *keys)
     protocols = metrics.groupby(keys, sort=False)["protocol"].agg(lambda names: "; ".join(filter(None, names.unique())))
     rows = _result_rows(metrics, keys)
     places = list(rows.itertuples(index=False, name=None))
     rows["protocol"] = [protocols[place] for place in places]
-    found = {c: [known.get((*c.key, *place), Summary()) for place in places] for c in columns}
+    found = {c: [known[*c.key, *place] for place in places] for c in columns}
     names = {c: "_".join(filter(None, c.key)) for c in columns}
     stats = ("mean", "std", "n")
     numbers = {f"{names[c]}_{stat}": [getattr(s, stat) for s in found[c]] for c in columns for stat in stats}
