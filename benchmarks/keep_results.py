@@ -29,10 +29,9 @@ from PIL import Image
 from dpdm.cli.workflow import collected
 from dpdm.config import Study, load_study
 from dpdm.data import read_images, write_images
-from dpdm.layout import PRIVACY_STATUS, PUBLISHED, Layout
+from dpdm.layout import Layout
 from dpdm.progress import duration
 from dpdm.report.collect import JOBS, SPENT, job_times
-from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
 from dpdm.report.verdicts import FINDING, leads_table, verdicts
@@ -112,7 +111,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{commands[-1]}`")
     material = collected(spec, Layout.of(folder))
     metrics, audits = material.metrics, material.audits
-    best = leads_table(material, read_published(PUBLISHED, PRIVACY_STATUS))
+    best = leads_table(material)
     commits = sorted({*metrics["commit"], *audits["commit"]})
     starts = any(method.params.get("init_only") for method in spec.methods.values())
     kept = "Images" if is_ablation(spec) else f"Models{' (not of starts without DP-SGD)' * starts} and images"
@@ -149,7 +148,7 @@ def ablation(material: Material) -> list[str]:
     """For a study of one class of method, a section on how its methods or samplers differ."""
     if not is_ablation(material.study):
         return []
-    found = [f"- {text}" for level, text in verdicts(material) if level == FINDING]
+    found = [f"- {text}" for level, text in verdicts(replace(material, published=None)) if level == FINDING]
     return ["## What differs", "\n".join(found)] if found else []
 
 

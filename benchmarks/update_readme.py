@@ -15,8 +15,6 @@ from _page import write_block
 
 from dpdm.cli.workflow import collected
 from dpdm.config import DIRECT
-from dpdm.layout import PRIVACY_STATUS, PUBLISHED
-from dpdm.report.published import read_published
 from dpdm.report.registry import Material
 from dpdm.report.tables import MISSING, dataset_results, name_of
 from dpdm.report.verdicts import FINDING, WRONG, highest, leads_table, verdicts
@@ -74,10 +72,10 @@ def ablations_block() -> str:
 
 def verdict_block() -> str:
     """Mistakes of the kept default study; then the best generators of laptop by the public FD and by CNN."""
-    published, laptop = read_published(PUBLISHED, PRIVACY_STATUS), kept_material("laptop")
-    wrong = [text for level, text in verdicts(kept_material("digits"), published) if level == WRONG]
+    laptop = kept_material("laptop")
+    wrong = [text for level, text in verdicts(kept_material("digits")) if level == WRONG]
     metrics = main_scores(laptop.metrics[laptop.metrics["epsilon"].isin(["1", "10"])], "efflite")
-    table = leads_table(replace(laptop, metrics=metrics), published).drop("published, protocol dpgan-revisit")
+    table = leads_table(replace(laptop, metrics=metrics)).drop("published, protocol dpgan-revisit")
     best, theirs = highest(metrics, "metric", "direct"), table["mnist, ε = 1"]
     private, synthetic = (best["mnist", "1", "acc_cnn", direct].value for direct in (True, False))
     sentence = (
@@ -90,15 +88,15 @@ def verdict_block() -> str:
 
 def best_block() -> str:
     """The best generators of each kept study by all measures, then what DP-SGD adds to a warm start."""
-    parts, published = [], read_published(PUBLISHED, PRIVACY_STATUS)
+    parts = []
     wrap = textwrap.TextWrapper(120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
     for study in STUDIES:
         material = kept_material(study)
-        found = verdicts(material, published)
+        found = verdicts(material)
         texts = [
             text for level, text in found if "opposite" in text or (level == FINDING and own_start(material, text))
         ]
-        parts += [f"{study}:", leads_table(material, published).to_markdown(), "\n".join(map(wrap.fill, texts))]
+        parts += [f"{study}:", leads_table(material).to_markdown(), "\n".join(map(wrap.fill, texts))]
         if smoothed := smoothing_table(material):
             parts += [f"{study}, what smoothing changes (FD to the training images; CNN accuracy in points):", smoothed]
     return "\n\n".join(filter(None, parts))

@@ -159,9 +159,7 @@ def schema() -> None:
 @study_argument()
 def verdict(study, layout) -> None:
     """Print the conclusions that a study's numbers support, and what is wrong with the study."""
-    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
-    from dpdm.report.published import read_published
     from dpdm.report.verdicts import verdicts
 
-    for level, text in verdicts(collected(study, layout), read_published(PUBLISHED, PRIVACY_STATUS)):
+    for level, text in verdicts(collected(study, layout)):
         print(f"{level}: {text}")

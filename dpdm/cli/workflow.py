@@ -156,7 +156,9 @@ def tables(study, layout, partial: bool) -> None:
 def collected(study, layout):
     """The material of a finished study's figures and tables."""
     from dpdm.config import ANCHORS
+    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report.collect import AUDITS, METRICS, read_csv
+    from dpdm.report.published import read_published
     from dpdm.report.registry import Material
 
     tables = ((layout.metrics, METRICS), (layout.audits, AUDITS))
@@ -170,7 +172,7 @@ def collected(study, layout):
                 raise UserError(
                     f"{path} has rows of {method} on {dataset}, which the study does not have; run `dpdm collect` again"
                 )
-    return Material(study, layout, *frames.values())
+    return Material(study, layout, *frames.values(), published=read_published(PUBLISHED, PRIVACY_STATUS))
 
 
 @verbs.command("paper-table")
@@ -184,13 +186,14 @@ def paper_table(study, layout, number: int) -> None:
 def _paper_table(study, layout, number: int, out: str) -> None:
     from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report import collect as gather
-    from dpdm.report import paper, tables
+    from dpdm.report import paper, registry, tables
     from dpdm.report.published import read_published
     from dpdm.report.selection import table_files
 
-    # No other file is read, since results outside the table may be of other code, or may be replaced at this moment.
-    metrics, audits = gather.collect(study, table_files(study, layout, number))
-    table = paper.paper_table(number, study, metrics, audits, read_published(PUBLISHED, PRIVACY_STATUS))
+    # No other file is read: what a table does not show may be of other code, or be made again at this moment.
+    scores = gather.collect(study, table_files(study, layout, number))
+    published = read_published(PUBLISHED, PRIVACY_STATUS)
+    table = paper.paper_table(number, registry.Material(study, layout, *scores, published=published))
     for note in table.notes:
         print(note, file=sys.stderr)
     tables.write_table(table, out)
@@ -223,17 +226,14 @@ def figures(study, layout, names: tuple[str, ...]) -> None:
 def report(named: str, study, layout, command: str | None) -> None:
     """Write the self-contained report.html."""
     from dpdm import artifacts, catalog
-    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
     from dpdm.report import collect as gather
     from dpdm.report import html, registry
-    from dpdm.report.published import read_published
 
     text = html.render_report(
         collected(study, layout),
         *gather.job_times(layout, study),
         {name: Path(layout.figure(name, ".svg")) for name in registry.figures(study)},
         command or f"dpdm run {named}",
-        published=read_published(PUBLISHED, PRIVACY_STATUS),
         described={
             entry.impl: {"What it is": entry.what, "Paper": entry.paper, "Releases": entry.releases}
             for entry in catalog.methods()

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -41,24 +40,23 @@ def render_report(
     pictures: Mapping[str, Path],
     command: str,
     environment: Mapping[str, str] | None = None,
-    published: pd.DataFrame | None = None,
     described: Mapping[str, Mapping[str, str]] = {},
 ) -> str:
     """The report as HTML text; equal arguments give equal text.
 
     Args:
-        material: the study and what `collect` returned of it.
+        material: without `published`, the page lacks its section and the paper's tables.
         jobs: what `job_times` returned, with `clock`.
         pictures: the figures, by name in `registry.figures`, as .svg or .png; those left out are not shown.
         command: the shell line that reproduces the study.
         environment: versions by name; the running environment if left out.
-        published: what `read_published` returned; if left out, so are its section and the paper's tables.
         described: by impl and header, more columns of the table of methods; an arXiv number becomes a link.
 
     Raises:
         UserError: a figure cannot be read, or a table of the paper cannot be made (see `paper_table`).
     """
     study, metrics, audits, layout = material.study, material.metrics, material.audits, material.layout
+    published = material.published
     missing = holes(study, metrics, audits)
     each = audits.drop_duplicates(RUN)
     private = each[each["epsilon"] != epsilon_text(math.inf)]
@@ -84,8 +82,9 @@ def render_report(
         for name, (item, dataset) in registry.figures(study).items()
         if name in pictures
     ]
-    grid = _grid(study, each)
-    best = leads_table(material, published)
+    grid, methods = _grid(study, each), tables.method_table(study, described)
+    papers = methods.cells.get("Paper", pd.Series(dtype=str)).str.extract(r"arXiv (\d+\.\d+)")[0].dropna()
+    best = leads_table(material)
     # The largest standard deviation of an FD over its extractor's networks, as a part of the FD.
     spread = (metrics["spread"] / metrics["value"]).where(metrics["metric"] == "fd").max()
     made_by = pd.concat([frame[["version", "commit", "code"]] for frame in (metrics, audits)]).drop_duplicates()
@@ -94,7 +93,7 @@ def render_report(
         facts=facts,
         grid=grid,
         joined=joined,
-        verdicts=verdicts(material, published),
+        verdicts=verdicts(material),
         best=tables.to_html(tables.Table(best, best.reset_index(names="Measure"))) if len(best) else "",
         few=tables.FEW,
         machines=tables.machine_note(study.study),
@@ -118,8 +117,8 @@ def render_report(
         table_kinds=TABLE_KINDS,
         run_sections=runs_by_dataset(study, audits, layout),
         repeating=repeating(study, layout),
-        paper=[] if published is None else _paper(material, published),
-        methods=_methods(tables.method_table(study, described)),
+        paper=[] if published is None else _paper(material),
+        methods=tables.to_html(methods, {(i, "Paper"): f"https://arxiv.org/abs/{n}" for i, n in papers.items()}),
         published={} if published is None else _published(study, published),
         audit=_linked(tables.audit_table(audits)) if len(audits) else "",
         failed=failed,
@@ -161,29 +160,21 @@ def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
     }
 
 
-def _methods(table: tables.Table) -> str:
-    papers = {place: re.search(r"arXiv (\d+\.\d+)", text) for place, text in table.cells.get("Paper", {}).items()}
-    return tables.to_html(table, {(i, "Paper"): f"https://arxiv.org/abs/{n[1]}" for i, n in papers.items() if n})
-
-
-def _paper(material: registry.Material, published: pd.DataFrame) -> list[dict[str, Any]]:
+def _paper(material: registry.Material) -> list[dict[str, Any]]:
     """The paper's tables that the study names, in the paper's order, if they have a data set of the study."""
-    study = material.study
+    study, published = material.study, material.published
     own = {study.datasets[name].published_as()[0] for name in epsilons_run(study)}
     theirs = published[(published["protocol"] == PAPER) & published["dataset"].isin(own)]
     numbers = sorted(int(n) for n in set(theirs["table"]) if f"table_{n}" in study.tables)
-    shown = {n: paper_table(n, study, material.metrics, material.audits, published) for n in numbers}
+    shown = {n: paper_table(n, material) for n in numbers}
     return [{"number": n, "title": PAPER_TABLES[n], "text": _linked(table)} for n, table in shown.items()]
 
 
 def environment_facts() -> dict[str, str]:
     """Versions of Python, platform, this package and what its numbers rest on; nothing is imported for it."""
+    libraries = ("torch", "opacus", "snakemake", "numpy", "scipy", "pandas", "scikit-learn", "torch-fidelity")
     facts = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in ("torch", "opacus", "snakemake", "numpy", "scipy", "pandas", "scikit-learn", "torch-fidelity"):
-        try:
-            facts[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            facts[name] = "not installed"
+    facts |= {name: importlib.metadata.version(name) for name in libraries}
     made_by = provenance()
     return facts | {"dpdm-bench": made_by["version"], "commit": made_by["commit"], "code digest": made_by["code"]}
 

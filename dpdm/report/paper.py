@@ -10,6 +10,7 @@ from dpdm.config import DIRECT, PAPER_SCALE, Study
 from dpdm.errors import UserError
 from dpdm.report import tables
 from dpdm.report.published import PAPER, datasets_by_published_name, epsilons_run
+from dpdm.report.registry import Material
 from dpdm.report.selection import PAPER_TABLES, sampler_of, table_runs
 from dpdm.report.tables import MISSING, Summary, Table
 from dpdm.specs import epsilon_text
@@ -62,9 +63,7 @@ class _Row(NamedTuple):
     runs: Sequence[_Runs] = ()
 
 
-def paper_table(
-    number: int, study: Study, metrics: pd.DataFrame, audits: pd.DataFrame, published: pd.DataFrame
-) -> Table:
+def paper_table(number: int, material: Material) -> Table:
     """Table `number` (1 to 6) of the paper (arXiv v1) with the study's runs, as the study's key `tables` maps them.
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs of `table_runs` that match no
@@ -72,13 +71,10 @@ def paper_table(
     leaves out the epsilons that it lacks. Columns per metric of the table: ours, the paper's, the difference. What was
     run otherwise than in the paper is marked, and a note says how.
 
-    Args:
-        metrics, audits: columns METRICS and AUDITS of dpdm.report.collect.
-        published: what `read_published` returned.
-
     Raises:
         UserError: no such table; two runs for one cell; two data sets for one row.
     """
+    study, metrics, published = material.study, material.metrics, material.published
     chosen = published[(published["protocol"] == PAPER) & (published["table"] == str(number))]
     if number not in PAPER_TABLES or chosen.empty:
         raise UserError(
@@ -102,7 +98,7 @@ def paper_table(
     # of FID's two columns the training set's, which comes first
     columns = {column.metric: column for column in reversed(tables.metric_columns(metrics))}
     known, groups = tables.summaries(metrics, *_Runs._fields), metrics.groupby(["metric", *_Runs._fields])
-    sizes = audits.groupby(list(_Runs._fields[:3]))["n"].unique().to_dict()
+    sizes = material.audits.groupby(list(_Runs._fields[:3]))["n"].unique().to_dict()
     cells = {key: (mine, known.get((*columns[key[0]].key, *key[1:])), sizes.get(key[1:4], ())) for key, mine in groups}
     rows = _rows(number, study, chosen, named)
     ours = [{name: _ours(number, row, name, study, cells) for name in shown} for row in rows]

@@ -21,6 +21,7 @@ class Material:
         study, layout: what was run, and where its files are.
         metrics, audits: pandas DataFrames of all scores and audits, columns METRICS and AUDITS of dpdm.report.collect.
         dataset: of a figure of one data set; else "".
+        published: the DataFrame of `read_published`; None where nothing quoted is to be shown.
     """
 
     study: Study
@@ -28,6 +29,7 @@ class Material:
     metrics: Any
     audits: Any
     dataset: str = ""
+    published: Any = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dpdm.config import DIRECT, Study
+from dpdm.config import DIRECT
 from dpdm.report import tables
 from dpdm.report.collect import RUN, SPENT, holes
 from dpdm.report.published import best_table, epsilons_run
@@ -28,17 +28,14 @@ class Verdict(NamedTuple):
     text: str
 
 
-def verdicts(material: Material, published: pd.DataFrame | None = None) -> list[Verdict]:
+def verdicts(material: Material) -> list[Verdict]:
     """What is wrong with a study, then what its numbers say, by data set and epsilon.
 
     Methods are compared by the image distance and every accuracy, over the seeds that both have (see `distinguished`).
     Below three seeds the sentences only say who is ahead.
-
-    Args:
-        published: what `read_published` returned, to set accuracies against the best published ones.
     """
     cells = _cells(material)
-    best, theirs = _leaders(cells), _against_published(material, published)
+    best, theirs = _leaders(cells), _against_published(material)
     for place in best.keys() & theirs.keys():
         text = theirs.pop(place)
         best[place] += f" {text[0].upper()}{text[1:]}"
@@ -118,7 +115,7 @@ def _cells(material: Material) -> list[_Cell]:
         for epsilon in sorted(generators["epsilon"].unique(), key=float):
             rows = generators[generators["epsilon"] == epsilon]
             found = {
-                one: {c: known.get((*c.key, dataset, *one, epsilon), Summary()) for c in {*columns, *distances}}
+                one: {c: known[*c.key, dataset, *one, epsilon] for c in {*columns, *distances}}
                 for one in dict.fromkeys(zip(rows["method"], rows["sampler"], strict=True))
             }
             cells.append(_Cell((dataset, epsilon), tables.public_marks(rows), columns, distances, found))
@@ -154,13 +151,10 @@ def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float
                 yield cell.place, column, cell.found[best[0]][column].mean, names
 
 
-def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd.DataFrame:
+def leads_table(material: Material) -> pd.DataFrame:
     """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
 
     "even" names the other methods with a set that cannot be distinguished from the best one.
-
-    Args:
-        published: what `read_published` returned.
     """
     rows: dict[str, dict[_Place, str]] = {}
     for place, column, mean, (name, *even) in _leads(_cells(material)):
@@ -172,7 +166,7 @@ def leads_table(material: Material, published: pd.DataFrame | None = None) -> pd
         if direct:
             header = f"{name_of(metric)} accuracy %, DP-SGD on private images"
             rows.setdefault(header, {})[tuple(place)] = f"{best.value:.1f} {best.method}"
-    quoted = _quoted(material.study, published)
+    quoted = _quoted(material)
     for place in places:
         for row in quoted.get(place, ()):
             text = f"{row['value']:g} {row['method']} ({row['classifier']}{row['claim']})"
@@ -308,8 +302,9 @@ def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _quoted(study: Study, published: pd.DataFrame | None) -> dict[_Place, list[dict[str, Any]]]:
+def _quoted(material: Material) -> dict[_Place, list[dict[str, Any]]]:
     """By data set and epsilon of the study the best published accuracies of each protocol, without public data."""
+    study, published = material.study, material.published
     best = [] if published is None else best_table(published).data.to_dict("records")
     found: dict[_Place, list[dict[str, Any]]] = {}
     for dataset, epsilons in epsilons_run(study).items():
@@ -320,11 +315,11 @@ def _quoted(study: Study, published: pd.DataFrame | None) -> dict[_Place, list[d
     return found
 
 
-def _against_published(material: Material, published: pd.DataFrame | None) -> dict[_Place, str]:
+def _against_published(material: Material) -> dict[_Place, str]:
     """By data set and epsilon the best published accuracies without public data, and ours under these protocols."""
     own = highest(material.metrics[material.metrics["public_data"] == ""], "protocol")
     texts = {}
-    for place, rows in _quoted(material.study, published).items():
+    for place, rows in _quoted(material).items():
         theirs = [
             f"{row['value']:g} % ({row['classifier']}, {row['method']}, protocol {row['protocol']}{row['claim']})"
             for row in rows

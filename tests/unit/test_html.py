@@ -79,7 +79,8 @@ def render(
     study, metrics, audits, jobs, pictures=None, command=COMMAND, environment=ENVIRONMENT, layout=None, **options
 ):
     """The page of a study; without a layout all its runs are missing."""
-    material = Material(study, layout or Layout("nowhere", study.study), metrics, audits)
+    layout, published = layout or Layout("nowhere", study.study), options.pop("published", None)
+    material = Material(study, layout, metrics, audits, published=published)
     times = add_jobs([jobs.assign(machine="")], JOB_KEYS), clock_seconds(jobs)
     return render_report(material, *times, pictures or {}, command, environment, **options)
 

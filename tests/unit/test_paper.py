@@ -19,6 +19,7 @@ from dpdm.report import tables
 from dpdm.report.collect import AUDITS, METRICS
 from dpdm.report.paper import MARK, NOT_RUN, paper_table
 from dpdm.report.published import check_tables, read_published
+from dpdm.report.registry import Material
 from dpdm.report.selection import PAPER_TABLES
 from dpdm.study import study_json
 
@@ -75,7 +76,9 @@ def scored(method, values, metric="acc_cnn", sampler="default", epsilon="1", dat
 
 def made(number, study, published, *rows, audits=()):
     metrics = pd.DataFrame([row for part in rows for row in part], columns=list(METRICS))
-    return paper_table(number, parse_study(study, "s"), metrics, pd.DataFrame(audits, columns=list(AUDITS)), published)
+    audited = pd.DataFrame(audits, columns=list(AUDITS))
+    material = Material(parse_study(study, "s"), Layout("r", "s"), metrics, audited, published=published)
+    return paper_table(number, material)
 
 
 def row_of(table, **where):

@@ -31,14 +31,14 @@ def scored(method, values, metric="acc_cnn", epsilon="1", sampler="default", pro
     return [{**blank, **place, **what, "seed": seed, "value": value} for seed, value in enumerate(values)]
 
 
-def material(*groups, audits=(), **changes):
+def material(*groups, audits=(), published=None, **changes):
     metrics = pd.DataFrame([row for group in groups for row in group], columns=list(METRICS))
     frame = pd.DataFrame(audits, columns=list(AUDITS))
-    return Material(parse_study(STUDY | changes, "s"), Layout("r", "s"), metrics, frame)
+    return Material(parse_study(STUDY | changes, "s"), Layout("r", "s"), metrics, frame, published=published)
 
 
 def said(*groups, level=None, audits=(), published=None, **changes):
-    found = verdicts(material(*groups, audits=audits, **changes), published)
+    found = verdicts(material(*groups, audits=audits, published=published, **changes))
     return "\n".join(v.text for v in found if level in (None, v.level))
 
 
@@ -87,7 +87,7 @@ def test_the_table_of_the_best_has_classifiers_on_private_images_and_published_n
         scored("dpsgd", [95.0] * 3, epsilon="inf", protocol="direct"),
     )
     rows = scored("dpdm", BEST), scored("gan", near), scored("mean", WORST), *direct
-    table = leads_table(material(*rows), read_published(PUBLISHED, PRIVACY_STATUS))
+    table = leads_table(material(*rows, published=read_published(PUBLISHED, PRIVACY_STATUS)))
     best = sum(near) / len(near)
     assert list(table) == ["d, ε = 1"]
     assert table.loc["CNN accuracy % ↑"].item() == f"{best:.1f} gan; even: dpdm"
