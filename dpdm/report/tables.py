@@ -425,8 +425,9 @@ def audit_table(audits: pd.DataFrame) -> Table:
     how |= {name: (name, "first") for name in audits if name.startswith("attack_")}
     how |= {"attack_exceeded": ("attack_exceeded", "any"), "runs": ("seed", "size")}
     how |= {name: (name, "all") for name in ("passed", "recipe_checked")}
-    names = [*keys[:-1], *list(how)[:-3], "mechanism", *list(how)[-3:]]
-    data = runs.groupby(keys, sort=False, dropna=False).agg(**how).reset_index()[names]
+    data = runs.groupby(keys, sort=False, dropna=False).agg(**how).reset_index()
+    mechanism = data.pop("mechanism")
+    data.insert(data.columns.get_loc("runs"), "mechanism", mechanism)
     rows, marks = data.to_dict("records"), public_marks(audits)
     attacks = list(map(_attack, rows))
     departed = departure_marks(audits, "dataset", "method", "epsilon")
