@@ -66,7 +66,7 @@ class Layout:
         return _below(f"{self.root}/runs/{dataset}/{method}/eps{epsilon}/seed{seed}", file)
 
     def set(self, dataset: str, method: str, epsilon: str, seed: str, sampler: str, file: str = "") -> str:
-        """A synthetic set's synthetic.npz, fidelity.json, utility.json, and inception.json if there is a FID."""
+        """A synthetic set's synthetic.npz, fidelity.json, utility.json, and inception.json if there is an FID."""
         return _below(f"{self.run(dataset, method, epsilon, seed)}/{sampler}", file)
 
     def anchor(self, dataset: str, anchor: str, seed: str, file: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Result files of one study -> tidy metrics, audits and run times; refuses what one table must not mix."""
+"""Result files of one study -> tidy metrics, audits and run times; refuses results that one table must not mix."""
 
 import ast
 import csv
@@ -57,9 +57,9 @@ class _Metric(_Row):
     version: str
     commit: str
     code: str
-    public_data: str = ""  # that the method learnt from, by its audit
+    public_data: str = ""  # from which the method learned, by its audit
     departures: str = ""  # how its run differs from the published method, by its audit: parts with ", " between them
-    spread: _Number = math.nan  # of `value`, where it is a mean over several extractors: their standard deviation
+    spread: _Number = math.nan  # standard deviation over several extractors, if `value` is their mean
 
 
 class _Run(_Row):
@@ -72,7 +72,7 @@ class _Run(_Row):
     target_epsilon: float
 
 
-SPENT = {name: f"epsilon_{name}" for name in get_args(Accountant)}  # by accountant the column of what a run spent
+SPENT = {name: f"epsilon_{name}" for name in get_args(Accountant)}  # columns of the spent epsilon, by accountant
 _Spent = create_model("_Spent", __base__=_Run, **dict.fromkeys(SPENT.values(), (float, ...)))
 
 
@@ -85,7 +85,7 @@ class _Event(_Spent):
     sample_rate: _Number = math.nan
     steps: int = 0
     sensitivity: _Number = math.nan
-    share_rdp: _Number = math.nan  # of the run's budget, 0 to 1; NaN where there is nothing to divide
+    share_rdp: _Number = math.nan  # of the run's budget, 0 to 1; NaN if there is nothing to divide
     share_prv: _Number = math.nan
     version: str
     commit: str
@@ -114,13 +114,13 @@ JOB_KEYS = ("machine", "rule", "dataset", "method")
 TIMES = ("jobs", "seconds", "longest", "max_rss_mb")  # columns of jobs added up
 
 SHARES = ("share_rdp", "share_prv")
-OPTIONAL = ("public_data", "departures", "spread", *SHARES)  # columns that a csv lacks if all their cells are empty
+OPTIONAL = ("public_data", "departures", "spread", *SHARES)  # columns missing from a csv if all their cells are empty
 
-_VALUE_OF = ["sampler", "metric", "extractor", "reference", "protocol", "commit"]  # with RUN, all that names a value
+_VALUE_OF = ["sampler", "metric", "extractor", "reference", "protocol", "commit"]  # with RUN, a value's coordinates
 RUN = ["dataset", "method", "epsilon", "seed"]  # the coordinates of one
 _run_key = operator.itemgetter(*RUN)
 _DAMAGED = "the file is damaged or of another version: make it again with `snakemake --forcerun {}`"
-_RULES = {  # by file of scores the rules that make it; a table has the scores in this order
+_RULES = {  # the rules that make each file of scores; a table has the scores in this order
     "fidelity.json": "score score_anchor",
     "inception.json": "score_inception score_inception_anchor",
     "utility.json": "score score_anchor score_classifier",
@@ -132,10 +132,10 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 
     Results outside the study's grid are left out; so are the scores by Inception if the study has no `fid`. Missing
     results are no error: see `holes`. `delta`, `accountant`, `public_data` and `departures` of a score are from its
-    audit; `departures` also says how its images were smoothed.
+    audit; `departures` also names the smoothing of its images.
 
     Args:
-        study: its grid decides what is kept, and in which order; it also says what one table may mix.
+        study: its grid determines the results that are kept, and their order; it also says what one table may mix.
         folders: searched recursively, or single files, which may be missing; a file in several of them is read once.
 
     Returns:
@@ -143,9 +143,9 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
         per run and event, with the attack on its cell; a run without events has one row with an empty mechanism).
 
     Raises:
-        UserError: a file is malformed; a result exists twice, or was trained or judged otherwise than the study says;
-            code versions or weights of an extractor are mixed; or, which is never allowed, the seeds of one cell have
-            several protocols.
+        UserError: a file is malformed; a result exists twice, or was not trained or judged as the study says; code
+            versions or weights of an extractor are mixed; or the seeds of one cell have several protocols, which is
+            never allowed.
     """
     places = {c: i for i, c in enumerate(_score_coordinates(study))}
     specs = {run.coordinates(): run for run in study.runs()}
@@ -215,7 +215,7 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
 
 
 _TWICE = "one {kind} is there twice, in {first} and in {second}; delete one of them"
-_ONE = {  # kinds of which one owner must have only one value
+_ONE = {  # kinds that must have only one value per owner
     **dict.fromkeys(["score", "audit", "attack"], _TWICE),
     "method": "{second}: runs of {owner} were made by different versions of its code ({one} and {two}); redo them with "
     "`snakemake --forcerun train`, or set `allow_mixed_code: true` in the study",
@@ -232,7 +232,7 @@ _ONE = {  # kinds of which one owner must have only one value
 
 
 def _refuse_mixed(seen: Sequence[tuple[str, str, str, Path]], study: Study) -> None:
-    """Raises where one owner has several values, unless the study allows them."""
+    """Raises if one owner has several values, unless the study allows them."""
     frame = pd.DataFrame(seen, columns=["kind", "owner", "value", "path"])
     frame = frame[frame.groupby(["kind", "owner"])["value"].transform("nunique") > 1]
     for kind, message in _ONE.items():
@@ -265,7 +265,7 @@ def _trained(path: Path, run: Mapping[str, Any], specs: Mapping[Coordinates, Run
 def holes(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> list[str]:
     """One line per run and sampler whose fidelity, FID, utility or audit is missing, in the order of the grid.
 
-    A classifier has one accuracy, that of its family, and no distance. An FID is expected where the study asks for it.
+    A classifier has one accuracy, that of its family, and no distance. An FID is expected if the study has `fid`.
     """
     named = metrics.assign(metric=metrics["metric"].where(metrics["protocol"] != DIRECT, DIRECT))
     frames = (named[[*RUN, "sampler", "metric"]], audits[RUN], audits.loc[audits["attack"] != "", RUN])
@@ -313,7 +313,7 @@ def _result_files(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def _other_evaluation(c: Coordinates, content: Mapping[str, Any], study: Study) -> str:
-    """Why scores do not fit the study, as after an edit that Snakemake has no record of; "" if they fit."""
+    """Why scores do not fit the study, for example after an edit that Snakemake did not record; "" if they fit."""
     place, expected, protocol = _place(c), study.evaluation, content.get("protocol", "")
     if protocol not in ("", DIRECT, expected.protocol) and not study.allow_mixed_protocols:
         return (
@@ -355,13 +355,13 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
 
 
 def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
-    """Reads what `write_csv` wrote: the same values bit by bit, and epsilon stays text.
+    """Reads a file of `write_csv`: the same values bit by bit, and epsilon stays text.
 
     Args:
         columns: METRICS or AUDITS.
 
     Raises:
-        UserError: the file is missing, has other columns, holds a malformed number, or rows of several studies.
+        UserError: the file is missing, has other columns, or holds a malformed number or rows of several studies.
     """
     fix = "it is of another version: delete it and run snakemake again"
     reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(errors="replace")))
@@ -388,11 +388,11 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
 
 
 def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
-    """The jobs below `folder` that the study still has, from Snakemake's `benchmark:` files, plain or extended.
+    """The study's present jobs below `folder`, from Snakemake's `benchmark:` files, plain or extended.
 
     Returns:
-        Columns BENCHMARKS: seconds of wall time, peak resident memory in MB (NaN where Snakemake could not measure it),
-        when the file was written (seconds since 1970); dataset and method are "" where the rule has none.
+        Columns BENCHMARKS: seconds of wall time, peak resident memory in MB (NaN if Snakemake could not measure it),
+        and when the file was written (seconds since 1970); dataset and method are "" if the rule has none.
     """
     rows = []
     for path in sorted(Path(folder).rglob("*.tsv")):
@@ -402,15 +402,15 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
             if _in_grid(wildcards, study):
                 names = {name: wildcards.get(name, "") for name in ("dataset", "method")}
                 numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"], "ended": ended}
-                rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)  # a plain one has none
+                rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)  # a plain file has none
     return pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan).astype(BENCHMARKS)
 
 
 def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
-    """Adds up the times of jobs, each frame of `read_benchmarks` or added up before; jobs without a time do not count.
+    """Adds up the times of jobs, from frames of `read_benchmarks` or earlier sums; jobs without a time do not count.
 
     Returns:
-        Per value of the columns `by`: number of jobs, seconds of them all, of the longest, and peak memory in MB.
+        Per value of the columns `by`: number of jobs, seconds of all and of the longest, and peak memory in MB.
     """
     each = [frame if "jobs" in frame else frame.assign(jobs=1, longest=frame["seconds"]) for frame in frames]
     sums = {name: (name, "sum" if name in ("jobs", "seconds") else "max") for name in TIMES}
@@ -418,7 +418,7 @@ def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
 
 
 def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataFrame, float]:
-    """What all jobs took, by JOB_KEYS, and `clock_seconds`; a restored jobs.csv is added, and makes the latter NaN."""
+    """The times of all jobs, by JOB_KEYS, and `clock_seconds`, which is NaN if a restored jobs.csv is added."""
     ours, restored = read_benchmarks(layout.benchmarks, study).assign(machine=machine), Path(layout.root, JOBS)
     if not restored.exists():
         return add_jobs([ours], JOB_KEYS), clock_seconds(ours)
@@ -426,10 +426,10 @@ def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataF
 
 
 def clock_seconds(benchmarks: pd.DataFrame) -> float:
-    """Seconds by the clock in which at least one job ran: a study's time from start to end without its pauses.
+    """Wall-clock seconds in which at least one job ran: a study's time from start to end without its pauses.
 
-    A job ends when its file is written. In a copied folder all files have the same time, which gives NaN: jobs that ran
-    here follow each other, so their ends differ by more than the longest job takes.
+    A job ends when its file is written. In a copied folder all files have the same time, which gives NaN. The ends of
+    jobs that ran here differ by more than the time of the longest job, since jobs follow each other.
     """
     jobs = benchmarks.dropna(subset=["seconds"])
     if not jobs["ended"].max() - jobs["ended"].min() >= jobs["seconds"].max():
@@ -439,7 +439,7 @@ def clock_seconds(benchmarks: pd.DataFrame) -> float:
 
 
 def _in_grid(wildcards: Mapping[str, str], study: Study) -> bool:
-    """Whether the study still has what these wildcards name."""
+    """Whether the study still has the job of these wildcards."""
     method, dataset = study.methods.get(wildcards.get("method", "")), wildcards.get("dataset")
     epsilons = study.epsilons_of(dataset, method and wildcards["method"]) if dataset in study.datasets else ()
     seeds = study.seeds_of(wildcards["method"]) if method else study.seeds

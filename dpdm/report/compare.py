@@ -1,4 +1,4 @@
-"""Several results folders, or one study at several commits, in one table: no column mixes protocols or extractors."""
+"""Several results folders, or one study at several commits, in one table without mixed protocols or extractors."""
 
 import json
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from dpdm.report.tables import Table, metric_columns, page, results_table, with_
 def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     """One table over folders with a metrics.csv, and a page (HTML) that shows it.
 
-    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of several protocols
-    have a column each, which names it. Distances of a data set are shown only where all sources measured them with one
-    extractor, by what their score files say of it, and from equally many images; else a note names the sources.
+    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of different protocols
+    have separate columns, which name the protocol. Distances of a data set are shown only if, by their score files, all
+    sources measured them with one extractor and equally many images; otherwise a note names the sources.
 
     Raises:
         UserError: a folder is named twice or holds no metrics.csv of this version with rows, or two folders have
@@ -36,9 +36,9 @@ def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
 
 
 def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
-    """The metrics with the columns `folder` and `source`; a source that two folders have names its folder."""
+    """The metrics with the columns `folder` and `source`; a source in two folders names its folder."""
     frames, seen = [], {}
-    images: dict[str, tuple[str, str]] = {}  # by data set the first folder that says what they are, and their digest
+    images: dict[str, tuple[str, str]] = {}  # by data set: the first folder with a digest, and the digest
     for folder in map(str, folders):
         where, file = Path(folder).resolve(), Path(folder, "metrics.csv")
         if where in seen:
@@ -71,7 +71,7 @@ def _read(folders: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The metrics without those whose extractors, or numbers of images, differ between folders; and a note on each."""
+    """The metrics except those whose extractors or numbers of images differ between folders; and a note on each."""
     facts = {folder: _extractors(folder) for folder in metrics["folder"].unique()}
     keep, notes = pd.Series(True, metrics.index), []
     for place, rows in metrics[metrics["extractor"] != ""].groupby(["dataset", "extractor"], sort=False):
@@ -90,7 +90,7 @@ def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list
 
 
 def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
-    """By data set and extractor, what the score files below a folder say of it."""
+    """By data set and extractor, the facts about the extractor in the score files below a folder."""
     found: dict[tuple[str, str], set[str]] = {}
     for path in sorted(p for name in ("fidelity.json", "inception.json") for p in Path(folder).rglob(name)):
         content = artifacts.read_json(path, ("coordinates", "metrics"))
@@ -101,7 +101,7 @@ def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
 
 
 def _source_notes(metrics: pd.DataFrame) -> list[str]:
-    """Where each source lies, and how many images its sets have."""
+    """The folder of each source, and the number of images of its sets."""
     notes = []
     for source, rows in metrics.groupby("source", sort=False):
         counts = sorted(set(rows.loc[rows["sampler"] != "", "num_synthetic"]))

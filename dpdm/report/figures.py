@@ -24,12 +24,12 @@ from dpdm.report.selection import shown_sets, sweeps
 from dpdm.report.tables import FEW, MetricColumn, Summary, epsilon_label, score_columns
 from dpdm.specs import epsilon_text
 
-# Okabe and Ito's palette, which color-blind readers can distinguish; its yellow is too pale for lines on white.
+# Okabe and Ito's palette, which color-blind readers can distinguish, without its yellow, too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")  # they distinguish lines without markers in gray print
 STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so all machines draw the same
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -47,28 +47,28 @@ STYLE = {
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
-# For each color of a light page that of a dark page, which an SVG uses if its reader prefers dark pages.
+# For each color of a light page, the color of a dark page, which an SVG uses if its reader prefers dark pages.
 DARK = {
     "#000000": "#ffffff", "#333333": "#d5d6d8", "#555555": "#b5b8bd", "#666666": "#85888e", "#e3e3e3": "#33373d",
     "#0072b2": "#4ba3d9",
 }  # fmt: skip
-LEGEND_LINES = 5  # for which every figure has room
+LEGEND_LINES = 5  # every figure has room for this many
 ANCHOR_LOOKS = {name: {"color": "#555555", "ls": ls, "lw": 1.2} for name, ls in (("real", "--"), ("label_only", ":"))}
-LOG_RATIO = 20  # a panel whose values span more is drawn on a logarithmic axis
-WORTH = 50  # per cent: an accuracy axis begins here where more than three quarters of its points are above
-FAR = 20  # per cent: an anchor so far below the lowest point, and half of the points' range, is not drawn
+LOG_RATIO = 20  # a panel with a larger ratio of values has a logarithmic axis
+WORTH = 50  # percent: an accuracy axis begins here if more than three quarters of its points are above
+FAR = 20  # percent: an anchor this far below the lowest point, and half of the points' range, is not drawn
 
 # Sample grids are laid out in points of 1/100 inch and saved at twice that, so that pixels stay whole.
 UNITS, DPI = 100, 200
 ROWS_PER_BLOCK = 3
 MAX_CLASSES = 10
-CELL = 30  # an image is enlarged by the whole number that brings it nearest to this size
+CELL = 30  # an image is enlarged by an integer factor to about this size
 
 
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
-    """Writes `stem` + one suffix per format, atomically and without dates; returns the paths.
+    """Writes `stem` + a suffix per format, atomically and without dates; returns the paths.
 
-    An SVG has a transparent background, and takes DARK colors where its reader prefers a dark page.
+    An SVG has a transparent background, and DARK colors if its reader prefers a dark page.
     """
     rules = " ".join(
         f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}'
@@ -91,7 +91,7 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("svg
 
 
 def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """A legend below all panels: looks by label, at most four in a row, and fewer where labels are long.
+    """A legend below all panels: looks by label, at most four in a row, fewer if labels are long.
 
     The figure grows with a legend of more than LEGEND_LINES.
     """
@@ -106,7 +106,7 @@ def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
-    """Makes the vertical axis logarithmic where the values are above 0 and span much; whether it did."""
+    """Makes the vertical axis logarithmic if the values are above 0 and span much; returns whether it did."""
     if not values or min(values) <= 0 or max(values) <= LOG_RATIO * min(values):
         return False
     panel.set_yscale("log", nonpositive="clip")
@@ -120,10 +120,10 @@ def _log_axis(panel: Axes, values: Sequence[float]) -> bool:
 def curves(material: Material) -> Figure:
     """One figure of a dataset: the distance (FID to the training images, else FD) and each accuracy against epsilon.
 
-    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. Of
-    a method that draws several sets the best by each panel is shown; a study of a single method has a line for each.
-    The dashed line has the real images, the dotted one the label-only floor. Classifiers that were trained on the
-    private images have the last panel. Looks follow from all metrics, so that all datasets of a study have the same.
+    Points are means over seeds and bars sample standard deviations; epsilon is categorical in rising order, ∞ last. If
+    a method draws several sets, each panel shows the best one; a study of a single method has a line for each set. The
+    dashed line shows the real images, the dotted line the label-only floor. Classifiers trained on the private images
+    have the last panel. Looks follow from all metrics, so that all datasets of a study have the same looks.
     """
     metrics = material.metrics
     chosen = metrics[metrics["dataset"] == material.dataset]
@@ -155,13 +155,13 @@ def curves(material: Material) -> Figure:
 
 
 def series_of(metrics: pd.DataFrame) -> list[tuple[str, str]]:
-    """(method, sampler) of everything that was run, in the order of `metrics`."""
+    """(method, sampler) of all runs, in the order of `metrics`."""
     runs = metrics[~metrics["method"].isin(ANCHORS)]
     return list(dict.fromkeys(zip(runs["method"], runs["sampler"], strict=True)))
 
 
 def set_names(sets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """By method and sampler a name for people: the method, and its sampler where it has several."""
+    """A printed name by method and sampler: the method, and its sampler if it has several."""
     sets = list(dict.fromkeys(sets))
     samplers = Counter(method for method, _ in sets)
     return {(method, sampler): f"{method}, {sampler}" if samplers[method] > 1 else method for method, sampler in sets}
@@ -182,7 +182,7 @@ def series_look(i: int, dashes: int = 0) -> dict[str, Any]:
 
 
 def draw_means(panel: Axes, where: Sequence[float], found: Iterable[Summary], look: Mapping[str, Any]) -> list[float]:
-    """Points at `where`, with a bar from FEW seeds on; returns the means that are there."""
+    """Points at `where`, with a bar from FEW seeds on; returns the drawn means."""
     mean, std = np.array([(s.mean, s.std if s.n >= FEW else np.nan) for s in found]).reshape(-1, 2).T
     panel.errorbar(where, mean, np.nan_to_num(std), elinewidth=1, capsize=2.5, **look)
     return mean[np.isfinite(mean)].tolist()
@@ -196,7 +196,7 @@ def _draw_panel(
     looks: Mapping[tuple[str, str], Mapping[str, Any]],
     labels: Mapping[str, str],
 ) -> dict[str, Mapping[str, Any]]:
-    """Draws the methods of `rows`, each by those of `columns` that it has; returns their looks by label."""
+    """Draws the methods of `rows`, each by its present `columns`; returns their looks by label."""
     known, names = tables.summaries(rows, "method", "sampler", "epsilon"), set_names(series_of(rows))
     departed, public, legend = tables.departure_marks(rows, "method"), tables.public_marks(rows), {}
     lines = {name: [one] for one, name in names.items()}
@@ -221,15 +221,15 @@ def _draw_panel(
     if column.sign < 0:
         reach = drawn + [mean for mean in anchors.values() if mean > min(drawn) / LOG_RATIO]
         if _log_axis(panel, reach):
-            least = min(reach)  # real against itself is almost 0, which no logarithmic axis can show
+            least = min(reach)  # real against itself is almost 0, below any logarithmic axis
     elif column.is_accuracy and len(low) < len(drawn) / 4:
         least, notes, highest = WORTH, low, max([*drawn, *anchors.values()])
-        # points that lie together must not touch the upper edge
+        # close points must not touch the upper edge
         panel.set_ylim(
             min([WORTH, *(end - 1 for end in ends if end < WORTH)]),
             max(panel.get_ylim()[1], highest + (highest - WORTH) / 20),
         )
-    else:  # a floor far below would press all else together
+    else:  # a floor far below would compress the rest
         least = min(drawn) - max((max(drawn) - min(drawn)) / 2, FAR)
     right = len(epsilons) - 0.5
     for name, mean in anchors.items():
@@ -238,7 +238,7 @@ def _draw_panel(
             notes.append((right, f"{labels[name]}: {mean:.2g}", ANCHOR_LOOKS[name]["color"]))
         else:
             panel.axhline(mean, **ANCHOR_LOOKS[name], zorder=1)
-    for line, (x, text, color) in enumerate(notes):  # what is below the axis
+    for line, (x, text, color) in enumerate(notes):  # the anchors below the axis
         offset = {"xytext": (-2 if x == right else 5, 3 + 9 * line), "textcoords": "offset points"}
         look = {"color": color, "ha": "right" if x == right else "left", "fontsize": 7.5}
         panel.annotate(f"↓ {text}", (x, 0), xycoords=("data", "axes fraction"), **offset, **look)
@@ -249,7 +249,7 @@ def _draw_panel(
 
 
 def samples(material: Material) -> Figure:
-    """`sample_grid` of the material's data set; a method of several samplers names them."""
+    """`sample_grid` of the material's data set; a method with several samplers names them."""
     layout, dataset = material.layout, material.dataset
     shown = shown_sets(material.study, dataset)
     names = set_names((run.method, sampler) for run, sampler in shown)
@@ -264,11 +264,11 @@ def sample_grid(dataset: str, real: str | Path, sets: Mapping[tuple[str, float],
     """One page of a dataset: real images on top, then a block per method (down) and epsilon (across).
 
     A block shows the first images of each class, one class per column (of a single class, the first images over all
-    columns): nothing is picked by looks. An image a set lacks stays white.
+    columns), so nothing is picked by looks. A missing image stays white.
 
     Args:
         real: npz with `images` (uint8 [n, C, H, W], C 1 or 3) and `labels` (int64 [n]).
-        sets: the same of synthetic images, by method as printed and epsilon, in the order of the methods.
+        sets: the same for synthetic images, by printed method and epsilon, in the order of the methods.
 
     Raises:
         UserError: a file is missing or corrupt, or its images are neither gray nor RGB.
@@ -287,7 +287,7 @@ def sample_grid(dataset: str, real: str | Path, sets: Mapping[tuple[str, float],
     height, width = (side / UNITS for side in blocks[top].shape[:2])
     of_each = " of each class" * (len(classes) > 1)
     heading = f"{dataset}: first images{of_each}; those of the row real are private training images"
-    names = 0.3 + 0.09 * max(map(len, methods))  # bold letters are that wide at most
+    names = 0.3 + 0.09 * max(map(len, methods))  # maximum width of bold letters
     size = max(names + len(epsilons) * (width + 0.15), 0.09 * len(heading)), 0.7 + len(methods) * (height + 0.15)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=size, dpi=UNITS, layout="constrained")
@@ -333,7 +333,7 @@ def _block(path: str | Path, classes: Sequence[int]) -> np.ndarray:
 
 
 def parameter_figure(material: Material) -> Figure:
-    """The scores against each parameter that the study varies: a row per parameter and dataset, a panel per metric.
+    """Scores against each parameter that the study varies: a row per parameter and dataset, a panel per metric.
 
     Points are means over seeds, bars sample standard deviations, lines epsilons (and samplers or methods, if several).
     """

@@ -1,4 +1,4 @@
-"""One self-contained report page: nothing is fetched, and no number in it is typed by hand."""
+"""One self-contained report page: it loads nothing from elsewhere, and no number in it is typed by hand."""
 
 import base64
 import importlib.metadata
@@ -28,7 +28,7 @@ from dpdm.report.selection import PAPER_TABLES, score_files, shown_sets
 from dpdm.report.verdicts import joined, leads_table, verdicts
 from dpdm.specs import RunSpec, epsilon_text
 
-REPEATED = "repeated"  # folder that a printed command writes to: never the results themselves
+REPEATED = "repeated"  # the output folder of printed commands, which never write to the results
 _SHOWN = {".json": 1, ".log": 2, ".jsonl": 3, ".png": 4}  # files of a run that the page links to, in this order
 _MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -135,7 +135,7 @@ def render_report(
 def _results(metrics: pd.DataFrame, dataset: str) -> list[tuple[str, int]]:
     """A table of the main scores (accuracies first) and one of the other metrics, each with its number of seeds.
 
-    A cell with another number of seeds states it.
+    A cell with another number of seeds says so.
     """
     chosen = metrics[metrics["dataset"] == dataset]
     first = sorted(tables.score_columns(chosen), key=lambda column: not column.is_accuracy)  # stable
@@ -150,7 +150,7 @@ def _linked(table: tables.Table) -> str:
 
 
 def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
-    """By method and sampler, at the largest epsilon, the picture of the synthetic images nearest to training images."""
+    """The picture of the synthetic images nearest to training images, by method and sampler, at the largest epsilon."""
     sets = shown_sets(study, dataset)
     largest = max((run.epsilon for run, _ in sets), default=0)
     return {
@@ -180,7 +180,7 @@ def environment_facts() -> dict[str, str]:
 
 
 def _grid(study: Study, audits: pd.DataFrame) -> dict[str, Any]:
-    """What was run, for the sentence at the top of the page, and the values that rows can be filtered by."""
+    """The runs, for the sentence at the top of the page, and the values by which rows can be filtered."""
 
     def labels(epsilons: Iterable[float]) -> dict[str, str]:
         return {text: tables.epsilon_label(text) for text in map(epsilon_text, sorted(epsilons))}
@@ -205,7 +205,7 @@ def _grid(study: Study, audits: pd.DataFrame) -> dict[str, Any]:
 
 
 def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
-    """What was published on the study's datasets."""
+    """The published numbers on the study's datasets."""
     here: dict[str, list[str]] = {}
     for dataset in epsilons_run(study):
         here.setdefault(study.datasets[dataset].published_as()[0], []).append(dataset)
@@ -230,7 +230,7 @@ def _picture(path: Path) -> str:
 
 
 def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By data set and method (anchors last), a group of runs per epsilon, with links to the files that are there."""
+    """A group of runs per epsilon, by data set and method (anchors last), with links to the existing files."""
     judged = {tuple(row[key] for key in RUN): row for row in audits.to_dict("records")}
     runs = [(run, epsilon_text(run.epsilon), Path(layout.run(*run.place))) for run in study.runs()]
     anchors = [(c, "", Path(layout.anchor(c.dataset, c.method, str(c.seed)))) for c in study.anchor_coordinates()]
@@ -256,7 +256,7 @@ def _verdict(run: RunSpec, audit: Mapping[str, Any] | None) -> str:
 
 
 def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
-    """Names of a folder's files, and links relative to the page, so that a results folder can be moved whole."""
+    """Names of a folder's files, and links relative to the page, so that a results folder can be moved as a whole."""
     files = [path for path in folder.rglob("*") if path.suffix in _SHOWN]
     return [
         (path.relative_to(folder).as_posix(), quote(Path(os.path.relpath(path, layout.root)).as_posix()))
@@ -265,7 +265,7 @@ def _links(folder: Path, layout: Layout) -> list[tuple[str, str]]:
 
 
 def repeating(study: Study, layout: Layout) -> dict[str, str]:
-    """Commands that repeat one run of each kind, by kind; `cmp` is silent if the files have the same bytes."""
+    """Commands that repeat one run of each kind, by kind; `cmp` prints nothing if the files have the same bytes."""
     commands: dict[str, list[str]] = {}
     root, files = shlex.quote(layout.root), score_files(study)
     for run in study.runs():
@@ -291,7 +291,7 @@ def repeating(study: Study, layout: Layout) -> dict[str, str]:
 
 
 def _again(verb: str, folder: str, out: str, *files: str) -> list[str]:
-    """The command, and comparisons of what it writes into `out` with `folder`; inception.json has a command for it."""
+    """The command, and comparisons of its files in `out` with `folder`; inception.json has a separate command."""
     command = f"python -m dpdm {verb}"
     parts = {name: f"cmp {out}/{name} {shlex.quote(f'{folder}/{name}')}" for name in files}
     by_inception = [f"{command} --inception", parts.pop("inception.json")] if "inception.json" in parts else []

@@ -1,4 +1,4 @@
-"""How far scores move from machine to machine, by benchmarks/machines.py: a smaller lead does not count."""
+"""How far scores move between machines, by benchmarks/machines.py; a smaller lead does not count."""
 
 import functools
 
@@ -16,10 +16,10 @@ def spreads() -> pd.DataFrame:
 
 
 def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) -> float:
-    """By how much a score may move: accuracies by points, distances in proportion to their value.
+    """How far a score may move: accuracies by points, distances in proportion to their value.
 
-    A metric or extractor that was not measured gets the largest value of its kind. An `owner` (study and method) that
-    was not measured gets the largest value of that study or that method, or else of all.
+    A metric or extractor without measurement gets the largest value of its kind. An `owner` (study and method) without
+    measurement gets the largest value of its study or its method, or else of all.
     """
     accuracy = metric.startswith("acc_")
     kind = spreads()[spreads()["metric"].str.startswith("acc_") == accuracy]

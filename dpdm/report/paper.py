@@ -1,4 +1,4 @@
-"""The DPDM paper's tables: each of its numbers, ours, and the reasons why the two are not comparable."""
+"""The DPDM paper's tables: each of its numbers, ours, and the reasons if the two are not comparable."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ NOT_RUN = "not run"
 NO_VALUE = "no value"
 MARK = "†"
 
-# What a like-for-like run has; the paper's accountant, synthetic images and, in its code, training images.
+# The values of a comparable run: the paper's accountant, synthetic images and, in its code, training images.
 _ACCOUNTANT = "rdp"
 _SYNTHETIC_IMAGES = 60_000
 _TRAINING_IMAGES = {"mnist": 60_000, "fashion_mnist": 60_000, "celeba": 162_770}
 
-# `fid` means Inception features: a distance by another extractor is called fd and has no column here.
+# `fid` means Inception features; a distance by another extractor is named fd and has no column here.
 _HEADERS = {
     metric: (f"{title} {'↓' if metric == 'fid' else '↑'}", f"{title}, paper", f"{title}, difference")
     for metric, title in {"fid": "FID", "acc_logreg": "LogReg %", "acc_mlp": "MLP %", "acc_cnn": "CNN %"}.items()
@@ -32,7 +32,7 @@ _HEADERS = {
 
 
 class _Runs(NamedTuple):
-    """One method of the study in one cell of its grid: as many runs as there are seeds."""
+    """One method of the study in one cell of its grid: one run per seed."""
 
     dataset: str  # as in the study
     method: str
@@ -41,17 +41,17 @@ class _Runs(NamedTuple):
 
 
 class _Ours(NamedTuple):
-    """What we have for one cell."""
+    """Our number for one cell."""
 
     found: Summary = Summary()
     runs: _Runs | None = None
-    departures: tuple[str, ...] = ()  # how it differs from the paper's, in words
-    no_value: bool = False  # it was run, but the metric has no value, as an accuracy without labels
-    same_protocol: bool = False  # accuracies: the paper's classifiers; FID: as many images
+    departures: tuple[str, ...] = ()  # its differences from the paper's number, in words
+    no_value: bool = False  # it was run, but the metric has no value, such as an accuracy without labels
+    same_protocol: bool = False  # accuracy: the paper's classifiers; FID: equally many images
 
 
 class _Row(NamedTuple):
-    """One published row, or one of ours that the paper does not have."""
+    """One published row, or one of ours that is not in the paper."""
 
     dataset: str
     resolution: int | None
@@ -68,8 +68,8 @@ def paper_table(number: int, material: Material) -> Table:
 
     Rows: per data set and epsilon all published rows in the order of the file, then runs of `table_runs` that match no
     row. Data sets of the paper that the study lacks are left out, unless it lacks all of them. A part of a study also
-    leaves out the epsilons that it lacks. Columns per metric of the table: ours, the paper's, the difference. What was
-    run otherwise than in the paper is marked, and a note says how.
+    leaves out the epsilons that it lacks. Columns per metric of the table: ours, the paper's, the difference. A number
+    that was not made as in the paper is marked, and a note says why.
 
     Raises:
         UserError: no such table; two runs for one cell; two data sets for one row.
@@ -89,13 +89,13 @@ def paper_table(number: int, material: Material) -> Table:
     if chosen["here"].any():
         chosen = chosen[chosen["here"] != ""]
     source = ", ".join(dict.fromkeys(chosen["source"]))
-    if study.part():  # at its epsilons on the data set, or at any, where it has none of the paper's
+    if study.part():  # at its epsilons on the data set, or at all if it has none of the paper's
         run, keys = epsilons_run(study), zip(chosen["here"], chosen["epsilon"], strict=True)
         anywhere = set().union(*run.values())
         chosen = chosen[[float(epsilon) in run.get(here, anywhere) for here, epsilon in keys]]
     keys = zip(metrics["dataset"], metrics["method"], metrics["sampler"], strict=True)
-    metrics = metrics.loc[[key in named for key in keys]]  # so that the notes do not depend on what else was run
-    # of FID's two columns the training set's, which comes first
+    metrics = metrics.loc[[key in named for key in keys]]  # so that the notes do not depend on other runs
+    # the first of FID's two columns, that of the training set
     columns = {column.metric: column for column in reversed(tables.metric_columns(metrics))}
     known, groups = tables.summaries(metrics, *_Runs._fields), metrics.groupby(["metric", *_Runs._fields])
     sizes = material.audits.groupby(list(_Runs._fields[:3]))["n"].unique().to_dict()
@@ -143,9 +143,9 @@ def _rows(number: int, study: Study, chosen: pd.DataFrame, named: Sequence[tuple
 
 
 def _ours(number: int, row: _Row, metric: str, study: Study, cells: Mapping[tuple[str, ...], tuple]) -> _Ours:
-    """The runs of a row that have this metric: of classifiers, which share a row, at most one.
+    """The runs of a row that have this metric; at most one of the classifiers that share a row.
 
-    `cells`: by metric and runs their rows, the summary (None without a value), and the sizes of their training sets.
+    `cells`: rows, summary (None without a value) and sizes of the training sets, by metric and runs.
     """
     there = {runs: cells[metric, *runs] for runs in row.runs if (metric, *runs) in cells}
     found = []
@@ -166,10 +166,10 @@ def _ours(number: int, row: _Row, metric: str, study: Study, cells: Mapping[tupl
 def _printed(
     row: _Row, mine: Mapping[str, _Ours], study: Study, sides: Mapping[str, int], departed: Mapping[Any, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The row as numbers and as text; `sides`: in how many sizes the paper has a data set of this name."""
+    """The row as numbers and as text; `sides`: the number of sizes of this data set in the paper."""
     dataset, several = row.dataset, sides.get(row.dataset, 0)
     if row.resolution is None and several:
-        dataset += " (own)"  # another data set with a name of the paper's
+        dataset += " (own)"  # another data set under a name of the paper
     elif several > 1:
         dataset += f" {row.resolution}x{row.resolution}"
     names = [
@@ -210,7 +210,7 @@ def _printed(
 
 
 def _departures(row: _Row, runs: _Runs, mine: pd.DataFrame, sizes: Sequence[int], study: Study) -> Iterator[str]:
-    """How runs differ from the paper's, or may; `mine`: their rows of a metric, `sizes`: of their training sets."""
+    """How runs differ, or may differ, from the paper's; `mine`: rows of a metric, `sizes`: of their training sets."""
     method = study.methods[runs.method]
     published = math.nan if "/" in row.delta else float(row.delta or "nan")
     expected = _TRAINING_IMAGES.get(row.dataset) if row.resolution else None  # without: another data set of that name

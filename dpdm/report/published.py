@@ -1,4 +1,4 @@
-"""Numbers quoted from papers, each with what is known about its privacy claim; never mixed with ours, never ranked."""
+"""Numbers quoted from papers, each with the status of its privacy claim; never mixed with ours, never ranked."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from dpdm.report.selection import check_entries
 from dpdm.report.tables import MISSING, Table, epsilon_label
 from dpdm.specs import epsilon_text
 
-# What is known about the epsilon that a paper states; the report prints these meanings.
+# The status of the epsilon that a paper states; the report prints these meanings.
 PRIVACY_STATUS = {
     "sound": "no fault was found in algorithm and code, which is no proof",
     "understated": "the least ε that we can prove for what was released is larger than the stated one",
@@ -27,7 +27,7 @@ PRIVACY_STATUS = {
     "unknown": "not examined, or not in full",
 }
 
-# Metric -> title of its column; what was measured in another way shares the last column and says so in the cell.
+# Metric -> title of its column; numbers measured in another way share the last column and say so in the cell.
 _COLUMNS = {"fid": "Published FID", "acc_logreg": "LogReg accuracy %", "acc_mlp": "MLP accuracy %",
             "acc_cnn": "CNN accuracy %"}  # fmt: skip
 _OTHER = {"acc_cnn (its own cnn)": "own CNN", "acc_mean": "best of 3", "acc_best_of_three": "best of 3",
@@ -59,7 +59,7 @@ class _Number(BaseModel):
     epsilon: Annotated[str, _EPSILON]
     delta: Annotated[str, _DELTA]  # as text: "1e-5", "1/(N ln N)"
     metric: Literal[(*_COLUMNS, *_OTHER)]
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # FID, or accuracy in per cent
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # FID, or accuracy in percent
     status: Literal["first-hand", "secondary"]
 
 
@@ -68,11 +68,11 @@ class _Status(BaseModel):
     protocol: _Text
     privacy_status: Literal[tuple(PRIVACY_STATUS)]
     privacy_note: _Any
-    public_data: Literal["yes", "no"]  # whether it uses public images, or a network trained on some
+    public_data: Literal["yes", "no"]  # whether it uses public images, or a network trained on them
 
 
 def _read(path: str | Path, kind: type[BaseModel]) -> pd.DataFrame:
-    """The lines after the header, every field checked; and `place`, the file and line, and `quoted`, a value's text."""
+    """The lines after the header, with checked fields, `place` (file and line) and `quoted` (a value's text)."""
     columns = list(kind.model_fields)
     try:
         reader = csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode(), newline=""), strict=True)
@@ -90,16 +90,16 @@ def _read(path: str | Path, kind: type[BaseModel]) -> pd.DataFrame:
 
 
 def _refuse(wrong: pd.DataFrame, text: str, **facts: str) -> None:
-    """Raises a UserError that names the first line of `wrong`, if there is one; `text` has its columns in braces."""
+    """UserError that names the first line of `wrong`, if there is one; `text` has its columns in braces."""
     for row in wrong.head(1).to_dict("records"):
         raise UserError(f"{row['place']}: {text.format(**row, **facts)}")
 
 
 def read_published(path: str | Path, status_path: str | Path) -> pd.DataFrame:
-    """Reads the quoted numbers (FID, or accuracy in per cent) with the privacy status of their method and protocol.
+    """Reads the quoted numbers (FID, or accuracy in percent) with the privacy status of their method and protocol.
 
     Returns:
-        The columns of both files in the order of the first, and `quoted`: the value as it is printed there.
+        The columns of both files in the order of the first, and `quoted`: the value as printed there.
 
     Raises:
         UserError: a file is missing, has other columns, or breaks a rule of its kind; the message names the line.
@@ -129,7 +129,7 @@ def epsilons_run(study: Study) -> dict[str, set[float]]:
 
 
 def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str]:
-    """The data sets with runs by their published names and sizes; those that nobody published under are left out.
+    """The data sets with runs, by their published names and sizes; others are left out.
 
     Raises:
         UserError: two data sets are the same one.
@@ -146,7 +146,7 @@ def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str
 
 
 def check_tables(study: Study, path: str | Path) -> None:
-    """Checks the `tables` of a study against the numbers that are quoted from the paper.
+    """Checks the `tables` of a study against the numbers quoted from the paper.
 
     Raises:
         UserError: an entry names a row that its table does not have, two data sets would share a row, or the file is
@@ -169,13 +169,13 @@ def check_tables(study: Study, path: str | Path) -> None:
 
 
 def published_table(published: pd.DataFrame, dataset: str) -> Table:
-    """Of what `read_published` returned: method, protocol and variant at each epsilon, in the order of the file.
+    """From the result of `read_published`: method, protocol and variant at each epsilon, in the order of the file.
 
     Nothing is bold: these numbers come from different protocols. Metrics without any value have no column.
     """
     keys = ["epsilon", "method", "protocol", "variant", "resolution", "delta", "source", "status", "privacy_status"]
     chosen = published[published["dataset"] == dataset]
-    # the variant of this metric's rows says how a classifier was chosen, not what was run
+    # the variant of these rows says how a classifier was chosen
     chosen = chosen.assign(variant=chosen["variant"].mask(chosen["metric"] == "acc_mean", ""))
     chosen = chosen.sort_values("epsilon", key=lambda epsilons: epsilons.astype(float), kind="stable")
     metrics = [name for name in (*_COLUMNS, *_OTHER) if name in set(chosen["metric"])]
@@ -203,7 +203,7 @@ def published_table(published: pd.DataFrame, dataset: str) -> Table:
 def best_table(published: pd.DataFrame) -> Table:
     """Rows: per data set, epsilon and protocol the best published accuracy of synthetic images without public data.
 
-    Classifiers trained on the private images have no row, nor have methods that are not DP as released.
+    Classifiers trained on the private images and methods that are not DP as released have no row.
     """
     images = ~published["method"].str.contains("classifier") & published["metric"].str.startswith("acc_")
     published = published.assign(protocol=published["protocol"].str.partition(" (")[0])

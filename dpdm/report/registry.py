@@ -1,6 +1,6 @@
-"""The figures and tables of a report: an entry here puts one into the workflow, onto the page and into `dpdm figures`.
+"""The figures and tables of a report: an entry here adds one to the workflow, the page and `dpdm figures`.
 
-docs/extending.md shows how to add one. Imports no numerical library: the Snakefile asks at every start.
+docs/extending.md shows how to add one. Imports no numerical library, since the Snakefile loads it at every start.
 """
 
 import importlib
@@ -15,10 +15,10 @@ from dpdm.report import selection
 
 @dataclass(frozen=True)
 class Material:
-    """What a figure or table is made from.
+    """The input of a figure or table.
 
     Args:
-        study, layout: what was run, and where its files are.
+        study, layout: the study, and the paths of its files.
         metrics, audits: pandas DataFrames of all scores and audits, columns METRICS and AUDITS of dpdm.report.collect.
         dataset: of a figure of one data set; else "".
         published: the DataFrame of `read_published`; None where nothing quoted is to be shown.
@@ -38,10 +38,10 @@ class Item:
 
     Args:
         function: "module:function", from Material to a matplotlib Figure or a dpdm.report.tables.Table.
-        caption: what it shows, below it on the page.
-        per_dataset: of a figure: one for each data set, in the section of its results; else one for the study.
+        caption: its content, below it on the page.
+        per_dataset: for a figure: one for each data set, in the section of its results; else one for the study.
         shown: whether a study has material for it.
-        files: what it reads of a study's data set apart from metrics.csv and audits.csv.
+        files: its other input from a study's data set, besides metrics.csv and audits.csv.
     """
 
     function: str
@@ -86,11 +86,11 @@ TABLES: dict[str, Item] = {
         "ε of every private run next to its target. Accounting gives an upper bound, an attack a lower one.",
     ),
 }
-PLACED = ("results", "audit")  # the page has sections for these; other tables follow the figures of the whole study
+PLACED = ("results", "audit")  # these have sections on the page; other tables follow the figures of the whole study
 
 
 def figures(study: Study) -> dict[str, tuple[Item, str]]:
-    """By file name the figures of a study, each with its data set ("" for the whole study)."""
+    """The figures of a study by file name, each with its data set ("" for the whole study)."""
     datasets = dict.fromkeys(run.dataset for run in study.runs())
     found: dict[str, tuple[Item, str]] = {}
     for name, item in FIGURES.items():
@@ -100,5 +100,5 @@ def figures(study: Study) -> dict[str, tuple[Item, str]]:
 
 
 def tables(study: Study) -> Mapping[str, Item]:
-    """By file name the tables of a study, without the paper's."""
+    """The tables of a study by file name, without the paper's."""
     return {name: item for name, item in TABLES.items() if item.shown(study)}

@@ -1,6 +1,6 @@
-"""What the report shows of a study: the runs of the paper's tables, and the numbers that the study varies.
+"""The report's selection from a study: the runs of the paper's tables, and the numbers that the study varies.
 
-Imports no numerical library: the Snakefile asks at every start.
+Imports no numerical library, since the Snakefile loads it at every start.
 """
 
 import csv
@@ -26,9 +26,9 @@ PAPER_TABLES = {
 
 
 class Sweep(NamedTuple):
-    """A number that a study varies, all else equal: methods differ in one parameter, or a method's samplers do.
+    """A number that a study varies, all else equal: one parameter in which methods, or one method's samplers, differ.
 
-    A line holds what is to be compared: the sampler that all methods share, or the method whose samplers these are.
+    A line connects the values to compare: the sampler that all methods share, or the method of the samplers.
     """
 
     key: str  # dotted, as dp.steps
@@ -39,8 +39,8 @@ def check_entries(study: Study) -> None:
     """Checks the `tables` of a study against its methods and samplers.
 
     Raises:
-        UserError: the paper has no such table; an entry names a method or sampler that the study lacks, leaves the
-            choice among several samplers open, or shares its published row with another one.
+        UserError: the paper has no such table; an entry names a method or sampler that the study lacks, names none of
+            several samplers, or shares its published row with another entry.
     """
     known = [f"table_{number}" for number in PAPER_TABLES]
     for table, entries in study.tables.items():
@@ -56,7 +56,7 @@ def check_entries(study: Study) -> None:
             if entry.sampler is not None and entry.sampler not in samplers:
                 hint = nearest(entry.sampler, samplers) if samplers else "a classifier has none: leave the key out"
                 raise UserError(f"{place}.sampler: no sampler {entry.sampler!r}; {hint}")
-            for other in entries[:number]:  # classifiers may share a row: each has one of its accuracies
+            for other in entries[:number]:  # classifiers may share a row, of which each has one accuracy
                 same_row = (other.published, other.variant) == (entry.published, entry.variant)
                 if same_row and (samplers or study.methods[other.method].samplers or other.method == entry.method):
                     raise UserError(f"{place}: {other.method} is mapped to this published row already; delete one")
@@ -70,14 +70,14 @@ def sampler_of(study: Study, entry: TableEntry) -> str | None:
 def table_runs(
     study: Study, table: str, places: Collection[tuple[str, int | None]], runs: Sequence[RunSpec] | None = None
 ) -> list[tuple[str, str, str]]:
-    """(dataset, method, sampler) of all that table `table_N` of the paper shows, at each epsilon of the dataset.
+    """(dataset, method, sampler) of everything in table `table_N` of the paper, at each epsilon of the dataset.
 
-    That is what `tables` maps to it, in table 1 also all generators, in table 2 also all classifiers: on the datasets
-    for which the table has numbers, or on all datasets if there are none. The sampler of a classifier is "".
+    These are the entries of `tables`, in table 1 also all generators, and in table 2 also all classifiers: on the
+    datasets for which the table has numbers, or on all datasets if there are none. The sampler of a classifier is "".
 
     Args:
         places: the published datasets of the table, see `Source.published_as`.
-        runs: the study's, if the caller has them: of a large one they take a while.
+        runs: the study's runs, if the caller has them; for a large study they take a while.
     """
     runs = study.runs() if runs is None else runs
     mapped = {(entry.method, sampler_of(study, entry) or "") for entry in study.tables.get(table, ())}
@@ -112,9 +112,9 @@ def _published_places(published: str) -> set[tuple[str, str, int]]:
 def table_files(
     study: Study, layout: Layout, number: int, published: str = PUBLISHED, runs: Sequence[RunSpec] | None = None
 ) -> list[str]:
-    """The scores and audits of what table `number` of the paper shows, whether they are there or not.
+    """The files of scores and audits for table `number` of the paper, existing or not.
 
-    A published.csv that cannot be read maps no data set here: `dpdm validate` names what is wrong with it.
+    If published.csv cannot be read, no data set is mapped here; `dpdm validate` names the mistake.
     """
     runs = study.runs() if runs is None else runs
     table, found = f"table_{number}", {}
@@ -137,7 +137,7 @@ def shown_sets(study: Study, dataset: str) -> list[tuple[RunSpec, str]]:
 
 
 def sample_files(study: Study, layout: Layout, dataset: str) -> list[str]:
-    """The images that a data set's sample page shows: the training set's, then those of `shown_sets`."""
+    """The image files of a data set's sample page: the training set's, then those of `shown_sets`."""
     sets = [layout.set(*run.place, sampler, "synthetic.npz") for run, sampler in shown_sets(study, dataset)]
     return [layout.data(dataset, "train.npz"), *sets]
 
@@ -145,12 +145,12 @@ def sample_files(study: Study, layout: Layout, dataset: str) -> list[str]:
 def sweeps(study: Study) -> list[Sweep]:
     """The numbers that this study varies: parameters of the methods of one impl, then of a method's samplers."""
     runs = study.runs()
-    first = list({run.place[:3]: run for run in reversed(runs)}.values())[::-1]  # of each cell one seed
+    first = list({run.place[:3]: run for run in reversed(runs)}.values())[::-1]  # one seed of each cell
     impls = dict.fromkeys(run.impl for run in first)
     found = [_sweep(study, [run for run in first if run.impl == impl]) for impl in impls]
     merged: dict[str, Sweep] = {}
     for method in dict.fromkeys(run.method for run in first):
-        # runs at every start of Snakemake, so only where it can find something
+        # runs at every start of Snakemake, so only if it can find something
         some = [run for run in first if run.method == method and len(study.methods[method].samplers) > 1]
         if sweep := _sweep(study, some, of_samplers=True):
             merged.setdefault(sweep.key, Sweep(sweep.key, {})).values.update(sweep.values)
@@ -158,7 +158,7 @@ def sweeps(study: Study) -> list[Sweep]:
 
 
 def _sweep(study: Study, runs: list[RunSpec], of_samplers: bool = False) -> Sweep | None:
-    """The one key that differs between these runs' methods, or their samplers; None if it is not numeric."""
+    """The one key in which these runs' methods or samplers differ; None if it is not numeric."""
     recipes: dict[tuple[str, float], dict[tuple[str, str, str], dict[str, Any]]] = {}
     for run in runs:
         drawn = {name: study.sample(run, name).sampler_params for name in study.methods[run.method].samplers}
@@ -179,7 +179,7 @@ def _sweep(study: Study, runs: list[RunSpec], of_samplers: bool = False) -> Swee
 
 
 def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys; an empty mapping is a value."""
+    """Nested mappings as one mapping with dotted keys; an empty mapping is a value."""
     out = {}
     for key, value in recipe.items():
         nested = isinstance(value, dict) and value

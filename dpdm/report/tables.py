@@ -60,14 +60,14 @@ class Table:
     """One table twice: as numbers for programs and as text for people; rows correspond.
 
     Args:
-        data: plain columns; what the csv holds.
+        data: plain columns, as in the csv.
         cells: text; its column names are the printed headers.
         flush_right: headers of columns that hold numbers.
         bold: (row, header) of the best private values.
         groups: one value per row; a rule is drawn where it changes.
-        notes: sentences below the table; in the csv lines that begin with "# ", after the last row.
-        runs: by row and header, dataset, method and epsilon text of the runs behind that cell.
-        not_in_tex: headers of columns for which a printed page is too narrow; the other formats have them.
+        notes: sentences below the table; in the csv, lines that begin with "# " after the last row.
+        runs: dataset, method and epsilon text of the runs behind a cell, by row and header.
+        not_in_tex: headers of columns that only the other formats have, since a printed page is too narrow.
     """
 
     data: pd.DataFrame
@@ -80,11 +80,11 @@ class Table:
     not_in_tex: tuple[str, ...] = ()
 
     def without(self, *headers: str) -> "Table":
-        """The same table printed without some columns, as where a heading names the dataset already."""
+        """The same table printed without some columns, for example if a heading already names the dataset."""
         return replace(self, cells=self.cells.drop(columns=list(headers)))
 
     def marked(self, escape: Callable[[str], str], bold: str) -> "Table":
-        """The same table with its texts escaped, and the bold ones put into `bold`, a pattern with %s."""
+        """The same table with its texts escaped, and the bold ones inserted into `bold`, a pattern with %s."""
         cells = self.cells.map(escape)
         for i, name in self.bold:
             if name in cells:
@@ -93,9 +93,9 @@ class Table:
         return replace(self, cells=cells)
 
     def counted_once(self) -> tuple["Table", int]:
-        """The same table without the commonest "(n)" of its cells, and this n (0 if no cell has one).
+        """The same table without the most common "(n)" of its cells, and this n (0 if no cell has one).
 
-        A narrow cell breaks before its ±, and not behind it.
+        A narrow cell breaks before its ±, not after it.
         """
         numbers = self.cells[[name for name in self.cells if name in self.flush_right]]
         counts = collections.Counter(re.findall(r" \((\d+)\)$", "\n".join(numbers.to_numpy().ravel()), re.M))
@@ -113,7 +113,7 @@ class Table:
 
 
 class MetricColumn(NamedTuple):
-    """How a metric is shown: `sign` is +1 where more is better, `decimals` None means about three digits."""
+    """How a metric is shown: `sign` is +1 if higher is better, `decimals` None means about three digits."""
 
     metric: str
     extractor: str
@@ -124,12 +124,12 @@ class MetricColumn(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What `summaries` has it under."""
+        """Its key in `summaries`."""
         return self[:3]
 
     @property
     def header(self) -> str:
-        """The title with the arrow that says which way is better."""
+        """The title with an arrow in the better direction."""
         return f"{self.title} {'↑' if self.sign > 0 else '↓'}"
 
     @property
@@ -145,7 +145,7 @@ class MetricColumn(NamedTuple):
         return self.metric.upper() + f" ({name_of(self.extractor)})" * (self.metric != "fid")
 
     def best(self, sets: Iterable[Summary]) -> Summary:
-        """The best mean of several sets, of those with the most seeds."""
+        """The best mean of several sets, among those with the most seeds."""
         return max(sets, key=lambda one: (one.n, self.sign * one.mean if math.isfinite(one.mean) else -math.inf))
 
 
@@ -156,9 +156,9 @@ def name_of(network: str) -> str:
 
 
 def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
-    """The metrics present, in reading order; of several reference sets the training set is shown.
+    """The metrics present, in reading order; of several reference sets, the training set is shown.
 
-    Only FID has a column for each, the training set's first: papers report either.
+    Only FID has a column for each, the training set's first, since papers report either.
     """
     rows = metrics[["metric", "extractor", "reference", "direction"]].drop_duplicates()
     kind = rows["metric"].replace("^acc_.*", "acc", regex=True)
@@ -167,7 +167,7 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
     rows = rows.assign(kind=kind, order=order, measured=measured, other=rows["reference"] != "train")
     rows = rows.sort_values(["order", "measured", "other"], kind="stable")
     shown = rows[(rows["kind"] == "fid") | ~rows.duplicated(["metric", "extractor"])]
-    # the reader needs the extractor only where two are compared; FID is Inception's by its name
+    # the extractor is named only if two are compared; FID implies Inception
     named = shown.loc[~shown["kind"].isin(["fid", "acc"]) & (shown["extractor"] != ""), "extractor"].nunique() > 1
     columns = []
     for row in shown.itertuples():
@@ -183,7 +183,7 @@ def metric_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
 
 
 def score_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
-    """What methods are compared by: the image distance (FID, else FD), then the accuracies; not what has no value."""
+    """The metrics that compare methods: the image distance (FID, else FD), then the accuracies; only with values."""
     return distance_columns(metrics)[:1] + [c for c in metric_columns(with_values(metrics)) if c.is_accuracy]
 
 
@@ -194,7 +194,7 @@ def distance_columns(metrics: pd.DataFrame) -> list[MetricColumn]:
 
 
 def with_values(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Without the metrics that have no value in any row, as accuracies on unlabeled images."""
+    """The rows of metrics with a value in some row; accuracies on unlabeled images have none."""
     return metrics[metrics.groupby(["metric", "extractor"])["value"].transform("count") > 0]
 
 
@@ -215,12 +215,12 @@ def summaries(metrics: pd.DataFrame, *keys: str) -> collections.defaultdict[tupl
 
 
 def epsilon_label(epsilon: str) -> str:
-    """Epsilon text for people: ∞ for inf, a dash for anchors."""
+    """Printed epsilon: ∞ for inf, a dash for anchors."""
     return {"inf": "∞", "": MISSING}.get(epsilon, epsilon)
 
 
 def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """By data set and accuracy: method and epsilon of every mean above that of the real images.
+    """Method and epsilon of every mean above that of the real images, by data set and accuracy.
 
     Both have the same protocol; a classifier trained on the private images is compared with the best of any protocol.
     """
@@ -237,7 +237,7 @@ def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str
 
 
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
-    """Each method as people read it: anchors, classifiers and methods with public data say what they are."""
+    """The printed name of each method: anchors, classifiers and methods with public data are marked."""
     classifiers = dict.fromkeys(metrics.loc[metrics["protocol"] == DIRECT, "method"], " (classifier)")
     anchors = ANCHOR_LABELS | ({"real": "real (training images)"} if above_ceiling(metrics) else {})
     public = public_marks(metrics)
@@ -248,15 +248,15 @@ def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
 
 
 def public_marks(frame: pd.DataFrame) -> dict[str, str]:
-    """What follows the name of each method that learnt from public data; `frame`: metrics or audits."""
+    """The mark after the name of each method that learned from public data; `frame`: metrics or audits."""
     used = frame[frame["public_data"] != ""].groupby("method")["public_data"].unique()
     return {method: f" (uses public data: {'; '.join(names)})" for method, names in used.items()}
 
 
 def departure_marks(frame: pd.DataFrame, *keys: str) -> dict[Any, str]:
-    """What follows the name of a method: how its runs differ from the published one, as far as all of them do.
+    """The mark after the name of a method: the differences from the published one that all its runs share.
 
-    By the values (of several `keys`, tuples) of these columns; `frame`: metrics or audits.
+    Keyed by the values of these columns (tuples for several `keys`); `frame`: metrics or audits.
     """
     marks = {}
     for place, texts in frame.groupby(list(keys), sort=False)["departures"].unique().items():
@@ -269,19 +269,19 @@ def departure_marks(frame: pd.DataFrame, *keys: str) -> dict[Any, str]:
 # --- results --------------------------------------------------------------------------------------------------
 
 NEVER_BOLD = ("precision", "nearest_ratio", "teacher_acc")  # noise has a high precision; the others are checks
-FEW = 3  # below so many seeds there is no "±" and nothing is bold
+FEW = 3  # with fewer seeds there is no "±" and nothing is bold
 
 
 def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = None, mixed: bool | None = None) -> Table:
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
-    Cells are `cell_text`; bold is `_best`. After a name is how its run differs from the published one. The csv has
-    `_mean`, `_std` and `_n` columns per metric, and how the classifiers were trained, `protocol`.
+    Cells are `cell_text`; bold follows `_best`. The difference from the published run follows a name. The csv has
+    `_mean`, `_std` and `_n` columns per metric, and `protocol`, the training of the classifiers.
 
     Args:
-        metrics: with a column `source` also a row per source, and nothing bold.
+        metrics: if they have a column `source`, there is a row per source, and nothing is bold.
         columns: the metrics to show; all, if left out.
-        mixed: whether to print the protocols; if left out, where there are several.
+        mixed: whether to print the protocols; default: if there are several.
     """
     columns = metric_columns(metrics) if columns is None else columns
     mixed = _mixes_protocols(metrics) if mixed is None else mixed
@@ -303,7 +303,7 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         method=[labels[place[2]] + departed[place] for place in places],
         **{"sampler": rows["sampler"].where(rows["method"].isin(several), "")} if several else {},
     )[[*keys, *["protocol"] * mixed]]
-    apart = rows["method"].isin(metrics["method"] if "source" in keys else ANCHORS)  # with a section for themselves
+    apart = rows["method"].isin(metrics["method"] if "source" in keys else ANCHORS)  # in a separate section
     return Table(
         rows.assign(**numbers),
         shown.rename(columns=str.capitalize).rename(columns={"Epsilon": "ε"}).assign(**texts),
@@ -321,14 +321,14 @@ def results(material: Material) -> Table:
 
 
 def dataset_results(metrics: pd.DataFrame, dataset: str, columns: list[MetricColumn] | None = None) -> Table:
-    """`results_table` of one dataset, without this name, with these metrics, or all that have a value there."""
+    """`results_table` of one dataset, without its name, with these metrics, or all with a value there."""
     chosen = metrics[metrics["dataset"] == dataset]
     columns = metric_columns(with_values(chosen)) if columns is None else columns
     return results_table(chosen, columns, _mixes_protocols(metrics)).without("Dataset")
 
 
 def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The rows' coordinates in the order of printing: by name, the samplers; all else as in `metrics`."""
+    """The rows' coordinates in printed order: samplers by name, everything else as in `metrics`."""
     rows = metrics[keys].drop_duplicates(ignore_index=True)
     places = pd.DataFrame({key: rows[key] if key == "sampler" else pd.factorize(rows[key])[0] for key in keys})
     places["epsilon"] = rows["epsilon"].replace("", "0").astype(float)
@@ -352,7 +352,7 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
 
 
 def machine_note(study: str) -> str:
-    """How far scores moved by another processor, by the methods of this study that were measured, or of all if none."""
+    """How far another processor moved scores, for the measured methods of this study, or for all if there are none."""
     rows = machines.spreads()
     own = rows[rows["study"] == study]
     rows, where = (own, "") if len(own) else (rows, f" in {' and '.join(rows['study'].unique())}")
@@ -405,7 +405,7 @@ def cell_text(summary: Summary, decimals: int | None) -> str:
 
 
 def rounded(value: float, decimals: int) -> float:
-    """`value` as it will be printed, but never -0.0."""
+    """`value` as printed, but never -0.0."""
     return round(value, decimals) + 0.0
 
 
@@ -413,8 +413,8 @@ def rounded(value: float, decimals: int) -> float:
 
 
 def audit_table(audits: pd.DataFrame) -> Table:
-    """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, the lower bound that
-    an attack reached, and the mechanism. Its accounting passes only if that of all its runs does.
+    """Rows: dataset, method and target epsilon; columns: the largest epsilon spent over the seeds, an attack's lower
+    bound, and the mechanism. The accounting of a row passes only if it passes for all its runs.
     """
     mechanisms = pd.Series(map(_mechanism, audits.to_dict("records")), audits.index, dtype=object)
     together = mechanisms.groupby([audits[key] for key in RUN], sort=False).agg("; ".join)
@@ -455,14 +455,14 @@ def audit(material: Material) -> Table:
 
 
 def accounting_verdict(passed: bool, target_epsilon: float, recipe_checked: bool) -> str:
-    """What accounting says of a run; without noise it has nothing to say."""
+    """The verdict of accounting on a run; empty without noise."""
     if math.isinf(target_epsilon):
         return "no noise: no guarantee"
     return ("✓ passed" if passed else "✗ FAILED") + ("" if recipe_checked else ", recipe unchecked")
 
 
 def _attack(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The bound that an attack reached, and how it did."""
+    """The bound of an attack, and its method."""
     if not row["attack"]:
         return MISSING, MISSING
     without = f" (≥ {row['attack_certified']:.2f} without that)" if row["attack"] == "gaussian" else ""
@@ -485,10 +485,10 @@ def _mechanism(event: Mapping[str, Any]) -> str:
 
 
 def method_table(study: Study, described: Mapping[str, Mapping[str, str]] = {}) -> Table:
-    """Rows: the methods that a study runs; columns: `described` (by impl, header and text), tuning, and the code."""
+    """Rows: the methods that a study runs; columns: `described` (text by impl and header), tuning, and the code."""
     rows, run = [], {spec.method for spec in study.runs()}
     for name, spec in study.methods.items():
-        if name not in run:  # the study is a part of another
+        if name not in run:  # only a part of the study is run
             continue
         tuned = {"Settings tried": str(spec.tuning.settings), "Tried on": spec.tuning.data} if spec.tuning else {}
         rows.append({"Method": name} | dict(described.get(spec.impl, {})) | tuned | {"Code": spec.impl})
@@ -500,7 +500,7 @@ def method_table(study: Study, described: Mapping[str, Mapping[str, str]] = {}) 
 def resource_table(jobs: pd.DataFrame) -> Table:
     """Rows: rule and method, the costliest first, and the total; columns: jobs, seconds of wall time, peak MB.
 
-    `jobs`: what `collect.read_benchmarks` or `collect.add_jobs` returned.
+    `jobs`: the result of `collect.read_benchmarks` or `collect.add_jobs`.
     """
     each, total = (add_jobs([frame], ["rule", "method"]) for frame in (jobs, jobs.assign(rule="total", method="")))
     data = pd.concat([each.sort_values("seconds", ascending=False, kind="stable"), total], ignore_index=True)
@@ -547,11 +547,11 @@ _TEX = str.maketrans({
 
 def escape_tex(text: str) -> str:
     """Text for LaTeX: special characters escaped, symbols as mathematics."""
-    return text.replace("✓ ", "").replace("✗ ", "").translate(_TEX)  # the word after the mark says the same
+    return text.replace("✓ ", "").replace("✗ ", "").translate(_TEX)  # the word after the mark has the same meaning
 
 
 def to_tex(table: Table) -> str:
-    """The cells as a small `tabular` per data set, notes below, to be `\\input`; needs the package booktabs only.
+    """The cells as a small `tabular` per data set, with notes below, for `\\input`; needs only the package booktabs.
 
     The paper's tables fit a landscape page of A4.
     """
@@ -570,7 +570,7 @@ def to_tex(table: Table) -> str:
 
 
 def _tex_header(name: str) -> str:
-    """A header in two lines if it is long: else it, and not the numbers below, would decide the width."""
+    """A header, in two lines if it is long, so that the numbers below determine the width."""
     breaks = [i for i, character in enumerate(name) if character == " "] if len(name) > 10 else []
     if not breaks:
         return escape_tex(name)
@@ -580,11 +580,11 @@ def _tex_header(name: str) -> str:
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-    """A page of this folder, to be filled in."""
+    """A template of this folder."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     pages = jinja2.Environment(loader=loader, autoescape=True, **options)
-    # Text between tags: quotes need no escape, and thousands of recipes and commands are full of them.
+    # For text between tags: quotes need no escape, and thousands of recipes and commands contain them.
     pages.filters["text"] = lambda value: html.escape(value, quote=False)
     return pages.get_template(name)
 
@@ -595,14 +595,14 @@ def run_anchor(dataset: str, method: str, epsilon: str) -> str:
 
 
 def page(title: str, table: Table, report: str = "") -> str:
-    """A page that shows a table as the report does, with links into the report that lies at this relative place."""
+    """A page that shows a table as in the report, with links into the report at this relative path."""
     links = {place: f"{report}#{run_anchor(*run)}" for place, run in table.runs.items()} if report else {}
     return template("table.html.j2").render(title=title, report=report, table=to_html(table, links))
 
 
 def to_html(table: Table, links: Mapping[tuple[int, str], str] = {}) -> str:
-    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers, `data-` what a row is of.
+    """The cells as one `<table>`, a `<tbody>` per group; class n marks numbers, `data-` the coordinates of a row.
 
-    `links`: where the cell of a row and column (its header) leads.
+    `links`: the target of a cell, by row and header.
     """
     return template("cells.html.j2").render(table=table, links=links)

@@ -1,4 +1,4 @@
-"""Sentences that the numbers of a study support, and what is wrong with it. None is written by hand for a study."""
+"""Sentences that the numbers of a study support, and what is wrong with it; none is written by hand."""
 
 import itertools
 from collections import Counter
@@ -14,11 +14,11 @@ from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
 from dpdm.report.tables import FEW, MISSING, MetricColumn, Summary, distinguished, name_of
 
-# Numbers not to be used; with care; who is best by them; what else they say.
+# Levels: do not use the numbers; use them with care; the best method by them; other findings.
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
-DIFFUSION = "dpdm.diffusion."  # whose methods are compared with all others
+DIFFUSION = "dpdm.diffusion."  # these methods are compared with all others
 SOUND = "sound"  # the status of a published epsilon that needs no comment
-MARGIN = 0.5  # points by which a stronger classifier may be below a weaker one on real images
+MARGIN = 0.5  # points that a stronger classifier may be below a weaker one on real images
 
 
 class Verdict(NamedTuple):
@@ -78,22 +78,22 @@ def _faults(material: Material) -> Iterator[Verdict]:
         yield Verdict(CAUTION, text)
 
 
-_Set = tuple[str, str]  # method and sampler; a method by its best set has the sampler ""
+_Set = tuple[str, str]  # method and sampler; "" is the sampler of a method's best set
 _Place = tuple[str, str]  # data set and epsilon
 _Scores = Mapping[_Set, Mapping[MetricColumn, Summary]]
 
 
 class _Cell(NamedTuple):
-    """The generators of one data set and finite epsilon, by what they are compared, and their scores."""
+    """The generators of one data set and finite epsilon, the measures that compare them, and their scores."""
 
     place: _Place
-    marks: dict[str, str]  # of methods that learnt from public data
+    marks: dict[str, str]  # of methods that learned from public data
     columns: list[MetricColumn]
     distances: list[MetricColumn]  # by every extractor
     found: _Scores  # of both
 
     def name(self, one: _Set) -> str:
-        """A set by its method, and its sampler where the method has another."""
+        """The name of a set: its method, and its sampler if the method has several."""
         several = one[1] and sum(method == one[0] for method, _ in self.found) > 1
         return one[0] + f" ({one[1]})" * bool(several) + self.marks.get(one[0], "")
 
@@ -123,7 +123,7 @@ def _cells(material: Material) -> list[_Cell]:
 
 
 def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
-    """By data set and two extractors: how many pairs of synthetic sets they order oppositely, of those both order."""
+    """How many pairs of synthetic sets two extractors order oppositely, of those that both order, by data set."""
     orders: dict[tuple[str, MetricColumn, MetricColumn], list[bool]] = {}
     for cell in cells:
         for columns in itertools.combinations(cell.distances, 2):
@@ -139,9 +139,9 @@ def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
 
 
 def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float, tuple[str, ...]]]:
-    """By place and measure, accuracies and distances by every extractor, the best generator of those with enough seeds.
+    """The best generator with enough seeds, by place and measure (accuracies, and distances by every extractor).
 
-    Its mean, its name, and those of the other methods with a set that cannot be distinguished from it.
+    The values are its mean, its name, and the names of other methods with a set not distinguished from it.
     """
     for cell in cells:
         for column in dict.fromkeys([*cell.distances, *cell.columns]):
@@ -176,7 +176,7 @@ def leads_table(material: Material) -> pd.DataFrame:
 
 
 def _leaders(cells: Iterable[_Cell]) -> dict[_Place, str]:
-    """By data set and epsilon one sentence of all `_leads`."""
+    """One sentence on all `_leads`, by data set and epsilon."""
     texts = {}
     for place, found in itertools.groupby(_leads(cells), key=lambda lead: lead[0]):
         led: dict[tuple[str, ...], dict[MetricColumn, float]] = {}
@@ -192,11 +192,10 @@ def _leaders(cells: Iterable[_Cell]) -> dict[_Place, str]:
 
 
 def _comparisons(material: Material, cells: Iterable[_Cell]) -> Iterator[str]:
-    """The study's diffusion models (else its first method) against every other generator.
+    """Compares the study's diffusion models (else its first method) with every other generator.
 
-    A method that draws several sets is compared by the best of them for each measure; if it has no rival, its sets are
-    compared with each other. A warm start without DP-SGD is compared with sets of the same sampler, and the sentence
-    states its epsilon.
+    For each measure, a method is compared by the best of its sets; if it has no rival, its sets are compared with each
+    other. A warm start without DP-SGD is compared with sets of the same sampler, and the sentence states its epsilon.
     """
     study = material.study
     spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()
@@ -229,7 +228,7 @@ def _comparisons(material: Material, cells: Iterable[_Cell]) -> Iterator[str]:
 def _against(
     cell: _Cell, one: _Set, rivals: Iterable[_Set], scores: _Scores, how: str = "", note: str = ""
 ) -> Iterator[str]:
-    """How one does against others: a sentence for all those of one outcome; `note` follows their names."""
+    """Compares one with others: a sentence for all with one outcome; `note` follows their names."""
     said: dict[str, list[str]] = {}
     for other in rivals:
         if relation := _relation(cell, (one, other), scores):
@@ -247,7 +246,7 @@ _OUTCOMES = {
 
 
 def _relation(cell: _Cell, pair: tuple[_Set, _Set], scores: _Scores) -> str:
-    """How the first does against the second, with {} for the name of the second; "" without a common seed."""
+    """Compares the first with the second, with {} for the name of the second; "" without a common seed."""
     outcomes: dict[int, list[MetricColumn]] = {}
     shared = 0
     for column in cell.columns:
@@ -266,14 +265,14 @@ def _relation(cell: _Cell, pair: tuple[_Set, _Set], scores: _Scores) -> str:
 
 
 def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
-    """By data set, epsilon and these columns the method with the highest mean accuracy over seeds, in per cent,
-    of those with the most seeds.
+    """The method with the highest mean accuracy (percent) over seeds, among those with the most seeds, by data set,
+    epsilon and these columns.
 
     Args:
         keys: columns of METRICS, or "direct": whether it was trained on the private images.
 
     Returns:
-        Rows with `value`, `method`, and `name`, which has the sampler where the method has another at this place.
+        Rows with `value`, `method`, and `name`, which has the sampler if the method has several at this place.
     """
     scores = metrics[metrics["metric"].str.startswith("acc_") & (metrics["epsilon"] != "")]
     series = ["dataset", "epsilon", "metric", "protocol", "method", "sampler"]
@@ -289,7 +288,7 @@ def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
 
 
 def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
-    """By kind of classifier the best mean of those trained on the private images, and on synthetic ones."""
+    """The best mean of classifiers trained on the private images, and on synthetic ones, by kind of classifier."""
     best, parts = highest(metrics[metrics["epsilon"] != "inf"], "metric", "direct"), {}
     for (*place, metric, direct), synthetic in best.items():
         if not direct and (private := best.get((*place, metric, True))):
