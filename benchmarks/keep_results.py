@@ -33,7 +33,7 @@ from dpdm.layout import Layout
 from dpdm.progress import duration
 from dpdm.report.collect import JOBS, SPENT, job_times
 from dpdm.report.registry import Material
-from dpdm.report.tables import dataset_results, machine_note, method_table, resource_table, to_markdown
+from dpdm.report.tables import FEW, dataset_results, machine_note, method_table, resource_table, to_markdown
 from dpdm.report.verdicts import FINDING, leads_table, verdicts
 from dpdm.specs import RunSpec
 from dpdm.study import open_study
@@ -157,9 +157,10 @@ def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
     seeds = metrics.loc[metrics["epsilon"] != "", "seed"].nunique()
     deltas = audits.drop_duplicates("dataset").set_index("dataset")["delta"].items()
     lines = [
-        f"Cells are means ± standard deviations over {seeds} seeds. Bold: of each ε the best generator, and those that",
-        "a paired 95 % t-interval over the seeds, or the moves above, cannot distinguish from it; none, where that is",
-        "all of them. Few seeds detect only large differences, and there is no correction for many comparisons.",
+        f"Cells are means ± standard deviations over at most {seeds} seeds (their number). Bold: of each ε the best",
+        f"generator with {FEW} seeds, and those that a 95 % t-interval over the seeds, or the moves above, cannot",
+        "distinguish from it; none, where that is all of them. Few seeds detect only large differences, and nothing is",
+        "corrected for many comparisons. A method with several sets has more chances to be the best.",
         f"δ: {', '.join(f'{delta:.2g} on {name}' for name, delta in deltas)}.",
     ]
     spent = audits.groupby(["method", "epsilon"], sort=False)[SPENT[study.accountant]].max()

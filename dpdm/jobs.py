@@ -272,6 +272,7 @@ def _described(ledger: Any, folder: Path, group: Processes, seconds: float) -> s
         f"  epsilon  {', '.join(f'{value:.4f} ({name.upper()})' for name, value in spent.items())}, "
         f"target {epsilon_text(ledger.target_epsilon)}, delta {ledger.delta:.3g}",
         *(f"  release  {line}" for line in describe_events(ledger.events, ledger.delta)),
+        *(f"  public   uses public data: {name}" for name in ledger.public_data),
     ]
     return "\n".join(lines)
 

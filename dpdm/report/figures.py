@@ -211,7 +211,11 @@ def _draw_panel(
         for column in columns:
             found = [column.best(known[*column.key, *one, epsilon] for one in sets) for epsilon in epsilons]
             if any(summary.n for summary in found):
-                drawn += draw_means(panel, range(len(epsilons)), found, look)
+                for one in sets:  # a line joins means of one sampler
+                    of_set = [known[*column.key, *one, epsilon] for epsilon in epsilons]
+                    best = [own if own is first else Summary() for own, first in zip(of_set, found, strict=True)]
+                    if any(summary.n for summary in best):
+                        drawn += draw_means(panel, range(len(epsilons)), best, look)
                 low += [(x, f"{s.mean:.1f}", look["color"]) for x, s in enumerate(found) if s.mean < WORTH]
                 ends += [s.mean - s.std for s in found if s.n >= FEW and s.mean >= WORTH]
     if not drawn:

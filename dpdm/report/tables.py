@@ -220,26 +220,28 @@ def epsilon_label(epsilon: str) -> str:
 
 
 def above_ceiling(metrics: pd.DataFrame) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """Method and epsilon of every mean above that of the real images, by data set and accuracy.
+    """Method and epsilon of every mean better than that of the real images, by data set and name of the score.
 
-    Both have the same protocol; a classifier trained on the private images is compared with the best of any protocol.
+    Scores are accuracies and Fréchet distances. Both have the same protocol; a classifier trained on the private images
+    is compared with the best of any protocol.
     """
-    scores = metrics[metrics["metric"].str.startswith("acc_")].dropna(subset="value")
-    keys = ["dataset", "metric", "protocol", "method", "epsilon", "sampler"]
-    means = scores.groupby(keys, sort=False)["value"].mean()
-    real = {key[:3]: mean for key, mean in means.items() if key[3] == "real"}
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for (dataset, metric, protocol, method, epsilon, _), mean in means.items():
-        levels = [v for key, v in real.items() if key[:2] == (dataset, metric) and protocol in (key[2], DIRECT)]
-        if method not in ANCHORS and levels and mean > max(levels):
-            found.setdefault((dataset, metric), []).append((method, epsilon))
+    keys = ["dataset", "protocol", "method", "epsilon", "sampler"]
+    for column in [*distance_columns(metrics), *(c for c in metric_columns(metrics) if c.is_accuracy)]:
+        of_column = (metrics[["metric", "extractor", "reference"]] == list(column.key)).all(axis=1)
+        means = column.sign * metrics[of_column].dropna(subset="value").groupby(keys, sort=False)["value"].mean()
+        real = {key[:2]: mean for key, mean in means.items() if key[2] == "real"}
+        for (dataset, protocol, method, epsilon, _), mean in means.items():
+            levels = [v for key, v in real.items() if key[0] == dataset and protocol in (key[1], DIRECT)]
+            if method not in ANCHORS and levels and mean > max(levels):
+                found.setdefault((dataset, column.name), []).append((method, epsilon))
     return found
 
 
 def method_labels(metrics: pd.DataFrame) -> dict[str, str]:
     """The printed name of each method: anchors, classifiers and methods with public data are marked."""
     classifiers = dict.fromkeys(metrics.loc[metrics["protocol"] == DIRECT, "method"], " (classifier)")
-    anchors = ANCHOR_LABELS | ({"real": "real (training images)"} if above_ceiling(metrics) else {})
+    anchors = ANCHOR_LABELS | ({"real": "real images"} if above_ceiling(metrics) else {})
     public = public_marks(metrics)
     return {
         method: anchors.get(method, method) + classifiers.get(method, "") + public.get(method, "")
@@ -276,7 +278,8 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
     """Rows: per dataset the real ceiling, then methods grouped by epsilon, then the floor; columns: metrics.
 
     Cells are `cell_text`; bold follows `_best`. The difference from the published run follows a name. The csv has
-    `_mean`, `_std` and `_n` columns per metric, and `protocol`, the training of the classifiers.
+    `_mean`, `_std` and `_n` columns per metric, and `protocol`, the training of the classifiers; and `public_data`, if
+    a method uses some.
 
     Args:
         metrics: if they have a column `source`, there is a row per source, and nothing is bold.
@@ -284,15 +287,18 @@ def results_table(metrics: pd.DataFrame, columns: list[MetricColumn] | None = No
         mixed: whether to print the protocols; default: if there are several.
     """
     columns = metric_columns(metrics) if columns is None else columns
-    mixed = _mixes_protocols(metrics) if mixed is None else mixed
+    mixed = mixes_protocols(metrics) if mixed is None else mixed
     samplers, labels = metrics.groupby("method")["sampler"].nunique(), method_labels(metrics)
     several = set(samplers.index[samplers > 1])  # their rows name the sampler
     keys = ["dataset", "epsilon", "method", *["sampler"] * bool(several), *["source"] * ("source" in metrics)]
     departed, known = departure_marks(metrics, *keys), summaries(metrics, *keys)
     protocols = metrics.groupby(keys, sort=False)["protocol"].agg(lambda names: "; ".join(filter(None, names.unique())))
+    public = metrics.groupby(keys, sort=False)["public_data"].first()
     rows = _result_rows(metrics, keys)
     places = list(rows.itertuples(index=False, name=None))
     rows["protocol"] = [protocols[place] for place in places]
+    if (metrics["public_data"] != "").any():
+        rows["public_data"] = [public[place] for place in places]
     found = {c: [known[*c.key, *place] for place in places] for c in columns}
     names = {c: "_".join(filter(None, c.key)) for c in columns}
     stats = ("mean", "std", "n")
@@ -324,7 +330,7 @@ def dataset_results(metrics: pd.DataFrame, dataset: str, columns: list[MetricCol
     """`results_table` of one dataset, without its name, with these metrics, or all with a value there."""
     chosen = metrics[metrics["dataset"] == dataset]
     columns = metric_columns(with_values(chosen)) if columns is None else columns
-    return results_table(chosen, columns, _mixes_protocols(metrics)).without("Dataset")
+    return results_table(chosen, columns, mixes_protocols(metrics)).without("Dataset")
 
 
 def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -336,19 +342,29 @@ def _result_rows(metrics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return rows.loc[places.sort_values(list(places), kind="stable").index].reset_index(drop=True)
 
 
-def _mixes_protocols(metrics: pd.DataFrame) -> bool:
+def mixes_protocols(metrics: pd.DataFrame) -> bool:
+    """Whether classifiers on synthetic images were trained under several protocols: their accuracies do not compare."""
     return len(set(metrics["protocol"]) - {"", DIRECT}) > 1
 
 
 def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
-    """Whether `best` is better on any machine: the paired t-interval (95 %) over the seeds that both have, at least
-    FEW, is above 0, and the mean gap is larger than either score moves between machines.
+    """Whether `best` is better on any machine: the t-interval (95 %) of the gap is above 0, and the gap is larger than
+    either score moves between machines.
+
+    The interval is paired over the seeds that both have. If these are below FEW, and both have FEW seeds, it is Welch's
+    (1947). With fewer seeds nobody is better.
     """
     gaps = column.sign * (pd.Series(best.values) - pd.Series(other.values)).dropna()
+    gap, error, freedom = gaps.mean(), gaps.sem(), len(gaps) - 1
     if len(gaps) < FEW:
-        return False
+        if min(best.n, other.n) < FEW:
+            return False
+        parts = [one.std**2 / one.n for one in (best, other)]
+        gap, error = column.sign * (best.mean - other.mean), math.sqrt(sum(parts))
+        spread = sum(part**2 / (one.n - 1) for part, one in zip(parts, (best, other), strict=True))
+        freedom = sum(parts) ** 2 / spread if spread else 1
     moves = (machines.spread(one.owner, column.metric, column.extractor, one.mean) for one in (best, other))
-    return bool(gaps.mean() > max(stdtrit(len(gaps) - 1, 0.975) * gaps.sem(), *moves))
+    return bool(gap > max(stdtrit(freedom, 0.975) * error, *moves))
 
 
 def machine_note(study: str) -> str:
@@ -372,18 +388,23 @@ def leaders(found: Mapping[Any, Summary], column: MetricColumn) -> list[Any]:
     rivals = {one: summary for one, summary in found.items() if summary.n >= FEW}
     if len({summary.owner for summary in rivals.values()}) < 2:
         return []
-    first = max(rivals, key=lambda one: column.sign * rivals[one].mean)
+    top = column.sign * max(column.sign * summary.mean for summary in rivals.values())
+    first = next(one for one in rivals if math.isclose(rivals[one].mean, top))  # of equal ones, whatever the rounding
     return [first, *(one for one in rivals if one != first and not distinguished(rivals[first], rivals[one], column))]
 
 
 def _best(
     metrics: pd.DataFrame, rows: pd.DataFrame, found: Mapping[MetricColumn, Sequence[Summary]]
 ) -> frozenset[tuple[int, str]]:
-    """By cell and metric the `leaders` of the generators, unless these are all: bold for all would say nothing."""
+    """By cell and metric the `leaders` of the generators, unless these are all: bold for all would say nothing.
+
+    No accuracy if `metrics` have several protocols.
+    """
     bold, direct = set(), metrics.loc[metrics["protocol"] == DIRECT, "method"]
     generators = rows[~rows["epsilon"].isin(["", "inf"]) & ~rows["method"].isin(direct)]
     cells = generators.groupby(["dataset", "epsilon"]).groups.values()
-    for column, cell in itertools.product((c for c in found if c.metric not in NEVER_BOLD), cells):
+    columns = [c for c in found if c.metric not in NEVER_BOLD and not (c.is_accuracy and mixes_protocols(metrics))]
+    for column, cell in itertools.product(columns, cells):
         of_cell = {i: found[column][i] for i in cell}
         best = leaders(of_cell, column)
         if len(best) < sum(summary.n >= FEW for summary in of_cell.values()):
@@ -425,6 +446,7 @@ def audit_table(audits: pd.DataFrame) -> Table:
     how |= {name: (name, "first") for name in audits if name.startswith("attack_")}
     how |= {"attack_exceeded": ("attack_exceeded", "any"), "runs": ("seed", "size")}
     how |= {name: (name, "all") for name in ("passed", "recipe_checked")}
+    how |= {"public_data": ("public_data", "first")} if (audits["public_data"] != "").any() else {}
     data = runs.groupby(keys, sort=False, dropna=False).agg(**how).reset_index()
     mechanism = data.pop("mechanism")
     data.insert(data.columns.get_loc("runs"), "mechanism", mechanism)

@@ -18,6 +18,7 @@ from dpdm.report.tables import FEW, MISSING, MetricColumn, Summary, distinguishe
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
 DIFFUSION = "dpdm.diffusion."  # these methods are compared with all others
 SOUND = "sound"  # the status of a published epsilon that needs no comment
+TAUGHT = "with a DP teacher"  # the departure of such a method
 MARGIN = 0.5  # points that a stronger classifier may be below a weaker one on real images
 
 
@@ -58,10 +59,15 @@ def _faults(material: Material) -> Iterator[Verdict]:
     if len(set(metrics["code"])) > 1:
         yield Verdict(CAUTION, "The results were made by several versions of the code.")
     trained = metrics[metrics["epsilon"] != ""]
-    seeds = trained.groupby(["dataset", "method", "epsilon"])["seed"].nunique().max() if len(trained) else 0
+    of_method = trained.groupby(["dataset", "method", "epsilon"])["seed"].nunique().groupby("method", sort=False).min()
+    seeds = of_method.max() if len(of_method) else 0
+    if tables.mixes_protocols(metrics):
+        yield Verdict(CAUTION, "Accuracies are of several protocols, so that no method is compared by them.")
     if 0 < seeds < FEW:
         text = f"Fewer than {FEW} seeds ({seeds}): the spread is unknown, and nobody can be said to win."
         yield Verdict(CAUTION, text)
+    elif fewer := [method for method, count in of_method.items() if count < FEW]:
+        yield Verdict(CAUTION, f"Fewer than {FEW} seeds, too few for a claim: {', '.join(fewer)}.")
     if len(metrics) and "fid" not in set(metrics["metric"]):
         yield Verdict(CAUTION, "No Inception FID was measured: no distance here compares with a published FID.")
     for dataset, rows in metrics[metrics["method"] == "real"].groupby("dataset", sort=False):
@@ -72,9 +78,9 @@ def _faults(material: Material) -> Iterator[Verdict]:
                 low, high = (f"{name_of(metric)} ({real[metric]:.1f} %)" for metric in (better, worse))
                 text = f"On the real images of {dataset}, {low} is below {high}: protocol {protocols} is too short."
                 yield Verdict(WRONG, text)
-    for (dataset, metric), passing in tables.above_ceiling(metrics).items():
+    for (dataset, score), passing in tables.above_ceiling(metrics).items():
         named = ", ".join(f"{method} at ε = {tables.epsilon_label(e)}" for method, e in dict.fromkeys(passing))
-        text = f"Above the real images of {dataset} by {name_of(metric)}, which are therefore no ceiling: {named}."
+        text = f"Better than the real images of {dataset} by {score}, which are therefore no ceiling: {named}."
         yield Verdict(CAUTION, text)
 
 
@@ -87,7 +93,7 @@ class _Cell(NamedTuple):
     """The generators of one data set and finite epsilon, the measures that compare them, and their scores."""
 
     place: _Place
-    marks: dict[str, str]  # of methods that learned from public data
+    marks: dict[str, str]  # of methods with public data or a DP teacher
     columns: list[MetricColumn]
     distances: list[MetricColumn]  # by every extractor
     found: _Scores  # of both
@@ -111,6 +117,7 @@ def _cells(material: Material) -> list[_Cell]:
     for dataset in study.datasets:
         here = metrics[metrics["dataset"] == dataset]
         columns, distances = tables.score_columns(here), tables.distance_columns(here)
+        columns = [c for c in columns if not (c.is_accuracy and tables.mixes_protocols(here))]
         generators = here[~here["epsilon"].isin(["", "inf"]) & (here["protocol"] != DIRECT)]
         for epsilon in sorted(generators["epsilon"].unique(), key=float):
             rows = generators[generators["epsilon"] == epsilon]
@@ -118,8 +125,15 @@ def _cells(material: Material) -> list[_Cell]:
                 one: {c: known[*c.key, dataset, *one, epsilon] for c in {*columns, *distances}}
                 for one in dict.fromkeys(zip(rows["method"], rows["sampler"], strict=True))
             }
-            cells.append(_Cell((dataset, epsilon), tables.public_marks(rows), columns, distances, found))
+            cells.append(_Cell((dataset, epsilon), _marks(rows), columns, distances, found))
     return cells
+
+
+def _marks(rows: pd.DataFrame) -> dict[str, str]:
+    """The mark after the name of each method that learned from public data or has a DP teacher."""
+    taught = rows.loc[rows["departures"].str.contains(TAUGHT, regex=False), "method"].unique()
+    public = tables.public_marks(rows)
+    return {one: f" ({TAUGHT})" * (one in taught) + public.get(one, "") for one in rows["method"].unique()}
 
 
 def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
@@ -138,34 +152,48 @@ def _disagreements(cells: Sequence[_Cell]) -> Iterator[str]:
             yield f"{dataset}: of the {pairs} that {names} both distinguish, they order {sum(opposite)} oppositely."
 
 
-def _leads(cells: Iterable[_Cell]) -> Iterator[tuple[_Place, MetricColumn, float, tuple[str, ...]]]:
-    """The best generator with enough seeds, by place and measure (accuracies, and distances by every extractor).
+class _Lead(NamedTuple):
+    """The best generator with FEW seeds by one measure at one place."""
 
-    The values are its mean, its name, and the names of other methods with a set not distinguished from it.
-    """
+    place: _Place
+    column: MetricColumn
+    mean: float
+    name: str
+    even: tuple[str, ...]  # other methods with a set not distinguished from it
+    ahead: tuple[str, ...]  # methods with fewer seeds and a better mean, and these seeds
+
+
+def _leads(cells: Iterable[_Cell]) -> Iterator[_Lead]:
+    """By place and measure: accuracies, and distances by every extractor."""
     for cell in cells:
         for column in dict.fromkeys([*cell.distances, *cell.columns]):
-            if best := tables.leaders({one: of[column] for one, of in cell.found.items()}, column):
-                others = dict.fromkeys(method for method, _ in best if method != best[0][0])
-                names = cell.name(best[0]), *(cell.name((method, "")) for method in others)
-                yield cell.place, column, cell.found[best[0]][column].mean, names
+            found = {one: of[column] for one, of in cell.found.items()}
+            if best := tables.leaders(found, column):
+                mean = found[best[0]].mean
+                even = dict.fromkeys(method for method, _ in best if method != best[0][0])
+                better = {one: s for one, s in found.items() if 0 < s.n < FEW and column.sign * (s.mean - mean) > 0}
+                ahead = (f"{cell.name(one)}, {_value(column, s.mean)} ({_seeds(s.n)})" for one, s in better.items())
+                names = (cell.name((method, "")) for method in even)
+                yield _Lead(cell.place, column, mean, cell.name(best[0]), tuple(names), tuple(ahead))
 
 
 def leads_table(material: Material) -> pd.DataFrame:
     """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
 
-    "even" names the other methods with a set that cannot be distinguished from the best one.
+    "even" names the other methods with a set that cannot be distinguished from the best one, "ahead" those with fewer
+    than FEW seeds and a better mean.
     """
     rows: dict[str, dict[_Place, str]] = {}
-    for place, column, mean, (name, *even) in _leads(_cells(material)):
+    for place, column, mean, name, even, ahead in _leads(_cells(material)):
         header = column.header if column.is_accuracy else f"{column.name} ↓"
-        value = f"{mean:{'.1f' if column.is_accuracy else '.3g'}}"
-        rows.setdefault(header, {})[place] = f"{value} {name}" + f"; even: {', '.join(even)}" * bool(even)
+        parts = [f"{mean:{'.1f' if column.is_accuracy else '.3g'}} {name}"]
+        parts += [f"even: {', '.join(even)}"] * bool(even) + [f"ahead: {', '.join(ahead)}"] * bool(ahead)
+        rows.setdefault(header, {})[place] = "; ".join(parts)
     places = list(dict.fromkeys(place for row in rows.values() for place in row))
     for (*place, metric, direct), best in highest(material.metrics, "metric", "direct").items():
         if direct:
             header = f"{name_of(metric)} accuracy %, DP-SGD on private images"
-            rows.setdefault(header, {})[tuple(place)] = f"{best.value:.1f} {best.method}"
+            rows.setdefault(header, {})[tuple(place)] = f"{best.value:.1f} {best.name}"
     quoted = _quoted(material)
     for place in places:
         for row in quoted.get(place, ()):
@@ -178,14 +206,15 @@ def leads_table(material: Material) -> pd.DataFrame:
 def _leaders(cells: Iterable[_Cell]) -> dict[_Place, str]:
     """One sentence on all `_leads`, by data set and epsilon."""
     texts = {}
-    for place, found in itertools.groupby(_leads(cells), key=lambda lead: lead[0]):
-        led: dict[tuple[str, ...], dict[MetricColumn, float]] = {}
-        for _, column, mean, names in found:
-            led.setdefault(names, {})[column] = mean
+    for place, found in itertools.groupby(_leads(cells), key=lambda lead: lead.place):
+        led: dict[tuple[Any, ...], dict[MetricColumn, float]] = {}
+        for lead in found:
+            led.setdefault((lead.name, lead.even, lead.ahead), {})[lead.column] = lead.mean
         parts = (
             f"by {_measures(means)}: {first}, {joined(_value(column, mean) for column, mean in means.items())}"
-            + (f" (not distinguished from {joined(others)})" if others else "")
-            for (first, *others), means in led.items()
+            + (f" (not distinguished from {joined(even)})" if even else "")
+            + (f" (with fewer seeds, {joined(ahead)} ahead)" if ahead else "")
+            for (first, even, ahead), means in led.items()
         )
         texts[place] = f"{_place(place)}: best generator {'; '.join(parts)}."
     return texts
@@ -246,22 +275,36 @@ _OUTCOMES = {
 
 
 def _relation(cell: _Cell, pair: tuple[_Set, _Set], scores: _Scores) -> str:
-    """Compares the first with the second, with {} for the name of the second; "" without a common seed."""
-    outcomes: dict[int, list[MetricColumn]] = {}
-    shared = 0
+    """Compares the first with the second, with {} for the name of the second; "" without a common seed.
+
+    Measures with FEW seeds or more, if there are any; else the others, of which nothing is claimed.
+    """
+    compared: dict[MetricColumn, tuple[int, int, str]] = {}  # seeds, order, and how the seeds are said
     for column in cell.columns:
-        ours, theirs = (scores[one][column].values for one in pair)
-        if gaps := [column.sign * (value - theirs[seed]) for seed, value in ours.items() if seed in theirs]:
-            shared = max(shared, len(gaps))
+        one, other = (scores[each][column] for each in pair)
+        gaps = [
+            column.sign * (value - other.values[seed]) for seed, value in one.values.items() if seed in other.values
+        ]
+        least = min(one.n, other.n)
+        if len(gaps) >= FEW or least >= FEW:
+            paired = len(gaps) >= FEW
+            said = _seeds(len(gaps)) if paired else f"{one.n} and {_seeds(other.n)}, unpaired"
+            compared[column] = len(gaps) if paired else least, _order(pair, column, scores), said
+        elif gaps:
             few = (min(gaps) > 0) - (max(gaps) < 0)
-            order = few if len(gaps) < FEW else _order(pair, column, scores)
-            outcomes.setdefault(order, []).append(column)
-    count = f"{shared} seed{'s' * (shared != 1)}{', too few for a claim' * (shared < FEW)}"
+            compared[column] = len(gaps), few, f"{_seeds(len(gaps))}, too few for a claim"
+    claims = {column: found for column, found in compared.items() if found[0] >= FEW} or compared
+    if not claims:
+        return ""
+    outcomes: dict[int, list[MetricColumn]] = {}
+    for column, (_, order, _) in claims.items():
+        outcomes.setdefault(order, []).append(column)
+    least, _, count = min(claims.values(), key=lambda found: found[0])
     if len(outcomes) == 1:
         ((outcome, columns),) = outcomes.items()
-        return f"{_OUTCOMES[outcome][shared < FEW]} by {_measures(columns)} ({count})"
+        return f"{_OUTCOMES[outcome][least < FEW]} by {_measures(columns)} ({count})"
     parts = [f"{words} {_measures(outcomes[order])}" for order, (*_, words) in _OUTCOMES.items() if order in outcomes]
-    return f"against {{}} is {'; '.join(parts)} ({count})" if parts else ""
+    return f"against {{}} is {'; '.join(parts)} ({count})"
 
 
 def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
@@ -272,7 +315,8 @@ def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
         keys: columns of METRICS, or "direct": whether it was trained on the private images.
 
     Returns:
-        Rows with `value`, `method`, and `name`, which has the sampler if the method has several at this place.
+        Rows with `value`, `count` of seeds, `method`, and `name`, which has the sampler if the method has several at
+        this place, and marks.
     """
     scores = metrics[metrics["metric"].str.startswith("acc_") & (metrics["epsilon"] != "")]
     series = ["dataset", "epsilon", "metric", "protocol", "method", "sampler"]
@@ -281,6 +325,7 @@ def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
     means = means[(means["count"] == most) & (most > 0)].rename(columns={"mean": "value"})
     several = means.groupby(["dataset", "epsilon", "metric", "method"])["sampler"].transform("nunique") > 1
     names = means["method"].where(~several, means["method"] + " (" + means["sampler"] + ")")
+    names += means["method"].map(_marks(metrics)).fillna("")
     means = means.assign(direct=means["protocol"] == DIRECT, name=names)
     by = ["dataset", "epsilon", *keys]
     best = means.loc[means.groupby(by, sort=False)["value"].idxmax()]
@@ -292,7 +337,8 @@ def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
     best, parts = highest(metrics[metrics["epsilon"] != "inf"], "metric", "direct"), {}
     for (*place, metric, direct), synthetic in best.items():
         if not direct and (private := best.get((*place, metric, True))):
-            said = [f"{one.value:.1f} % by {one.name}" for one in (private, synthetic)]
+            said = [f"{one.value:.1f} % by {one.name}, {_seeds(one.count)}," for one in (private, synthetic)]
+            said[1] = said[1].removesuffix(",")
             parts.setdefault(tuple(place), []).append(f"{name_of(metric)} {' and '.join(said)}")
     for place, texts in parts.items():
         yield (
@@ -324,7 +370,7 @@ def _against_published(material: Material) -> dict[_Place, str]:
             for row in rows
         ]
         found = [best for row in rows if (best := own.get((*place, row["protocol"])))]
-        ours = [f"{best.value:.1f} % ({best.method}, protocol {best.protocol})" for best in found] or ["none"]
+        ours = [f"{best.value:.1f} % ({best.name}, protocol {best.protocol})" for best in found] or ["none"]
         these = "this protocol" if len(rows) == 1 else "these protocols"
         texts[place] = (
             f"best published accuracy{' of each protocol' * (len(rows) > 1)}, without public data: {joined(theirs)}; "
@@ -335,6 +381,10 @@ def _against_published(material: Material) -> dict[_Place, str]:
 
 def _place(place: _Place) -> str:
     return f"{place[0]}, ε = {place[1]}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _value(column: MetricColumn, value: float) -> str:

@@ -136,6 +136,17 @@ def test_a_method_of_several_sets_has_one_line_of_the_best_by_each_panel():
     assert len(figures.PALETTE) == len(figures.MARKERS)
 
 
+def test_a_line_joins_points_of_one_sampler():
+    """What smoothing changes would else look like an effect of epsilon."""
+    metrics = make_metrics()
+    gan = metrics[metrics["method"] == "dp_gan"]
+    smooth = gan[gan["epsilon"] != "0.2"].assign(sampler="smooth", value=gan["value"] + 5)
+    panel = epsilon_curves(pd.concat([metrics, smooth], ignore_index=True), "digits").axes[1]
+    plain, smoothed = (container.lines[0].get_ydata() for container in panel.containers[:2])
+    np.testing.assert_array_equal(plain, [31.0, np.nan, np.nan])
+    np.testing.assert_array_equal(smoothed, [np.nan, 66.0, 86.0])
+
+
 def test_a_point_is_at_its_epsilon():
     """Neighbors were once drawn beside it, so that epsilon 1 read as 0.7."""
     for panel in epsilon_curves(make_metrics(), "digits").axes:

@@ -177,7 +177,7 @@ def test_precision_is_never_bold_nor_the_teacher():
 def test_real_images_that_are_passed_are_no_ceiling(metrics):
     assert "real (ceiling)" in set(tables.results_table(metrics).cells["Method"])
     metrics.loc[(metrics["method"] == "dp_gan") & (metrics["epsilon"] == "10"), "value"] = 99.0
-    assert tables.above_ceiling(metrics) == {("digits", "acc_cnn"): [("dp_gan", "10")]}
+    assert tables.above_ceiling(metrics) == {("digits", "CNN"): [("dp_gan", "10")]}
     assert "real (ceiling)" not in set(tables.results_table(metrics).cells["Method"])
     other = metrics["method"] == "dp_gan"
     metrics.loc[other, "protocol"] = "paper"  # which says nothing of what real images reach under another
@@ -405,6 +405,20 @@ def audits():
             {**run, **endless, "noise_multiplier": 0.0},
         ]
     )
+
+
+def test_public_data_are_in_every_table(metrics, audits):
+    plain = tables.results_table(metrics), tables.audit_table(audits)
+    assert all("public_data" not in table.data for table in plain)
+    metrics.loc[metrics["method"] == "dp_gan", "public_data"] = "imagenet"
+    audits["public_data"] = "imagenet"
+    for table, column in (tables.results_table(metrics), "method"), (tables.audit_table(audits), "method"):
+        learned = table.data[column] == "dp_gan"
+        assert set(table.data.loc[learned, "public_data"]) == {"imagenet"}
+        assert set(table.data.loc[~learned, "public_data"]) <= {""}
+        names = table.cells["Method"][learned.to_numpy()]
+        assert names.str.contains("uses public data: imagenet", regex=False).all()
+        assert not table.cells["Method"][~learned.to_numpy()].str.contains("public").any()
 
 
 def test_audit_table_takes_the_worst_seed_and_names_the_mechanism(audits):

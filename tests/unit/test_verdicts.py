@@ -113,6 +113,82 @@ def test_two_seeds_prove_nothing():
     assert "beats" not in text
 
 
+def other_seeds(rows, first=3):
+    return [row | {"seed": row["seed"] + first} for row in rows]
+
+
+def test_seeds_that_do_not_pair_are_compared_by_welchs_interval():
+    near, far = scored("gan", [82.0, 80.5, 81.0]), scored("gan", [60.0, 60.5, 61.0])
+    text = said(scored("dpdm", BEST[:3]), other_seeds(far))
+    assert "dpdm beats gan by CNN (3 and 3 seeds, unpaired)" in text
+    assert "not distinguished" not in text
+    assert "cannot be distinguished from gan by CNN" in said(scored("dpdm", BEST[:3]), other_seeds(near))
+    wide = [[95.0, 60.0, 85.0], [60.0, 50.0, 70.0]]  # a normal interval would distinguish them
+    assert "cannot be distinguished" in said(scored("dpdm", wide[0]), other_seeds(scored("gan", wide[1])))
+    assert "too few" in said(scored("dpdm", BEST[:3]), other_seeds(far[:2], 2))
+
+
+def test_a_claim_rests_on_no_measure_of_one_seed():
+    rows = scored("dpdm", BEST), scored("gan", WORST), scored("dpdm", [1.0], "fd"), scored("gan", [2.0], "fd")
+    text = said(*rows, level=FINDING)
+    assert "dpdm beats gan by CNN (5 seeds)" in text
+    assert "FD" not in text
+
+
+def test_accuracies_of_several_protocols_are_not_compared():
+    paper = scored("dpdm", BEST, protocol="paper")
+    text = said(paper, scored("gan", WORST), scored("dpdm", [1.0] * 5, "fd"), scored("gan", [2.0] * 5, "fd"))
+    assert "several protocols" in text
+    assert "dpdm beats gan by FD (small CNN) (5 seeds)" in text
+    assert "CNN," not in text
+    assert "by CNN" not in text
+
+
+def test_who_is_ahead_with_fewer_seeds_is_named_with_the_best():
+    rows = scored("dpdm", BEST), scored("gan", WORST), scored("mean", [99.0]), scored("mean", [1.0], sampler="low")
+    text = said(*rows, level="best")
+    assert "dpdm, 82.0 %" in text
+    assert "with fewer seeds, mean (default), 99.0 % (1 seed) ahead" in text
+    assert "low" not in text
+    (cell,) = leads_table(material(*rows)).loc["CNN accuracy % ↑"]
+    assert cell == "82.0 dpdm; ahead: mean (default), 99.0 % (1 seed)"
+
+
+def test_of_equal_means_the_first_is_the_best_whatever_the_rounding():
+    rows = scored("dpdm", [0.1 + 0.2] * 3), scored("gan", [0.3] * 3), scored("mean", [0.1] * 3)
+    for methods in (rows, [rows[1], rows[0], rows[2]]):
+        (cell,) = leads_table(material(*methods)).loc["CNN accuracy % ↑"]
+        assert cell.startswith(f"0.3 {methods[0][0]['method']}; even")
+
+
+def test_public_data_and_teachers_are_marked_in_every_sentence():
+    net = scored("net", [97.3] * 5, sampler="", protocol="direct")
+    public = [row | {"public_data": "digits"} for row in scored("dpdm", BEST)]
+    taught = [row | {"departures": "K = 4, with a DP teacher"} for row in scored("gan", WORST)]
+    text = said(public, taught, [row | {"public_data": "mnist"} for row in net])
+    assert "82.0 % by dpdm (uses public data: digits)" in text
+    assert "97.3 % by net (uses public data: mnist)" in text
+    assert "gan (with a DP teacher)" in text
+    assert "gan by" not in text
+    table = leads_table(material(public, taught, [row | {"public_data": "mnist"} for row in net]))
+    assert "net (uses public data: mnist)" in table.loc["CNN accuracy %, DP-SGD on private images"].item()
+
+
+def test_published_numbers_without_public_data_are_set_against_ours_without():
+    from dpdm.layout import PRIVACY_STATUS, PUBLISHED
+
+    published = read_published(PUBLISHED, PRIVACY_STATUS)
+    public = [row | {"public_data": "digits"} for row in scored("dpdm", BEST, protocol="dpimagebench")]
+    ours = scored("gan", WORST, protocol="dpimagebench")
+    assert "72.1 % (gan, protocol dpimagebench)" in said(public, ours, published=published)
+
+
+def test_methods_with_too_few_seeds_are_named():
+    text = said(scored("dpdm", BEST), scored("gan", WORST[:2]), level=CAUTION)
+    assert "Fewer than 3 seeds, too few for a claim: gan." in text
+    assert "Fewer" not in said(scored("dpdm", BEST), scored("gan", WORST), level=CAUTION)
+
+
 def test_a_tie_in_one_of_two_seeds_is_neither_ahead_nor_behind():
     text = said(scored("dpdm", [80.0, 80.0]), scored("gan", [80.0, 79.0]), level=FINDING)
     assert "neither ahead of gan nor behind" in text
@@ -135,6 +211,9 @@ def test_a_method_above_the_real_images_is_named():
     assert "gan at ε = 1" in text
     assert "no ceiling" in text
     assert "no ceiling" not in said(scored("real", [90.0] * 3, epsilon="", sampler=""), scored("gan", BEST))
+    far = scored("real", [5.0] * 3, "fd", epsilon="", sampler="")
+    assert "no ceiling" in said(far, scored("gan", [1.0] * 3, "fd"), level=CAUTION)
+    assert "no ceiling" not in said(far, scored("gan", [9.0] * 3, "fd"), level=CAUTION)
 
 
 def test_no_fid_and_missing_results_are_cautions():
@@ -158,7 +237,7 @@ def test_classifiers_of_private_images_are_set_against_synthetic_ones():
     net = scored("net", [97.3] * 5, sampler="", protocol="direct")
     other = scored("gan", WORST, metric="acc_mlp")
     text = said(scored("gan", BEST), scored("gan", WORST, sampler="other"), other, net, level=FINDING)
-    assert "CNN 97.3 % by net and 82.0 % by gan (default)" in text
+    assert "CNN 97.3 % by net, 5 seeds, and 82.0 % by gan (default), 5 seeds" in text
     assert "MLP" not in text.partition("highest mean")[2]  # no private classifier of this kind
 
 
