@@ -318,6 +318,7 @@ def test_two_sizes_of_one_data_set_are_two(study, published):
         ({"delta": 1e-4}, "delta 0.0001 instead of 1e-5"),
         ({"delta": math.nan}, "not audited"),
         ({"accountant": "prv"}, "accountant prv"),
+        ({"public_data": "digits"}, "uses public data: digits"),
     ],
 )
 def test_a_departure_marks_the_cell_and_is_told(study, published, change, told):

@@ -1,6 +1,7 @@
 """The plan of a study: what it says is what training does; all mistakes at once."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dpdm.plan import check_recipe, describe, describe_events, doubts, planned_r
 from dpdm.privacy import Event
 from dpdm.progress import Log
 from dpdm.sources.digits import Digits
+from dpdm.sources.npz import Npz
 
 
 @pytest.fixture
@@ -120,6 +122,37 @@ def test_the_description_lists_every_cell_of_the_grid_once(tiny_study_dict, n64)
         "dpdm on digits: target epsilon 10",
         "dpdm on digits: target epsilon inf",
     ]
+
+
+def test_public_data_are_in_the_description_and_may_not_be_the_private_images(tiny_study_dict, n64):
+    start = {"public": "digits", "training": {"dp": {"steps": 1}}}
+    del tiny_study_dict["methods"]["dpdm"]["overrides"]
+    tiny_study_dict["methods"]["dpdm"]["params"]["init_from"] = [start]
+    with refuses("methods.dpdm on digits", "public"):
+        planned_runs(parse_study(tiny_study_dict, "s"))
+    own = {"source": "npz", "train": "train.npz", "test": "test.npz", "num_classes": 10}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Npz, "meta", lambda _: ImageMeta(64, (1, 8, 8), 10))
+        study = parse_study(tiny_study_dict | {"datasets": {"own": own | {"delta": 1e-3}}, "epsilons": [10]}, "s")
+        (marked,) = [line for line in describe(study).splitlines() if line.endswith("; uses public data: digits")]
+    assert marked.startswith("dpdm on own")
+
+
+def test_the_description_has_each_share_of_the_budget(tiny_study_dict, n64):
+    start = {
+        "impl": "baselines.class_mean:ClassMean", "params": {"max_image_norm": 4.0}, "share": 0.2, "images": 10,
+        "training": {"dp": {"steps": 1}},
+    }  # fmt: skip
+    tiny_study_dict["methods"]["dpdm"]["params"]["init_from"] = [start]
+    del tiny_study_dict["methods"]["class_mean"], tiny_study_dict["methods"]["dpdm"]["overrides"]
+    lines = [
+        line for line in describe(parse_study(tiny_study_dict | {"epsilons": [10]}, "s")).splitlines() if "%" in line
+    ]
+    assert {line.split(":")[0].strip() for line in lines} == {"init_0.class_sums", "init_0.class_counts", "denoiser"}
+    for name in ("RDP", "PRV"):
+        parts = [float(re.search(rf"([\d.]+)% of the {name} budget", line)[1]) for line in lines]
+        assert sum(parts) == pytest.approx(100, abs=0.2)
+        assert min(parts) > 0
 
 
 def test_sets_outside_a_part_are_neither_counted_nor_checked(tiny_study_dict, n64):

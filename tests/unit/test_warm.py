@@ -331,6 +331,11 @@ def test_an_own_public_data_set_is_named_by_its_source(others, tmp_path):
         train(run, ImageSet(digits["train"].images[:64], digits["train"].labels[:64], 10), Log("test"))
 
 
+def test_the_summary_of_a_training_names_public_data(others, tmp_path):
+    assert "uses public data: digits" in jobs.train(spec(init_from=[PUBLIC]), others, tmp_path / "public")
+    assert "public" not in jobs.train(spec(), others, tmp_path / "own")
+
+
 @pytest.mark.parametrize("only", [False, True])
 def test_the_stages_of_a_warm_start_are_rehearsed(only, monkeypatch):
     trained = []
