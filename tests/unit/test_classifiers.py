@@ -16,6 +16,7 @@ from dpdm.progress import Log
 from dpdm.rng import Streams
 from dpdm.sources.base import DATA_DIR_VARIABLE
 from dpdm.sources.digits import Digits
+from dpdm.sources.fashion_mnist import FashionMnist
 from dpdm.sources.mnist import Mnist
 
 pytestmark = pytest.mark.slow
@@ -69,6 +70,19 @@ def test_the_better_networks_are_better_on_real_mnist():
     logreg, mlp, cnn = values(classifiers.measure(*parts, ALL, 0, "standard")).values()
     assert 80 < logreg < mlp < cnn
     assert cnn > 92
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "least"), [(Mnist, (91.0, 96.3, 98.9)), (FashionMnist, (83.0, 86.5, 87.5))])
+def test_20_000_real_images_train_each_classifier_well(source, least):
+    """Judged by other training images."""
+    if not (Path(os.environ.get(DATA_DIR_VARIABLE, "data")) / source().source).is_dir():
+        pytest.skip(f"{source().source} is not at ${DATA_DIR_VARIABLE}")
+    images = source().load()["train"]
+    parts = [ImageSet(images.images[part], images.labels[part], 10) for part in (slice(20_000), slice(50_000, 60_000))]
+    found = list(values(classifiers.measure(*parts, ALL, 0, "standard")).values())
+    assert found == sorted(found)
+    assert all(value >= floor for value, floor in zip(found, least, strict=True)), found
 
 
 @pytest.mark.parametrize("name", ALL)

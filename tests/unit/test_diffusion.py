@@ -392,6 +392,9 @@ def test_a_sampler_that_changes_the_spread_is_doubted():
     (ddim,) = doubts_of({"num_sampling_steps": 15})
     assert "0.74 to 0.83" in ddim
     assert not doubts_of({"kind": "churn", "num_sampling_steps": 1000, "s_churn": 100.0, "s_min": 0.05})  # the paper's
+    (near,) = doubts_of({"num_sampling_steps": 80})
+    assert "0.95 to 0.97" in near
+    assert not doubts_of({"num_sampling_steps": 120})  # 0.96 to 0.98
 
 
 def test_guidance_by_hand():
