@@ -102,13 +102,15 @@ def refuse_other_source(study: Study, layout: Layout, dataset: str) -> None:
 
 
 def other_source(study: Study, layout: Layout, dataset: str) -> str | None:
-    """The source of a data set's images, in words, if they exist and the study has another source; else None."""
+    """The source of a data set's images, in words, if they exist and the study has another source; else None.
+
+    UserError if dataset.json is damaged.
+    """
     source = study.datasets[dataset].source_spec()
-    wanted = {"source": source.source, "keys": source.keys()}
-    try:
-        facts = artifacts.read_json(layout.data(dataset, "dataset.json"))
-    except UserError:  # missing, or damaged
+    wanted, file = {"source": source.source, "keys": source.keys()}, Path(layout.data(dataset, "dataset.json"))
+    if not file.exists():
         return None
+    facts = artifacts.read_json(file)
     found = wanted | {key: value for key, value in facts.items() if key in wanted}
     return None if found == wanted else f"{found['source']} {found['keys']}"
 
@@ -151,7 +153,8 @@ def train(
     if getattr(params, "init_from", ()) or getattr(params, "teacher", None):
         rehearse(spec, images.meta)  # what its later parts refuse, before its first one spends anything
     made = not folder.exists()
-    artifacts.check_folder(folder, "model.pt", "train.jsonl", "ledger.json")  # before hours of training
+    names = "model.pt", "train.jsonl", "ledger.json", "checkpoint.pt"
+    artifacts.check_folder(folder, *names)  # before hours of training
     title = f"train {spec.method} on {spec.dataset}, epsilon {epsilon_text(spec.epsilon)}, seed {spec.seed}"
     log, checkpoint = Log(title, quiet=not group.is_first), folder / "checkpoint.pt"
     if group.is_first and not checkpoint.exists() and _is_older(key_path(checkpoint), folder / "model.pt"):
@@ -222,8 +225,9 @@ def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
     if made.get("recipe") != spec.model_dump(mode="json"):
         return False
     try:
+        Ledger.from_json(made, str(folder))
         artifacts.read_tensors(model)
-    except UserError:  # missing, or damaged
+    except UserError:  # missing, damaged, or changed after it was written
         return False
     params = parse_params(load_method(spec.impl).Params, spec.params, f"methods.{spec.method}.params")
     code = {"code": provenance()["code"], "method_code": method_code(spec, params)}
@@ -240,16 +244,19 @@ def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
     """Compares a run before training with the run in its folder; `chosen`: the user named the folder.
 
     Raises:
-        UserError: the folder holds another run, or a run with secret noise, whose training would be one more release.
+        UserError: the folder holds another run, or a run with secret noise, whose training would be one more release,
+            or a model without a ledger that shows its noise.
     """
     found = _made(folder)
     if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
         raise UserError(f"{folder} holds another run, which {spec.name} would replace; name another --out, or --again")
-    unfinished = not Path(folder, "model.pt").exists() and key_path(Path(folder, "checkpoint.pt")).exists()
-    if found.get("noise") == "secret" and not unfinished:
+    model = Path(folder, "model.pt").exists()
+    unfinished = not model and key_path(Path(folder, "checkpoint.pt")).exists()
+    lost = model and not found and spec.noise == "secret"
+    if lost or (found.get("noise") == "secret" and not unfinished):
         raise UserError(
-            f"{folder} holds a run with secret noise, and to train it again is one more release of the same images; "
-            "--again does that"
+            f"{folder} holds a {'model without a readable ledger.json' if lost else 'run with secret noise'}, and to "
+            "train it again is one more release of the same images; --again does that"
         )
 
 

@@ -145,8 +145,12 @@ def _selection(value: Any) -> Any:
     """The text `method=dpdm,pearl epsilon=1` as a mapping of lists; a single value as a list; nothing as None."""
     if isinstance(value, str):
         found: dict[str, list[Any]] = {}
+        if not value.strip():
+            raise ValueError("it is empty; write KEY=A,B, or leave it out")
         for part in value.split():
-            key, _, values = part.partition("=")
+            key, equals, values = part.partition("=")
+            if not equals:
+                raise ValueError(f"{part!r} has no value; write KEY=A,B, for example method={part}")
             found.setdefault(key, []).extend(filter(None, values.split(",")))
             if not found[key]:
                 raise ValueError(f"{part!r} names no value; write {key}=A or {key}=A,B")

@@ -6,7 +6,9 @@ Imports no numerical library: the Snakefile asks here which files a job needs.
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,8 +40,12 @@ def open_study(path: str | Path) -> tuple[Study, Layout]:
         layout = Layout.of(path)
         if not Path(layout.study).is_file():
             raise UserError(
-                f"{path} is no results folder of a study: it holds no study.json; name the study file (YAML), or a "
-                "folder that `dpdm run STUDY` made"
+                f"{path} is no results folder of a study: it holds no study.json; name the study file (YAML), or "
+                + (
+                    f"{path / KEPT}"
+                    if (path / KEPT / "study.json").is_file()
+                    else "a folder that `dpdm run STUDY` made"
+                )
             )
         value = _read_json(layout.study)
         return parse_study({"version": 0} | value, layout.study), layout  # the first ones had no version
@@ -60,7 +66,23 @@ def is_kept(layout: Layout) -> bool:
 def refuse_kept(layout: Layout) -> None:
     """UserError if a results folder holds kept results, which no command is allowed to replace."""
     if is_kept(layout):
-        raise UserError(f"{layout.root} holds kept results, which stay as they are; give --out, or name the study file")
+        raise UserError(f"{layout.root} holds kept results, which stay as they are; name the study file, or an --out")
+
+
+def refuse_results(path: str | Path, own: str | Path | None = None) -> None:
+    """UserError if a file or folder to write is in a run, an anchor or the kept results of a study.
+
+    Args:
+        own: a folder that is allowed.
+    """
+    target = Path(path).resolve()
+    if own and target == Path(own).resolve():
+        return
+    for folder in (target, *target.parents):
+        if (folder / "study.json").is_file():
+            inside = target.relative_to(folder).parts[:1]
+            if folder.name == KEPT or inside in ((), ("runs",), ("anchors",), (KEPT,)):
+                raise UserError(f"{path} is in the results of a study, {folder}; choose another place to write to")
 
 
 def study_json(study: Study) -> str:
@@ -72,7 +94,8 @@ def _read_json(path: str | Path) -> dict[str, Any]:
     try:
         value = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}; make it again, or name another file") from error
+        reason = error.strerror if isinstance(error, OSError) else f"it is no JSON ({error})"
+        raise UserError(f"cannot read {path}: {reason}; make it again, or name another file") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; make it again, or name another file")
     return value
@@ -149,9 +172,20 @@ def _find(study: Study, coordinates: str, known: Callable[[Study], Mapping[str, 
     if key in found:
         return found[key]
     begun = [name for name in found if name.startswith(f"{key}/")]
-    nearest = difflib.get_close_matches(coordinates, begun or list(found), 1, 0)
+    nearest = sorted(begun or found, key=lambda name: _distance(key, name))[:1]
     hint = f"; the nearest is {nearest[0]}" if nearest else ""
     raise UserError(f"the study {study.study} has no {coordinates!r}; write {form}{hint}")
+
+
+def _distance(wanted: str, name: str) -> tuple[float, ...]:
+    """How far two coordinates are apart, part by part: numbers by their ratio, names by their letters."""
+    gaps = []
+    for one, other in itertools.zip_longest(wanted.split("/"), name.split("/"), fillvalue=""):
+        try:
+            gaps.append(0.0 if one == other else abs(math.log(max(float(one), 1e-9) / max(float(other), 1e-9))))
+        except ValueError:
+            gaps.append(1 - difflib.SequenceMatcher(None, one, other).ratio())
+    return tuple(gaps)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -172,6 +206,9 @@ def changed(run: RunSpec, changes: Sequence[str]) -> RunSpec:
                 f"--set {change}: {key} is no key of the recipe but a coordinate; write it into {RUN_FORM}, or into "
                 "the file that `dpdm spec` prints and `dpdm train --spec` takes"
             )
+        if (first := key.partition(".")[0]) in RunSpec.model_fields and first not in params:
+            fix = "--noise changes it" if first == "noise" else "change it in the study, or in the file of --spec"
+            raise UserError(f"--set {change}: {first} is no key of params; {fix}")
         nested = _value(text, f"--set {change}")
         for name in reversed(key.split(".")):
             nested = {name: nested}

@@ -87,16 +87,20 @@ def _missing(jobs: Iterator[Job]) -> str:
 def read_kept(results: Path) -> Iterator[Kept]:
     """The kept results that have a table of times."""
     for file in sorted(results.glob("*/kept/jobs.csv")):
-        rows = list(csv.DictReader(io.StringIO(file.read_text())))
-        machine = " and ".join(dict.fromkeys(row["machine"] for row in rows))
+        try:
+            rows = list(csv.DictReader(io.StringIO(file.read_text())))
+            times = [Times(int(row["jobs"]), float(row["seconds"]), float(row["max_rss_mb"] or 0)) for row in rows]
+            places = [(row["rule"], row["method"]) for row in rows]
+            machine = " and ".join(dict.fromkeys(row["machine"] for row in rows))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file} is damaged ({type(error).__name__}: {error}); restore it, or delete it") from error
         study = None
         with contextlib.suppress(UserError):  # none is kept, or of another version
             study = open_study(file.parent)[0]
         table: dict[tuple[str, str], Times] = {}
-        for row in rows:
-            old = table.get(row_of := (row["rule"], row["method"]), Times(0, 0.0, 0.0))
-            new = Times(int(row["jobs"]), float(row["seconds"]), float(row["max_rss_mb"] or 0))
-            table[row_of] = Times(old.jobs + new.jobs, old.seconds + new.seconds, max(old.memory, new.memory))
+        for place, new in zip(places, times, strict=True):
+            old = table.get(place, Times(0, 0.0, 0.0))
+            table[place] = Times(old.jobs + new.jobs, old.seconds + new.seconds, max(old.memory, new.memory))
         yield Kept(f"results/{file.parts[-3]}/kept", machine, table, study)
 
 

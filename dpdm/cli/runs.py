@@ -82,6 +82,8 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
     """The recipe, its training images, the folder for its results, and the source of missing images."""
     from dpdm import study as named
 
+    if study and not run and not spec_file:
+        raise UserError("train STUDY needs a RUN as well: DATASET/METHOD/EPSILON/SEED")
     if bool(spec_file) == bool(study) or bool(study) != bool(run):
         raise UserError("train needs either STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
     if data and study and not out:
@@ -97,6 +99,8 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
     spec = spec.model_copy(update={"noise": noise}) if noise else spec
     images = data or layout.data(spec.dataset, "train.npz")
     in_study = study and not (changes or noise)
+    if out:
+        named.refuse_results(out, layout.run(*spec.place) if in_study and not named.is_kept(layout) else None)
     folder = out or (layout.run(*spec.place) if in_study else layout.by_hand(named.by_hand_name(spec)))
 
     def prepare() -> None:
@@ -145,16 +149,18 @@ def _changed(spec: Any, changes: tuple[str, ...]) -> Any:
 @click.pass_obj
 def sample(named: str, study, layout, run: str, model: str | None, out: str | None) -> None:
     """Draw the synthetic images of a run from its model."""
-    from dpdm.study import find_sets, is_kept, refuse_kept
+    from dpdm.study import find_sets, is_kept, refuse_kept, refuse_results
 
     spec, samplers = find_sets(study, run)
     if not samplers:
         raise UserError(f"{spec.method} is a classifier and draws no images; `{pasted('score', named, run)}` judges it")
     own = layout.run(*spec.place, "model.pt")
-    if not out:
+    if out:
+        refuse_results(out)
+    else:
         refuse_kept(layout)
     if model and not out:
-        raise UserError(f"--model {model} is not the study's own model: give --out, so that the study's images stay")
+        raise UserError(f"--model {model} can be another model: give --out, so that the study's images stay")
     if not os.path.exists(model or own):
         fix = "" if model or is_kept(layout) else f"; `{pasted('train', named, spec.name)}` makes it"
         raise UserError(f"there is no model {model or own}{fix}")
@@ -184,9 +190,11 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
 
     For a classifier method, give RUN without a sampler: the score is the accuracy of its model on the test images.
     """
-    from dpdm.study import find_anchor, find_sets, refuse_kept
+    from dpdm.study import find_anchor, find_sets, refuse_kept, refuse_results
 
-    if not out:
+    if out:
+        refuse_results(out)
+    else:
         refuse_kept(layout)
     if anchor := find_anchor(study, coordinates):
         place = (anchor.dataset, anchor.method, str(anchor.seed))
@@ -254,9 +262,7 @@ def audit(what, out, export, without_recipe) -> None:
     It fails if epsilon is above its target, or if the events of a ledger are not those of its recipe.
     """
     ledgers = _ledgers(what)
-    for written in filter(None, (out, export)):
-        if os.path.realpath(written) in map(os.path.realpath, (*(path for _, path in ledgers), *what)):
-            raise UserError(f"{written} is what the audit reads: name another file to write to")
+    _refuse_to_write(what, ledgers, out, export)
     from dpdm import artifacts
     from dpdm.plan import MethodMissing, check_recipe, run_departures
     from dpdm.privacy import audit as auditing
@@ -299,6 +305,7 @@ def attack(what, out, black_box, canaries) -> None:
         raise UserError("--canaries belongs to a black-box attack: add --black-box, or leave it out")
     else:
         ledgers = _ledgers(what, attacked=True)  # reads all of them before any compute
+        _refuse_to_write(what, ledgers, out)
         from dpdm.attacks import white_box
 
         found = [white_box.attack(*one) for one in ledgers]
@@ -311,6 +318,20 @@ def attack(what, out, black_box, canaries) -> None:
         artifacts.write_json(out, {"attacks": found})
     if broken := [describe_attack(one) for one in found if one["attack"]["exceeded"]]:
         raise UserError("the code does not keep its promise; publish nothing that it made:\n" + "\n".join(broken))
+
+
+def _refuse_to_write(what: tuple[str, ...], ledgers: list[tuple[dict[str, Any], str]], *files: str | None) -> None:
+    """UserError if a file to write is one that is read, or is in a run of a study."""
+    from dpdm.config import study_files
+    from dpdm.study import refuse_results
+
+    read = [*what, *(path for _, path in ledgers)]
+    if not what[0].endswith(".json") and not os.path.isdir(what[0]):
+        read += study_files(what[0])
+    for file in filter(None, files):
+        if os.path.realpath(file) in map(os.path.realpath, read) or os.path.basename(file) == "study.json":
+            raise UserError(f"{file} is a file that is read: name another file to write to")
+        refuse_results(file)
 
 
 def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[tuple[dict[str, Any], str]]:

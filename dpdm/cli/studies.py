@@ -50,18 +50,22 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     part = {"only": " ".join(only)} if only else {}
     part |= {"without": " or ".join(without)} if without else {}
     chosen = selected(study, part)  # refuses unknown names before Snakemake starts
-    results = os.path.abspath(study.results_dir)
+    results = os.path.abspath(layout.results_dir)
+    if os.path.isdir(named) and os.path.basename(layout.root) != study.study:
+        raise UserError(f"{named} holds the study {study.study}; name the folder {study.study}, or name the study file")
     for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
         if target not in TARGETS and not os.path.abspath(target).startswith(f"{results}{os.sep}"):
             hint = nearest(target, TARGETS)
-            raise UserError(f"there is no target {target!r}, which is no file in {study.results_dir} either; {hint}")
+            raise UserError(f"there is no target {target!r}, which is no file in {layout.results_dir} either; {hint}")
     for name, dataset in chosen.datasets.items():
         missing = [file for file in dataset.files() if not os.path.exists(file)]
         if missing and not os.path.exists(layout.data(name, "train.npz")):
             raise UserError(f"datasets.{name}: there is no {missing[0]}; put it there, or correct the path")
     if cores != "all" and not (cores.isdecimal() and int(cores)):
         raise UserError(f"--cores {cores}: write a number above 0, or all")
-    check_writable(study.results_dir)
+    check_writable(layout.results_dir)
+    if results != os.path.abspath(study.results_dir):  # a folder that was moved, or is named from another one
+        part |= {"results_dir": layout.results_dir}
     files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]
@@ -83,7 +87,7 @@ def check(study, layout) -> None:
     from dpdm.layout import PUBLISHED
     from dpdm.report.published import check_tables
 
-    check_writable(study.results_dir)
+    check_writable(layout.results_dir)
     check_tables(study, PUBLISHED)  # before the imports below, which take seconds
     from dpdm.plan import describe, doubts
     from dpdm.rehearsal import rehearse_study
@@ -139,7 +143,11 @@ def compare(results: tuple[str, ...], out: str | None) -> None:
     from dpdm import artifacts
     from dpdm.report import compare as comparing
     from dpdm.report.tables import to_markdown
+    from dpdm.study import open_study
 
+    for folder in results:
+        if os.path.isfile(os.path.join(folder, "study.json")):
+            open_study(folder)  # refuses another version
     table, page = comparing.compare(results)
     print(to_markdown(table), end="")
     if out:

@@ -33,6 +33,8 @@ def validate(file, again: bool) -> None:
     from dpdm.specs import parse_spec
     from dpdm.study import study_json
 
+    if file.name.endswith((".yaml", ".yml")):
+        raise UserError(f"{file.name} is a study file where its JSON is wanted; `dpdm check {file.name}` checks it")
     study = parse_spec(Study, file.read(), "the study" if file.name == "<stdin>" else file.name)
     layout = Layout(study.results_dir, study.study)
     check_tables(study, PUBLISHED)
@@ -104,7 +106,9 @@ def data(study, layout, dataset: str, file: str) -> None:
     label-only floor, uniform noise images with balanced labels.
     """
     from dpdm import jobs
+    from dpdm.study import refuse_kept
 
+    refuse_kept(layout)
     if file == "dataset.json":
         jobs.refuse_other_source(study, layout, dataset)  # the workflow deletes the file before
     else:
@@ -116,6 +120,9 @@ def data(study, layout, dataset: str, file: str) -> None:
 @study_argument()
 def collect(study, layout) -> None:
     """Gather the scores and audits of a study into metrics.csv and audits.csv."""
+    from dpdm.study import refuse_kept
+
+    refuse_kept(layout)
     _collect(study, layout, layout.metrics, layout.audits)
 
 
@@ -123,6 +130,8 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
     from dpdm.report import collect as gather
 
     metrics, audits = gather.collect(study, layout.result_folders(study.attacks))
+    if metrics.empty:
+        raise UserError(f"{layout.root} holds no score of {study.study} yet; `dpdm run STUDY` makes them")
     for hole in gather.holes(study, metrics, audits):
         print(f"missing: {hole}", file=sys.stderr)
     gather.write_csv(metrics_file, metrics)
@@ -138,7 +147,9 @@ def tables(study, layout, partial: bool) -> None:
     from dpdm.report import registry
     from dpdm.report.selection import check_entries
     from dpdm.report.tables import write_table
+    from dpdm.study import refuse_kept
 
+    refuse_kept(layout)
     check_entries(study)
     if partial:
         scores = _collect(study, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
@@ -166,6 +177,8 @@ def collected(study, layout):
         if not os.path.exists(path):
             raise UserError(f"{study.study} has no results yet: there is no {path}; `dpdm run STUDY` makes it")
     frames = {path: read_csv(path, kind) for path, kind in tables}
+    if frames[layout.metrics].empty:
+        raise UserError(f"{layout.metrics} has no rows; `dpdm run STUDY` makes scores")
     for path, frame in frames.items():
         for dataset, method in frame[["dataset", "method"]].drop_duplicates().itertuples(index=False):
             if dataset not in study.datasets or method not in (*study.methods, *ANCHORS):
@@ -180,6 +193,9 @@ def collected(study, layout):
 @click.argument("number", type=int, help="Its number in the paper (arXiv v1), 1 to 6.")
 def paper_table(study, layout, number: int) -> None:
     """Write one of the paper's tables with its numbers and ours."""
+    from dpdm.study import refuse_kept
+
+    refuse_kept(layout)
     _paper_table(study, layout, number, layout.table(f"table_{number}"))
 
 
@@ -206,7 +222,9 @@ def figures(study, layout, names: tuple[str, ...]) -> None:
     """Draw figures of a study whose scores are collected."""
     from dpdm.explain import nearest
     from dpdm.report import registry
+    from dpdm.study import refuse_kept
 
+    refuse_kept(layout)
     known = registry.figures(study)
     for name in names:
         if name not in known:
@@ -228,7 +246,9 @@ def report(named: str, study, layout, command: str | None) -> None:
     from dpdm import artifacts, catalog
     from dpdm.report import collect as gather
     from dpdm.report import html, registry
+    from dpdm.study import refuse_kept
 
+    refuse_kept(layout)
     text = html.render_report(
         collected(study, layout),
         *gather.job_times(layout, study),

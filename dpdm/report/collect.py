@@ -1,11 +1,12 @@
 """Result files of one study -> tidy metrics, audits and run times; refuses results that one table must not mix."""
 
 import ast
+import contextlib
 import csv
 import io
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -155,54 +156,57 @@ def collect(study: Study, folders: Sequence[str | Path]) -> tuple[pd.DataFrame, 
     audits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # by RUN
     attacks: dict[tuple[Any, ...], dict[str, Any]] = {}  # by the cell of all seeds
     for path in _result_files(folders):
-        if path.name in _RULES:
-            content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
-            c = parse_params(Coordinates, content["coordinates"], str(path))
-            if c not in places or (path.name == "inception.json" and not study.evaluation.fid):
+        with _damaged(path, "make it again"):
+            if path.name in _RULES:
+                content = artifacts.read_json(path, ("coordinates", "provenance", "num_synthetic", "metrics"))
+                c = parse_params(Coordinates, content["coordinates"], str(path))
+                if c not in places or (path.name == "inception.json" and not study.evaluation.fid):
+                    continue
+                if fault := _other_evaluation(c, content, study):
+                    raise UserError(f"{path}: {fault}")
+                facts = {"num_synthetic": content["num_synthetic"], "protocol": content.get("protocol", "")}
+                if weight := (content.get("drawn_by") or {}).get("sampler_params", {}).get("tv_weight"):
+                    facts["departures"] = f"smoothed, TV weight {weight:g}"
+                shared = _coordinate_row(c) | content["provenance"] | facts
+                fix = _DAMAGED.format(_RULES[path.name])
+                for position, measured in enumerate(content["metrics"]):
+                    row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", fix)
+                    scores.append(((places[c], list(_RULES).index(path.name), position), row))
+                    what = ", ".join([_place(c), row["metric"], row["extractor"], row["reference"]])
+                    seen.append(("score", what, str(len(seen)), path))
+                seen.append(("code", "", content["provenance"]["code"], path))
+                for name in study.evaluation.extractors:
+                    if weights := content.get(name, {}).get("weights_sha256"):  # older files have none
+                        seen.append(("features", f"{name} on {c.dataset}", weights, path))
+                if "inception" in content:
+                    seen.append(("weights", "", content["inception"]["weights_sha256"], path))
+                if facts["protocol"]:
+                    seen.append(("protocols", _place(c, seed=False), facts["protocol"], path))
                 continue
-            if fault := _other_evaluation(c, content, study):
-                raise UserError(f"{path}: {fault}")
-            facts = {"num_synthetic": content["num_synthetic"], "protocol": content.get("protocol", "")}
-            if weight := (content.get("drawn_by") or {}).get("sampler_params", {}).get("tv_weight"):
-                facts["departures"] = f"smoothed, TV weight {weight:g}"
-            shared = _coordinate_row(c) | content["provenance"] | facts
-            fix = _DAMAGED.format(_RULES[path.name])
-            for position, measured in enumerate(content["metrics"]):
-                row = _parsed(_Metric, shared | measured, f"{path}: metrics[{position}]", fix)
-                scores.append(((places[c], list(_RULES).index(path.name), position), row))
-                what = ", ".join([_place(c), row["metric"], row["extractor"], row["reference"]])
-                seen.append(("score", what, str(len(seen)), path))
-            seen.append(("code", "", content["provenance"]["code"], path))
-            for name in study.evaluation.extractors:
-                if weights := content.get(name, {}).get("weights_sha256"):  # older files have none
-                    seen.append(("features", f"{name} on {c.dataset}", weights, path))
-            if "inception" in content:
-                seen.append(("weights", "", content["inception"]["weights_sha256"], path))
-            if facts["protocol"]:
-                seen.append(("protocols", _place(c, seed=False), facts["protocol"], path))
-            continue
-        content = artifacts.read_json(path)
-        for number, run in enumerate(content.get("runs", [])):
-            if c := _trained(path, run, specs):
-                shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
-                parts = run.get("budget_shares", {})  # older audits have none
-                events = [
-                    {"steps": 1} | event | {f"share_{by}": part for by, part in parts.get(event["name"], {}).items()}
-                    for event in run["events"]
-                ] or [{}]
-                where, fix = f"{path}: runs[{number}]", _DAMAGED.format("audit")
-                audits[_run_key(shared)] = [_parsed(_Event, shared | event, where, fix) for event in events]
-                seen.append(("audit", _place(c), str(len(seen)), path))
-                seen.append(("code", "", run["provenance"]["code"], path))
-                seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
-        for attacked in content.get("attacks", []) if study.attacks else []:
-            if c := _trained(path, attacked, specs):
-                names = {"method": "attack", "epsilon": "attacked_epsilon"}
-                bound = {names.get(name, f"attack_{name}"): value for name, value in attacked["attack"].items()}
-                cell = _run_key(_coordinate_row(c))[:-1]
-                attacks[cell] = {name: value for name, value in bound.items() if name in AUDITS}
-                seen.append(("attack", _place(c, seed=False), str(len(seen)), path))
-                seen.append(("code", "", attacked["provenance"]["code"], path))
+            content = artifacts.read_json(path)
+            for number, run in enumerate(content.get("runs", [])):
+                if c := _trained(path, run, specs):
+                    shared = _coordinate_row(c) | run["provenance"] | {k: run[k] for k in run if k in AUDITS}
+                    parts = run.get("budget_shares", {})  # older audits have none
+                    events = [
+                        {"steps": 1}
+                        | event
+                        | {f"share_{by}": part for by, part in parts.get(event["name"], {}).items()}
+                        for event in run["events"]
+                    ] or [{}]
+                    where, fix = f"{path}: runs[{number}]", _DAMAGED.format("audit")
+                    audits[_run_key(shared)] = [_parsed(_Event, shared | event, where, fix) for event in events]
+                    seen.append(("audit", _place(c), str(len(seen)), path))
+                    seen.append(("code", "", run["provenance"]["code"], path))
+                    seen.append(("method", c.method, run["provenance"].get("method_code", ""), path))
+            for attacked in content.get("attacks", []) if study.attacks else []:
+                if c := _trained(path, attacked, specs):
+                    names = {"method": "attack", "epsilon": "attacked_epsilon"}
+                    bound = {names.get(name, f"attack_{name}"): value for name, value in attacked["attack"].items()}
+                    cell = _run_key(_coordinate_row(c))[:-1]
+                    attacks[cell] = {name: value for name, value in bound.items() if name in AUDITS}
+                    seen.append(("attack", _place(c, seed=False), str(len(seen)), path))
+                    seen.append(("code", "", attacked["provenance"]["code"], path))
     _refuse_mixed(seen, study)
     rows = [row for _, row in sorted(scores, key=lambda score: score[0])]
     for row in rows:
@@ -396,14 +400,33 @@ def read_benchmarks(folder: str | Path, study: Study) -> pd.DataFrame:
     """
     rows = []
     for path in sorted(Path(folder).rglob("*.tsv")):
-        ended = path.stat().st_mtime
-        for record in csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode()), delimiter="\t"):
-            wildcards = ast.literal_eval(record.get("wildcards") or "{}")  # Python's repr of a dict
-            if _in_grid(wildcards, study):
-                names = {name: wildcards.get(name, "") for name in ("dataset", "method")}
-                numbers = {"seconds": record["s"], "max_rss_mb": record["max_rss"], "ended": ended}
-                rows.append({"rule": record.get("rule_name") or path.stem} | names | numbers)  # a plain file has none
-    return pd.DataFrame(rows, columns=list(BENCHMARKS)).replace(["NA", "-"], math.nan).astype(BENCHMARKS)
+        with _damaged(path):
+            rows += _read_times(path, study)
+    return pd.DataFrame(rows, columns=list(BENCHMARKS)).astype(BENCHMARKS)
+
+
+@contextlib.contextmanager
+def _damaged(path: Path, fix: str = "delete it") -> Iterator[None]:
+    """Inside the block, whatever the content of a file raises becomes a UserError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, SyntaxError, IndexError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise UserError(f"{path} is damaged or of another version ({reason}); {fix}") from error
+
+
+def _read_times(path: Path, study: Study) -> Iterator[dict[str, Any]]:
+    ended = path.stat().st_mtime
+    for record in csv.DictReader(io.StringIO(artifacts.read_bytes(path).decode()), delimiter="\t"):
+        wildcards = ast.literal_eval(record.get("wildcards") or "{}")  # Python's repr of a dict
+        if _in_grid(wildcards, study):
+            names = {name: wildcards.get(name, "") for name in ("dataset", "method")}
+            numbers = {
+                name: math.nan if record[key] in ("NA", "-") else float(record[key])
+                for name, key in {"seconds": "s", "max_rss_mb": "max_rss"}.items()
+            }
+            rule = record.get("rule_name") or path.stem  # a plain file has none
+            yield {"rule": rule, **names, **numbers, "ended": ended}
 
 
 def add_jobs(frames: Iterable[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
@@ -422,7 +445,10 @@ def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataF
     ours, restored = read_benchmarks(layout.benchmarks, study).assign(machine=machine), Path(layout.root, JOBS)
     if not restored.exists():
         return add_jobs([ours], JOB_KEYS), clock_seconds(ours)
-    return add_jobs([pd.read_csv(restored, keep_default_na=False), ours], JOB_KEYS), math.nan
+    with _damaged(restored):
+        jobs = pd.read_csv(restored, keep_default_na=False)[[*JOB_KEYS, *TIMES]]
+        jobs = jobs.replace("", math.nan).astype(dict.fromkeys(TIMES, float) | {"jobs": int})
+    return add_jobs([jobs, ours], JOB_KEYS), math.nan
 
 
 def clock_seconds(benchmarks: pd.DataFrame) -> float:

@@ -1,5 +1,6 @@
 """Wrong keys, paths, values and files: each ends in one sentence that names it, before any compute."""
 
+import json
 import math
 import os
 import re
@@ -115,9 +116,17 @@ def test_a_wrong_value_in_an_npz(tmp_path, digits64, key, value):
 
 def test_an_empty_part_is_the_whole(tiny_study_dict):
     whole = parse_study(tiny_study_dict, "tiny").runs()
-    for nothing in ({}, ""):
-        study = parse_study(tiny_study_dict | {"only": nothing, "without": nothing}, "tiny")
+    for nothing in ({}, None):
+        study = parse_study({k: v for k, v in tiny_study_dict.items()} | {"only": nothing, "without": {}}, "tiny", True)
         assert (study.runs(), study.part()) == (whole, "")
+    for key in ("only", "without"):  # as an unset variable of the shell gives
+        with refuses(key, "empty"):
+            parse_study(tiny_study_dict | {key: " "}, "tiny")
+
+
+def test_a_word_without_a_key_is_no_part(tiny_study_dict):
+    with refuses("only", "'dpdm'", "method=dpdm"):
+        parse_study(tiny_study_dict | {"only": "dpdm"}, "tiny")
 
 
 def test_both_keys_that_leave_no_run(work, run_cli):
@@ -202,6 +211,76 @@ def test_a_ledger_that_was_edited(trained, run_cli):
     path = trained / "ledger.json"
     path.write_text(path.read_text().replace('"num_classes": 10', '"num_classes": 0'))
     refused(run_cli("sample", "study.yaml", RUN), "ledger.json", "seal")
+
+
+def test_an_edited_ledger_is_not_finished(trained, run_cli):
+    whole = (trained / "ledger.json").read_bytes()
+    (trained / "ledger.json").write_bytes(whole.replace(b'"num_classes": 10', b'"num_classes": 9'))
+    code, said, _ = run_cli("train", "study.yaml", RUN)
+    assert (code, "is finished" in said) == (0, False)
+    assert json.loads((trained / "ledger.json").read_bytes())["events"] == json.loads(whole)["events"]
+
+
+@pytest.mark.parametrize("ledger", ["{", None])
+def test_a_secret_run_without_its_ledger_is_not_released_again(work, run_cli, ledger):
+    words = "train", "study.yaml", RUN, "--noise", "secret", "--out", "own"
+    assert run_cli(*words)[0] == 0
+    model = (work / "own/model.pt").read_bytes()
+    (work / "own/ledger.json").unlink()
+    if ledger:
+        (work / "own/ledger.json").write_text(ledger)
+    refused(run_cli(*words), "own", "ledger.json", "--again")
+    assert (work / "own/model.pt").read_bytes() == model
+    assert run_cli(*words, "--again")[0] == 0
+
+
+def test_results_of_a_study_are_no_place_to_write_to(trained, work, run_cli):
+    other = RUN.replace("class_mean", "dpdm")
+    for words in (
+        ("train", "study.yaml", other), ("train", "study.yaml", RUN, "--set", "max_image_norm=1.0"),
+        ("sample", "study.yaml", RUN), ("score", "study.yaml", RUN),
+    ):  # fmt: skip
+        refused(run_cli(*words, "--out", trained), str(trained), "results of a study")
+    kept = work / "results/tiny/kept"
+    shutil.copytree(trained, kept / "runs/digits/class_mean/eps10/seed0")
+    shutil.copy(work / "results/tiny/study.json", kept)
+    refused(run_cli("train", "study.yaml", RUN, "--out", kept / "runs/digits/class_mean/eps10/seed0"), "results of")
+    for words in (
+        ["collect"],
+        ["tables"],
+        ["figures"],
+        ["report"],
+        ["paper-table", kept, "1"],
+        ["data", kept, "digits", "train.npz"],
+    ):
+        refused(run_cli(*(words if kept in words else [*words, kept])), "kept results") if words[0] != "data" else None
+    assert run_cli("train", "study.yaml", RUN, "--out", trained)[0] == 0  # its own folder
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "results/tiny/study.json", "results/tiny/runs/x.json"])
+def test_an_audit_does_not_replace_what_it_reads(trained, work, run_cli, name):
+    for option in ("--out", "--export"):
+        refused(run_cli("audit", "study.yaml", RUN, option, name), name)
+    refused(run_cli("attack", "study.yaml", RUN, "--out", name), name)
+    assert load_study("study.yaml").study == "tiny"
+
+
+def test_damaged_facts_of_a_data_set_do_not_hide_another_source(trained, work, run_cli, tiny_study_dict):
+    (work / "results/data/digits/dataset.json").write_text("{")
+    refused(run_cli("train", "study.yaml", RUN, "--again"), "dataset.json", "delete it")
+
+
+def test_a_folder_is_run_where_it_is(trained, work, run_cli, monkeypatch):
+    called = []
+    monkeypatch.setattr("os.execv", lambda _, command: called.append(command), raising=False)
+    for folder in ("results/tiny", "moved/tiny"):
+        assert run_cli("run", folder, "-n")[0] == 0
+        if folder == "results/tiny":
+            (work / "results").rename("moved")
+    assert "results_dir=moved" in called[1]
+    assert not any("results_dir" in word for word in called[0])
+    (work / "moved/tiny").rename("moved/other")
+    refused(run_cli("run", "moved/other", "-n"), "moved/other", "tiny")
 
 
 def test_a_damaged_model_is_trained_again(trained, run_cli):
@@ -376,6 +455,61 @@ def test_tables_that_the_paper_does_not_have(work, run_cli, tiny_study_dict):
 @pytest.mark.parametrize("option", ["--only", "--without"])
 def test_an_empty_part(work, run_cli, option):
     refused(run_cli("run", "study.yaml", option, ""), option)
+
+
+@pytest.mark.parametrize(("change", "facts"), [("noise=secret", ["--noise"]), ("delta=1", ["delta", "params"])])
+def test_a_key_of_the_recipe_is_no_parameter(work, run_cli, change, facts):
+    refused(run_cli("train", "study.yaml", RUN, "--set", change), f"--set {change}", *facts)
+
+
+def test_a_study_without_a_run_to_train(work, run_cli):
+    refused(run_cli("train", "study.yaml"), "RUN", "DATASET/METHOD/EPSILON/SEED")
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "nearest"),
+    [
+        ("digits/dpdm/11/0", "digits/dpdm/10/0"), ("digits/dpdm/10/7", "digits/dpdm/10/1"),
+        ("digits/dpmd/10/1", "digits/dpdm/10/1"), ("digit/class_means/inf/0", "digits/class_mean/inf/0"),
+    ],
+)  # fmt: skip
+def test_the_nearest_run_is_nearest_part_by_part(work, run_cli, coordinates, nearest):
+    assert refused(run_cli("spec", "study.yaml", coordinates), coordinates).endswith(f"the nearest is {nearest}")
+
+
+def test_a_recipe_file_that_is_not_there(work, run_cli):
+    said = refused(run_cli("train", "--spec", "nope.json"), "nope.json", "No such file")
+    assert "Errno" not in said
+
+
+def test_a_study_file_where_its_json_is_wanted(work, run_cli):
+    refused(run_cli("validate", "study.yaml"), "study.yaml", "JSON", "dpdm check study.yaml")
+
+
+def test_scores_that_are_not_there(work, run_cli):
+    refused(run_cli("collect", "study.yaml"), "results/tiny", "no score")
+    assert not (work / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"rule\nx\n", b"machine,rule,method,jobs,seconds,max_rss_mb\na,b,c,x,1,1\n"]
+)
+def test_times_of_kept_jobs_that_cannot_be_read(work, content):
+    from dpdm.cli.estimate import read_kept
+
+    (work / "s/kept").mkdir(parents=True)
+    (work / "s/kept/jobs.csv").write_bytes(content)
+    with refuses("jobs.csv", "damaged"):
+        list(read_kept(work))
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"s\tmax_rss\twildcards\n1\t1\t{oops\n", b"s\tmax_rss\nlong\t1\n"])
+def test_times_of_jobs_that_cannot_be_read(work, tiny_study_dict, content):
+    from dpdm.report.collect import read_benchmarks
+
+    (work / "x.tsv").write_bytes(content)
+    with refuses("x.tsv", "damaged"):
+        read_benchmarks(work, parse_study(tiny_study_dict, "tiny"))
 
 
 def test_too_many_threads(work, run_cli):
