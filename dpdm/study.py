@@ -182,8 +182,9 @@ def _distance(wanted: str, name: str) -> tuple[float, ...]:
     gaps = []
     for one, other in itertools.zip_longest(wanted.split("/"), name.split("/"), fillvalue=""):
         try:
-            gaps.append(0.0 if one == other else abs(math.log(max(float(one), 1e-9) / max(float(other), 1e-9))))
-        except ValueError:
+            ratio = max(float(one), 1e-9) / max(float(other), 1e-9)
+            gaps.append(0.0 if one == other else abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf)
+        except ValueError:  # no numbers
             gaps.append(1 - difflib.SequenceMatcher(None, one, other).ratio())
     return tuple(gaps)
 

@@ -83,7 +83,7 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
     from dpdm import study as named
 
     if study and not run and not spec_file:
-        raise UserError("train STUDY needs a RUN as well: DATASET/METHOD/EPSILON/SEED")
+        raise UserError("train STUDY needs a RUN as well (DATASET/METHOD/EPSILON/SEED); without STUDY, --spec FILE")
     if bool(spec_file) == bool(study) or bool(study) != bool(run):
         raise UserError("train needs either STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
     if data and study and not out:

@@ -130,8 +130,8 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
     from dpdm.report import collect as gather
 
     metrics, audits = gather.collect(study, layout.result_folders(study.attacks))
-    if metrics.empty:
-        raise UserError(f"{layout.root} holds no score of {study.study} yet; `dpdm run STUDY` makes them")
+    if metrics.empty and audits.empty:
+        raise UserError(f"{layout.root} holds no score and no audit of the study yet; `dpdm run STUDY` makes them")
     for hole in gather.holes(study, metrics, audits):
         print(f"missing: {hole}", file=sys.stderr)
     gather.write_csv(metrics_file, metrics)
@@ -177,8 +177,6 @@ def collected(study, layout):
         if not os.path.exists(path):
             raise UserError(f"{study.study} has no results yet: there is no {path}; `dpdm run STUDY` makes it")
     frames = {path: read_csv(path, kind) for path, kind in tables}
-    if frames[layout.metrics].empty:
-        raise UserError(f"{layout.metrics} has no rows; `dpdm run STUDY` makes scores")
     for path, frame in frames.items():
         for dataset, method in frame[["dataset", "method"]].drop_duplicates().itertuples(index=False):
             if dataset not in study.datasets or method not in (*study.methods, *ANCHORS):

@@ -487,7 +487,7 @@ def test_a_study_file_where_its_json_is_wanted(work, run_cli):
 
 
 def test_scores_that_are_not_there(work, run_cli):
-    refused(run_cli("collect", "study.yaml"), "results/tiny", "no score")
+    refused(run_cli("collect", "study.yaml"), "results/tiny", "no score", "no audit")
     assert not (work / "results").exists()
 
 

@@ -133,7 +133,7 @@ def once(function, runs=RUNS):
 
 # Before any job, validate the whole study with its methods and params, and write study.json, from which jobs read their
 # recipes. study.json is no file of the DAG, since its modification time would rerun everything; each job gets its part
-# of the study as params. A rule before training does not work: when it has to run, Snakemake does not check whether the
+# of the study as params. A rule before training does not work. When it has to run, Snakemake does not check whether the
 # params of the jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the
 # report would show its old scores.
 def write_study():
