@@ -130,6 +130,10 @@ def test_a_part_of_a_study_is_named_on_the_command_line(folder, tiny, edit):
     refused = folder.snakemake("-n", "--config", "only=method=dpmd")
     assert refused.code != 0
     assert [part for part in ("only.method", "'dpmd'", "'dpdm'") if part not in refused.text] == []
+    for key in ("only", "without"):  # an unset variable of the shell
+        refused = folder.snakemake("-n", "--config", f"{key}=")
+        assert refused.code != 0
+        assert f"--config {key}= is empty" in refused.text
 
 
 def test_the_real_images_meet_inception_once_per_dataset_and_only_where_asked(folder, tiny, edit):

@@ -22,6 +22,9 @@ FILES = [schema.shown_file(path) for path in workflow.configfiles]
 try:
     for path in workflow.configfiles:
         schema.read_yaml(path)  # Snakemake's reader keeps the last of two equal keys
+    for key in ("only", "without"):  # an unset variable of the shell would mean the whole study
+        if workflow.config_settings.config.get(key, key) in ("", None):
+            raise UserError(f"--config {key}= is empty; write {key}='method=A,B', or leave it out")
     STUDY = schema.parse_study(dict(config), " ".join(FILES) or "the configuration", overlaid=len(FILES) > 1)
     selection.check_entries(STUDY)
     schema.check_writable(STUDY.results_dir)
