@@ -81,10 +81,10 @@ def verdict_block() -> str:
     quoted = [theirs[f"published, protocol {protocol}"] for protocol in ("paper", "dpimagebench")]
     private = best["mnist", "1", "acc_cnn", True].value
     gap = private - max(float(text.partition(" ")[0]) for text in quoted)
+    named = joined(f"`{one.method}` at ε = {one.epsilon} ({one.value:.1f} %)" for one in ours)
     sentence = (
-        "The best private generators on MNIST by the paper's CNN are "
-        f"{joined(f'`{one.method}` at ε = {one.epsilon} ({one.value:.1f} %)' for one in ours)}. Published at ε = 1 by "
-        f"other protocols: {', '.join(quoted)}. At ε = 1, a small CNN trained by DP-SGD on the private images reaches "
+        f"The best private generators on MNIST by the paper's CNN: {named}. Published at ε = 1 by other protocols: "
+        f"{', '.join(quoted)}. At ε = 1, a small CNN trained by DP-SGD on the private images reaches "
         f"{private:.1f} %, {abs(gap):.1f} points {'below' if gap < 0 else 'above'} the best published images."
     )
     return "\n".join([*wrong, textwrap.fill(sentence, 130), "", table.to_markdown()])
