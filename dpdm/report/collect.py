@@ -447,7 +447,8 @@ def job_times(layout: Layout, study: Study, machine: str = "") -> tuple[pd.DataF
         return add_jobs([ours], JOB_KEYS), clock_seconds(ours)
     with _damaged(restored):
         jobs = pd.read_csv(restored, keep_default_na=False)[[*JOB_KEYS, *TIMES]]
-        jobs = jobs.replace("", math.nan).astype(dict.fromkeys(TIMES, float) | {"jobs": int})
+        measured = jobs[[*TIMES]].replace("", math.nan).astype(float)  # Snakemake cannot always measure memory
+        jobs = jobs.assign(**measured).astype({"jobs": int})
     return add_jobs([jobs, ours], JOB_KEYS), math.nan
 
 

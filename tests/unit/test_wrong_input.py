@@ -512,6 +512,25 @@ def test_times_of_jobs_that_cannot_be_read(work, tiny_study_dict, content):
         read_benchmarks(work, parse_study(tiny_study_dict, "tiny"))
 
 
+def test_restored_times_keep_rows_without_a_method_or_memory(work, tiny_study_dict):
+    from dpdm.layout import Layout
+    from dpdm.report.collect import JOB_KEYS, TIMES, job_times
+
+    lines = [",".join((*JOB_KEYS, *TIMES)), "cpu,prepare,digits,,1,2.5,2.5,", "cpu,train,digits,dpdm,3,6.0,2.5,100.0"]
+    (work / "tiny").mkdir()
+    (work / "tiny/jobs.csv").write_text("\n".join(lines) + "\n")
+    jobs, clock = job_times(Layout(".", "tiny"), parse_study(tiny_study_dict, "tiny"))
+    assert math.isnan(clock)
+    assert jobs[["rule", "method", "jobs", "seconds"]].to_numpy().tolist() == [
+        ["prepare", "", 1, 2.5], ["train", "dpdm", 3, 6.0]
+    ]  # fmt: skip
+    assert jobs["max_rss_mb"].isna().tolist() == [True, False]
+    assert jobs["jobs"].dtype == int
+    (work / "tiny/jobs.csv").write_text(lines[0] + "\ncpu,train,digits,dpdm,3,long,2.5,1\n")
+    with refuses("jobs.csv", "damaged"):
+        job_times(Layout(".", "tiny"), parse_study(tiny_study_dict, "tiny"))
+
+
 def test_too_many_threads(work, run_cli):
     code, _, said = run_cli("check", "study.yaml", "--threads", 10**21)
     assert code == 2
