@@ -65,8 +65,9 @@ def planned_runs(study: Study) -> list[PlannedRun]:
                 except UserError as error:
                     raise UserError(f"methods.{spec.method} on {spec.dataset}: {error}") from error
             public, source = public_data(method, params), study.datasets[spec.dataset].source
-            needs_keys = any(field.is_required() for field in SOURCES[source].model_fields.values())
-            if source in public and not needs_keys:  # with keys, the images themselves are compared (dpdm.warm)
+            if (
+                source in public and not SOURCES[source].needs_keys()
+            ):  # with keys, the images themselves are compared (dpdm.warm)
                 raise UserError(
                     f"methods.{spec.method} on {spec.dataset}: it uses {source} as public data, but these are the "
                     "private images; choose another public data set"

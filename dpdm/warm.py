@@ -230,7 +230,7 @@ def public_data(method: Any, params: Any) -> tuple[str, ...]:
 def refuse_private(public: Iterable[str], private: ImageSet) -> None:
     """UserError if a data set of `public` has private images; one with keys is checked when the method loads it."""
     for name in (name for name in public if name in SOURCES):
-        if not any(field.is_required() for field in SOURCES[name].model_fields.values()):
+        if not SOURCES[name].needs_keys():
             refuse_shared(name, SOURCES[name]().load(), private)
 
 

@@ -80,14 +80,20 @@ def verbs() -> None:
     """
 
 
-def study_argument(required: bool = True):
-    """STUDY: the verb gets it as `study` and `layout`; the context's `obj` is the word as the user wrote it."""
+def study_argument(required: bool = True, writes: bool = False):
+    """STUDY: the verb gets it as `study` and `layout`; the context's `obj` is the word as the user wrote it.
+
+    With `writes`, kept results are refused.
+    """
 
     def opened(ctx: click.Context, _: click.Parameter, named: str | None):
-        from dpdm.study import open_study
+        from dpdm.study import open_study, refuse_kept
 
         ctx.obj = named
-        study, ctx.params["layout"] = open_study(named) if named is not None else (None, None)
+        study, layout = open_study(named) if named is not None else (None, None)
+        if writes:
+            refuse_kept(layout)
+        ctx.params["layout"] = layout
         return study
 
     text = "A study file (YAML; several: with commas), a shipped study, or the results folder of a study."

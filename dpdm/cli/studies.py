@@ -23,7 +23,7 @@ HEADERS = {
 
 
 @verbs.command("run", section=STUDIES)
-@study_argument()
+@study_argument(writes=True)
 @click.argument("targets", nargs=-1, help="Targets: report, tables, audits, table_1, ...; behind `--` also options.")
 @click.option("--only", multiple=True, metavar="KEY=A,B", help="A part: by dataset, method, epsilon, seed or sampler.")
 @click.option("--without", multiple=True, metavar="KEY=A,B", help="Runs to leave out; repeatable. 'A=B C=D': both.")
@@ -41,9 +41,8 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     from dpdm.config import check_writable, study_files
     from dpdm.explain import nearest
     from dpdm.layout import SNAKEFILE
-    from dpdm.study import refuse_kept, selected
+    from dpdm.study import selected
 
-    refuse_kept(layout)
     for option, words in (("--only", only), ("--without", without)):
         if not all(map(str.strip, words)):
             raise UserError(f"{option} is empty; write KEY=A,B, or leave the option out")

@@ -95,7 +95,7 @@ def _refuse_other_code(study, layout) -> None:
 
 
 @verbs.command("data")
-@study_argument()
+@study_argument(writes=True)
 @dataset_argument()
 @click.argument("file", type=click.Choice(FILES), help="Which file.")
 def data(study, layout, dataset: str, file: str) -> None:
@@ -106,9 +106,7 @@ def data(study, layout, dataset: str, file: str) -> None:
     label-only floor, uniform noise images with balanced labels.
     """
     from dpdm import jobs
-    from dpdm.study import refuse_kept
 
-    refuse_kept(layout)
     if file == "dataset.json":
         jobs.refuse_other_source(study, layout, dataset)  # the workflow deletes the file before
     else:
@@ -117,12 +115,9 @@ def data(study, layout, dataset: str, file: str) -> None:
 
 
 @verbs.command("collect")
-@study_argument()
+@study_argument(writes=True)
 def collect(study, layout) -> None:
     """Gather the scores and audits of a study into metrics.csv and audits.csv."""
-    from dpdm.study import refuse_kept
-
-    refuse_kept(layout)
     _collect(study, layout, layout.metrics, layout.audits)
 
 
@@ -140,16 +135,14 @@ def _collect(study, layout, metrics_file: str, audits_file: str) -> tuple:
 
 
 @verbs.command("tables")
-@study_argument()
+@study_argument(writes=True)
 @click.option("--partial", is_flag=True, help="Write all tables of the finished runs into STUDY/partial.")
 def tables(study, layout, partial: bool) -> None:
     """Write the tables of results and audits as csv, md, tex and html."""
     from dpdm.report import registry
     from dpdm.report.selection import check_entries
     from dpdm.report.tables import write_table
-    from dpdm.study import refuse_kept
 
-    refuse_kept(layout)
     check_entries(study)
     if partial:
         scores = _collect(study, layout, f"{layout.partial}/metrics.csv", f"{layout.partial}/audits.csv")
@@ -187,13 +180,10 @@ def collected(study, layout):
 
 
 @verbs.command("paper-table")
-@study_argument()
+@study_argument(writes=True)
 @click.argument("number", type=int, help="Its number in the paper (arXiv v1), 1 to 6.")
 def paper_table(study, layout, number: int) -> None:
     """Write one of the paper's tables with its numbers and ours."""
-    from dpdm.study import refuse_kept
-
-    refuse_kept(layout)
     _paper_table(study, layout, number, layout.table(f"table_{number}"))
 
 
@@ -214,15 +204,13 @@ def _paper_table(study, layout, number: int, out: str) -> None:
 
 
 @verbs.command("figures")
-@study_argument()
+@study_argument(writes=True)
 @click.argument("names", nargs=-1, metavar="[NAME]...", help="Which, as DATASET_curves; default: all.")
 def figures(study, layout, names: tuple[str, ...]) -> None:
     """Draw figures of a study whose scores are collected."""
     from dpdm.explain import nearest
     from dpdm.report import registry
-    from dpdm.study import refuse_kept
 
-    refuse_kept(layout)
     known = registry.figures(study)
     for name in names:
         if name not in known:
@@ -236,7 +224,7 @@ def figures(study, layout, names: tuple[str, ...]) -> None:
 
 
 @verbs.command("report")
-@study_argument()
+@study_argument(writes=True)
 @click.option("--command", metavar="TEXT", help="What made the results, to print on the page.")
 @click.pass_obj
 def report(named: str, study, layout, command: str | None) -> None:
@@ -244,9 +232,7 @@ def report(named: str, study, layout, command: str | None) -> None:
     from dpdm import artifacts, catalog
     from dpdm.report import collect as gather
     from dpdm.report import html, registry
-    from dpdm.study import refuse_kept
 
-    refuse_kept(layout)
     text = html.render_report(
         collected(study, layout),
         *gather.job_times(layout, study),

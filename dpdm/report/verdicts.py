@@ -337,9 +337,8 @@ def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
     best, parts = highest(metrics[metrics["epsilon"] != "inf"], "metric", "direct"), {}
     for (*place, metric, direct), synthetic in best.items():
         if not direct and (private := best.get((*place, metric, True))):
-            said = [f"{one.value:.1f} % by {one.name}, {_seeds(one.count)}," for one in (private, synthetic)]
-            said[1] = said[1].removesuffix(",")
-            parts.setdefault(tuple(place), []).append(f"{name_of(metric)} {' and '.join(said)}")
+            said = [f"{one.value:.1f} % by {one.name}, {_seeds(one.count)}" for one in (private, synthetic)]
+            parts.setdefault(tuple(place), []).append(f"{name_of(metric)} {', and '.join(said)}")
     for place, texts in parts.items():
         yield (
             f"{_place(place)}: highest mean accuracy of classifiers trained on the private images, and of those on "

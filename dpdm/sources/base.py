@@ -93,6 +93,11 @@ class Source(Strict):
     def _null_is_left_out(cls, value: Any) -> Any:
         return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
+    @classmethod
+    def needs_keys(cls) -> bool:
+        """Whether its name does not yet say which images it has."""
+        return any(field.is_required() for field in cls.model_fields.values())
+
     def keys(self) -> dict[str, Any]:
         """The keys that are set, without the name."""
         return self.model_dump(mode="json", exclude={"source"}, exclude_none=True)
