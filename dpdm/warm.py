@@ -58,11 +58,6 @@ class Stage(Strict):
                 raise ValueError(f"{', '.join(unused)} belong to impl, and public has none; delete them")
         return self
 
-    @property
-    def public_name(self) -> str:
-        """The name of the public data set's source, or ""."""
-        return "" if self.public is None else self.public if isinstance(self.public, str) else self.public["source"]
-
     def source(self) -> Source:
         """The public data set; ValueError if there is no such source, or its keys are wrong."""
         keys = {"source": self.public} if isinstance(self.public, str) else self.public
@@ -130,7 +125,7 @@ class WarmStarted:
     def public_data(self, params: Any) -> tuple[str, ...]:
         """The public data that its stages, their generators and the method itself learn from."""
         stages = params.init_from
-        parts = [(stage.public_name,) if stage.public else self._public_data(stage) for stage in stages]
+        parts = [(stage.source().source,) if stage.public else self._public_data(stage) for stage in stages]
         return tuple(itertools.chain(*parts, public_data(self.method, params)))
 
     def _public_data(self, stage: Stage) -> tuple[str, ...]:
@@ -146,10 +141,11 @@ class WarmStarted:
 
     def _releases(self, stage: Stage, meta: ImageMeta) -> list[Mechanism]:
         if stage.public is not None:
-            public = stage.source().meta()
+            source = stage.source()
+            public = source.meta()
             if public.shape != meta.shape or public.num_classes > meta.num_classes:
                 raise UserError(
-                    f"{stage.public_name} has {public.num_classes} classes of {public.shape}, the private images have "
+                    f"{source.source} has {public.num_classes} classes of {public.shape}, the private images have "
                     f"{meta.num_classes} of {meta.shape}; choose another public data set"
                 )
             return []

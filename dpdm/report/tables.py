@@ -403,7 +403,8 @@ def _best(
     bold, direct = set(), metrics.loc[metrics["protocol"] == DIRECT, "method"]
     generators = rows[~rows["epsilon"].isin(["", "inf"]) & ~rows["method"].isin(direct)]
     cells = generators.groupby(["dataset", "epsilon"]).groups.values()
-    columns = [c for c in found if c.metric not in NEVER_BOLD and not (c.is_accuracy and mixes_protocols(metrics))]
+    mixed = mixes_protocols(metrics)
+    columns = [c for c in found if c.metric not in NEVER_BOLD and not (c.is_accuracy and mixed)]
     for column, cell in itertools.product(columns, cells):
         of_cell = {i: found[column][i] for i in cell}
         best = leaders(of_cell, column)

@@ -117,7 +117,7 @@ def _cells(material: Material) -> list[_Cell]:
     for dataset in study.datasets:
         here = metrics[metrics["dataset"] == dataset]
         columns, distances = tables.score_columns(here), tables.distance_columns(here)
-        columns = [c for c in columns if not (c.is_accuracy and tables.mixes_protocols(here))]
+        columns = distances[:1] if tables.mixes_protocols(here) else columns
         generators = here[~here["epsilon"].isin(["", "inf"]) & (here["protocol"] != DIRECT)]
         for epsilon in sorted(generators["epsilon"].unique(), key=float):
             rows = generators[generators["epsilon"] == epsilon]

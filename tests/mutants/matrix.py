@@ -1156,7 +1156,7 @@ MUTANTS = [
     Mutant(
         "a stage's public data are in no ledger",
         "dpdm/warm.py",
-        {"(stage.public_name,) if stage.public else": "() if stage.public else"},
+        {"(stage.source().source,) if stage.public else": "() if stage.public else"},
         "unit test",
         f"{UNIT}warm.py::test_a_public_start_costs_no_privacy_and_is_in_the_ledger",
         "a row with public data looks like one without",
