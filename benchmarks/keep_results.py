@@ -123,7 +123,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
             "\n".join(["```sh", *commands, "```"]),
             f"on {' and '.join(jobs['machine'].unique())}. {cost(jobs, clock)} "
             f"{kept} are kept of the first\nseed; `report.html` is not.\n"
-            f"Other commits and versions of torch give other digits. {machine_note(spec.study)}",
+            f"Other commits and versions of torch give other digits. {machine_note(metrics)}",
             rules(spec, metrics, audits),
             "Distances by the small CNN, which was trained on the real images here, compare within this page only. "
             "Those by\nEfficientNet-Lite0 are comparable between pages with equally many images. KID is not multiplied "
@@ -159,8 +159,9 @@ def rules(study: Study, metrics: pd.DataFrame, audits: pd.DataFrame) -> str:
     lines = [
         f"Cells are means ± standard deviations over at most {seeds} seeds (their number). Bold: of each ε the best",
         f"generator with {FEW} seeds, and those that a 95 % t-interval over the seeds, or the moves above, cannot",
-        "distinguish from it; none, where that is all of them. Few seeds detect only large differences, and nothing is",
-        "corrected for many comparisons. A method with several sets has more chances to be the best.",
+        "distinguish from it; none, where that is all of them, or where all are sets of one method. Few seeds detect",
+        "only large differences, and nothing is corrected for many comparisons. A method with several sets has more",
+        "chances to be the best.",
         f"δ: {', '.join(f'{delta:.2g} on {name}' for name, delta in deltas)}.",
     ]
     spent = audits.groupby(["method", "epsilon"], sort=False)[SPENT[study.accountant]].max()

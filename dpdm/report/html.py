@@ -96,7 +96,7 @@ def render_report(
         verdicts=verdicts(material),
         best=tables.to_html(tables.Table(best, best.reset_index(names="Measure"))) if len(best) else "",
         few=tables.FEW,
-        machines=tables.machine_note(study.study),
+        machines=tables.machine_note(metrics),
         departed=(metrics["departures"] != "").any(),
         extractors=list(map(tables.name_of, study.evaluation.extractors)),
         spread=f"{100 * spread:.0f}" if spread >= 0 else None,

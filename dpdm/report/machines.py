@@ -18,12 +18,13 @@ def spreads() -> pd.DataFrame:
 def spread(owner: tuple[str, str], metric: str, extractor: str, value: float) -> float:
     """How far a score may move: accuracies by points, distances in proportion to their value.
 
-    A metric or extractor without measurement gets the largest value of its kind. An `owner` (study and method) without
-    measurement gets the largest value of its study or its method, or else of all.
+    A metric or extractor without measurement gets the largest value of its kind, FID that of FD. An `owner` (study and
+    method) without measurement gets the largest value of its study or its method, or else of all.
     """
     accuracy = metric.startswith("acc_")
     kind = spreads()[spreads()["metric"].str.startswith("acc_") == accuracy]
     own = kind[(kind["metric"] == metric) & (kind["extractor"] == extractor)]
+    own = kind[kind["metric"] == "fd"] if metric == "fid" and own.empty else own
     found = kind if own.empty else own
     study, method = found["study"] == owner[0], found["method"] == owner[1]
     chosen = next((rows for rows in (found[study & method], found[study | method]) if len(rows)), found)

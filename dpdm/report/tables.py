@@ -349,7 +349,7 @@ def mixes_protocols(metrics: pd.DataFrame) -> bool:
 
 def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
     """Whether `best` is better on any machine: the t-interval (95 %) of the gap is above 0, and the gap is larger than
-    either score moves between machines.
+    both scores together move between machines.
 
     The interval is paired over the seeds that both have. If these are below FEW, and both have FEW seeds, it is Welch's
     (1947). With fewer seeds nobody is better.
@@ -363,33 +363,47 @@ def distinguished(best: Summary, other: Summary, column: MetricColumn) -> bool:
         gap, error = column.sign * (best.mean - other.mean), math.sqrt(sum(parts))
         spread = sum(part**2 / (one.n - 1) for part, one in zip(parts, (best, other), strict=True))
         freedom = sum(parts) ** 2 / spread if spread else 1
-    moves = (machines.spread(one.owner, column.metric, column.extractor, one.mean) for one in (best, other))
-    return bool(gap > max(stdtrit(freedom, 0.975) * error, *moves))
+    moves = sum(machines.spread(one.owner, column.metric, column.extractor, one.mean) for one in (best, other))
+    return bool(gap > max(stdtrit(freedom, 0.975) * error, moves))
 
 
-def machine_note(study: str) -> str:
-    """How far another processor moved scores, for the measured methods of this study, or for all if there are none."""
-    rows = machines.spreads()
-    own = rows[rows["study"] == study]
-    rows, where = (own, "") if len(own) else (rows, f" in {' and '.join(rows['study'].unique())}")
-    points = rows.loc[rows["metric"].str.startswith("acc_"), "difference"].max()
-    fds = rows[rows["metric"] == "fd"].groupby("extractor", sort=False)["relative"].max()
-    moved = (f"by {name_of(extractor)} {100 * part:.2g} %" for extractor, part in fds.items())
+def machine_note(metrics: pd.DataFrame) -> str:
+    """How far we assume that another processor moves the scores of each generator, and whose moves were measured."""
+    rows = metrics[~metrics["epsilon"].isin(["", "inf"]) & (metrics["protocol"] != DIRECT)]
+    columns = metric_columns(rows)
+    alike: dict[str, list[str]] = {}
+    for owner in dict.fromkeys(zip(rows["study"], rows["method"], strict=True)):
+        moves = {c: machines.spread(owner, c.metric, c.extractor, 1.0) for c in columns}
+        points = [move for c, move in moves.items() if c.is_accuracy]
+        texts = [f"accuracies {max(points):.2g} points"] if points else []
+        texts += [f"{c.name} {100 * move:.2g} %" for c, move in moves.items() if c.metric == "fd"]
+        alike.setdefault(", ".join(texts), []).append(owner[1])
+    known = machines.spreads()
+    here = known.loc[known["study"].isin(rows["study"]) & known["method"].isin(rows["method"]), "method"].unique()
+    if not alike:
+        return ""
+    assumed = "; ".join(f"{text} ({', '.join(methods)})" for text, methods in alike.items())
     return (
-        "Another processor, other kernels or other threads moved accuracies of "
-        f"{', '.join(rows['method'].unique())}{where} by up to {points:.1f} points, and FD "
-        f"{' and '.join(moved)} (results/machines.csv). For a method that was not measured here we assume the "
-        "largest of these moves, or its own in another study; smaller differences do not count."
+        "Another processor, other kernels or other threads move scores. A difference below the sum of both moves does "
+        f"not count. We assume these moves: {assumed}. "
+        f"Measured in this study: {', '.join(here) or 'none'}. Another method has the largest of these moves, or its "
+        "own in another study, whichever is larger (results/machines.csv)."
     )
 
 
 def leaders(found: Mapping[Any, Summary], column: MetricColumn) -> list[Any]:
-    """Of those with FEW seeds or more the best, then all not distinguished from it; nobody if all are of one method."""
+    """Of those with FEW seeds or more the best, then all not distinguished from it; nobody if all are of one method.
+
+    The best has the best mean. If one that has other seeds is distinguished from it, this one is the best.
+    """
     rivals = {one: summary for one, summary in found.items() if summary.n >= FEW}
     if len({summary.owner for summary in rivals.values()}) < 2:
         return []
     top = column.sign * max(column.sign * summary.mean for summary in rivals.values())
     first = next(one for one in rivals if math.isclose(rivals[one].mean, top))  # of equal ones, whatever the rounding
+    for one in rivals:
+        if distinguished(rivals[one], rivals[first], column):
+            first = one
     return [first, *(one for one in rivals if one != first and not distinguished(rivals[first], rivals[one], column))]
 
 

@@ -1,18 +1,20 @@
 """Sentences that the numbers of a study support, and what is wrong with it; none is written by hand."""
 
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dpdm.config import DIRECT
+from dpdm.config import DIRECT, Study
 from dpdm.report import tables
 from dpdm.report.collect import RUN, SPENT, holes
 from dpdm.report.published import best_table, epsilons_run
 from dpdm.report.registry import Material
 from dpdm.report.tables import FEW, MISSING, MetricColumn, Summary, distinguished, name_of
+from dpdm.specs import RunSpec
 
 # Levels: do not use the numbers; use them with care; the best method by them; other findings.
 WRONG, CAUTION, BEST, FINDING = "wrong", "caution", "best", "finding"
@@ -59,15 +61,20 @@ def _faults(material: Material) -> Iterator[Verdict]:
     if len(set(metrics["code"])) > 1:
         yield Verdict(CAUTION, "The results were made by several versions of the code.")
     trained = metrics[metrics["epsilon"] != ""]
-    of_method = trained.groupby(["dataset", "method", "epsilon"])["seed"].nunique().groupby("method", sort=False).min()
-    seeds = of_method.max() if len(of_method) else 0
+    sets = trained.groupby(["dataset", "method", "sampler", "epsilon"], sort=False)["seed"].nunique()
+    seeds = sets.max() if len(sets) else 0
     if tables.mixes_protocols(metrics):
         yield Verdict(CAUTION, "Accuracies are of several protocols, so that no method is compared by them.")
     if 0 < seeds < FEW:
         text = f"Fewer than {FEW} seeds ({seeds}): the spread is unknown, and nobody can be said to win."
         yield Verdict(CAUTION, text)
-    elif fewer := [method for method, count in of_method.items() if count < FEW]:
-        yield Verdict(CAUTION, f"Fewer than {FEW} seeds, too few for a claim: {', '.join(fewer)}.")
+    elif (sets < FEW).any():
+        few = sets[sets < FEW].reset_index().groupby(["dataset", "method"], sort=False)
+        listed = [
+            f"{dataset}, {method}{_listed(rows['sampler'])} at ε = {', '.join(rows['epsilon'].unique())}"
+            for (dataset, method), rows in few
+        ]
+        yield Verdict(CAUTION, f"Fewer than {FEW} seeds, too few for a claim: {'; '.join(listed)}.")
     if len(metrics) and "fid" not in set(metrics["metric"]):
         yield Verdict(CAUTION, "No Inception FID was measured: no distance here compares with a published FID.")
     for dataset, rows in metrics[metrics["method"] == "real"].groupby("dataset", sort=False):
@@ -80,7 +87,7 @@ def _faults(material: Material) -> Iterator[Verdict]:
                 yield Verdict(WRONG, text)
     for (dataset, score), passing in tables.above_ceiling(metrics).items():
         named = ", ".join(f"{method} at ε = {tables.epsilon_label(e)}" for method, e in dict.fromkeys(passing))
-        text = f"Better than the real images of {dataset} by {score}, which are therefore no ceiling: {named}."
+        text = f"Means above those of the real images of {dataset} by {score}, which are no ceiling: {named}."
         yield Verdict(CAUTION, text)
 
 
@@ -159,7 +166,7 @@ class _Lead(NamedTuple):
     column: MetricColumn
     mean: float
     name: str
-    even: tuple[str, ...]  # other methods with a set not distinguished from it
+    even: tuple[str, ...]  # the best sets of other methods, if they are not distinguished from it
     ahead: tuple[str, ...]  # methods with fewer seeds and a better mean, and these seeds
 
 
@@ -170,23 +177,24 @@ def _leads(cells: Iterable[_Cell]) -> Iterator[_Lead]:
             found = {one: of[column] for one, of in cell.found.items()}
             if best := tables.leaders(found, column):
                 mean = found[best[0]].mean
-                even = dict.fromkeys(method for method, _ in best if method != best[0][0])
+                rivals = {one: s for one, s in found.items() if s.n >= FEW and one[0] != best[0][0]}
+                theirs = {one[0]: one for one in sorted(rivals, key=lambda one: column.sign * found[one].mean)}
+                even = [one for one in rivals if one == theirs[one[0]] and one in best]
                 better = {one: s for one, s in found.items() if 0 < s.n < FEW and column.sign * (s.mean - mean) > 0}
                 ahead = (f"{cell.name(one)}, {_value(column, s.mean)} ({_seeds(s.n)})" for one, s in better.items())
-                names = (cell.name((method, "")) for method in even)
-                yield _Lead(cell.place, column, mean, cell.name(best[0]), tuple(names), tuple(ahead))
+                yield _Lead(cell.place, column, mean, cell.name(best[0]), tuple(map(cell.name, even)), tuple(ahead))
 
 
 def leads_table(material: Material) -> pd.DataFrame:
     """By measure, data set and epsilon the best generator, then classifiers by DP-SGD, then the best published ones.
 
-    "even" names the other methods with a set that cannot be distinguished from the best one, "ahead" those with fewer
+    "even" names the other methods whose best set cannot be distinguished from the best one, "ahead" those with fewer
     than FEW seeds and a better mean.
     """
     rows: dict[str, dict[_Place, str]] = {}
     for place, column, mean, name, even, ahead in _leads(_cells(material)):
         header = column.header if column.is_accuracy else f"{column.name} ↓"
-        parts = [f"{mean:{'.1f' if column.is_accuracy else '.3g'}} {name}"]
+        parts = [f"{_value(column, mean).removesuffix(' %')} {name}"]
         parts += [f"even: {', '.join(even)}"] * bool(even) + [f"ahead: {', '.join(ahead)}"] * bool(ahead)
         rows.setdefault(header, {})[place] = "; ".join(parts)
     places = list(dict.fromkeys(place for row in rows.values() for place in row))
@@ -224,11 +232,13 @@ def _comparisons(material: Material, cells: Iterable[_Cell]) -> Iterator[str]:
     """Compares the study's diffusion models (else its first method) with every other generator.
 
     For each measure, a method is compared by the best of its sets; if it has no rival, its sets are compared with each
-    other. A warm start without DP-SGD is compared with sets of the same sampler, and the sentence states its epsilon.
+    other. The start of a method, without DP-SGD, is compared with its sets by the same sampler, and the sentence states
+    the epsilon of the start.
     """
     study = material.study
     spent = material.audits.groupby(["dataset", "method", "epsilon"])[SPENT[study.accountant]].max()
     starts = {name for name, spec in study.methods.items() if spec.params.get("init_only")}
+    runs = {run.place[:3]: run for run in study.runs()}
     drawn = {method for cell in cells for method, _ in cell.found}
     ran = {name: spec.impl for name, spec in study.methods.items() if name in drawn}
     subjects = [name for name, impl in ran.items() if impl.startswith(DIFFUSION) and name not in starts]
@@ -249,9 +259,17 @@ def _comparisons(material: Material, cells: Iterable[_Cell]) -> Iterator[str]:
             rivals = [(name, "") for name in sets if name not in {*present[: number + 1], *starts}]
             yield from _against(cell, (subject, ""), rivals, best, how=how)
             for start, sampler in (one for one in found if one[0] in starts and (subject, one[1]) in found):
-                less = spent.get((dataset, start, epsilon))
-                note = "" if less is None else f" (which spends ε = {less:.3g})"
-                yield from _against(cell, (subject, sampler), [(start, sampler)], found, note=note)
+                if _starts(study, *(runs[dataset, name, epsilon] for name in (start, subject)), sampler):
+                    less = spent.get((dataset, start, epsilon))
+                    note = "" if less is None else f" (which spends ε = {less:.3g})"
+                    yield from _against(cell, (subject, sampler), [(start, sampler)], found, note=note)
+
+
+def _starts(study: Study, start: RunSpec, run: RunSpec, sampler: str) -> bool:
+    """Whether `start` is a run without its DP-SGD, and the samplers of this name are equal."""
+    keys = ("prior", "prior_share", "init_from")
+    begun = ((one.impl, *map(one.params.get, keys), study.sample(one, sampler).sampler_params) for one in (start, run))
+    return bool(start.params.get("init_only")) and operator.eq(*begun)
 
 
 def _against(
@@ -334,6 +352,8 @@ def highest(metrics: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Any]:
 
 def _classifiers(metrics: pd.DataFrame) -> Iterator[str]:
     """The best mean of classifiers trained on the private images, and on synthetic ones, by kind of classifier."""
+    if tables.mixes_protocols(metrics):
+        return
     best, parts = highest(metrics[metrics["epsilon"] != "inf"], "metric", "direct"), {}
     for (*place, metric, direct), synthetic in best.items():
         if not direct and (private := best.get((*place, metric, True))):
@@ -376,6 +396,11 @@ def _against_published(material: Material) -> dict[_Place, str]:
             f"ours by {these}: {joined(ours)}."
         )
     return texts
+
+
+def _listed(samplers: Iterable[str]) -> str:
+    names = ", ".join(dict.fromkeys(filter(None, samplers)))
+    return f" ({names})" * bool(names)
 
 
 def _place(place: _Place) -> str:

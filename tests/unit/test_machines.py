@@ -5,6 +5,7 @@ import pytest
 from refusals import holds
 
 from dpdm.report import machines
+from dpdm.report.collect import METRICS
 from dpdm.report.tables import machine_note
 
 
@@ -41,6 +42,12 @@ def test_what_was_not_measured_moves_as_the_worst_of_its_kind():
     assert machines.spread(("digits", "quiet"), "acc_resnet", "", 90.0) == 1.0
 
 
+def test_fid_moves_as_fd_does(measured):
+    measured.loc[len(measured)] = ("loud", "kid", "efflite", 9.0, 0.4, "digits")
+    assert machines.spread(("digits", "loud"), "fid", "inception", 200.0) == pytest.approx(6.0)
+    assert machines.spread(("digits", "loud"), "recall", "efflite", 200.0) == pytest.approx(80.0)
+
+
 def test_another_study_s_methods_move_as_the_worst_of_that_study(measured):
     measured.loc[len(measured)] = ("third", "acc_cnn", "", 0.1, 0.001, "laptop")
     assert machines.spread(("laptop", "new"), "acc_cnn", "", 90.0) == 0.1
@@ -48,13 +55,30 @@ def test_another_study_s_methods_move_as_the_worst_of_that_study(measured):
     assert machines.spread(("teachers", "new"), "acc_cnn", "", 90.0) == 2.04
 
 
-def test_the_note_has_the_largest_moves_of_the_study_or_of_all(measured):
+def test_the_note_has_the_moves_of_each_method_and_says_which_were_measured(measured):
     measured.loc[len(measured)] = ("third", "acc_cnn", "", 0.1, 0.001, "laptop")
     measured.loc[len(measured)] = ("third", "fd", "efflite", 0.1, 0.002, "laptop")
-    assert holds(machine_note("digits"), "machines.csv", "2.0 points", "EfficientNet-Lite0 3 %")
-    assert holds(machine_note("laptop"), "third", "0.1 points", "EfficientNet-Lite0 0.2 %")
-    assert "quiet" not in machine_note("laptop")
-    assert holds(machine_note("teachers"), "digits and laptop", "2.0 points")
+
+    def note(study, *methods):
+        blank = {name: kind() for name, kind in METRICS.items()} | {"study": study, "epsilon": "1"}
+        scores = (("acc_cnn", "", "higher", "test"), ("fd", "efflite", "lower", "train"))
+        keys = ("metric", "extractor", "direction", "reference")
+        return machine_note(
+            pd.DataFrame(
+                [blank | {"method": m} | dict(zip(keys, s, strict=True)) for m in methods for s in scores],
+                columns=list(METRICS),
+            )
+        )
+
+    assert holds(note("digits", "loud", "quiet"), "2 points, FD (EfficientNet-Lite0) 3 % (loud)", "machines.csv")
+    assert holds(
+        note("digits", "loud", "quiet"), "0.5 points, FD (EfficientNet-Lite0) 1 % (quiet)", "study: loud, quiet"
+    )
+    assert holds(
+        note("laptop", "third", "other"), "0.1 points, FD (EfficientNet-Lite0) 0.2 % (third, other)", "study: third."
+    )
+    assert holds(note("teachers", "new"), "2 points", "study: none")
+    assert not note("digits")
 
 
 def test_the_measurement_in_the_repository_has_what_is_read(monkeypatch):

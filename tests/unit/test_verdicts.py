@@ -185,7 +185,9 @@ def test_published_numbers_without_public_data_are_set_against_ours_without():
 
 def test_methods_with_too_few_seeds_are_named():
     text = said(scored("dpdm", BEST), scored("gan", WORST[:2]), level=CAUTION)
-    assert "Fewer than 3 seeds, too few for a claim: gan." in text
+    assert "Fewer than 3 seeds, too few for a claim: d, gan (default) at ε = 1." in text
+    some = said(scored("dpdm", BEST, sampler="a"), scored("dpdm", WORST[:1], sampler="b"), level=CAUTION)
+    assert "too few for a claim: d, dpdm (b) at ε = 1." in some
     assert "Fewer" not in said(scored("dpdm", BEST), scored("gan", WORST), level=CAUTION)
 
 
@@ -283,13 +285,17 @@ def test_extractors_that_order_sets_oppositely_are_a_caution():
 
 
 def test_a_warm_start_is_compared_by_the_same_sampler_and_with_what_it_spends():
-    methods = {"dpdm": SUBJECT, "start": SUBJECT | {"params": {"init_only": True}}}
+    ours = SUBJECT | {"samplers": {"a": {"guidance": 1.0}, "b": {}}}
+    methods = {"dpdm": ours, "start": ours | {"params": {"init_only": True}}}
     blank = {name: kind() for name, kind in AUDITS.items()} | {"dataset": "d", "epsilon": "1", "passed": True}
     audits = [blank | {"method": "start", "epsilon_rdp": 0.6861}]
     rows = [scored("dpdm", BEST, sampler="a"), scored("dpdm", BEST, sampler="b"), scored("start", WORST, sampler="a")]
     text = said(*rows, methods=methods, audits=audits, level=FINDING)
     assert "dpdm (a) beats start (which spends ε = 0.686) by CNN" in text
     assert "dpdm (b)" not in text
+    for other in ({"params": {"init_only": True, "prior_share": 0.5}}, {"samplers": {"a": {"guidance": 2.0}}}):
+        another = methods | {"start": methods["start"] | other}
+        assert "start" not in said(*rows, methods=another, audits=audits, level=FINDING)
 
 
 def test_a_method_with_several_sets_is_compared_by_the_best_of_them_for_each_measure():
