@@ -1,11 +1,13 @@
 """The contracts of generators and classifiers, how a method is loaded, and how the harness runs it."""
 
+import ast
+import contextlib
 import functools
 import importlib
+import importlib.util
 import pkgutil
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -30,6 +32,8 @@ from dpdm.sources.base import loads_only
 from dpdm.specs import RunSpec, spec_json
 from dpdm.teacher import Taught
 from dpdm.warm import WarmStarted, public_data, refuse_private, refuse_shared
+
+_INSTALLED = Path(np.__file__).parents[1]
 
 
 class NoParams(Strict):
@@ -241,6 +245,13 @@ def train(
     with loads_only(public, lambda name, splits: refuse_shared(name, splits, images)):
         model = method.fit(private, params, Streams(spec.seed, "method"), log)
     ledger.refuse_failed()
+    done = {event.name: event.steps for event in ledger.events}
+    for name, steps in ((one.name, one.steps) for one in plan):
+        if done.get(name, 0) < steps:
+            raise UserError(
+                f"{spec.name}: fit() of {spec.impl} took {done.get(name, 0)} of the {steps} steps of {name} in its "
+                "plan; use each mechanism as planned, and no release of another run"
+            )
     return model, ledger
 
 
@@ -266,16 +277,46 @@ def run_fingerprint(spec: RunSpec, images: ImageSet) -> str:
 
 
 def method_code(spec: RunSpec, params: Any) -> str:
-    """Digest of the modules of a run's method, warm start and teacher, and of the shared ones (`_*.py`) they name."""
+    """Digest of the modules of a run's method, warm start and teacher, and of those that they import.
+
+    Modules of `dpdm`, of Python and of installed packages do not count.
+    """
     parts = (*getattr(params, "init_from", ()), getattr(params, "teacher", None))
-    impls = [spec.impl, *(part.impl for part in parts if part and part.impl)]
-    paths = [importlib.import_module(impl.partition(":")[0]).__file__ for impl in impls]
-    if None in paths:
-        return "unknown"
-    sources, found = set(), set(map(Path, paths))
-    while found - sources:
-        source = (found - sources).pop()
-        sources.add(source)
-        text = source.read_text()
-        found |= {p for p in source.parent.glob("_[!_]*.py") if re.search(rf"\b{p.stem}\b", text)}
-    return sha256_of(*(part for p in sorted(sources) for part in (p.name.encode(), meaning(p))))[:16]
+    modules = [spec.impl, *(part.impl for part in parts if part and part.impl)]
+    todo = {impl.partition(":")[0] for impl in modules}
+    if any(_source(name) is None for name in todo):
+        return "unknown"  # a notebook, or another place without a file
+    seen = set()
+    while todo - seen:
+        seen.add(name := (todo - seen).pop())
+        todo |= {found for found in _imports(name) if not _is_library(found)}
+    sources = sorted({source for name in seen if (source := _source(name))})
+    return sha256_of(*(part for p in sources for part in (p.name.encode(), meaning(p))))[:16]
+
+
+def _source(name: str) -> Path | None:
+    """The file of a module; None if there is no such module, or it has no Python file."""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(name)
+        if spec and spec.origin and spec.origin.endswith(".py"):
+            return Path(spec.origin)
+    return None
+
+
+def _imports(name: str) -> Iterator[str]:
+    """The modules that a module imports; of `from package import module` the module, and not its package."""
+    source = _source(name)
+    package = name if source and source.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source.read_bytes() if source else b"")):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            for inside in (f"{base}.{alias.name}" for alias in node.names):
+                yield inside if _source(inside) else base
+
+
+def _is_library(name: str) -> bool:
+    """Whether a module is of `dpdm`, of Python, or of a package installed next to NumPy."""
+    package, source = name.partition(".")[0], _source(name)
+    return package == "dpdm" or package in sys.stdlib_module_names or not source or _INSTALLED in source.parents

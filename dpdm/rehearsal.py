@@ -65,7 +65,7 @@ class _Rehearsal(PrivateData):
             self._did_one()
             return torch.zeros_like(asked[0]) if isinstance(loop, BlockGradients) else None
 
-        loop.release = release
+        loop._release = release
         return loop
 
     def _did_one(self) -> None:

@@ -106,7 +106,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
             # Each record is dealt separately, so that adding or removing one moves no other record to another shard.
             self._shard_of = (self._rng.uniform("shards", count=self._n) * params.shards).astype(np.int64)
 
-    def check(self, fakes: Tensor, gradient: BlockGradient, index: int) -> None:
+    def _test(self, fakes: Tensor, gradient: BlockGradient, index: int) -> None:
         """Calls `gradient` on random records, on others, and on the first ones again, which must give the same result.
 
         If it remembers records (such as a critic that keeps learning), later releases depend on earlier secret draws,
@@ -159,7 +159,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         with self._rng.torch_default("prepare", shard):
             return self._prepare(images, labels, shard)
 
-    def release(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
+    def _release(self, fakes: Tensor, gradient: BlockGradient, index: int) -> Tensor:
         """See `BlockStep.release`; the step was counted before."""
         block = self._clipped(fakes, gradient, index)
         std = self.declared.noise_multiplier * self.declared.sensitivity
@@ -173,7 +173,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
         block = torch.zeros_like(fakes)
         if len(records):
             with self._rng.torch_default("draws", index):
-                block = gradient(fakes, *self._images(records), *state).detach()
+                block = gradient(fakes.clone(), *self._images(records), *state).detach()  # a copy: an edit stays inside
         if block.shape != fakes.shape:
             raise RuntimeError(f"{self.name}: a gradient {tuple(block.shape)} for a block {tuple(fakes.shape)}")
         block = block.double()

@@ -124,7 +124,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
             self._gradients.close()
         super().close()
 
-    def check(self, row_losses: RowLosses, public: PublicRows | None = None, index: int = 0) -> None:
+    def _test(self, row_losses: RowLosses, public: PublicRows | None = None, index: int = 0) -> None:
         """Refuses a forbidden loss before the step is counted: see `SwapTest` and `DpSgdStep.update`."""
         for losses in (row_losses, *([] if public is None else [public.losses])):
             if not callable(losses):
@@ -134,7 +134,7 @@ class DpSgd(PrivateLoop[DpSgdStep]):
         self._optimizer.zero_grad(set_to_none=True)
         self._swap_test.run(row_losses, self._module, index)
 
-    def release(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
+    def _release(self, row_losses: RowLosses, public: PublicRows | None, index: int) -> None:
         """See `DpSgdStep.update`; the step was counted before."""
         batch = self._draw(index)
         total = self._clipped_sum(row_losses, len(batch), lambda chunk: self._images(batch[chunk]), "private", index)

@@ -100,7 +100,7 @@ class Ledger:
         """Inside the block, a mechanism sees private images: an error ends the run, even if a method catches it."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:  # a method can catch any
             self.failure = self.failure or f"{name}: {type(error).__name__}: {error}"
             raise
 

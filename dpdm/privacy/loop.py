@@ -39,12 +39,12 @@ class Step(NoCopy):
         """Refuses, counts, then releases. Errors name mechanism and step."""
         self._check()
         try:
-            self._loop.check(*asked, self.index)
-            self._check()  # `check` calls the method's code
+            self._loop._test(*asked, self.index)
+            self._check()  # `_test` calls the method's code
             self.done = True
-            self._loop.count_step()  # before anything is released; an empty batch counts as well
+            self._loop._count_step()  # before anything is released; an empty batch counts as well
             with self._loop.no_failure(f"{self._loop.name}, step {self.index}"):
-                return self._loop.release(*asked, self.index)
+                return self._loop._release(*asked, self.index)
         except UserError as error:
             raise UserError(f"{self._loop.name}, step {self.index}: {error}") from error
 
@@ -110,8 +110,7 @@ class PrivateLoop(NoCopy, Generic[StepType]):
         self._checkpoint.finish(self.name, self._state)
         self.close()
 
-    def count_step(self) -> None:
-        """Counts one more step in the ledger."""
+    def _count_step(self) -> None:
         self._ledger.count_step(self._event)
 
     def _draw(self, index: int) -> np.ndarray:

@@ -438,10 +438,10 @@ MUTANTS = [
         "a private step is counted after it",
         "dpdm/privacy/loop.py",
         {
-            "            self._loop.count_step()  # before anything is released; an empty batch counts as well\n": "",
-            "                return self._loop.release(*asked, self.index)\n": (
-                "                released = self._loop.release(*asked, self.index)\n"
-                "                self._loop.count_step()\n                return released\n"
+            "            self._loop._count_step()  # before anything is released; an empty batch counts as well\n": "",
+            "                return self._loop._release(*asked, self.index)\n": (
+                "                released = self._loop._release(*asked, self.index)\n"
+                "                self._loop._count_step()\n                return released\n"
             ),
         },
         "unit test",

@@ -36,7 +36,7 @@ def blocks(images: ImageSet, params, epsilon=math.inf, seed=0, prepare=None, che
 @pytest.fixture
 def untried(monkeypatch):
     """A gradient that counts its calls, or remembers by design, is not tried on random records."""
-    monkeypatch.setattr(BlockGradients, "check", lambda *_: None)
+    monkeypatch.setattr(BlockGradients, "_test", lambda *_: None)
 
 
 def spread(fakes, images, labels, state=None):

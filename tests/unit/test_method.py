@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ class Good:
     def plan(self, params, meta):
         return (Mechanism.gaussian("sums"),)
     def fit(self, private, params, rng, log):
+        private.release_sum("sums", lambda x, y: x[:, 0, 0], 1.0)
         return private, rng, log
 
 class GoodClassifier(Good):
@@ -241,10 +243,11 @@ def test_the_harness_makes_the_door_and_keeps_the_ledger(run, module, digits64):
     facts = ledger.to_json()
     expected = {
         "n": 64, "shape": [1, 8, 8], "num_classes": 10, "delta": 1 / 128, "target_epsilon": 10.0, "accountant": "prv",
-        "events": [], "noise": "repeatable",
+        "noise": "repeatable",
         "coordinates": spec.coordinates().model_dump(mode="json"), "recipe": spec.model_dump(mode="json"),
     }  # fmt: skip
     assert {key: facts[key] for key in expected} == expected
+    assert [event["name"] for event in facts["events"]] == ["sums"]
     assert {key: facts["provenance"][key] for key in provenance()} == provenance()
     assert len(facts["provenance"]["method_code"]) == 16
     assert digits64.digest() not in str(facts)  # a digest of private data confirms a guess of them
@@ -358,14 +361,37 @@ def test_the_digest_of_a_methods_code_covers_its_module_and_what_it_shares(run, 
 
     seen = [code()]
     path = Path(sys.modules[spec.impl.partition(":")[0]].__file__)
-    (path.parent / "_other.py").write_text("x = 1")
+    (path.parent / "other.py").write_text("x = 1")
     assert code() == seen[0]  # a module that other methods share
-    path.write_text(path.read_text() + "import _shared")
-    seen.append(code())
-    for name, text in (("_shared.py", "import _deeper"), ("_deeper.py", "x = 1"), ("_deeper.py", "x = 2")):
+    (path.parent / "package").mkdir()
+    files = {
+        path.name: path.read_text() + "def later():\n    from package import helper\nimport math, torch, not_there\n",
+        "package/__init__.py": "", "package/helper.py": "from . import deeper", "package/deeper.py": "x = 1",
+    }  # fmt: skip
+    for name, text in files.items():
         (path.parent / name).write_text(text)
+    seen.append(code())
+    for name, text in (("helper.py", "from .deeper import x"), ("deeper.py", "x = 2")):
+        (path.parent / "package" / name).write_text(text)
         seen.append(code())
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 4
+    (path.parent / "package" / "unused.py").write_text("x = 1")
+    assert code() == seen[-1]
+
+
+def test_a_method_of_a_notebook_has_code_without_a_digest(run, digits64, monkeypatch):
+    notebook = ModuleType("__main__")
+    exec(MODULE, vars(notebook))
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    _, ledger = train(run(impl="__main__:Good", params={}), digits64, Log())
+    assert ledger.provenance["method_code"] == "unknown"
+
+
+def test_a_run_that_leaves_out_a_part_of_its_plan_is_refused(run, module, digits64):
+    """Its model rests on something else, such as a release of another run in the same process."""
+    text = MODULE.replace('        private.release_sum("sums", lambda x, y: x[:, 0, 0], 1.0)\n', "")
+    with refuses("class_mean/10/0", "0 of the 1 steps of sums"):
+        train(run(impl=module(text) + ":Good", params={}), digits64, Log())
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_saved_model_draws_the_same(impl, digits64):
 def test_a_kill_in_the_teachers_training_pays_nothing_twice(digits64, tmp_path, monkeypatch):
     """And the model is that of a run that nobody killed."""
     whole, ledger = train(spec(DPDM, teacher=TEACHER), digits64, Log("test"))
-    file, calls, release = tmp_path / "checkpoint.pt", [], DpSgd.release
+    file, calls, release = tmp_path / "checkpoint.pt", [], DpSgd._release
 
     def dying(self, *args):
         calls.append(self.name)
@@ -210,12 +210,12 @@ def test_a_kill_in_the_teachers_training_pays_nothing_twice(digits64, tmp_path, 
             raise SystemExit(1)
         return release(self, *args)
 
-    monkeypatch.setattr(DpSgd, "release", dying)
+    monkeypatch.setattr(DpSgd, "_release", dying)
     with pytest.raises(SystemExit):
         train(spec(DPDM, teacher=TEACHER), digits64, Log("test"), checkpoint=file, checkpoint_interval=0)
     assert file.exists()
     calls.clear()
-    monkeypatch.setattr(DpSgd, "release", lambda self, *args: (calls.append(self.name), release(self, *args))[1])
+    monkeypatch.setattr(DpSgd, "_release", lambda self, *args: (calls.append(self.name), release(self, *args))[1])
     resumed, again = train(spec(DPDM, teacher=TEACHER), digits64, Log("test"), checkpoint=file)
     assert calls == ["teacher.classifier"] * 2
     assert again.events == ledger.events

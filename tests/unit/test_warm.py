@@ -162,7 +162,7 @@ def test_a_killed_run_neither_repeats_nor_pays_twice(at, images, tmp_path, monke
         done.append(place)
 
     monkeypatch.setattr(warm._OpenSgd, "step", counted)
-    descend, release, total = _kernel.Generated.descend, DpSgd.release, PrivateData._clipped_total
+    descend, release, total = _kernel.Generated.descend, DpSgd._release, PrivateData._clipped_total
     descents, totals = [], []
 
     def counted_descent(self, loss):
@@ -177,7 +177,7 @@ def test_a_killed_run_neither_repeats_nor_pays_twice(at, images, tmp_path, monke
         release(self, *args)
 
     monkeypatch.setattr(_kernel.Generated, "descend", counted_descent)
-    monkeypatch.setattr(DpSgd, "release", killed_release)
+    monkeypatch.setattr(DpSgd, "_release", killed_release)
     monkeypatch.setattr(
         PrivateData, "_clipped_total", lambda self, name, *a: totals.append(name) or total(self, name, *a)
     )
