@@ -75,6 +75,14 @@ def test_the_block_is_clipped_as_a_whole_and_left_alone_below_the_bound():
     assert torch.equal(next(steps).release(FAKES, lambda *_: small), small)
 
 
+def test_a_gradient_that_edits_the_fakes_leaves_nothing_in_them():
+    params = PoissonBlocks(steps=1, max_block_norm=0.5, expected_batch_size=20)
+    loop, _ = blocks(random_images(20), params)
+    fakes = torch.zeros(3, 1, 2, 2, requires_grad=True)
+    next(iter(loop)).release(fakes, lambda held, images, *_: held.copy_(images[:3]))
+    assert torch.equal(fakes, torch.zeros(3, 1, 2, 2))
+
+
 @pytest.mark.parametrize("params", KINDS)
 def test_the_noise_has_the_declared_standard_deviation(params):
     params = params.model_copy(update={"steps": 100})

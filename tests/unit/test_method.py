@@ -267,6 +267,21 @@ class Swallows(ClassMean):
         except UserError:
             return self.Model(None)
 
+class Stop(BaseException):
+    pass
+
+class StopsEarly(ClassMean):
+    def fit(self, private, params, rng, log):
+        def counts(x, y):
+            if y.min() < 3:
+                raise Stop
+            return x.flatten(1)
+
+        try:
+            private.release_sum("class_counts", counts, 1.0)
+        except Stop:
+            return self.Model(None)
+
 class Loads(ClassMean):
     def fit(self, private, params, rng, log):
         SOURCES["digits"]().load()
@@ -286,6 +301,8 @@ def test_a_method_cannot_go_on_after_a_mechanism_failed(run, module, digits64):
     name = module(CARELESS, "swallowing")
     with refuses("class_counts", "not finite", "went on"):
         train(run(impl=f"{name}:Swallows"), digits64, Log())
+    with refuses("class_counts", "Stop", "went on"):
+        train(run(impl=f"{name}:StopsEarly"), digits64, Log())
 
 
 def test_a_method_cannot_load_images_itself(run, module, digits64, monkeypatch):
