@@ -32,7 +32,7 @@ from dpdm.data import read_images, write_images
 from dpdm.layout import Layout
 from dpdm.progress import duration
 from dpdm.report.collect import JOBS, SPENT, job_times
-from dpdm.report.registry import Material
+from dpdm.report.registry import Material, figures
 from dpdm.report.tables import FEW, dataset_results, machine_note, method_table, resource_table, to_markdown
 from dpdm.report.verdicts import FINDING, leads_table, verdicts
 from dpdm.specs import RunSpec
@@ -111,7 +111,7 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
         sys.exit(f"error: {folder / 'tables'} lacks {', '.join(sorted(missing))}; first run `{commands[-1]}`")
     material = collected(spec, Layout.of(folder))
     metrics, audits = material.metrics, material.audits
-    best = leads_table(material)
+    best, captions = leads_table(material), {stem: item.caption for stem, (item, _) in figures(spec).items()}
     commits = sorted({*metrics["commit"], *audits["commit"]})
     starts = any(method.params.get("init_only") for method in spec.methods.values())
     kept = "Images" if is_ablation(spec) else f"Models{' (not of starts without DP-SGD)' * starts} and images"
@@ -136,7 +136,10 @@ def page(study: str, spec: Study, commands: list[str], jobs: pd.DataFrame, clock
                 for dataset in dict.fromkeys(run.dataset for run in spec.runs())
             ),
             *(f"## {name}\n\n{named[name].read_text().strip()}" for name in targets),
-            *(f"![{path.stem}](figures/{path.name})" for path in sorted((folder / "figures").glob("*.png"))),
+            *(
+                f"![{path.stem}](figures/{path.name})\n\n{captions[path.stem]}"
+                for path in sorted((folder / "figures").glob("*.png"))
+            ),
             f"## On what the recipes were tuned\n\n{to_markdown(method_table(spec)).strip()}",
             f"## Time and memory\n\n{to_markdown(resource_table(jobs)).strip()}",
             "This page was written by `benchmarks/keep_results.py`.",
