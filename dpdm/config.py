@@ -426,12 +426,17 @@ def load_study(files: str | Path) -> Study:
 
 def study_files(files: str | Path) -> list[str]:
     """The files of a study: each path as given or, without such a file, the shipped study of that name (`digits`)."""
-    shipped, names = {path.stem: str(path) for path in sorted(STUDIES.glob("*.yaml"))}, str(files).split(",")
+    shipped, names = shipped_studies(), [str(files)] if os.path.isfile(files) else str(files).split(",")
     for name in names:
-        if not os.path.exists(name) and name not in shipped:
+        if not os.path.isfile(name) and name not in shipped:
             meant = nearest(Path(name).stem, shipped, "dpdm has")
             raise UserError(f"there is no study {name}: name a YAML file that is there, or one of dpdm; {meant}")
-    return [name if os.path.exists(name) else shipped[name] for name in names]
+    return [name if os.path.isfile(name) else shipped[name] for name in names]
+
+
+def shipped_studies() -> dict[str, str]:
+    """The files of the studies of dpdm, by name."""
+    return {path.stem: str(path) for path in sorted(STUDIES.glob("*.yaml"))}
 
 
 def shown_file(path: str | Path) -> str:

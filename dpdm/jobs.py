@@ -110,8 +110,8 @@ def other_source(study: Study, layout: Layout, dataset: str) -> str | None:
     wanted, file = {"source": source.source, "keys": source.keys()}, Path(layout.data(dataset, "dataset.json"))
     if not file.exists():
         return None
-    facts = artifacts.read_json(file)
-    found = wanted | {key: value for key, value in facts.items() if key in wanted}
+    facts = artifacts.read_json(file, tuple(wanted))
+    found = {key: facts[key] for key in wanted}
     return None if found == wanted else f"{found['source']} {found['keys']}"
 
 
@@ -240,13 +240,23 @@ def finished(spec: RunSpec, images_file: str, folder: str | Path) -> bool:
     return same and images.stat().st_mtime <= model.stat().st_mtime
 
 
-def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool) -> None:
-    """Compares a run before training with the run in its folder; `chosen`: the user named the folder.
+def refuse_to_replace(spec: RunSpec, folder: str | Path, chosen: bool, own: str | Path) -> None:
+    """Compares a run before training with the run in its folder, and with that of the study.
+
+    Args:
+        chosen: whether the user named the folder.
+        own: where the study has a run of these coordinates.
 
     Raises:
         UserError: the folder holds another run, or a run with secret noise, whose training would be one more release,
-            or a model without a ledger that shows its noise.
+            or a model without a ledger that shows its noise; or the study has this run, with secret noise, elsewhere.
     """
+    elsewhere = Path(own) != Path(folder) and Path(own, "model.pt").exists()
+    if spec.noise == "secret" and elsewhere and _made(own).get("recipe") == spec.model_dump(mode="json"):
+        raise UserError(
+            f"{own} holds this run with secret noise, and to train it again in {folder} is one more release of the "
+            "same images; --again does that"
+        )
     found = _made(folder)
     if chosen and found and found["recipe"] != spec.model_dump(mode="json"):
         raise UserError(f"{folder} holds another run, which {spec.name} would replace; name another --out, or --again")
@@ -310,10 +320,11 @@ def sample(study: Study, layout: Layout, run: RunSpec, sampler: str, model_file:
     data.write_images(out, synthetic)
 
 
-def trained(layout: Layout, run: RunSpec, named: str = "STUDY") -> Ledger:
+def trained(layout: Layout, run: RunSpec, named: str = "") -> Ledger:
     """The ledger of a run of the study `named`; UserError if there is none, or it is damaged, or of another recipe."""
     path = layout.run(*run.place, "ledger.json")
     if not Path(path).exists():
+        named = named or (layout.root if Path(layout.study).exists() else "STUDY")
         raise UserError(
             f"{run.name} is not trained: there is no {path}; `{pasted('train', named, run.name)}` trains it"
         )

@@ -14,6 +14,7 @@ ANCHOR = ("{dataset}", "{anchor}", "{seed}")
 
 TABLE_KINDS = (".csv", ".md", ".tex", ".html")
 FIGURE_KINDS = (".svg", ".pdf", ".png")
+KEPT = "kept"  # folder of a study with the results that a repository keeps
 BY_HAND = "by_hand"  # folder next to the studies, for runs outside every study
 
 # The files that Snakemake and people read: the root of a clone, or its copy in the package that a wheel installs.
@@ -49,8 +50,11 @@ class Layout:
 
     @classmethod
     def of(cls, root: str | Path) -> "Layout":
-        """The layout of the study whose folder is `root`, even if it was moved."""
+        """The layout of the study whose folder is `root`, even if it was moved; kept results share the study's data."""
         folder = Path(root) if Path(root).name else Path(root).absolute()
+        folder = folder.resolve() if folder.is_symlink() or ".." in folder.parts else folder
+        if folder.name == KEPT:
+            return cls(folder.parent.parent.as_posix(), f"{folder.parent.name}/{KEPT}")
         return cls(folder.parent.as_posix(), folder.name)
 
     def data(self, dataset: str, file: str = "") -> str:

@@ -14,7 +14,7 @@ from dpdm.params import Natural, Strict
 
 
 def _epsilon(value: Any) -> Any:
-    return math.inf if value == "inf" else value
+    return math.inf if value in ("inf", ".inf") else value  # the second is YAML's
 
 
 def _check_epsilon(value: float) -> float:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpdm.config import ANCHORS, VERSION, Study, load_study, merge, parse_study
+from dpdm.config import ANCHORS, VERSION, Study, load_study, merge, parse_study, shipped_studies
 from dpdm.errors import UserError, pasted
 from dpdm.explain import parse_params
-from dpdm.layout import Layout
+from dpdm.layout import KEPT, Layout
 from dpdm.specs import Coordinates, RunSpec, epsilon_text, parse_spec, spec_json
 from dpdm.yaml_file import parse_yaml
 
-KEPT = "kept"  # the folder of a study with the results that a repository keeps
 RUN_FORM, SET_FORM = "DATASET/METHOD/EPSILON/SEED", "DATASET/METHOD/EPSILON/SEED/SAMPLER"
 Found = TypeVar("Found")
 
@@ -36,7 +35,7 @@ def open_study(path: str | Path) -> tuple[Study, Layout]:
             f"STUDY {str(path)!r} has an empty name: write one file, or several with only a comma between two"
         )
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and (str(path) not in shipped_studies() or (path / "study.json").is_file()):
         layout = Layout.of(path)
         if not Path(layout.study).is_file():
             raise UserError(
@@ -160,7 +159,7 @@ def _parts(coordinates: str) -> list[str]:
     parts = [part for part in coordinates.split("/") if part]
     if len(parts) > 2 and parts[1] not in ANCHORS:
         with contextlib.suppress(ValueError):
-            parts[2] = epsilon_text(float(parts[2]))
+            parts[2] = epsilon_text(float(parts[2].replace(".inf", "inf")))
     return parts
 
 

@@ -13,7 +13,18 @@ PLAIN_NUMBER = r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]\d+)?|[+-]?\.\d+([eE][+-]\d+)
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML loader that refuses values that YAML 1.1 reads in unexpected ways."""
+    """YAML loader that refuses values that YAML 1.1 reads in unexpected ways, or cannot read."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (
+            ValueError,
+            LookupError,
+            AttributeError,
+        ) as error:  # a date without such a day, a long number
+            text, kind = str(node.value)[:40], node.tag.rpartition(":")[2]
+            raise UserError(f"{_where(node)}: YAML cannot read {text} as {kind}; write text in quotes") from error
 
 
 def _where(node: yaml.Node) -> str:

@@ -47,7 +47,7 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
     or --noise it is another run, in a folder outside the study's results. A stopped training continues from its
     checkpoint. A finished run of the same recipe and code is left as it is.
     """
-    spec, images_file, folder, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
+    spec, images_file, folder, own, prepare = _what_to_train(study, layout, run, changes, spec, data, out, noise)
     if keep_key and spec.noise != "secret":
         raise UserError("--keep-key needs secret noise: `noise: secret` in the study, or --noise secret")
     joined = "WORLD_SIZE" in os.environ
@@ -63,7 +63,7 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
             print(f"{spec.name} is finished: {folder}/model.pt has this recipe and code; --again trains it anew")
             return
         if not again:
-            jobs.refuse_to_replace(spec, folder, chosen=bool(out))
+            jobs.refuse_to_replace(spec, folder, bool(out), own)
         prepare()
     if processes > 1 and not joined:  # this process becomes torchrun, which starts them all
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -78,8 +78,8 @@ def train(study, layout, run, changes, spec, data, out, noise, again, keep_key, 
         print(done)
 
 
-def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> tuple[Any, str, str, Any]:
-    """The recipe, its training images, the folder for its results, and the source of missing images."""
+def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> tuple[Any, str, str, str, Any]:
+    """The recipe, its images, the folder for its results, that of the study's run, and a call that prepares both."""
     from dpdm import study as named
 
     if study and not run and not spec_file:
@@ -88,17 +88,17 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
         raise UserError("train needs either STUDY and RUN (DATASET/METHOD/EPSILON/SEED), or --spec FILE")
     if data and study and not out:
         raise UserError(f"--data {data} is not the study's own data: give --out, so that the study's run stays")
-    if study and not (out or changes or noise):
-        named.refuse_kept(layout)
     if spec_file:
         spec = named.read_recipe(spec_file)
         layout = named.layout_of_run(spec_file, spec) or named.Layout("results", spec.study)
     else:
         spec = named.find_run(study, run)
-    spec = _changed(spec, changes)
+    planned, spec = spec, _changed(spec, changes)
     spec = spec.model_copy(update={"noise": noise}) if noise else spec
     images = data or layout.data(spec.dataset, "train.npz")
-    in_study = study and not (changes or noise)
+    in_study = study and spec == planned
+    if in_study and not out:
+        named.refuse_kept(layout)
     if out:
         named.refuse_results(out, layout.run(*spec.place) if in_study and not named.is_kept(layout) else None)
     folder = out or (layout.run(*spec.place) if in_study else layout.by_hand(named.by_hand_name(spec)))
@@ -106,16 +106,16 @@ def _what_to_train(study, layout, run, changes, spec_file, data, out, noise) -> 
     def prepare() -> None:
         from dpdm import artifacts, jobs
 
-        if in_study and not out and not _has(layout, spec):  # so that the folder can be opened later
-            artifacts.write_text(layout.study, named.study_json(study))
         if not data and (study or os.path.exists(layout.study)):
             owner = study or named.open_study(layout.root)[0]
             jobs.make_missing(owner, layout, named.find_dataset(owner, spec.dataset))
         elif not os.path.exists(images):
             fix = "check the path" if data else "name them by --data train.npz"
             raise UserError(f"there are no training images {images}; {fix}")
+        if in_study and not out and not _has(layout, spec):  # so that the folder can be opened later
+            artifacts.write_text(layout.study, named.study_json(study))
 
-    return spec, images, folder, prepare
+    return spec, images, folder, layout.run(*spec.place), prepare
 
 
 def _has(layout: Any, spec: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 
 import click
@@ -13,6 +14,12 @@ from dpdm.errors import UserError
 TARGETS = (
     "all", "report", "tables", "figures", "audits", "attacks", "collect", *(f"table_{number}" for number in range(1, 7))
 )  # fmt: skip
+OWN = {  # options of Snakemake that `dpdm run` passes, and what to write instead
+    r"(--cores|-c)(=.*|\d*)": "write --cores N before `--`",
+    r"(--config|-C)(=.*)?": "write --only and --without before `--`, or lay a YAML file over STUDY (STUDY,FILE)",
+    r"--configfiles?(=.*)?": "lay the YAML file over STUDY (STUDY,FILE)",
+    r"(--snakefile|-s)(=.*)?": "run snakemake itself",
+}
 HEADERS = {
     "methods": ("method", "what it is", "what it releases", "cost", "published epsilon", "impl", "paper"),
     "datasets": ("source", "what it is", "keys"),
@@ -40,7 +47,8 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     from dpdm.cli.estimate import estimate
     from dpdm.config import check_writable, study_files
     from dpdm.explain import nearest
-    from dpdm.layout import SNAKEFILE
+    from dpdm.layout import PUBLISHED, SNAKEFILE
+    from dpdm.report.published import check_tables
     from dpdm.study import selected
 
     for option, words in (("--only", only), ("--without", without)):
@@ -52,6 +60,9 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     results = os.path.abspath(layout.results_dir)
     if os.path.isdir(named) and os.path.basename(layout.root) != study.study:
         raise UserError(f"{named} holds the study {study.study}; name the folder {study.study}, or name the study file")
+    for word in targets:
+        if fix := next((fix for option, fix in OWN.items() if re.fullmatch(option, word)), ""):
+            raise UserError(f"{word} behind `--`: dpdm run sets this option itself; {fix}")
     for target in itertools.takewhile(lambda word: not word.startswith("-"), targets):
         if target not in TARGETS and not os.path.abspath(target).startswith(f"{results}{os.sep}"):
             hint = nearest(target, TARGETS)
@@ -63,8 +74,10 @@ def run(named, study, layout, targets, only, without, cores, dry_run) -> None:
     if cores != "all" and not (cores.isdecimal() and int(cores)):
         raise UserError(f"--cores {cores}: write a number above 0, or all")
     check_writable(layout.results_dir)
+    check_tables(study, PUBLISHED)
     if results != os.path.abspath(study.results_dir):  # a folder that was moved, or is named from another one
         part |= {"results_dir": layout.results_dir}
+        selected(study, part)  # it can be a path that Snakemake cannot use
     files = [layout.study] if os.path.isdir(named) else study_files(named)
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", SNAKEFILE, "--cores", cores]
     command += ["--dry-run"] * dry_run + ["--configfile", *files]

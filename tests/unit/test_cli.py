@@ -363,6 +363,31 @@ def test_a_run_with_secret_noise_is_released_again_only_when_asked(train):
     assert train(*options, "--keep-key", "--again")[0] == 0
 
 
+def test_a_finished_run_with_secret_noise_is_not_released_in_another_folder(run_cli, work, study_file, tiny_study_dict):
+    file, run = study_file(tiny_study_dict | {"noise": "secret"}), "digits/class_mean/10/0"
+    assert run_cli("train", file, run)[0] == 0
+    ledger = work.run("digits", "class_mean", "10", "0", "ledger.json")
+    for options in ([file, run], ["--spec", ledger]):
+        refused(run_cli("train", *options, "--out", "elsewhere"), "elsewhere", "one more release", "--again")
+    for same in ("max_image_norm=4.0", "max_image_norm=4"):
+        assert "is finished" in run_cli("train", file, run, "--set", same)[1]
+    assert not Path("elsewhere").exists()
+    assert run_cli("train", file, run, "--out", "elsewhere", "--again")[0] == 0
+
+
+def test_sample_names_the_command_that_trains(run_cli, work, study):
+    artifacts.write_text(work.study, study_json(study))
+    refused(run_cli("sample", work.root, "digits/class_mean/10/0"), f"dpdm train {work.root} digits/class_mean/10/0")
+
+
+def test_kept_results_are_not_written_through_a_link(run_cli, work, study, tmp_path):
+    artifacts.write_text(f"{work.root}/kept/study.json", study_json(study))
+    Path("link").symlink_to(Path(work.root, "kept").resolve())
+    for name in ("link", f"{work.root}/kept/../kept"):
+        refused(run_cli("train", name, "digits/class_mean/10/0"), "kept results")
+        refused(run_cli("tables", name), "kept results")
+
+
 def test_out_keeps_another_run(train):
     assert train("digits/class_mean/10/0", "--out", "one")[0] == 0
     refused(train("digits/class_mean/inf/0", "--out", "one"), "one", "digits/class_mean/inf/0", "--again")

@@ -32,7 +32,8 @@ def scored(tiny_study_dict, digits_train, tmp_path, monkeypatch):
         for split, chosen in rows.items():
             images = ImageSet(digits_train.images[chosen], digits_train.labels[chosen], 10, split)
             write_images(layout.data("digits", f"{split}.npz"), images)
-        artifacts.write_json(layout.data("digits", "dataset.json"), {})
+        source = study.datasets["digits"].source_spec()
+        artifacts.write_json(layout.data("digits", "dataset.json"), {"source": source.source, "keys": source.keys()})
         names = [f"{name}.npz" for name in study.evaluation.extractors]
         jobs.make_missing(study, layout, "digits", "extractor.pt", *names)
         place = Coordinates(

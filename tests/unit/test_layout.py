@@ -48,6 +48,17 @@ def test_a_results_folder_that_was_moved_has_its_own_layout(tmp_path, monkeypatc
     assert Layout.of(".").root == f"{tmp_path}/moved"
 
 
+def test_kept_results_share_the_data_of_the_studies_and_a_link_is_what_it_points_to(tmp_path):
+    kept = Layout.of("results/tiny/kept")
+    assert kept.report == "results/tiny/kept/report.html"
+    assert kept.data("digits") == "results/data/digits"
+    assert kept.by_hand("x") == "results/by_hand/x"
+    (tmp_path / "tiny" / "kept" / "tables").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "tiny" / "kept")
+    for name in ("link", "tiny/kept/tables/.."):
+        assert Layout.of(tmp_path / name).root == f"{tmp_path}/tiny/kept"
+
+
 def test_attacks_are_collected_only_where_they_are_wanted():
     assert [Path(f).name for f in Layout("r", "s").result_folders(False)] == ["runs", "anchors", "audits"]
     assert "r/s/attacks" in Layout("r", "s").result_folders(True)

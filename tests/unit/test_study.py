@@ -1,11 +1,13 @@
 """STUDY, RUN, --set and --spec, as a person gives them: what they mean, and what a mistake says."""
 
 import json
+import math
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
-from refusals import holds, refused
+from refusals import holds, refused, refuses
 
 from dpdm.config import ANCHORS, VERSION, parse_study
 from dpdm.errors import UserError
@@ -131,6 +133,23 @@ def test_a_run_outside_the_part_that_ran_last_is_still_one_of_the_study(study):
 
 
 # --- recipes --------------------------------------------------------------------------------------------------
+
+
+def test_epsilon_without_noise_is_written_as_in_yaml_too(study):
+    assert find_run(study, "digits/class_mean/.inf/0") == find_run(study, "digits/class_mean/inf/0")
+    part = selected(study, {"only": "epsilon=.inf"})
+    assert {run.epsilon for run in part.runs()} == {math.inf}
+
+
+def test_the_name_of_a_study_is_a_file_before_it_is_a_list_or_a_folder(tmp_path, tiny_study_dict, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a,b.yaml").write_text(yaml.safe_dump(tiny_study_dict))
+    assert open_study("a,b.yaml")[0].study == "tiny"
+    Path("digits").mkdir()
+    assert open_study("digits")[0].study == "digits"  # the study of dpdm
+    Path("mine").mkdir()
+    with refuses("mine", "study.json"):
+        open_study("mine")
 
 
 def test_a_change_reaches_into_the_recipe_and_keeps_its_type(study):

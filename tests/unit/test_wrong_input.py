@@ -17,6 +17,7 @@ import dpdm
 from dpdm.artifacts import write_npz
 from dpdm.config import load_study, parse_study
 from dpdm.data import read_images
+from dpdm.errors import UserError
 from dpdm.plan import planned_runs
 from dpdm.privacy import Mechanism
 from dpdm.processes import joined
@@ -41,6 +42,56 @@ def work(tmp_path, tiny_study_dict, monkeypatch):
 @pytest.mark.parametrize("value", [".inf", ".nan", "NaN", "1e400", "2020-01-01"])
 def test_a_change_that_json_cannot_hold(work, run_cli, value):
     refused(run_cli("train", "study.yaml", RUN, "--set", f"max_image_norm={value}"), f"--set max_image_norm={value}")
+
+
+@pytest.mark.parametrize(
+    "value", ["2020-13-45", "2020-01-01 99:00:00", "1" * 5000, "!!int abc", "!!bool abc", "!!timestamp abc", '!!int ""']
+)
+def test_what_yaml_cannot_read(work, run_cli, value):
+    refused(run_cli("train", "study.yaml", RUN, "--set", f"max_image_norm={value}"), "max_image_norm", "YAML")
+    (work / "study.yaml").write_text((work / "study.yaml").read_text() + f"attacks: {value}\n")
+    lines = len((work / "study.yaml").read_text().splitlines())
+    refused(run_cli("spec", "study.yaml", RUN), f"study.yaml, line {lines}", "YAML cannot read")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--cores", "1"], ["--cores", "before"]), (["-c1"], ["-c1", "before"]), (["--cores=1"], ["--cores=1"]),
+        (["--configfile", "over.yaml"], ["--configfile", "STUDY,"]), (["--snakefile", "x"], ["--snakefile"]),
+        (["--config", "attacks=true"], ["--config", "--only"]), (["-C", "a=b"], ["-C", "--only"]),
+    ],
+)  # fmt: skip
+def test_options_that_run_passes_itself(work, run_cli, words, parts):
+    refused(run_cli("run", "study.yaml", "--", *words), *parts)
+
+
+def test_a_row_that_the_paper_does_not_have_is_refused_before_snakemake_starts(work, run_cli, tiny_study_dict):
+    tables = {"table_1": [{"method": "dpdm", "published": "nope"}]}
+    (work / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict | {"tables": tables}))
+    refused(run_cli("run", "study.yaml", "-n"), "table_1", "nope")
+
+
+def test_a_results_folder_in_a_path_with_a_space(work, run_cli, tiny_study_dict):
+    folder = work / "with space" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(study_json(parse_study(tiny_study_dict, "s")))
+    refused(run_cli("run", "with space/tiny"), "with space", "spaces")
+
+
+def test_images_of_an_unknown_source(work, run_cli):
+    assert run_cli("train", "study.yaml", RUN)[0] == 0
+    (work / "results/data/digits/dataset.json").write_text("{}")
+    refused(run_cli("train", "study.yaml", RUN, "--again"), "dataset.json", "source")
+
+
+def test_a_refused_training_makes_no_results_folder(work, run_cli, monkeypatch):
+    def damaged(*_):
+        raise UserError("a.png cannot be read")
+
+    monkeypatch.setattr("dpdm.jobs.make_missing", damaged)
+    refused(run_cli("train", "study.yaml", RUN), "a.png")
+    assert not (work / "results").exists()
 
 
 @pytest.mark.parametrize("verb", ["spec", "train", "audit"])

@@ -140,7 +140,8 @@ def once(function, runs=RUNS):
 # params of the jobs behind its `ancient` output changed. An edited recipe would be validated but not trained, and the
 # report would show its old scores.
 def write_study():
-    again = {"-F", "--forceall", "-R", "--forcerun"} & set(sys.argv)
+    forced = workflow.dag_settings.forcerun
+    again = workflow.dag_settings.forceall or any(name.endswith(("train", "model.pt")) for name in forced)
     command = [sys.executable, "-m", "dpdm", "validate", "-", *(["--again"] if again else [])]
     if subprocess.run(command, input=STUDY_SPEC, text=True).returncode:
         raise WorkflowError("the study was refused for the reason above; nothing was run")
