@@ -665,6 +665,14 @@ MUTANTS = [
         "whether it fails can show that one record is there",
     ),
     Mutant(
+        "a finished run with secret noise is trained again in another folder",
+        "dpdm/jobs.py",
+        {'if spec.noise == "secret" and elsewhere and': "if False and elsewhere and"},
+        "unit test",
+        f"{UNIT}cli.py::test_a_finished_run_with_secret_noise_is_not_released_in_another_folder",
+        "a second release of the same images, in no ledger of the study",
+    ),
+    Mutant(
         "only an Exception counts as a failure",
         "dpdm/privacy/ledger.py",
         {"except BaseException as error:": "except Exception as error:"},
