@@ -13,6 +13,7 @@ from _page import write_block
 
 from dpdm.cli.workflow import collected
 from dpdm.config import DIRECT
+from dpdm.report.collect import SPENT
 from dpdm.report.registry import Material
 from dpdm.report.tables import MISSING, dataset_results, method_labels, name_of, rounded
 from dpdm.report.verdicts import FINDING, WRONG, highest, joined, leads_table, verdicts
@@ -77,11 +78,13 @@ def verdict_block() -> str:
     best, theirs = highest(metrics, "metric", "direct"), table["mnist, ε = 1"]
     ours = (best["mnist", epsilon, "acc_cnn", False] for epsilon in ("1", "10"))
     quoted = (theirs[f"published, protocol {protocol}"] for protocol in ("paper", "dpimagebench"))
+    spent = laptop.audits.groupby(["dataset", "method", "epsilon"])[SPENT[laptop.study.accountant]].max()["mnist"]
+    least = joined(f"{spent['dpdm_gauss_at_step_0', epsilon]:.3g}" for epsilon in ("1", "10"))
     named = joined(f"`{one.method}` at ε = {one.epsilon} ({one.value:.1f} %)" for one in ours)
     sentence = (
-        f"The private generators with the highest mean on MNIST by the paper's CNN: {named}; the table lists methods "
-        f"that are even. Published at ε = 1 by other protocols: {', '.join(quoted)}. At ε = 1, a small CNN trained by "
-        f"DP-SGD on the private images reaches {best['mnist', '1', 'acc_cnn', True].value:.1f} %."
+        f"The highest means of private generators on MNIST by the paper's CNN: {named}; the start spends ε = {least}. "
+        f"Published at ε = 1 by other protocols: {', '.join(quoted)}. A small CNN trained by DP-SGD on the private "
+        f"images reaches {best['mnist', '1', 'acc_cnn', True].value:.1f} % there."
     )
     return "\n".join([*wrong, textwrap.fill(sentence, 130), "", table.to_markdown()])
 
