@@ -101,7 +101,6 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self._prepared: dict[int, Any] = {}
         self._passed = False
         self._rehearsed: tuple[Any, ...] = ()  # with shards: the state of a shard of random records
-        self._preparations = 0  # how often this process has tested `prepare`
         if isinstance(params, ShardBlocks):
             # Each record is dealt separately, so that adding or removing one moves no other record to another shard.
             self._shard_of = (self._rng.uniform("shards", count=self._n) * params.shards).astype(np.int64)
@@ -119,7 +118,8 @@ class BlockGradients(PrivateLoop[BlockStep]):
         if self._passed and not is_due(index):
             return
         drawn = [random_records(8, self._meta, f"block/{i}", fakes.device) for i in range(2)]
-        if isinstance(self.params, ShardBlocks) and self._preparations < 2:  # again when a step moved the generator
+        again = index & (index - 1) == 0  # the generator may begin to move late
+        if isinstance(self.params, ShardBlocks) and (again or not self._rehearsed):
             self._try_prepare(drawn)
 
         def of_batch(i: int) -> Tensor:
@@ -141,17 +141,22 @@ class BlockGradients(PrivateLoop[BlockStep]):
         self._passed = True
 
     def _try_prepare(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Prepares a shard of random records, another one, and the first again, which must give the same state."""
-        self._preparations += 1
-        first, _, again = without_traces(lambda i: self._prepare_shard(*map(torch.clone, drawn[i]), 0), self._prepare)
-        expected = state_of(first)
-        differs = any(state_of(state) != expected for state in (again, *self._rehearsed))
+        """Prepares a shard of random records, another one, and the first again, which must give the same state.
+
+        Later it prepares only the first again.
+        """
+
+        def prepare(i: int) -> Any:
+            return self._prepare_shard(*map(torch.clone, drawn[i]), 0)
+
+        states = [*self._rehearsed, prepare(0)] if self._rehearsed else without_traces(prepare, self._prepare)[::2]
+        differs = state_of(states[0]) != state_of(states[1])
         if differs and drawn[0][0].device.type == "cpu":  # on a GPU, sums can round differently each time
             raise UserError(
                 "a shard's preparation depends on more than its records: done again on the same random records, it "
                 "gives another state; let it use no generator in training, and make everything that it trains anew"
             )
-        self._rehearsed = (first,)
+        self._rehearsed = (states[0],)
 
     def _prepare_shard(self, images: Tensor, labels: Tensor, shard: int) -> Any:
         if self._prepare is None:

@@ -723,10 +723,18 @@ MUTANTS = [
     Mutant(
         "a shard's preparation is not tried again",
         "dpdm/privacy/block.py",
-        {"self._preparations < 2": "not self._rehearsed"},
+        {"and (again or not self._rehearsed)": "and not self._rehearsed"},
         "unit test",
-        f"{BLOCKS}a_preparation_that_looks_at_the_moving_generator_is_refused",
+        f"{BLOCKS}a_preparation_that_looks_at_the_moving_generator_is_refused[1]",
         "a state shows which shards were drawn before",
+    ),
+    Mutant(
+        "a shard's preparation is tried at the first two steps only",
+        "dpdm/privacy/block.py",
+        {"again = index & (index - 1) == 0": "again = index < 2"},
+        "unit test",
+        f"{BLOCKS}a_preparation_that_looks_at_the_moving_generator_is_refused[2]",
+        "a learning rate that begins at zero moves the generator later",
     ),
     Mutant(
         "the swap test passes everything",

@@ -364,16 +364,18 @@ def test_shards_prepared_by_one_another_are_refused(make, monkeypatch):
     assert ledger.events[0].steps == 0
 
 
-def test_a_preparation_that_looks_at_the_moving_generator_is_refused():
-    """Its state would tell which shards were drawn before which step."""
+@pytest.mark.parametrize("still", [1, 2])
+def test_a_preparation_that_looks_at_the_moving_generator_is_refused(still):
+    """Its state would tell which shards were drawn before which step. A learning rate may begin at zero."""
     moving = torch.zeros(1)
     loop, ledger = blocks(random_images(8), KINDS[1], prepare=lambda images, labels, shard: images.mean() + moving)
     steps = iter(loop)
-    next(steps).release(FAKES, lambda fakes, *_: torch.zeros_like(fakes))
-    moving += 1
-    with refuses("g, step 1", "preparation"):
+    for _ in range(still):
         next(steps).release(FAKES, lambda fakes, *_: torch.zeros_like(fakes))
-    assert ledger.events[0].steps == 1
+    moving += 1
+    with refuses(f"g, step {still}", "preparation"):
+        next(steps).release(FAKES, lambda fakes, *_: torch.zeros_like(fakes))
+    assert ledger.events[0].steps == still
 
 
 @pytest.mark.parametrize("params", KINDS)
