@@ -160,7 +160,7 @@ class _Trials:
             raise UserError(
                 f"the loss treats rows by their place: of {size} equal records with equal draws, the gradient of "
                 f"record {place} differs from that of record 0 {what}; a record that leaves moves others to another "
-                "place, so let a draw decide instead"
+                "place, so let every row draw for itself instead"
             )
 
     def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:
@@ -264,7 +264,11 @@ def set_apart(labels: Tensor, meta: ImageMeta) -> None:
 
 
 class _SameDraws(TorchDispatchMode):
-    """Inside the block, every row of a random tensor equals its first row, for any number of rows.
+    """Inside the block, every row of a random tensor has the draws of its first row, for any number of rows.
+
+    A function that takes tensors, such as probabilities, starts at the same state of the generator for every row. A
+    permutation moves every index by one. What draws without replacement takes the most probable indices. So a loss that
+    chooses rows by such draws treats them by their place.
 
     `unequal`: whether a random function was called for which this does not hold.
     """
@@ -275,27 +279,55 @@ class _SameDraws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
-        if name in ("rand", "randn", "randint", "normal") and not isinstance(args[0], Tensor):
-            place = next((i for i, a in enumerate(args) if isinstance(a, list | tuple)), None)
-            size = kwargs.get("size") if place is None else args[place]
-            if size:
-                one = [1, *size[1:]]
-                if place is None:
-                    kwargs = kwargs | {"size": one}
-                else:
-                    args = (*args[:place], one, *args[place + 1 :])
-                return func(*args, **kwargs).expand(*size).clone()
-        if name in ("rand_like", "randn_like", "randint_like", "bernoulli") and args[0].ndim and len(args[0]):
-            return func(args[0][:1], *args[1:], **kwargs).expand_as(args[0]).clone()
-        if name in ("uniform_", "normal_", "bernoulli_", "exponential_", "random_") and args[0].ndim and len(args[0]):
-            return args[0].copy_(func(args[0][:1].clone(), *args[1:], **kwargs).expand_as(args[0]))
-        found = func(*args, **kwargs)
         given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
-        drawn = torch.Tag.nondeterministic_seeded in func.tags and isinstance(found, Tensor) and found.ndim > 0
+        size, of_vectors = given.get("size"), name == "_sample_dirichlet"
+        if "out" in given:
+            pass
+        elif name == "randperm":
+            return torch.arange(args[0], dtype=kwargs.get("dtype"), device=kwargs.get("device")).roll(-1)
+        elif name in _SIZED and size:
+            return func(**given | {"size": [1, *size[1:]]}).expand(*size).clone()
+        elif name == "multinomial":
+            return _multinomial(func, *args, **kwargs)
+        elif name in _OF_TENSORS and any(isinstance(a, Tensor) and a.ndim > of_vectors and len(a) for a in args):
+            return _row_by_row(func, args, kwargs)
+        found = func(*args, **kwargs)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags and (not isinstance(found, Tensor) or found.ndim > 0)
         attention = name.startswith("_scaled_dot_product")  # draws only for dropout
         drawn = given.get("dropout_p", 0) > 0 if attention else drawn
         self.unequal = self.unequal or drawn
         return found
+
+
+_SIZED = ("rand", "randn", "randint", "normal")
+_OF_TENSORS = (
+    "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "poisson", "binomial", "_standard_gamma",
+    "_sample_dirichlet", "uniform_", "normal_", "bernoulli_", "exponential_", "random_", "geometric_", "cauchy_",
+    "log_normal_",
+)  # fmt: skip
+
+
+def _row_by_row(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Calls a random function of tensors for every row, from the same state of the generator."""
+    given = torch.broadcast_tensors(*(a for a in args if isinstance(a, Tensor)))
+    default = torch.cuda.default_generators[given[0].device.index] if given[0].is_cuda else torch.default_generator
+    generator = kwargs.get("generator") or default
+    before, after, rows = generator.get_state(), None, []
+    for i in range(len(given[0])):
+        generator.set_state(before)
+        tensors = iter(given)
+        rows.append(func(*(next(tensors)[i : i + 1] if isinstance(a, Tensor) else a for a in args), **kwargs))
+        after = generator.get_state() if after is None else after
+    generator.set_state(after)
+    return args[0] if func._schema.name.endswith("_") else torch.cat(rows)
+
+
+def _multinomial(func: Any, weights: Tensor, count: int, replacement: bool = False, **kwargs: Any) -> Tensor:
+    """Equal draws of every row of `weights`; with replacement, all of a row are equal."""
+    if count > 1 and not replacement:
+        return weights.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    drawn = _row_by_row(func, (weights if weights.ndim > 1 else weights[None], 1), kwargs)
+    return drawn.expand(-1, count).reshape(*weights.shape[:-1], count).clone()
 
 
 def _movement(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[int, float]:

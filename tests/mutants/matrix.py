@@ -649,6 +649,22 @@ MUTANTS = [
         "a record that leaves moves all others: epsilon 14 instead of 1",
     ),
     Mutant(
+        "the swap test does not know which rows a permutation chooses",
+        "dpdm/privacy/isolation.py",
+        {'elif name == "randperm"': 'elif name == ""'},
+        "unit test",
+        f"{UNIT}isolation.py::test_a_loss_that_treats_rows_by_their_place_is_refused[without_a_tenth]",
+        "a record that leaves moves others out of the dropped share: up to three times the sensitivity",
+    ),
+    Mutant(
+        "the swap test looks away where a normal distribution is drawn from",
+        "dpdm/privacy/isolation.py",
+        {'"bernoulli", "normal", "poisson"': '"bernoulli", "poisson"'},
+        "unit test",
+        f"{UNIT}isolation.py::test_a_loss_that_treats_rows_by_their_place_is_refused[flipped_after_a_distribution]",
+        "one unrelated draw hides that rows are treated by their place",
+    ),
+    Mutant(
         "the swap test shows numbers only",
         "dpdm/privacy/isolation.py",
         {"torch.full_like(images, strange)": "images.clone()"},

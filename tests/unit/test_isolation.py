@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import refuses
-from torch import nn
+from torch import distributions, nn
 from torch.nn import functional as F
 
 from dpdm.data import ImageMeta, ImageSet
@@ -155,6 +155,24 @@ def flipped_after_attention(net, x, y):
     return flipped(net, F.scaled_dot_product_attention(rows, rows, rows), y)
 
 
+def flipped_after_a_distribution(net, x, y):
+    return flipped(net, x + distributions.Normal(0.0, 0.05).sample(x.shape), y)
+
+
+def dropped_by_place(net, x, y):
+    return entropy(net, x, y) * torch.bernoulli((torch.arange(len(x)) % 2 == 0).float())
+
+
+def without_a_tenth(net, x, y):
+    """A fixed number of labels, as some write label dropout."""
+    return entropy(net, x, y.index_fill(0, torch.randperm(len(x))[: len(x) // 10], 0))
+
+
+def without_a_drawn_half(net, x, y):
+    chosen = torch.multinomial(torch.ones(len(x)), max(2, len(x) // 2)) if len(x) > 3 else []
+    return entropy(net, x, y.index_fill(0, torch.as_tensor(chosen, dtype=torch.long), 0))
+
+
 PLACED = [
     flipped,
     without_every_second_label,
@@ -162,6 +180,10 @@ PLACED = [
     stratified,
     flipped_by_a_common_draw,
     flipped_after_attention,
+    flipped_after_a_distribution,
+    dropped_by_place,
+    without_a_tenth,
+    without_a_drawn_half,
 ]
 
 
@@ -180,9 +202,54 @@ def dropped(net, x, y):
     return entropy(net, F.dropout(x, 0.3), y)
 
 
-@pytest.mark.parametrize("loss", [drawn_labels, dropped])
+def without_some(net, x, y):
+    return entropy(net, x, y.masked_fill(torch.rand(len(y)) < 0.5, 0))
+
+
+def of_distributions(net, x, y):
+    normal, beta = distributions.Normal(0.0, 0.1), distributions.Beta(0.5, 2.0)
+    kind = distributions.Categorical(torch.ones(3)).sample(y.shape)
+    rate = distributions.Gamma(2.0, torch.ones(len(x))).sample() + torch.poisson(torch.ones(len(x)))
+    return entropy(net, x + normal.sample(x.shape) + beta.sample((len(x), 1, 1, 1)), kind) * rate
+
+
+def of_their_own_pixels(net, x, y):
+    return entropy(net, torch.bernoulli((x + 1).clamp(0, 2) / 2), y)
+
+
+def with_permuted_pixels(net, x, y):
+    return entropy(net, x[..., torch.randperm(4)], y)
+
+
+def of_two_columns(net, x, y):
+    kept = torch.multinomial(torch.ones(len(x), 4), 2)
+    columns = torch.zeros(len(x), 4).scatter(1, kept, 1).bool()
+    two = x.transpose(1, 3).flatten(2)[columns].view(len(x), 2, 4)  # they are distinct
+    return entropy(net, two.repeat(1, 2, 1), y)
+
+
+SEPARATE = [
+    drawn_labels,
+    dropped,
+    without_some,
+    of_distributions,
+    of_their_own_pixels,
+    with_permuted_pixels,
+    of_two_columns,
+]
+
+
+@pytest.mark.parametrize("loss", SEPARATE)
 def test_what_a_row_draws_is_not_its_place(loss):
     swap_test(loss)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_draws_of_rows_in_draw_major_order_pass(rows):
+    def loss(net, x, y):
+        return of_distributions(net, x.repeat(rows, 1, 1, 1), y.repeat(rows))
+
+    swap_test(loss, rows=rows)
 
 
 def test_chunks_of_two_are_tried():
@@ -475,16 +542,30 @@ def test_a_loss_may_be_any_callable():
 def test_equal_draws_reach_every_row():
     """What compares a record alone with the same among others: every random function that a loss may use."""
     like = torch.zeros(4, 3)
+    kinds = [
+        distributions.Normal(0.0, 1.0), distributions.Gamma(2.0, 1.0), distributions.Beta(0.5, 0.5),
+        distributions.Dirichlet(torch.ones(3)), distributions.Poisson(3.0), distributions.Bernoulli(0.3),
+        distributions.Categorical(torch.ones(5)), distributions.Cauchy(0.0, 1.0), distributions.LogNormal(0.0, 1.0),
+        distributions.Geometric(0.3), distributions.Binomial(10, 0.3), distributions.Multinomial(9, torch.ones(4)),
+    ]  # fmt: skip
 
     def draw(n: int) -> list[torch.Tensor]:
         x = like[:n]
-        with isolation._SameDraws(), Streams(0).torch_default("x"):
-            return [
+        probabilities = torch.ones(n, 5)
+        with isolation._SameDraws() as draws, Streams(0).torch_default("x"):
+            drawn = [
                 torch.rand(n, 3), torch.randn((n, 3)), torch.randn(n), torch.rand(size=(n, 2)),
                 torch.randint(9, (n,)), torch.randint(2, 9, (n, 2)), torch.normal(0.0, 1.0, (n, 2)),
                 torch.rand_like(x), torch.randn_like(x), torch.bernoulli(x + 0.5), F.dropout(x + 1.0),
-                torch.empty(n, 3).uniform_(), torch.empty(n, 3).normal_(),
+                torch.empty(n, 3).uniform_(), torch.empty(n, 3).normal_(), torch.empty(n).exponential_(),
+                torch.normal(x, 1.0), torch.normal(0.0, x + 1), torch.normal(x[:, :1], torch.ones(3)),
+                torch.poisson(x + 9), torch.binomial(x + 9, x + 0.5), torch.bernoulli(x, 0.5),
+                torch.empty(n, 3).bernoulli_(torch.full((3,), 0.5)), torch.multinomial(probabilities, 3),
+                torch.multinomial(probabilities, 3, replacement=True), torch.multinomial(torch.ones(5), n, True),
+                *(kind.sample((n,)) for kind in kinds), torch.rand(n),
             ]  # fmt: skip
+        assert not draws.unequal
+        return drawn
 
     for one, four in zip(draw(1), draw(4), strict=True):
         assert torch.equal(four, one.expand_as(four))
