@@ -27,6 +27,7 @@ TOLERANCE = 1e-4  # of the gradient's norm; without mixing the change is 0 or a 
 SIZE_TOLERANCE = 0.02  # between batches of different sizes, whose sums round differently
 SIZES = (3, 8, 32)  # records per chunk; the smallest is always tried, the next while they fit into SECONDS
 SECONDS = 0.4
+PLACES = 21  # records of the batch, at most, in which one record is always put into every row
 FAR = 1e4  # a pixel that no image has
 
 # What replaces the other records: factor on the images' contrast, share of labels that are not the record's. They
@@ -48,7 +49,7 @@ class SwapTest:
     """
 
     def __init__(self, gradients: PerExampleGradients, meta: ImageMeta, max_size: int):
-        self._gradients, self._meta = gradients, meta
+        self._gradients, self._meta, self._max_size = gradients, meta, max_size
         self._sizes = sorted({*(size for size in SIZES if size < max_size), *([max_size] if max_size > 1 else [])})
         self._passed: set[Any] = set()
 
@@ -70,19 +71,21 @@ class SwapTest:
         if known and not is_due(step):
             return
         trials = _Trials(self._gradients, self._meta, row_losses, module)
-        start = time.process_time()  # not wall time: a busy machine must not test less
         per_record = 0.0
         with _moved(list(trials.parameters.values())):
             if known and self._sizes:
                 trials.in_brief(self._sizes[0])
                 return
             trials.alone(step, self._sizes[0] if self._sizes else 1)
+            trials.in_every_place(min(PLACES, self._max_size))
+            start = time.process_time()  # not wall time: a busy machine must not test less
             for size in self._sizes:
                 began = time.process_time()
                 if per_record and began - start + per_record * size > SECONDS:
                     break
                 trials.among_others(size, start + SECONDS)
-                trials.in_every_place(size)
+                if size > PLACES:
+                    trials.in_every_place(size)
                 per_record = (time.process_time() - began) / size
         self._passed.add(key)
 
@@ -111,12 +114,7 @@ class _Trials:
                 f"moves {what}; let it draw from torch's default generator on the CPU, and keep nothing from one call "
                 "to the next"
             )
-        if what := self._moved(alone, [g[0] for g in last], SIZE_TOLERANCE):
-            raise UserError(
-                f"the loss mixes records: the gradient of one record moves {what} when {size - 1} others are in its "
-                "batch; give one loss per row, not divided by their number, nor of anything taken from the batch (rows "
-                "in draw-major order, row k * B + b)"
-            )
+        self._refuse_size(alone, last)
         if not step and not any(float(g.norm()) for gradients in found for g in gradients):
             raise UserError(
                 "the gradient of random images is zero, so that nothing can be tested; let a loss leave out no images"
@@ -148,9 +146,11 @@ class _Trials:
             self._refuse_moved(first[kept], second, kept)
 
     def in_every_place(self, size: int) -> None:
-        """Puts one record in every row, with equal draws: all rows must have the same gradient."""
-        images, labels = self._batch(1, "everywhere")
+        """Puts one record in every row, with equal draws: all rows must have its gradient in a batch of one."""
+        images, _ = self._batch(1, "everywhere")
+        labels = torch.full((1,), self._meta.num_classes // 2, device=self._device)  # neither first nor last of three
         with _SameDraws() as draws:
+            one = [g[0] for g in self._backward(images, labels)]
             rows = self._backward(images.expand(size, *images.shape[1:]), labels.expand(size))
         if draws.unequal:
             return
@@ -162,6 +162,7 @@ class _Trials:
                 f"record {place} differs from that of record 0 {what}; a record that leaves moves others to another "
                 "place, so let every row draw for itself instead"
             )
+        self._refuse_size(one, rows)
 
     def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:
         """Compares a record among images of NaN, which reveal all arithmetic with them, past any threshold."""
@@ -217,6 +218,15 @@ class _Trials:
                 f"the loss mixes records: the gradient of record {kept} moves {what} when the {size - 1} others are "
                 "replaced; let the loss of a row depend only on its own record (no batch statistics, mixup, negatives "
                 "or weights from the batch), rows in draw-major order (row k * B + b)"
+            )
+
+    def _refuse_size(self, one: list[Tensor], rows: list[Tensor]) -> None:
+        """Compares the gradients of a record in a batch of one with those of row 0 in a larger batch."""
+        if what := self._moved(one, [g[0] for g in rows], SIZE_TOLERANCE):
+            raise UserError(
+                f"the loss mixes records: the gradient of one record moves {what} when {len(rows[0]) - 1} others are "
+                "in its batch; give one loss per row, not divided by their number, nor of anything taken from the "
+                "batch (rows in draw-major order, row k * B + b)"
             )
 
     def _moved(self, first: list[Tensor], second: list[Tensor], tolerance: float) -> str:

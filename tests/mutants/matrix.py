@@ -643,10 +643,21 @@ MUTANTS = [
     Mutant(
         "the swap test does not look at the rows' places",
         "dpdm/privacy/isolation.py",
-        {"                trials.in_every_place(size)\n": ""},
+        {
+            "        self._refuse_size(one, rows)\n": "",
+            "        gaps = torch.stack([": "        return\n        gaps = torch.stack([",
+        },
         "unit test",
         f"{UNIT}isolation.py::test_a_loss_that_treats_rows_by_their_place_is_refused",
         "a record that leaves moves all others: epsilon 14 instead of 1",
+    ),
+    Mutant(
+        "the swap test puts a record only into three places",
+        "dpdm/privacy/isolation.py",
+        {"PLACES = 21": "PLACES = 3"},
+        "unit test",
+        f"{UNIT}isolation.py::test_what_takes_long_is_refused_too[without_a_tenth]",
+        "a loss that drops a tenth of its batch drops none of three",
     ),
     Mutant(
         "the swap test does not know which rows a permutation chooses",
@@ -663,6 +674,14 @@ MUTANTS = [
         "unit test",
         f"{UNIT}isolation.py::test_a_loss_that_treats_rows_by_their_place_is_refused[flipped_after_a_distribution]",
         "one unrelated draw hides that rows are treated by their place",
+    ),
+    Mutant(
+        "the swap test compares the sizes one and three only",
+        "dpdm/privacy/isolation.py",
+        {"        self._refuse_size(one, rows)\n": ""},
+        "unit test",
+        f"{UNIT}isolation.py::test_what_takes_long_is_refused_too[less_in_large_batches]",
+        "the size of a large secret batch is in the loss",
     ),
     Mutant(
         "the swap test shows numbers only",
@@ -805,8 +824,8 @@ MUTANTS = [
         "dpdm/privacy/isolation.py",
         {"trials.alone(step, ": "(lambda *_: None)(step, "},
         "unit test",
-        f"{UNIT}isolation.py::test_a_loss_that_mixes_records_is_refused",
-        "a mean over the batch has the size of the secret batch in it",
+        f"{UNIT}isolation.py::test_a_loss_that_draws_elsewhere_or_remembers_is_refused",
+        "a loss may remember records, or draw where no one can repeat it",
     ),
     Mutant(
         "no step runs the swap test",

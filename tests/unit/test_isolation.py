@@ -252,6 +252,21 @@ def test_draws_of_rows_in_draw_major_order_pass(rows):
     swap_test(loss, rows=rows)
 
 
+def less_in_large_batches(net, x, y):
+    return entropy(net, x, y) * min(1.0, 16 / len(x))
+
+
+QUICK = [without_a_tenth, flipped_after_a_distribution, flipped, less_in_large_batches]
+
+
+@pytest.mark.parametrize("loss", QUICK)
+def test_what_takes_long_is_refused_too(loss, monkeypatch):
+    """With a network that is slow, most batches are small."""
+    monkeypatch.setattr(isolation, "SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"by their place|mixes records"):
+        swap_test(loss)
+
+
 def test_chunks_of_two_are_tried():
     with pytest.raises(UserError, match="mixes records"):
         swap_test(mixup, max_size=2)
