@@ -84,6 +84,7 @@ class SwapTest:
                 if per_record and began - start + per_record * size > SECONDS:
                     break
                 trials.among_others(size, start + SECONDS)
+                trials.in_every_class(size)
                 if size > PLACES:
                     trials.in_every_place(size)
                 per_record = (time.process_time() - began) / size
@@ -102,6 +103,7 @@ class _Trials:
         """Compares a record by itself, after another one, and among others: batches of 1 and `size`, equal draws."""
         images, labels = self._batch(max(size, 2), f"alone at {step}")
         set_apart(labels, self._meta)
+        labels[2:] = labels[0]
         with _SameDraws():
             found = without_traces(
                 lambda i: self._backward(images[i : i + 1], labels[i : i + 1]), self._row_losses, self._module
@@ -164,6 +166,19 @@ class _Trials:
             )
         self._refuse_size(one, rows)
 
+    def in_every_class(self, size: int) -> None:
+        """Replaces the images of all records except one per class: some losses mix only the records of one class."""
+        classes = max(1, self._meta.num_classes)
+        if size < 2 * classes:
+            return
+        labels = torch.arange(size, device=self._device) % classes
+        images, others = (self._batch(size, name)[0] for name in ("classes", "other classes"))
+        others[:classes] = images[:classes]
+        first = [g[:classes].clone() for g in self._backward(images, labels)]
+        second = self._backward(others, labels)
+        for kept in range(classes):
+            self._refuse_moved([g[kept] for g in first], second, kept)
+
     def _among_nan(self, images: Tensor, labels: Tensor, first: list[Tensor], kept: int) -> None:
         """Compares a record among images of NaN, which reveal all arithmetic with them, past any threshold."""
         losses: list[Tensor] = []
@@ -195,8 +210,9 @@ class _Trials:
             )
 
     def _first(self, size: int) -> tuple[Tensor, Tensor]:
+        """Records of the last class."""
         images, labels = self._batch(size, "first")
-        return images, labels[:1].expand(size).contiguous()
+        return images, torch.full_like(labels, max(0, self._meta.num_classes - 1))
 
     def _replaced(
         self, images: Tensor, labels: Tensor, number: int, kept: int, change: tuple[float, float]
@@ -206,7 +222,9 @@ class _Trials:
         others, other_labels = self._batch(len(images), f"other/{number}")
         others = (others * contrast).clamp(-1, 1)
         differ = torch.arange(len(images), device=self._device) < differing * len(images)
-        other_labels = torch.where(differ, (labels + 1 + other_labels) % max(1, self._meta.num_classes), labels)
+        classes = max(1, self._meta.num_classes)
+        shift = 1 + other_labels % max(1, classes - 1)
+        other_labels = torch.where(differ, (labels + shift) % classes, labels)
         others[kept], other_labels[kept] = images[kept], labels[kept]
         return others, other_labels
 
@@ -261,10 +279,10 @@ def is_due(step: int) -> bool:
 
 
 def random_records(size: int, meta: ImageMeta, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Public images [size, C, H, W], uniform in [-1, 1], and labels [size], never the last of several classes."""
+    """Public images [size, C, H, W], uniform in [-1, 1], and labels [size] of all classes."""
     rng = Streams(0, "random records")
     images = 2 * torch.rand((size, *meta.shape), generator=rng.torch(f"{name}/images")) - 1
-    labels = torch.randint(max(1, meta.num_classes - 1), (size,), generator=rng.torch(f"{name}/labels"))
+    labels = torch.randint(max(1, meta.num_classes), (size,), generator=rng.torch(f"{name}/labels"))
     return images.to(device), labels.to(device)
 
 

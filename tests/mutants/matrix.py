@@ -684,6 +684,22 @@ MUTANTS = [
         "the size of a large secret batch is in the loss",
     ),
     Mutant(
+        "the swap test shows no records of the last class together",
+        "dpdm/privacy/isolation.py",
+        {"torch.full_like(labels, max(0, self._meta.num_classes - 1))": "labels[:1].expand(size).contiguous() * 0"},
+        "unit test",
+        f"{UNIT}isolation.py::test_what_takes_long_is_refused_too",
+        "records of one class may mix",
+    ),
+    Mutant(
+        "the swap test does not go through the classes",
+        "dpdm/privacy/isolation.py",
+        {"                trials.in_every_class(size)\n": ""},
+        "unit test",
+        f"{UNIT}isolation.py::test_a_loss_that_mixes_within_one_class_is_refused",
+        "records of one class may mix",
+    ),
+    Mutant(
         "the swap test shows numbers only",
         "dpdm/privacy/isolation.py",
         {"torch.full_like(images, strange)": "images.clone()"},

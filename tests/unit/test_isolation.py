@@ -30,9 +30,9 @@ def all_sizes(monkeypatch):
     monkeypatch.setattr(isolation, "SECONDS", math.inf)
 
 
-def make(hidden: int = 8) -> nn.Module:
+def make(hidden: int = 8, classes: int = 3) -> nn.Module:
     with Streams(0).torch_default("net"):
-        return nn.Sequential(nn.Flatten(), nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, classes))
 
 
 def entropy(net, x, y):
@@ -256,7 +256,16 @@ def less_in_large_batches(net, x, y):
     return entropy(net, x, y) * min(1.0, 16 / len(x))
 
 
-QUICK = [without_a_tenth, flipped_after_a_distribution, flipped, less_in_large_batches]
+def standardised_by(label):
+    def loss(net, x, y):
+        of_label = (y == label).view(-1, 1, 1, 1)
+        mean = torch.where(of_label, x, 0).sum(0) / of_label.sum().clamp(min=1)
+        return entropy(net, torch.where(of_label, x - mean, x), y)
+
+    return loss
+
+
+QUICK = [without_a_tenth, flipped_after_a_distribution, flipped, less_in_large_batches, standardised_by(2)]
 
 
 @pytest.mark.parametrize("loss", QUICK)
@@ -265,6 +274,12 @@ def test_what_takes_long_is_refused_too(loss, monkeypatch):
     monkeypatch.setattr(isolation, "SECONDS", 0.0)
     with pytest.raises(UserError, match=r"by their place|mixes records"):
         swap_test(loss)
+
+
+@pytest.mark.parametrize("label", range(5))
+def test_a_loss_that_mixes_within_one_class_is_refused(label):
+    with pytest.raises(UserError, match="mixes records"):
+        swap_test(standardised_by(label), meta=dataclasses.replace(META, num_classes=5), net=make(classes=5))
 
 
 def test_chunks_of_two_are_tried():
