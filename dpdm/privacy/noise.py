@@ -32,8 +32,29 @@ KEY_BYTES = 32
 GRID_BITS = 20  # a release is rounded to a power of two at most this many bits below its noise's std
 
 
-class NoCopy:
-    """Base of objects that must not be copied: a copy would release again with the same noise and without an event."""
+class _Complete(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        made._complete = True
+        return made
+
+
+class NoCopy(metaclass=_Complete):
+    """Base of objects that must not be copied: a copy would release again with the same noise and without an event.
+
+    Once made, they take no new attribute: the check of traces does not look into them, so that private data in a new
+    attribute would pass it.
+    """
+
+    _complete = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._complete and not hasattr(self, name):
+            raise UserError(
+                f"{type(self).__name__} takes no new attribute, and was given {name!r}: what a callback keeps there is "
+                "a release outside the ledger; keep public values in a variable, and private ones nowhere"
+            )
+        super().__setattr__(name, value)
 
     def __copy__(self, *_: Any) -> None:
         raise UserError(

@@ -157,6 +157,14 @@ MUTANTS = [
         f"{RELEASES}a_door_cannot_be_copied",
         "the copy releases again, with the same noise and no event",
     ),
+    Mutant(
+        "a callback may keep what it likes on a door, a loop or a step",
+        "dpdm/privacy/noise.py",
+        {"made._complete = True": "made._complete = False"},
+        "unit test",
+        f"{DPSGD}nothing_new_can_be_kept_on_a_door_a_loop_or_a_step",
+        "no check looks there, so a private loss can get into the training curve",
+    ),
     # --- randomness ----------------------------------------------------------------------------------------------
     Mutant(
         "streams ignore their mechanism",

@@ -504,6 +504,25 @@ def test_loops_and_steps_cannot_be_copied(copier):
         copier(next(iter(dp)))
 
 
+def test_nothing_new_can_be_kept_on_a_door_a_loop_or_a_step():
+    """Nothing looks into them, so the loss there would be a release outside the ledger."""
+    params, net = DpSgdParams(expected_batch_size=10, steps=2, max_grad_norm=1.0), Net()
+    private = door(random_images(20), params, epsilon=1.0)
+    dp = private.dpsgd("net", net, torch.optim.SGD(net.parameters(), lr=0.1), params)
+    for step in dp:
+        for holder in (private, dp, step):
+
+            def losses(images, labels, holder=holder):
+                holder.seen = squared(net)(images, labels).detach()
+                return squared(net)(images, labels)
+
+            with refuses(f"net, step {step.index}", type(holder).__name__, "seen", "outside the ledger"):
+                step.update(losses)
+        assert dp.declared.steps == 0
+        step.update(squared(net))
+    dp.released_grad_norm = 0.0  # an attribute that it has
+
+
 def test_the_released_norm_is_of_the_noised_gradient():
     """What a method may log. The norm before noise, or a loss, would be a release outside the ledger."""
     params = DpSgdParams(expected_batch_size=5, steps=6, max_grad_norm=1.0)
