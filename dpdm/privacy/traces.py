@@ -29,7 +29,7 @@ from dpdm.errors import UserError
 
 Found = TypeVar("Found")
 
-REACH = 10_000  # number of objects that `state_of` visits
+REACH = 100_000  # facts that `state_of` finds at most
 _METHODS = ("dpdm.diffusion", "baselines")  # of this project; the rest of it is trusted
 _OURS = re.compile(r"dpdm\.(privacy|checkpoint|processes)(\.|$)")  # a door, and what it holds
 _PLAIN = (type(None), bool, int, float, complex, np.generic, str, bytes, torch.dtype, torch.device, torch.Size)
@@ -107,12 +107,20 @@ def state_of(*roots: Any) -> dict[str, Any]:
     """Digests of everything reachable from `roots`, by the path to it. Objects of the door are left out.
 
     It uses `type(value)`, which a proxy cannot override.
+
+    Raises:
+        UserError: there are more than `REACH`.
     """
     own = frozenset(map(_package, map(_home, roots))) - {"torch"}
     state: dict[str, Any] = {}
     seen: dict[int, tuple[str, Any]] = {}  # keeps the visited objects, so that no id is used twice
     todo = deque(("", root) for root in roots)
-    while todo and len(seen) < REACH:
+    while todo:
+        if len(state) == REACH:
+            raise UserError(
+                f"it can reach more than {REACH:,} objects, too many to look for traces of records; hold many public "
+                "values in a tensor or an array, not in a list of objects"
+            )
         name, value = todo.popleft()  # nearest first
         while name in state:
             name += "'"
@@ -164,7 +172,7 @@ def _fact(value: Any) -> Any:
     if issubclass(kind, io.IOBase):
         return value.tell() if value.writable() else None
     if issubclass(kind, Mapping | list | tuple | set | frozenset | deque):
-        items = [*value.items()] if issubclass(kind, Mapping) else [*value]
+        items = [*(itertools.chain(*value.items()) if issubclass(kind, Mapping) else value)]
         plain = [item for item in items if issubclass(type(item), _PLAIN)]
         return kind.__name__, len(items), _digest(repr(plain).encode())
     return kind.__name__
@@ -191,13 +199,14 @@ def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
         yield from _named(getattr(value, "__dict__", {}))
         yield "._backward_hooks", value._backward_hooks
     elif issubclass(kind, Mapping):
-        for key, item in itertools.islice(value.items(), REACH):
-            plain = issubclass(type(key), _PLAIN)
-            yield f"[{key!r}]" if plain else f"[{type(key).__name__}]", item
-            yield from [] if plain else [(".keys()", key)]
+        for i, (key, item) in enumerate(value.items()):
+            if not issubclass(type(key), _PLAIN):
+                yield from [(f".keys()[{i}]", key), (f".values()[{i}]", item)]
+            elif not issubclass(type(item), _PLAIN):
+                yield f"[{key!r}]", item
         yield from _named(getattr(value, "__dict__", {}))
     elif issubclass(kind, list | tuple | set | frozenset | deque):
-        for i, item in enumerate(itertools.islice(value, REACH)):
+        for i, item in enumerate(value):
             if not issubclass(type(item), _PLAIN):
                 yield f"[{i}]", item
         yield from _named(getattr(value, "__dict__", {}))

@@ -641,6 +641,16 @@ MUTANTS = [
         "private images in a file that no ledger knows",
     ),
     Mutant(
+        "the search for traces ends early, without a word",
+        "dpdm/privacy/traces.py",
+        {
+            "    while todo:\n        if len(state) == REACH:\n": "    while todo and len(state) < REACH:\n        if False:\n"
+        },
+        "unit test",
+        f"{UNIT}traces.py::test_the_search_ends_at_the_last_object_or_with_a_refusal",
+        "a memory behind a long list of public objects is not seen",
+    ),
+    Mutant(
         "gradients that a callback leaves are not looked at",
         "dpdm/privacy/traces.py",
         {'yield from [(".grad", value.grad)] if value.is_leaf or value.retains_grad else []': "yield from ()"},

@@ -276,6 +276,19 @@ def test_what_is_kept_is_found(make):
         tried(make())
 
 
+def test_the_search_ends_at_the_last_object_or_with_a_refusal(monkeypatch):
+    """Where it once ended after 10,000, without a word."""
+    public, names, seen = [(torch.zeros(1), i) for i in range(5_100)], dict.fromkeys(range(200_000), ""), {"deep": [[]]}
+    with refuses("remembers records", "seen['deep'][0]"):
+        tried(lambda x: (public, names, seen["deep"][0].append(x)))
+    monkeypatch.setattr(traces, "REACH", 1_000)
+    assert len(tried(lambda x: (names, x))) == 3
+    same = [[1.0]] * 2_000
+    for many in (public, same):
+        with refuses("1,000 objects", "tensor"):
+            tried(lambda x, many=many: (many, x))
+
+
 def test_what_changed_is_named():
     net = nn.Sequential(nn.Linear(3, 1))
     with refuses("net._modules['0']._parameters['weight'].grad"):
