@@ -4,9 +4,9 @@ If a loss, statistic or block gradient keeps something of its records (a sum, an
 another network), it carries private data past the ledger, or makes a later release depend on earlier records.
 """
 
-import array
 import contextlib
 import functools
+import gc
 import hashlib
 import io
 import itertools
@@ -33,7 +33,10 @@ REACH = 100_000  # facts that `state_of` finds at most
 _METHODS = ("dpdm.diffusion", "baselines")  # of this project; the rest of it is trusted
 _OURS = re.compile(r"dpdm\.(privacy|checkpoint|processes)(\.|$)")  # a door, and what it holds
 _PLAIN = (type(None), bool, int, float, complex, np.generic, str, bytes, torch.dtype, torch.device, torch.Size)
-_NO_HOLDER = (types.ModuleType, types.BuiltinFunctionType, types.CodeType, threading.Thread)
+_NO_HOLDER = (
+    types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType, types.TracebackType, threading.Thread
+)  # fmt: skip
+_HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
 _OPENED: tuple[int, list[str]] | None = None  # during `_watched`: its thread, and the files opened for writing
 
 
@@ -54,7 +57,7 @@ def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[
     for record in records:
         with _watched() as written:
             found.append(call(record))
-        after = state_of(*roots)
+        after = state_of(*roots, _HOOKS)
         changes = [name for name in after if before and before.get(name) != after[name]]
         changes += [name for name in before or () if name not in after]
         if before is not None and (changes or written):
@@ -151,8 +154,8 @@ def _fact(value: Any) -> Any:
     kind = type(value)
     if issubclass(kind, Tensor):
         return _content(value)
-    if issubclass(kind, np.ndarray) and value.dtype != object:
-        return value.shape, str(value.dtype), _digest(value.tobytes())
+    if issubclass(kind, np.ndarray):
+        return value.shape, str(value.dtype), b"" if value.dtype == object else _digest(value.tobytes())
     if issubclass(kind, torch.Generator):
         return _digest(value.get_state().numpy().tobytes())
     if issubclass(kind, np.random.Generator):
@@ -167,15 +170,16 @@ def _fact(value: Any) -> Any:
         return value.gi_frame and value.gi_frame.f_lasti
     if issubclass(kind, io.BytesIO | io.StringIO):
         return _digest(repr(value.getvalue()).encode())
-    if issubclass(kind, bytearray | array.array):
-        return _digest(bytes(value))
     if issubclass(kind, io.IOBase):
         return value.tell() if value.writable() else None
     if issubclass(kind, Mapping | list | tuple | set | frozenset | deque):
         items = [*(itertools.chain(*value.items()) if issubclass(kind, Mapping) else value)]
         plain = [item for item in items if issubclass(type(item), _PLAIN)]
         return kind.__name__, len(items), _digest(repr(plain).encode())
-    return kind.__name__
+    try:
+        return _digest(memoryview(value).tobytes())  # of a bytearray, an array, or a value in shared memory
+    except TypeError:
+        return kind.__name__
 
 
 def _content(value: Tensor) -> Any:
@@ -230,8 +234,15 @@ def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
             inner = getattr(item, "__func__", item)  # of a static or class method
             if not name.startswith("__") or issubclass(type(inner), types.FunctionType):
                 yield f".{name}", inner
-    elif kind.__module__ != "weakref" and not issubclass(kind, _NO_HOLDER):
-        yield from _named(getattr(value, "__dict__", {}))
+    elif hasattr(kind, "to_numpy"):  # of pandas; only its values, since reading fills its caches
+        yield ".index", getattr(value, "index", None)
+        columns = value.items() if value.ndim == 2 else [(".to_numpy()", value.to_numpy())]
+        yield from ((f"[{name!r}]", column) for name, column in columns)
+    elif kind.__module__ not in ("weakref", "_abc") and not issubclass(kind, _NO_HOLDER):
+        if hasattr(value, "__dict__"):
+            yield from _named(value.__dict__)
+        else:  # written in C, such as a csv.writer
+            yield from ((f".<{i}>", held) for i, held in enumerate(gc.get_referents(value)))
         for owner in kind.__mro__:
             if not _library(owner.__module__, own):
                 yield from ((f".{name}", getattr(value, name, None)) for name in _slots(owner))
@@ -291,7 +302,7 @@ def held_by(function: Any) -> dict[str, Any]:
 
 
 def _globals_of(function: Any, own: frozenset[str]) -> dict[str, Any]:
-    """The globals that the code of a function names; for Python modules among them, the attributes that it names."""
+    """The globals and imports that the code of a function names; for modules, the attributes that it names."""
     if _library(getattr(function, "__module__", None), own):
         return {}
     codes, names = [getattr(function, "__code__", None)], {}
@@ -301,6 +312,9 @@ def _globals_of(function: Any, own: frozenset[str]) -> dict[str, Any]:
             codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
     known = getattr(function, "__globals__", {})
     values = {name: known[name] for name in names if name in known}
+    for name in names:  # of an import inside the function, absolute or relative
+        for module in {name, f"{known.get('__package__')}.{name}".rstrip(".")} & sys.modules.keys():
+            values.setdefault(module, sys.modules[module])
     modules, looked = [*values.values()], set()
     while modules:
         module = modules.pop()

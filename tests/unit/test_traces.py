@@ -1,10 +1,12 @@
 """What a callback leaves behind is found, wherever it is; what it builds once, or only reads, is not."""
 
 import contextlib
+import csv
 import functools
 import io
 import itertools
 import json
+import multiprocessing
 import random
 import sys
 import threading
@@ -12,6 +14,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import tqdm
@@ -261,19 +264,80 @@ def in_a_value_that_cannot_be_read():
     return call
 
 
+def in_a_data_frame():
+    frame = pd.DataFrame({"kind": ["none"], "loss": [0.0]})
+
+    def call(x):
+        frame.loc[0, "loss"] = float(x.sum())
+
+    return call
+
+
+def in_a_series_of_objects():
+    series = pd.Series(["none"])
+
+    def call(x):
+        series.iloc[0] = f"{float(x.sum())}"
+
+    return call
+
+
+def in_a_csv_file():
+    writer = csv.writer(io.TextIOWrapper(io.BytesIO()))
+    return lambda x: writer.writerow(x.tolist())
+
+
+def in_shared_memory():
+    shared = multiprocessing.Value("d", 0.0)
+
+    def call(x):
+        shared.value = float(x.sum())
+
+    return call
+
+
+def in_a_module_imported_inside():
+    package, module = types.ModuleType("kept_package"), types.ModuleType("kept_package.tracker")
+    module.LOSSES, package.tracker = [], module
+    sys.modules |= {"kept_package": package, "kept_package.tracker": module}
+    namespace = {"__name__": "kept_package.losses", "__package__": "kept_package"}
+    exec("def call(x):\n    from .tracker import LOSSES\n    LOSSES.append(float(x.sum()))", namespace)
+    return namespace["call"]
+
+
+LAST = {}
+
+
+def by_a_hook_of_all_modules():
+    net = nn.Linear(3, 1)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, x, out: LAST.update(out=float(out)))
+
+    def call(x):
+        with torch.no_grad():
+            return net(x)
+
+    call.remove = handle.remove
+    return call
+
+
 TRACES = [
     in_a_list, in_a_number, in_a_nonlocal, in_place, in_an_array, by_label, in_a_cache, in_a_gradient,
     in_a_trained_network, by_a_hook, in_a_nested_attribute, in_slots, in_a_class, in_a_generator, in_pythons_generator,
     in_torchs_generator, in_a_counter, in_an_iterator, in_the_curve, in_a_partial, in_a_method, in_a_numpy_number,
     in_an_attribute_of_a_weight, by_a_hook_of_a_tensor, in_a_retained_gradient, in_an_attribute_of_a_container,
-    in_bytes, in_a_nested_module, in_a_value_that_cannot_be_read,
+    in_bytes, in_a_nested_module, in_a_value_that_cannot_be_read, in_a_data_frame, in_a_series_of_objects,
+    in_a_csv_file, in_shared_memory, in_a_module_imported_inside, by_a_hook_of_all_modules,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", TRACES)
 def test_what_is_kept_is_found(make):
-    with refuses("remembers records", "outside the ledger"):
-        tried(make())
+    call = make()
+    try:
+        with refuses("remembers records", "outside the ledger"):
+            tried(call)
+    finally:
+        getattr(call, "remove", int)()
 
 
 def test_the_search_ends_at_the_last_object_or_with_a_refusal(monkeypatch):
@@ -313,7 +377,13 @@ def printed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "where"), [(written, "kept.npy"), (saved, "kept.pt"), (opened, "file"), (printed, "standard output")]
+    ("make", "where"),
+    [
+        (written, "kept.npy"),
+        (saved, "kept.pt"),
+        (opened, "file"),
+        (printed, "standard output"),
+    ],
 )
 def test_what_is_written_is_found(make, where, tmp_path):
     with refuses(where, "outside the ledger"):
@@ -334,6 +404,20 @@ def test_what_is_only_read_or_built_once_passes(tmp_path):
     first, other, again = tried(call)
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
+
+
+def test_what_only_looks_like_a_trace_passes():
+    """A table that is read, a module that is imported, and a hook that keeps nothing."""
+    table, constants = pd.DataFrame({"kind": ["a", "b"], "weight": [1.0, 2.0]}), {(1, 2): 3.0, (2, 1): 4.0}
+
+    def call(x):
+        import colorsys
+
+        weight = table.set_index("kind").loc["a", "weight"] + table["weight"].mean() + table.iloc[0, 1]
+        return nn.Identity()(x) * weight * constants[1, 2] * colorsys.ONE_THIRD
+
+    with nn.modules.module.register_module_forward_hook(lambda module, x, out: None):
+        assert len(tried(call)) == 3
 
 
 def test_a_library_may_change_its_own_globals(monkeypatch):
