@@ -10,6 +10,7 @@ import gc
 import hashlib
 import io
 import itertools
+import logging
 import os
 import random
 import re
@@ -37,7 +38,9 @@ _NO_HOLDER = (
     types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType, types.TracebackType, threading.Thread
 )  # fmt: skip
 _HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
-_OPENED: tuple[int, list[str]] | None = None  # during `_watched`: its thread, and the files opened for writing
+_SENT = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "sqlite3.connect", "socket.connect"}
+_UNSEEN = ((torch, "save", 1), (os, "write", 0), (logging.FileHandler, "emit", 0))  # write without an audit event
+_OPENED: tuple[int, list[str]] | None = None  # during `_watched`: its thread, and what is written to
 
 
 def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[int] = (0, 1, 0)) -> list[Found]:
@@ -50,7 +53,7 @@ def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[
 
     Raises:
         UserError: a later call changed something that they can reach (a tensor, its gradient, a number, a container, a
-            generator or a cache), wrote to standard output, or opened a file for writing.
+            generator or a cache), wrote to standard output or a file, or started a program or a connection.
     """
     found: list[Found] = []
     before: dict[str, Any] | None = None
@@ -72,24 +75,42 @@ def without_traces(call: Callable[[int], Found], *roots: Any, records: Sequence[
 
 @contextlib.contextmanager
 def _watched() -> Iterator[list[str]]:
-    """Inside the block, names of what is written (standard output, opened files) are added to the list."""
+    """Inside the block, names of what is written to (standard output, files, programs, hosts) are added to the list."""
     global _OPENED
     _install_hook()
     written: list[str] = []
-    save = torch.save  # writes in C++, without an audit event
-
-    def saved(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-        written.append(str(file))
-        save(value, file, *args, **kwargs)
-
+    unseen = [(owner, name, getattr(owner, name), place) for owner, name, place in _UNSEEN]
     _OPENED = threading.get_ident(), written
-    torch.save = saved
     try:
+        for owner, name, write, place in unseen:
+            setattr(owner, name, _noting(write, place))
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             yield written
         written += ["standard output"] * bool(printed.getvalue())
     finally:
-        _OPENED, torch.save = None, save
+        _OPENED = None
+        for owner, name, write, _ in unseen:
+            setattr(owner, name, write)
+
+
+def _noting(write: Callable, place: int) -> Callable:
+    """`write`, which also notes its argument at `place`: a file."""
+
+    @functools.wraps(write)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        file = args[place] if len(args) > place else kwargs.get("f", "a file")
+        if write.__name__ != "write":
+            _note(str(file))
+        elif file != 2:  # standard error
+            _note(f"file {file}")
+        return write(*args, **kwargs)
+
+    return noted
+
+
+def _note(name: str) -> None:
+    if _OPENED is not None and _OPENED[0] == threading.get_ident():
+        _OPENED[1].append(name)
 
 
 @functools.cache
@@ -97,11 +118,14 @@ def _install_hook() -> None:
     """Runs once per process, since an audit hook cannot be removed."""
 
     def hook(event: str, arguments: tuple) -> None:
-        if event != "open" or _OPENED is None or _OPENED[0] != threading.get_ident():
+        if _OPENED is None:
             return
-        path, _, flags = arguments
-        if path != os.devnull and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
-            _OPENED[1].append(str(path))
+        if event == "open":
+            path, _, flags = arguments
+            if path != os.devnull and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
+                _note(str(path))
+        elif event in _SENT:
+            _note(f"a program, a database or a host ({event})")
 
     sys.addaudithook(hook)
 
@@ -171,7 +195,7 @@ def _fact(value: Any) -> Any:
     if issubclass(kind, io.BytesIO | io.StringIO):
         return _digest(repr(value.getvalue()).encode())
     if issubclass(kind, io.IOBase):
-        return value.tell() if value.writable() else None
+        return value.tell() if value.writable() and value is not sys.stderr else None
     if issubclass(kind, Mapping | list | tuple | set | frozenset | deque):
         items = [*(itertools.chain(*value.items()) if issubclass(kind, Mapping) else value)]
         plain = [item for item in items if issubclass(type(item), _PLAIN)]

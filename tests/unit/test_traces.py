@@ -6,8 +6,11 @@ import functools
 import io
 import itertools
 import json
+import logging
 import multiprocessing
+import os
 import random
+import subprocess
 import sys
 import threading
 import types
@@ -376,6 +379,20 @@ def printed(tmp_path):
     return lambda x: print(float(x.sum()))
 
 
+def written_by_its_number(tmp_path):
+    number = os.open(tmp_path / "numbered", os.O_CREAT | os.O_WRONLY)
+    return lambda x: os.write(number, x.numpy().tobytes())
+
+
+def logged(tmp_path):
+    logging.getLogger("dpdm.test").addHandler(logging.FileHandler(tmp_path / "kept.log"))
+    return lambda x: logging.getLogger("dpdm.test").warning("%s", x)
+
+
+def given_to_a_program(tmp_path):
+    return lambda x: subprocess.run(["true", str(x.tolist())], check=True)
+
+
 @pytest.mark.parametrize(
     ("make", "where"),
     [
@@ -383,11 +400,17 @@ def printed(tmp_path):
         (saved, "kept.pt"),
         (opened, "file"),
         (printed, "standard output"),
+        (written_by_its_number, "writes to file"),
+        (logged, "kept.log"),
+        (given_to_a_program, "subprocess"),
     ],
 )
 def test_what_is_written_is_found(make, where, tmp_path):
-    with refuses(where, "outside the ledger"):
-        tried(make(tmp_path))
+    try:
+        with refuses(where, "outside the ledger"):
+            tried(make(tmp_path))
+    finally:
+        logging.getLogger("dpdm.test").handlers.clear()
 
 
 def test_what_is_only_read_or_built_once_passes(tmp_path):
@@ -406,17 +429,23 @@ def test_what_is_only_read_or_built_once_passes(tmp_path):
     assert not torch.equal(first[0], other[0])
 
 
-def test_what_only_looks_like_a_trace_passes():
-    """A table that is read, a module that is imported, and a hook that keeps nothing."""
+def test_what_only_looks_like_a_trace_passes(tmp_path, monkeypatch):
+    """A table that is read, a module that is imported, a hook that keeps nothing, and what goes to standard error."""
     table, constants = pd.DataFrame({"kind": ["a", "b"], "weight": [1.0, 2.0]}), {(1, 2): 3.0, (2, 1): 4.0}
+    logger, errors = logging.Logger("test"), (tmp_path / "errors").open("w")
+    monkeypatch.setattr(sys, "stderr", errors)
+    logger.addHandler(logging.StreamHandler())
+    handle = nn.modules.module.register_module_forward_hook(lambda module, x, out: None)
 
     def call(x):
         import colorsys
 
+        logger.warning("a call")
+        os.write(2, b"")
         weight = table.set_index("kind").loc["a", "weight"] + table["weight"].mean() + table.iloc[0, 1]
         return nn.Identity()(x) * weight * constants[1, 2] * colorsys.ONE_THIRD
 
-    with nn.modules.module.register_module_forward_hook(lambda module, x, out: None):
+    with errors, handle:
         assert len(tried(call)) == 3
 
 
