@@ -23,7 +23,7 @@ from dpdm.privacy.accounting import Mechanism
 from dpdm.privacy.isolation import is_due, random_records
 from dpdm.privacy.loop import PrivateLoop, Served, Step
 from dpdm.privacy.noise import clip_factor, noised
-from dpdm.privacy.traces import state_of, without_traces
+from dpdm.privacy.traces import dark_and_bright, state_of, without_traces
 from dpdm.rng import Streams
 
 BlockGradient = Callable[..., Tensor]
@@ -121,6 +121,8 @@ class BlockGradients(PrivateLoop[BlockStep]):
         again = index & (index - 1) == 0  # the generator may begin to move late
         if isinstance(self.params, ShardBlocks) and (again or not self._rehearsed):
             self._try_prepare(drawn)
+        if not self._passed:
+            drawn += [(images, drawn[0][1]) for images in dark_and_bright(drawn[0][0])]
 
         def of_batch(i: int) -> Tensor:
             images, labels = drawn[i]
@@ -132,7 +134,7 @@ class BlockGradients(PrivateLoop[BlockStep]):
                 raise UserError(f"a block's gradient must be a dense tensor, got {got}")
             return found.detach().clone()  # may be a buffer that the next call changes
 
-        first, _, again = without_traces(of_batch, gradient)
+        first, *_, again = without_traces(of_batch, gradient, records=(*range(len(drawn)), 0))
         if not torch.equal(first.nan_to_num(), again.nan_to_num()):
             raise UserError(
                 "the gradient remembers records: called again with the same random records, it gives another result; "

@@ -19,7 +19,7 @@ from dpdm.privacy.isolation import random_records, set_apart
 from dpdm.privacy.ledger import Ledger
 from dpdm.privacy.loop import Served, Stateful
 from dpdm.privacy.noise import NoCopy, Randomness, clip_factor, noised
-from dpdm.privacy.traces import without_traces
+from dpdm.privacy.traces import dark_and_bright, without_traces
 from dpdm.processes import Processes
 from dpdm.progress import Log
 
@@ -280,16 +280,19 @@ class _PerRecord:
         self._vectorized = True
 
     def rehearse(self, meta: ImageMeta, device: torch.device) -> torch.Size:
-        """Calls the statistic on a random record, another, and the first again; returns the shape of its result.
+        """Calls the statistic on random records, and on the first again; returns the shape of its result.
 
         Raises:
             UserError: the statistic remembers records: its result changes, or something that it can reach.
         """
         images, labels = random_records(2, meta, "statistic", device)
         set_apart(labels, meta)
+        images, labels = torch.cat([images, *dark_and_bright(images[:1])]), labels[[0, 1, 0, 0]]
         try:
-            first, _, again = without_traces(
-                lambda i: self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0), self._statistic
+            first, *_, again = without_traces(
+                lambda i: self._in_a_loop(images[i : i + 1], labels[i : i + 1], 0),
+                self._statistic,
+                records=(0, 1, 2, 3, 0),
             )
         except UserError as error:
             raise UserError(f"{self._name}: {error}") from error

@@ -643,9 +643,7 @@ MUTANTS = [
     Mutant(
         "the search for traces ends early, without a word",
         "dpdm/privacy/traces.py",
-        {
-            "    while todo:\n        if len(state) == REACH:\n": "    while todo and len(state) < REACH:\n        if False:\n"
-        },
+        {"    while todo:\n": "    while todo and len(state) < REACH:\n"},
         "unit test",
         f"{UNIT}traces.py::test_the_search_ends_at_the_last_object_or_with_a_refusal",
         "a memory behind a long list of public objects is not seen",
@@ -713,6 +711,22 @@ MUTANTS = [
         "unit test",
         f"{UNIT}traces.py::test_what_is_written_is_found",
         "private losses in a file that no ledger knows",
+    ),
+    Mutant(
+        "a statistic is tried on no dark or bright image",
+        "dpdm/privacy/door.py",
+        {"records=(0, 1, 2, 3, 0)": "records=(0, 1, 0)"},
+        "unit test",
+        f"{RELEASES}a_statistic_that_remembers_is_refused_before_it_sees_a_record",
+        "a running minimum of private images is a release outside the ledger",
+    ),
+    Mutant(
+        "a block gradient is tried on no dark or bright image",
+        "dpdm/privacy/block.py",
+        {"for images in dark_and_bright(drawn[0][0])]": "for images in ()]"},
+        "unit test",
+        f"{BLOCKS}a_gradient_that_remembers_is_refused_before_a_record_is_drawn",
+        "a running minimum of private images is a release outside the ledger",
     ),
     Mutant(
         "gradients that a callback leaves are not looked at",

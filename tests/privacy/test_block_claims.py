@@ -328,9 +328,28 @@ def gradient_in_a_generator():
     return gradient
 
 
+def extreme(of):
+    """The least or largest mean so far, which only some batches change."""
+
+    def make():
+        seen = {}
+
+        def gradient(fakes, images, *_):
+            seen["mean"] = of(seen.get("mean", float(images.mean())), float(images.mean()))
+            return torch.zeros_like(fakes)
+
+        return gradient
+
+    return make
+
+
 @pytest.mark.parametrize(
-    "make", [learning_critic, own_generator, pythons_generator, own_buffer, gradient_in_a_generator]
-)
+    "make",
+    [
+        learning_critic, own_generator, pythons_generator, own_buffer, gradient_in_a_generator, extreme(min),
+        extreme(max),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("params", KINDS)
 def test_a_gradient_that_remembers_is_refused_before_a_record_is_drawn(params, make, monkeypatch):
     loop, ledger = blocks(random_images(8), params)
