@@ -265,8 +265,8 @@ def _parts(value: Any, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
                 yield f".{name}", inner
     elif hasattr(kind, "to_numpy"):  # of pandas; only its values, since reading fills its caches
         yield ".index", getattr(value, "index", None)
-        columns = value.items() if value.ndim == 2 else [(".to_numpy()", value.to_numpy())]
-        yield from ((f"[{name!r}]", column) for name, column in columns)
+        columns = ((f"[{name!r}]", column) for name, column in value.items()) if value.ndim == 2 else ()
+        yield from columns or [(".to_numpy()", value.to_numpy())]
     elif kind.__module__ not in ("weakref", "_abc") and not issubclass(kind, _NO_HOLDER):
         if hasattr(value, "__dict__"):
             yield from _named(value.__dict__)
