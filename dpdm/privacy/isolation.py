@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdm.data import ImageMeta
 from dpdm.errors import UserError
 from dpdm.privacy.per_example import PerExampleGradients
-from dpdm.privacy.traces import held_by, without_traces
+from dpdm.privacy.traces import dark_and_bright, held_by, without_traces
 from dpdm.rng import Streams
 
 TOLERANCE = 1e-4  # of the gradient's norm; without mixing the change is 0 or a rounding error
@@ -104,12 +104,16 @@ class _Trials:
         images, labels = self._batch(max(size, 2), f"alone at {step}")
         set_apart(labels, self._meta)
         labels[2:] = labels[0]
+        shown, named = torch.cat([images[:2], *dark_and_bright(images[:1])]), labels[[0, 1, 0, 0]]
         with _SameDraws():
             found = without_traces(
-                lambda i: self._backward(images[i : i + 1], labels[i : i + 1]), self._row_losses, self._module
+                lambda i: self._backward(shown[i : i + 1], named[i : i + 1]),
+                self._row_losses,
+                self._module,
+                records=(0, 1, 2, 3, 0),
             )
             last = self._backward(images[:size], labels[:size])
-        alone, _, again = ([g[0] for g in gradients] for gradients in found)
+        alone, *_, again = ([g[0] for g in gradients] for gradients in found)
         if what := self._moved(alone, again, TOLERANCE):
             raise UserError(
                 f"the loss remembers records or draws: called again, it gives the same record another gradient, which "
