@@ -129,7 +129,8 @@ def load_public(study: Study, extractor: str) -> Any:
     from dpdm.evaluation import inception
 
     if extractor != inception.NAME:
-        return registry.load(registry.PUBLIC_EXTRACTORS, extractor, "public extractor")()
+        part = registry.part(registry.PUBLIC_EXTRACTORS, extractor, "public extractor")
+        return part.call(part.function())
     return inception.load_inception(inception.find_weights(study.fid().weights_path))
 
 

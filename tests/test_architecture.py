@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "dpdm.layout": set(),
     "dpdm.explain": {"dpdm.errors"},
     "dpdm.yaml_file": {"dpdm.errors"},
+    "dpdm.parts": {"dpdm.errors", "dpdm.explain"},
     "dpdm.specs": {"dpdm.errors", "dpdm.evaluation.registry", "dpdm.explain", "dpdm.params"},
     "dpdm.sources": {"dpdm.artifacts", "dpdm.data", "dpdm.errors", "dpdm.params"},
     "dpdm.config": {
@@ -70,15 +71,15 @@ MAY_IMPORT = {
     "dpdm.method": FOUNDATIONS
     | {"dpdm.checkpoint", "dpdm.layout", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.sources", "dpdm.teacher", "dpdm.warm"},
-    "dpdm.rehearsal": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.progress"},
+    "dpdm.rehearsal": FOUNDATIONS | {"dpdm.evaluation", "dpdm.privacy", "dpdm.method", "dpdm.progress"},
     "dpdm.plan": FOUNDATIONS | {"dpdm.privacy", "dpdm.method", "dpdm.smoothing", "dpdm.sources"},
     "dpdm.attacks": FOUNDATIONS
     | {"dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.progress", "dpdm.provenance", "dpdm.smoothing"},
     "dpdm.diffusion": METHOD_MAY,
     "dpdm.efflite": {"dpdm.artifacts", "dpdm.errors"},
-    "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.networks", "dpdm.progress"},
-    "dpdm.evaluation.registry": {"dpdm.errors"},  # names only, by which a study is checked
-    "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.progress", "dpdm.provenance"},
+    "dpdm.evaluation": FOUNDATIONS | {"dpdm.efflite", "dpdm.networks", "dpdm.parts", "dpdm.progress"},
+    "dpdm.evaluation.registry": {"dpdm.errors", "dpdm.parts"},  # names only, by which a study is checked
+    "dpdm.report": SCHEMA | {"dpdm.artifacts", "dpdm.layout", "dpdm.parts", "dpdm.progress", "dpdm.provenance"},
     "dpdm.jobs": FOUNDATIONS
     | {"dpdm.layout", "dpdm.method", "dpdm.plan", "dpdm.privacy", "dpdm.processes", "dpdm.progress", "dpdm.provenance"}
     | {"dpdm.checkpoint", "dpdm.evaluation", "dpdm.rehearsal", "dpdm.smoothing"},
@@ -105,7 +106,7 @@ ONLY_IN = {
 }
 
 # Libraries that a part must not import, also inside a function.
-LIGHT = [*SCHEMA, "dpdm.yaml_file", "dpdm.study", "dpdm.report.selection", "dpdm.report.registry"]
+LIGHT = [*SCHEMA, "dpdm.parts", "dpdm.yaml_file", "dpdm.study", "dpdm.report.selection", "dpdm.report.registry"]
 NEVER_IN = dict.fromkeys(LIGHT, NUMERICAL) | {"dpdm.report": {"torch"}, "dpdm.layout": NUMERICAL | {"pydantic", "yaml"}}
 
 SEEDING = {"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all",

@@ -4,11 +4,11 @@ A new one needs a file and one line here: see docs/extending.md. This module imp
 checked against these names in milliseconds.
 """
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from dpdm.errors import UserError
+from dpdm.parts import Part
 
 METRICS = {  # distances between the features of two sets of images: a `fidelity.Metric` each
     "fd": "dpdm.evaluation.fidelity:FD",
@@ -38,11 +38,16 @@ PROTOCOLS = {  # how classifiers are trained, and which: see `classifiers`
 }
 
 
-def load(registry: Mapping[str, str], name: str, kind: str) -> Any:
-    """The object that a line of `registry` names; UserError if none has this name (`kind` says what it holds)."""
+def part(registry: Mapping[str, str], name: str, kind: str) -> Part:
+    """The line of a registry; UserError if none has this name (`kind` says what the registry holds)."""
     check(registry, name, kind)
-    module, _, attribute = registry[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    own = next(key for key, value in globals().items() if value is registry)
+    return Part("dpdm/evaluation/registry.py", own, name, registry[name])
+
+
+def load(registry: Mapping[str, str], name: str, kind: str) -> Any:
+    """The object that a line of `registry` names; UserError as in `part` and `Part.load`."""
+    return part(registry, name, kind).load()
 
 
 def check(registry: Mapping[str, Any], name: str, kind: str) -> None:

@@ -13,6 +13,7 @@ from dpdm.config import Study
 from dpdm.errors import UserError
 from dpdm.explain import nearest, parse_params
 from dpdm.params import Count
+from dpdm.report import registry
 from dpdm.report.collect import rule
 from dpdm.report.selection import check_entries
 from dpdm.report.tables import MISSING, Table, epsilon_label
@@ -146,12 +147,13 @@ def datasets_by_published_name(study: Study) -> dict[tuple[str, int | None], str
 
 
 def check_tables(study: Study, path: str | Path) -> None:
-    """Checks the `tables` of a study against the numbers quoted from the paper.
+    """Checks that the figures and tables of a study can be loaded, and its `tables` against the paper's numbers.
 
     Raises:
-        UserError: an entry names a row that its table does not have, two data sets would share a row, or the file is
-            malformed.
+        UserError: see `registry.check`; an entry names a row that its table does not have, two data sets would share a
+            row, or the file is malformed.
     """
+    registry.check(study)
     check_entries(study)
     if study.tables:
         datasets_by_published_name(study)

@@ -3,13 +3,13 @@
 docs/extending.md shows how to add one. Imports no numerical library, since the Snakefile loads it at every start.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dpdm.config import Study
 from dpdm.layout import Layout
+from dpdm.parts import Part
 from dpdm.report import selection
 
 
@@ -50,12 +50,27 @@ class Item:
     shown: Callable[[Study], bool] = lambda study: True
     files: Callable[[Study, Layout, str], list[str]] = lambda study, layout, dataset: []
 
+    @property
+    def part(self) -> Part:
+        """Its line in the registry."""
+        lines = (("FIGURES", FIGURES), ("TABLES", TABLES))
+        own = ((kind, name) for kind, items in lines for name, item in items.items() if item is self)
+        return Part("dpdm/report/registry.py", *next(own), self.function)
+
     def make(self, material: Material) -> Any:
-        """The Figure or Table."""
-        module, _, name = self.function.partition(":")
-        return getattr(importlib.import_module(module), name)(material)
+        """The Figure or Table; UserError if the function cannot be loaded, fails, or returns something else."""
+        part = self.part
+        made = part.call(part.function(), material)
+        kind, member = KINDS[part.registry]
+        if not hasattr(made, member):
+            raise part.wrong(f"it returned {type(made).__name__}; return a {kind}")
+        return made
 
 
+KINDS = {  # what the items of a registry make, and a member by which it is known without an import
+    "FIGURES": ("matplotlib.figure.Figure", "savefig"),
+    "TABLES": ("dpdm.report.tables.Table", "cells"),
+}
 FIGURES: dict[str, Item] = {
     "curves": Item(
         "dpdm.report.figures:curves",
@@ -103,3 +118,9 @@ def figures(study: Study) -> dict[str, tuple[Item, str]]:
 def tables(study: Study) -> Mapping[str, Item]:
     """The tables of a study by file name, without the paper's."""
     return {name: item for name, item in TABLES.items() if item.shown(study)}
+
+
+def check(study: Study) -> None:
+    """UserError if a function of a study's figures and tables cannot be loaded; imports their modules."""
+    for item in (*(item for item, _ in figures(study).values()), *tables(study).values()):
+        item.part.function()
