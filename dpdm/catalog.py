@@ -87,12 +87,11 @@ def samplers() -> list[tuple[str, str, str, str]]:
 
 def metrics() -> list[tuple[str, str, str, str]]:
     """The metrics: name, extractor, which direction is better, and the definition from its module."""
-    from dpdm.evaluation import registry
+    from dpdm.evaluation import fidelity, registry
 
     found = []
-    for name, place in registry.METRICS.items():
-        metric = registry.load(registry.METRICS, name, "metric")
-        text = _docstring(place)
+    for name, metric in fidelity.metrics().items():
+        text = _docstring(registry.METRICS[name])
         for extractor in (*registry.EXTRACTORS, *registry.PUBLIC_EXTRACTORS, "inception"):
             for value, direction in metric.directions.items():
                 shown = "fid" if (value, extractor) == ("fd", "inception") else value

@@ -113,7 +113,14 @@ class Trained:
 
     def features(self, images: ImageSet) -> torch.Tensor:
         check_count(images)
-        return registry.load(registry.EXTRACTORS, self.name, "extractor")(images, self.path)
+        part = registry.part(registry.EXTRACTORS, self.name, "extractor")
+        found = part.call(part.function(), images, self.path)
+        if not isinstance(found, torch.Tensor) or found.dim() not in (2, 3) or found.shape[-2] != len(images.images):
+            got = f"a tensor {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise part.wrong(f"it returned {got} for {len(images.images)} images; return a tensor [n, d] or [k, n, d]")
+        if not found.isfinite().all():
+            raise part.wrong(f"its features of {images.origin} are not finite; correct it, or its weights {self.path}")
+        return found
 
 
 def reference(real: Mapping[str, ImageSet], extractor: Extractor) -> dict[str, np.ndarray]:
@@ -194,22 +201,49 @@ def distances(
 ) -> Iterable[dict[str, Any]]:
     """Rows `{"metric": "fd", "extractor": ..., "direction": "lower", "reference": "train", "value": ...}`.
 
-    UserError if a value is not finite, or a metric lacks its direction. It names what was judged (`origin`) and the
-    file that determined the features (`made_by`).
+    UserError as in `metrics`, or for a metric that fails or gives values that are not finite or not declared. It names
+    what was judged (`origin`), or the file of the real features (`made_by`) if these are not finite.
     """
-    for name in registry.METRICS:
-        metric = registry.load(registry.METRICS, name, "metric")
-        for value_name, value in metric.measure(synthetic, real, streams).items():
-            direction = metric.directions.get(value_name)
-            if direction not in ("lower", "higher"):
-                raise UserError(
-                    f"{registry.METRICS[name]} gives {value_name} the direction {direction!r}; "
-                    'state in its `directions` whether "lower" or "higher" is better'
-                )
+    for name, metric in metrics().items():
+        part = registry.part(registry.METRICS, name, "metric")
+        found = part.call(metric.measure, synthetic, real, streams)
+        if not isinstance(found, Mapping) or found.keys() != metric.directions.keys():
+            got = f"the values {sorted(found)}" if isinstance(found, Mapping) else type(found).__name__
+            raise part.wrong(
+                f"it returned {got}; return a number for each name in its `directions`, {sorted(metric.directions)}, "
+                'which state whether "lower" or "higher" is better'
+            )
+        for value_name, value in found.items():
+            value = part.call(float, value)
             if not math.isfinite(value):
-                raise UserError(f"{value_name} of {origin} is {value}; delete {made_by} and make it again")
-            row = {"metric": value_name, "extractor": extractor, "direction": direction}
-            yield row | {"reference": reference, "value": float(value)}
+                if not (np.isfinite(real.mu).all() and np.isfinite(real.sigma).all() and real.some.isfinite().all()):
+                    raise UserError(f"{made_by} holds features that are not finite; delete it and make it again")
+                raise part.wrong(
+                    f"{value_name} of {origin} is {value}, though the real features are finite; correct it"
+                )
+            row = {"metric": value_name, "extractor": extractor, "direction": metric.directions[value_name]}
+            yield row | {"reference": reference, "value": value}
+
+
+def metrics() -> dict[str, Metric]:
+    """The registered metrics by name.
+
+    UserError if one cannot be loaded or is no Metric, a direction is neither "lower" nor "higher", or two values have
+    the same name.
+    """
+    found, owners = {}, {"fid": "fd under Inception"}
+    for name in registry.METRICS:
+        part = registry.part(registry.METRICS, name, "metric")
+        metric = found[name] = part.load()
+        if not isinstance(metric, Metric) or not isinstance(metric.directions, Mapping):
+            raise part.wrong(f"this is {metric!r}; name a dpdm.evaluation.fidelity.Metric with a dict of directions")
+        for value, direction in metric.directions.items():
+            if direction not in ("lower", "higher"):
+                raise part.wrong(f'{value} has direction {direction!r} in `directions`; write "lower" or "higher"')
+            if value in owners:
+                raise part.wrong(f"the name {value} belongs to {owners[value]} already; rename the value")
+            owners[value] = f'METRICS["{name}"]'
+    return found
 
 
 # --- metrics --------------------------------------------------------------------------------------------------

@@ -203,19 +203,53 @@ def registered(monkeypatch, metric):
     monkeypatch.setitem(registry.METRICS, "more", "dpdm.evaluation.fidelity:MORE")
 
 
-def test_a_value_that_is_not_finite_is_an_error_not_a_row(digits, weights, monkeypatch):
-    registered(monkeypatch, fidelity.Metric({"odd": "lower"}, lambda *_: {"odd": float("nan")}))
-    with refuses("odd", "digits test", "nan", "kept.npz"):
+@pytest.mark.parametrize(
+    ("found", "facts"),
+    [
+        ({"odd": float("nan")}, ["odd", "digits test", "nan"]),
+        ({"odd": None}, ["TypeError"]),
+        ({"odd": 1.0, "more": 2.0}, ["'more'", "directions", "lower", "higher"]),
+        ({}, ["'odd'", "directions"]),
+        (None, ["NoneType", "'odd'"]),
+    ],
+)
+def test_a_metric_with_a_mistake_is_named_and_not_the_features(found, facts, digits, weights, monkeypatch):
+    registered(monkeypatch, fidelity.Metric({"odd": "lower"}, lambda *_: found))
+    with refuses('METRICS["more"]', "dpdm.evaluation.fidelity:MORE", *facts) as caught:
+        rows_of(digits["test"], digits, weights)
+    assert "kept.npz" not in str(caught.value)
+
+
+def test_a_metric_that_fails(digits, weights, monkeypatch):
+    registered(monkeypatch, fidelity.Metric({"odd": "lower"}, lambda *_: 1 / 0))
+    with refuses('METRICS["more"]', "ZeroDivisionError"):
         rows_of(digits["test"], digits, weights)
 
 
-@pytest.mark.parametrize("directions", [{}, {"odd": "up"}])
-def test_a_metric_without_a_direction_is_refused(digits, weights, monkeypatch, directions):
-    registered(monkeypatch, fidelity.Metric(directions, lambda *_: {"odd": 1.0}))
-    with pytest.raises(UserError) as caught:
-        rows_of(digits["test"], digits, weights)
-    for part in ("dpdm.evaluation.fidelity:MORE", "odd", "directions", "lower", "higher"):
-        assert part in str(caught.value)
+def test_real_features_that_are_not_finite_are_the_fault_of_their_file(digits, weights):
+    rows_of(digits["test"], digits, weights)
+    kept = weights.parent / "kept.npz"
+    arrays = artifacts.read_npz(kept, fidelity._ARRAYS)
+    arrays["train_mu"][:] = np.nan
+    artifacts.write_npz(kept, arrays)
+    with refuses(kept, "not finite"):
+        fidelity.measure(digits["test"], kept, fidelity.Trained("small_cnn", weights), 0)
+
+
+@pytest.mark.parametrize(
+    ("features", "facts"),
+    [
+        (lambda images, _: None, ["NoneType"]),
+        (lambda images, _: torch.ones(3, 2), ["[3, 2]", "[n, d]"]),
+        (lambda images, _: torch.full((len(images.images), 2), torch.nan), ["not finite"]),
+        (lambda images, _: 1 / 0, ["ZeroDivisionError"]),
+    ],
+)
+def test_an_extractor_with_a_mistake(features, facts, digits, weights, monkeypatch):
+    monkeypatch.setattr(extractor, "odd", features, raising=False)
+    monkeypatch.setitem(registry.EXTRACTORS, "odd", "dpdm.evaluation.extractor:odd")
+    with refuses('EXTRACTORS["odd"]', *facts):
+        rows_of(digits["test"], digits, weights, name="odd")
 
 
 def test_a_new_metric_and_a_new_extractor_are_a_line_each(digits, weights, monkeypatch):

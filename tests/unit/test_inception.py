@@ -319,7 +319,7 @@ def test_features_that_are_not_finite_are_an_error(sides, inception_weights, qui
 
 def test_a_value_that_is_not_finite_is_an_error_not_a_row(synthetic, kept, quick, monkeypatch):
     monkeypatch.setattr(fidelity, "KID", fidelity.Metric({"kid": "lower"}, lambda *_: {"kid": float("nan")}))
-    with refuses("kid", "synthetic", "nan", "inception.npz"):
+    with refuses("kid", "synthetic", "nan", "dpdm.evaluation.fidelity:KID"):
         fidelity.measure(synthetic, kept, quick, 0)
 
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from refusals import refused, refuses
 
 from dpdm.config import parse_study
+from dpdm.evaluation import fidelity
+from dpdm.evaluation import registry as judges
 from dpdm.parts import Part
 from dpdm.report import registry as report
 from dpdm.report.tables import Table
@@ -72,6 +74,23 @@ def test_check_and_validate_load_what_a_study_uses(
 
 def fails(*_):
     raise ValueError("oh")
+
+
+@pytest.mark.parametrize(
+    ("metric", "facts"),
+    [
+        (len, ["fidelity.Metric"]),
+        (fidelity.Metric("lower", fails), ["fidelity.Metric"]),
+        (fidelity.Metric({"odd": "up"}, fails), ["odd", "'up'", "lower", "higher"]),
+        (fidelity.Metric({"fd": "lower"}, fails), ["fd", 'METRICS["fd"]']),
+        (fidelity.Metric({"fid": "lower"}, fails), ["fid", "Inception"]),
+    ],
+)
+def test_a_metric_that_is_none(made, metric, facts, monkeypatch):
+    made.part = metric
+    monkeypatch.setitem(judges.METRICS, "mine", "made:part")
+    with refuses('METRICS["mine"]', "made:part", *facts):
+        fidelity.metrics()
 
 
 @pytest.mark.parametrize("registry", ["FIGURES", "TABLES"])
