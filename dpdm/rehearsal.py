@@ -1,4 +1,4 @@
-"""Starts a run on random images: does the method start, and does it keep records apart?"""
+"""Tries a study before it starts: does a method start and keep records apart, are the judges of images sound?"""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ import torch
 from dpdm.config import Study
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
+from dpdm.evaluation import registry
 from dpdm.method import prepare_run
 from dpdm.privacy import Budget, DpSgd, Ledger, Mechanism, PrivateData, Randomness
 from dpdm.privacy.block import BlockGradients
@@ -106,8 +107,10 @@ def rehearse(spec: RunSpec, meta: ImageMeta) -> None:
 def rehearse_study(study: Study) -> list[str]:
     """Rehearses every method of a study once per choice of text values and flags, on its smallest images.
 
-    Returns the names of the methods. A UserError lists all failures, one per line.
+    Returns the names of the methods. A UserError lists all failures, one per line. The judges of images come first (see
+    `check_judges`).
     """
+    check_judges(study)
     chosen: dict[str, tuple[RunSpec, ImageMeta]] = {}
     metas = {name: dataset.meta() for name, dataset in study.datasets.items()}
     for spec in study.runs():
@@ -124,6 +127,22 @@ def rehearse_study(study: Study) -> list[str]:
     if problems:
         raise UserError("\n".join(problems))
     return list(dict.fromkeys(spec.method for spec, _ in chosen.values()))
+
+
+def check_judges(study: Study) -> None:
+    """Loads the metrics and extractors of a study, and tries its classifiers on blank images; UserError for a fault."""
+    from dpdm.evaluation import classifiers, fidelity
+
+    fidelity.metrics()
+    for name in study.evaluation.extractors:
+        known = registry.EXTRACTORS if name in registry.EXTRACTORS else registry.PUBLIC_EXTRACTORS
+        registry.part(known, name, "extractor").function()
+    for dataset in dict.fromkeys(run.dataset for run in study.runs()):
+        meta = study.datasets[dataset].meta()
+        for name in study.evaluation.classifiers if meta.num_classes > 1 else ():
+            part = registry.part(registry.PROTOCOLS[study.evaluation.protocol], name, "classifier")
+            with torch.random.fork_rng(devices=[]):  # the weights draw numbers
+                classifiers.untrained(part, meta.shape, meta.num_classes)
 
 
 def words(recipe: Any) -> list[str]:

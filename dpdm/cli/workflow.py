@@ -21,14 +21,15 @@ FILES = ("dataset.json", "extractor.pt", *(f"{name}.npz" for name in NETWORKS), 
 def validate(file, again: bool) -> None:
     """Check a whole study before any job, and write the study.json that the jobs read.
 
-    Imports every method, builds its params, and checks tables and FID weights. Refuses runs that other code trained. A
-    study.json with the same content is left unchanged.
+    Imports every method, builds its params, and checks metrics, classifiers, tables and FID weights. Refuses runs that
+    other code trained. A study.json with the same content is left unchanged.
     """
     from dpdm import artifacts
     from dpdm.config import Study
     from dpdm.jobs import load_public
     from dpdm.layout import PUBLISHED, Layout
     from dpdm.plan import planned_runs
+    from dpdm.rehearsal import check_judges
     from dpdm.report.published import check_tables
     from dpdm.specs import parse_spec
     from dpdm.study import study_json
@@ -39,6 +40,7 @@ def validate(file, again: bool) -> None:
     layout = Layout(study.results_dir, study.study)
     check_tables(study, PUBLISHED)
     planned_runs(study)
+    check_judges(study)
     if not (again or study.allow_mixed_code):
         _refuse_other_code(study, layout)
     _refuse_data_of_others(study, layout)

@@ -31,6 +31,7 @@ from dpdm.evaluation import registry
 from dpdm.evaluation._network import EpochRecipe, Recipe, accuracy_percent, predict, train, train_and_select
 from dpdm.evaluation.registry import CLASSIFIERS, PROTOCOLS
 from dpdm.networks import logreg, mlp, paper_cnn  # noqa: F401  (the registry names them here)
+from dpdm.parts import Part
 from dpdm.progress import Log
 from dpdm.rng import Streams
 
@@ -94,7 +95,7 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
     It gets no real labels, so these can choose nothing. UserError as in `measure`.
     """
     registry.check(PROTOCOLS, protocol, "protocol")
-    build = registry.load(PROTOCOLS[protocol], classifier, f"classifier of protocol {protocol}")
+    part = registry.part(PROTOCOLS[protocol], classifier, f"classifier of protocol {protocol}")
     if synthetic.images.shape[1:] != images.shape[1:]:
         raise UserError(
             f"{synthetic.origin}: images have shape {synthetic.images.shape[1:]} but the test images have "
@@ -107,13 +108,28 @@ def train_and_predict(classifier: str, synthetic: ImageSet, images: np.ndarray, 
         recipe = replace(recipe, most_epochs=CNN_EPOCHS)
 
     def made() -> nn.Module:
-        return build(synthetic.meta.shape, synthetic.meta.num_classes)
+        return untrained(part, synthetic.meta.shape, synthetic.meta.num_classes)
 
     if isinstance(recipe, Recipe):
-        return predict(train(made, synthetic, recipe, streams), images)
+        return predict(part.call(train, made, synthetic, recipe, streams), images)
     device = "cuda" if protocol == "dpimagebench" and torch.cuda.is_available() else "cpu"
     log = Log(f"{classifier} on {synthetic.origin}")
-    return predict(train_and_select(made, synthetic, recipe, streams, log, device), images)
+    return predict(part.call(train_and_select, made, synthetic, recipe, streams, log, device), images)
+
+
+def untrained(part: Part, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A new network of a classifier; UserError if it is none, or does not map images to a logit per class."""
+    network = part.call(part.function(), shape, num_classes)
+    if not isinstance(network, nn.Module):
+        raise part.wrong(f"it returned {type(network).__name__}; return a torch.nn.Module")
+    with torch.no_grad():
+        logits = part.call(network.eval(), torch.zeros(2, *shape))
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise part.wrong(
+            f"its network maps 2 images {list(shape)} to {got}; it must give logits [2, {num_classes}], one per class"
+        )
+    return network.train()
 
 
 def _refuse_empty(test: ImageSet) -> None:

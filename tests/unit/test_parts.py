@@ -5,14 +5,17 @@ import types
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
 from refusals import refused, refuses
+from torch import nn
 
 from dpdm.config import parse_study
-from dpdm.evaluation import fidelity
+from dpdm.evaluation import classifiers, fidelity
 from dpdm.evaluation import registry as judges
 from dpdm.parts import Part
+from dpdm.rehearsal import check_judges
 from dpdm.report import registry as report
 from dpdm.report.tables import Table
 
@@ -50,6 +53,9 @@ def test_a_module_that_fails_while_it_is_imported(tmp_path, monkeypatch):
 
 
 REGISTRIES = [
+    (judges, "METRICS", lambda line: line),
+    (judges, "EXTRACTORS", lambda line: line),
+    (judges, "CLASSIFIERS", lambda line: line),
     (report, "FIGURES", lambda line: report.Item(line, "What it shows.")),
     (report, "TABLES", lambda line: report.Item(line, "What it shows.")),
 ]
@@ -65,6 +71,12 @@ def test_check_and_validate_load_what_a_study_uses(
     monkeypatch.setitem(getattr(owner, name), "mine", as_line("dpdm.evaluation.fidelityy:X"))
     tiny_study_dict["methods"].pop("dpdm")  # about which there are doubts
     study = parse_study(tiny_study_dict, "tiny")
+    of_study = {"CLASSIFIERS": "classifiers", "EXTRACTORS": "extractors"}
+    if name in of_study:  # the schema has read the names of the registry already
+        evaluation = study.evaluation.model_copy(update={of_study[name]: ("mine",)})
+        with refuses(f'{name}["mine"]', "fidelityy", "'dpdm.evaluation.fidelity'"):
+            check_judges(study.model_copy(update={"evaluation": evaluation}))
+        return
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study_dict))
     (tmp_path / "given.json").write_text(study.model_dump_json())
     for words in (["check", "study.yaml"], ["validate", "given.json"]):
@@ -74,6 +86,55 @@ def test_check_and_validate_load_what_a_study_uses(
 
 def fails(*_):
     raise ValueError("oh")
+
+
+class Net(nn.Module):
+    """Gives what it was made with."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def forward(self, images):
+        return self.given(images)
+
+
+@pytest.mark.parametrize(
+    ("build", "facts"),
+    [
+        (lambda shape, classes: None, ["NoneType", "torch.nn.Module"]),
+        (fails, ["ValueError", "oh"]),
+        (lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), ["[2, 5]", "[2, 10]"]),
+        (lambda shape, classes: Net(lambda images: None), ["NoneType", "[2, 10]"]),
+        (lambda shape, classes: Net(fails), ["ValueError", "oh"]),
+        (lambda shape, classes: nn.Linear(64, 10), ["RuntimeError"]),
+    ],
+)
+def test_a_classifier_with_a_mistake(made, build, facts, tiny_study_dict, monkeypatch):
+    made.part = build
+    monkeypatch.setitem(judges.CLASSIFIERS, "mine", "made:part")
+    study = parse_study(tiny_study_dict, "tiny")
+    evaluation = study.evaluation.model_copy(update={"classifiers": ("logreg", "mine")})
+    before = torch.random.get_rng_state()
+    with refuses('CLASSIFIERS["mine"]', "made:part", *facts):
+        check_judges(study.model_copy(update={"evaluation": evaluation}))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_network_is_tried_without_a_trace(made):
+    made.part = lambda shape, classes: nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(), nn.Linear(64, classes)
+    )
+    before = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    network = classifiers.untrained(Part("file.py", "PARTS", "mine", "made:part"), (1, 8, 8), 10)
+    tried = torch.rand(3)
+    torch.manual_seed(0)
+    plain = made.part((1, 8, 8), 10)
+    assert torch.equal(torch.rand(3), tried)
+    torch.random.set_rng_state(before)
+    assert network.training
+    assert all(torch.equal(one, plain.state_dict()[name]) for name, one in network.state_dict().items())
 
 
 @pytest.mark.parametrize(
