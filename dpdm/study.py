@@ -69,19 +69,21 @@ def refuse_kept(layout: Layout) -> None:
 
 
 def refuse_results(path: str | Path, own: str | Path | None = None) -> None:
-    """UserError if a file or folder to write is in a run, an anchor or the kept results of a study.
+    """UserError if a file or folder to write is in the results of a study, or in a data set's folder of images.
 
     Args:
-        own: a folder that is allowed.
+        own: a file or folder that is allowed.
     """
     target = Path(path).resolve()
     if own and target == Path(own).resolve():
         return
-    for folder in (target, *target.parents):
-        if (folder / "study.json").is_file():
-            inside = target.relative_to(folder).parts[:1]
-            if folder.name == KEPT or inside in ((), ("runs",), ("anchors",), (KEPT,)):
-                raise UserError(f"{path} is in the results of a study, {folder}; choose another place to write to")
+    if study := next((f for f in (target, *target.parents) if (f / "study.json").is_file()), None):
+        raise UserError(f"{path} is in the results of a study, {study}; choose another place to write to")
+    for folder in (target, target.parent):
+        if all((folder / name).is_file() for name in ("dataset.json", "train.npz")):
+            raise UserError(
+                f"{path} is in the folder of a data set's images, {folder}; choose another place to write to"
+            )
 
 
 def study_json(study: Study) -> str:

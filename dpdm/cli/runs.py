@@ -262,7 +262,7 @@ def audit(what, out, export, without_recipe) -> None:
     It fails if epsilon is above its target, or if the events of a ledger are not those of its recipe.
     """
     ledgers = _ledgers(what)
-    _refuse_to_write(what, ledgers, out, export)
+    _check_writable("audit", what, ledgers, out, export)
     from dpdm import artifacts
     from dpdm.plan import MethodMissing, check_recipe, run_departures
     from dpdm.privacy import audit as auditing
@@ -300,12 +300,13 @@ def attack(what, out, black_box, canaries) -> None:
     target.
     """
     if black_box:
+        _check_writable(None, what, [], out)
         found = _black_box(what, canaries or CANARIES)
     elif canaries:
         raise UserError("--canaries belongs to a black-box attack: add --black-box, or leave it out")
     else:
         ledgers = _ledgers(what, attacked=True)  # reads all of them before any compute
-        _refuse_to_write(what, ledgers, out)
+        _check_writable("attack", what, ledgers, out)
         from dpdm.attacks import white_box
 
         found = [white_box.attack(*one) for one in ledgers]
@@ -320,18 +321,54 @@ def attack(what, out, black_box, canaries) -> None:
         raise UserError("the code does not keep its promise; publish nothing that it made:\n" + "\n".join(broken))
 
 
-def _refuse_to_write(what: tuple[str, ...], ledgers: list[tuple[dict[str, Any], str]], *files: str | None) -> None:
-    """UserError if a file to write is one that is read, or is in a run of a study."""
+def _check_writable(
+    kind: str | None, what: tuple[str, ...], ledgers: list[tuple[dict[str, Any], str]], *files: str | None
+) -> None:
+    """UserError if a JSON file cannot be written, is read, holds something else, or is in the results of a study.
+
+    The first of `files` may be where the workflow writes the file of a `kind` (see Layout) of STUDY DATASET/METHOD.
+    """
+    from dpdm import artifacts
     from dpdm.config import study_files
     from dpdm.study import refuse_results
 
     read = [*what, *(path for _, path in ledgers)]
     if not what[0].endswith(".json") and not os.path.isdir(what[0]):
         read += study_files(what[0])
-    for file in filter(None, files):
+    for number, file in enumerate(files):
+        if not file:
+            continue
         if os.path.realpath(file) in map(os.path.realpath, read) or os.path.basename(file) == "study.json":
             raise UserError(f"{file} is a file that is read: name another file to write to")
-        refuse_results(file)
+        if not file.endswith(".json"):
+            raise UserError(f"{file}: what is written there is JSON, so name it .json")
+        refuse_results(file, None if number else _workflow_file(kind, what))
+        key = "runs" if kind == "audit" else "attacks"
+        if os.path.isfile(file) and not _holds(file, key):
+            raise UserError(f"{file} holds something else than `dpdm {kind or 'attack'}` writes; name another file")
+        artifacts.check_folder(os.path.dirname(file), os.path.basename(file))
+    if len(written := [os.path.realpath(file) for file in files if file]) > len(set(written)):
+        raise UserError(f"{files[0]} is given twice; name two files")
+
+
+def _holds(file: str, key: str) -> bool:
+    """Whether a file holds a JSON object with this one key."""
+    from dpdm import artifacts
+
+    try:
+        return list(artifacts.read_json(file)) == [key]
+    except UserError:
+        return False
+
+
+def _workflow_file(kind: str | None, what: tuple[str, ...]) -> str | None:
+    """The file of a `kind` that the workflow makes of all runs of STUDY DATASET/METHOD; None for any other `what`."""
+    from dpdm.study import is_kept, open_study
+
+    if not kind or len(what) != 2 or what[0].endswith(".json") or len(place := what[1].split("/")) != 2:
+        return None
+    layout = open_study(what[0])[1]
+    return None if is_kept(layout) else getattr(layout, kind)(*place)
 
 
 def _ledgers(what: tuple[str, ...], attacked: bool = False) -> list[tuple[dict[str, Any], str]]:

@@ -150,13 +150,18 @@ def compare(results: tuple[str, ...], out: str | None) -> None:
     Each column has one protocol and one extractor. Distances are left out if they were measured by different extractors
     or from different numbers of images.
     """
-    if out and not out.endswith(".html"):
-        raise UserError(f"--out {out}: the page is HTML, so name it .html")
     from dpdm import artifacts
     from dpdm.report import compare as comparing
     from dpdm.report.tables import to_markdown
-    from dpdm.study import open_study
+    from dpdm.study import open_study, refuse_results
 
+    if out:
+        if not out.endswith(".html"):
+            raise UserError(f"--out {out}: the page is HTML, so name it .html")
+        refuse_results(out)
+        if os.path.isfile(out) and comparing.TITLE.encode() not in artifacts.read_bytes(out):
+            raise UserError(f"--out {out} is a file that `dpdm compare` did not write; name another file")
+        artifacts.check_folder(os.path.dirname(out), os.path.basename(out))
     for folder in results:
         if os.path.isfile(os.path.join(folder, "study.json")):
             open_study(folder)  # refuses another version

@@ -14,6 +14,8 @@ from dpdm.layout import Layout
 from dpdm.report.collect import METRICS, read_csv
 from dpdm.report.tables import Table, metric_columns, page, results_table, with_values
 
+TITLE = "Studies compared"  # of the page
+
 
 def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     """One table over folders with a metrics.csv, and a page (HTML) that shows it.
@@ -32,7 +34,7 @@ def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     metrics["extractor"] = metrics["extractor"].where(~several, metrics["protocol"])  # so that each has a column
     table = results_table(metrics, metric_columns(with_values(metrics)), mixed=False)
     table = replace(table, notes=(*_source_notes(metrics), *notes))
-    return table, page("Studies compared", table)
+    return table, page(TITLE, table)
 
 
 def _read(folders: Sequence[str | Path]) -> pd.DataFrame:

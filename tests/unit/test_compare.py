@@ -118,6 +118,20 @@ def test_an_epsilon_that_is_no_number_is_named(folders, run_cli, epsilon):
     refused(run_cli("compare", "results/one"), "results/one/metrics.csv, line 3", epsilon)
 
 
+@pytest.mark.parametrize("name", ["results/one/report.html", "results/one/x.html", "mine.html", "folder.html"])
+def test_a_page_replaces_no_file_but_such_a_page(folders, run_cli, name):
+    folders("one", {})
+    Path("results/one/study.json").write_text("{}")
+    for path in ("results/one/report.html", "mine.html"):
+        Path(path).write_text("mine")
+    Path("folder.html").mkdir()
+    refused(run_cli("compare", "results/one", "--out", name), name)
+    assert Path("mine.html").read_text() == Path("results/one/report.html").read_text() == "mine"
+    Path("results/one/study.json").unlink()
+    for _ in range(2):
+        assert run_cli("compare", "results/one", "--out", "page.html")[0] == 0
+
+
 def test_what_cannot_be_compared_is_refused(folders, run_cli):
     folders("one", {}, images="some")
     refused(run_cli("compare", "results/one", "results/one/", "--out", "page.html"), "results/one")

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import yaml
-from refusals import refused, refuses
+from refusals import holds, refused, refuses
 
 import dpdm
 from dpdm.artifacts import write_npz
@@ -314,6 +314,44 @@ def test_an_audit_does_not_replace_what_it_reads(trained, work, run_cli, name):
         refused(run_cli("audit", "study.yaml", RUN, option, name), name)
     refused(run_cli("attack", "study.yaml", RUN, "--out", name), name)
     assert load_study("study.yaml").study == "tiny"
+
+
+def files(folder):
+    """The content of every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_option_replaces_a_file_of_a_study_its_images_or_another_file(trained, work, run_cli):
+    audits = work / "results/tiny/audits/digits/class_mean.json"
+    shutil.copytree(work / "results/tiny", work / "results/teachers/kept")
+    (work / "results/tiny/metrics.csv").write_text("")
+    (work / "mine.json").write_text("{}")
+    (work / "list.json").write_text("[1")
+    assert run_cli("audit", "study.yaml", "digits/class_mean", "--out", audits)[0] == 0  # as the workflow
+    before = files(work)
+    for name in (
+        "results/tiny/metrics.csv", "results/tiny/audits.json", "results/tiny/tables/x.json", audits,
+        "results/teachers/kept/x.json", "results/data/digits/train.npz", "results/data/digits/x.json", "study.yaml",
+        "mine.json", "list.json", "Makefile", "results",
+    ):  # fmt: skip
+        for words in (["audit", "--out"], ["audit", "--export"], ["attack", "--out"]):
+            refused(run_cli(words[0], "study.yaml", RUN, words[1], name), name)
+        refused(run_cli("attack", "study.yaml", RUN, "--black-box", "--out", name), name)
+    kept = "results/teachers/kept"
+    for words in (
+        ["study.yaml", "digits/class_mean", "--export", audits],
+        [kept, "digits/class_mean", "--out", f"{kept}/audits/digits/class_mean.json"],
+    ):
+        code, _, said = run_cli("audit", *words)
+        assert code == 2
+        holds(said.splitlines()[-1], words[-1])  # below the number of runs that are left out
+    refused(run_cli("audit", "study.yaml", RUN, "--out", "x.json", "--export", "x.json"), "x.json", "twice")
+    for place in ("results/data/digits", "results/tiny/mine"):
+        for words in (["train"], ["sample"], ["score"]):
+            refused(run_cli(*words, "study.yaml", RUN, "--out", place), place)
+    assert files(work) == before
+    for _ in range(2):  # an audit may replace an audit
+        assert run_cli("audit", "study.yaml", RUN, "--out", "x.json", "--export", "y.json")[0] == 0
 
 
 def test_damaged_facts_of_a_data_set_do_not_hide_another_source(trained, work, run_cli, tiny_study_dict):
