@@ -164,14 +164,16 @@ def sample(named: str, study, layout, run: str, model: str | None, out: str | No
     if not os.path.exists(model or own):
         fix = "" if model or is_kept(layout) else f"; `{pasted('train', named, spec.name)}` makes it"
         raise UserError(f"there is no model {model or own}{fix}")
-    from dpdm import jobs
+    from dpdm import artifacts, jobs
     from dpdm.processes import device
 
+    folders = {sampler: f"{out or layout.run(*spec.place)}/{sampler}" for sampler in samplers}
+    for folder in folders.values():
+        artifacts.check_folder(folder, "synthetic.npz")
     if model and not os.path.exists(layout.run(*spec.place, "ledger.json")):
         jobs.make_missing(study, layout, spec.dataset)
-    for sampler in samplers:
-        start = time.monotonic()
-        file = f"{out or layout.run(*spec.place)}/{sampler}/synthetic.npz"
+    for sampler, folder in folders.items():
+        start, file = time.monotonic(), f"{folder}/synthetic.npz"
         jobs.sample(study, layout, spec, sampler, model or own, file)
         seconds = time.monotonic() - start
         print(f"drew {study.evaluation.synthetic_images:,} images in {seconds:.0f} s on {device()}: {file}")
@@ -212,7 +214,7 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
             )
         if value and not out:
             raise UserError(f"{option} {value} is not the study's own: give --out, so that the study's scores stay")
-    from dpdm import data, jobs
+    from dpdm import artifacts, data, jobs
 
     for _, images, _ in sets:
         if synthetic:
@@ -223,6 +225,9 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
     if not sets and not os.path.exists(model := model or layout.run(*run.place, "model.pt")):
         raise UserError(f"there is no model {model}; `{pasted('train', named, run.name)}` makes it")
 
+    made = ["inception.json"] if inception else ["fidelity.json", "utility.json"]
+    for folder in [folder for *_, folder in sets] or [layout.run(*run.place)]:
+        artifacts.check_folder(out or folder, *(made + ["nearest.png"] * (not inception) if sets else ["utility.json"]))
     dataset = (anchor or run).dataset
     own = ("extractor.pt", *(f"{name}.npz" for name in study.evaluation.extractors))
     jobs.make_missing(study, layout, dataset, *(("inception.npz",) if inception else own) * bool(sets))
@@ -235,7 +240,7 @@ def score(named, study, layout, coordinates, inception, synthetic, model, out) -
         if anchor and anchor.method != "real" and not os.path.exists(images):
             jobs.make(study, layout, dataset, "label_only.npz")
         (jobs.score_inception if inception else jobs.score)(study, layout, place, synthetic or images, folder)
-        print(_scores(folder, *(["inception.json"] if inception else ["fidelity.json", "utility.json"])))
+        print(_scores(folder, *made))
 
 
 def _scores(folder: str, *files: str) -> str:

@@ -354,6 +354,26 @@ def test_no_option_replaces_a_file_of_a_study_its_images_or_another_file(trained
         assert run_cli("audit", "study.yaml", RUN, "--out", "x.json", "--export", "y.json")[0] == 0
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(trained, work, run_cli, monkeypatch):
+    def work_begins(*_, **__):
+        raise AssertionError
+
+    assert run_cli("sample", "study.yaml", RUN)[0] == 0
+    for name in ("sample", "score", "score_inception", "make_missing"):
+        monkeypatch.setattr(f"dpdm.jobs.{name}", work_begins)
+    monkeypatch.setattr("dpdm.attacks.white_box.attack", work_begins)
+    (work / "Makefile").write_text("all:\n")
+    (work / "folder.json").mkdir()
+    (work / "out/default/synthetic.npz").mkdir(parents=True)
+    (work / "out/nearest.png").mkdir()
+    for verb in ("sample", "score"):
+        for place in ("Makefile", "out"):
+            refused(run_cli(verb, "study.yaml", f"{RUN}/default", "--out", place), "cannot write", place)
+    refused(run_cli("score", "study.yaml", f"{RUN}/default", "--inception", "--out", "Makefile"), "Makefile")
+    refused(run_cli("attack", "study.yaml", RUN, "--out", "folder.json"), "folder.json")
+    refused(run_cli("attack", "study.yaml", RUN, "--out", "Makefile/x.json"), "Makefile")
+
+
 def test_damaged_facts_of_a_data_set_do_not_hide_another_source(trained, work, run_cli, tiny_study_dict):
     (work / "results/data/digits/dataset.json").write_text("{")
     refused(run_cli("train", "study.yaml", RUN, "--again"), "dataset.json", "delete it")
