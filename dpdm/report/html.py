@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import pandas as pd
 
 from dpdm import artifacts
 from dpdm.config import Study
+from dpdm.errors import UserError, pasted
 from dpdm.layout import TABLE_KINDS, Layout
 from dpdm.progress import duration
 from dpdm.provenance import provenance
@@ -30,6 +32,7 @@ from dpdm.specs import RunSpec, epsilon_text
 
 REPEATED = "repeated"  # the output folder of printed commands, which never write to the results
 _SHOWN = {".json": 1, ".log": 2, ".jsonl": 3, ".png": 4}  # files of a run that the page links to, in this order
+_PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # the first and last bytes of a file
 _MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -53,7 +56,7 @@ def render_report(
         described: by impl and header, more columns of the table of methods; an arXiv number becomes a link.
 
     Raises:
-        UserError: a figure cannot be read, or a table of the paper cannot be made (see `paper_table`).
+        UserError: a figure cannot be read or is not whole, or a table of the paper cannot be made (see `paper_table`).
     """
     study, metrics, audits, layout = material.study, material.metrics, material.audits, material.layout
     published = material.published
@@ -78,7 +81,11 @@ def render_report(
             facts.append(("by the clock", duration(clock), True))
 
     figures = [
-        {"dataset": dataset, "caption": item.caption, "picture": _picture(pictures[name])}
+        {
+            "dataset": dataset,
+            "caption": item.caption,
+            "picture": _picture(pictures[name], pasted("figures", layout.root, name)),
+        }
         for name, (item, dataset) in registry.figures(study).items()
         if name in pictures
     ]
@@ -154,7 +161,7 @@ def _nearest(study: Study, layout: Layout, dataset: str) -> dict[str, str]:
     sets = shown_sets(study, dataset)
     largest = max((run.epsilon for run, _ in sets), default=0)
     return {
-        f"{run.method}, {sampler}": _picture(path)
+        f"{run.method}, {sampler}": _picture(path, pasted("score", layout.root, f"{run.name}/{sampler}"))
         for run, sampler in sets
         if run.epsilon == largest and (path := Path(layout.set(*run.place, sampler, "nearest.png"))).exists()
     }
@@ -224,9 +231,19 @@ def _published(study: Study, published: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _picture(path: Path) -> str:
-    content = base64.b64encode(artifacts.read_bytes(path)).decode()
-    return f"data:{_MIME[path.suffix]};base64,{content}"
+def _picture(path: Path, again: str) -> str:
+    """A picture as a data URL; UserError if it is not whole, with the command `again` that makes it again."""
+    content = artifacts.read_bytes(path)
+    if not (_is_svg(content) if path.suffix == ".svg" else content.startswith(_PNG[0]) and content.endswith(_PNG[1])):
+        raise UserError(f"{path} is no whole {path.suffix[1:].upper()}; `{again}` makes it again")
+    return f"data:{_MIME[path.suffix]};base64,{base64.b64encode(content).decode()}"
+
+
+def _is_svg(content: bytes) -> bool:
+    try:
+        return ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+    except ElementTree.ParseError:
+        return False
 
 
 def runs_by_dataset(study: Study, audits: pd.DataFrame, layout: Layout) -> dict[str, dict[str, list[dict[str, Any]]]]:

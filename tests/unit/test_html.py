@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pytest
 from measured import measured
-from refusals import holds
+from refusals import holds, refuses
 
 from dpdm import artifacts
 from dpdm.config import parse_study
@@ -68,10 +68,15 @@ def make_frames(study):
     return pd.DataFrame(metrics), pd.DataFrame(audits), pd.DataFrame(jobs, columns=list(BENCHMARKS))
 
 
+def png(content):
+    """What begins and ends as a PNG."""
+    return b"\x89PNG\r\n\x1a\n" + str(content).encode() + b"IEND\xaeB`\x82"
+
+
 @pytest.fixture
 def pictures(tmp_path):
     artifacts.write_text(tmp_path / "curve.svg", '<svg xmlns="http://www.w3.org/2000/svg"/>')
-    artifacts.write_bytes(tmp_path / "grid.png", b"png bytes")
+    artifacts.write_bytes(tmp_path / "grid.png", png("bytes"))
     return {"digits_curves": tmp_path / "curve.svg", "digits_samples": tmp_path / "grid.png"}
 
 
@@ -419,7 +424,7 @@ def test_the_nearest_images_are_shown_at_the_largest_epsilon_and_said_to_be_no_r
     study = make_study(epsilons=[1, 10])
     for run in study.runs():
         for kind in ("png", "txt"):
-            artifacts.write_text(layout.set(*run.place, "default", f"nearest.{kind}"), str(run.epsilon))
+            artifacts.write_bytes(layout.set(*run.place, "default", f"nearest.{kind}"), png(run.epsilon))
     page = render(study, *make_frames(study), layout=layout)
     section = part_of(page, "results", "methods")
     shown = [
@@ -427,7 +432,7 @@ def test_the_nearest_images_are_shown_at_the_largest_epsilon_and_said_to_be_no_r
         for tag, a in Tags(section).seen
         if tag == "img"
     ]
-    assert shown == [("dpgan,", b"10.0"), ("mean,", b"10.0")]
+    assert shown == [("dpgan,", png(10.0)), ("mean,", png(10.0))]
     assert "no release" in Tags(section).text
     assert "copies" not in part_of(render(study, *make_frames(study)), "results", "methods")
 
@@ -587,6 +592,25 @@ def test_missing_figure_is_named(pictures, tmp_path):
     study = make_study()
     with pytest.raises(UserError, match=r"absent\.svg"):
         render(study, *make_frames(study), {"digits_curves": tmp_path / "absent.svg"})
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'<svg xmlns="http://www.w3.org/2000/svg"><g>', b"<html/>", b"<svg/>", b"\xff\x00\x80", png("")]
+)
+def test_a_figure_that_is_not_whole_is_named(pictures, content):
+    study = make_study()
+    pictures["digits_curves"].write_bytes(content)
+    with refuses("curve.svg", "SVG", "dpdm figures nowhere/"):
+        render(study, *make_frames(study), pictures)
+
+
+@pytest.mark.parametrize("content", [b"", png("")[:-4], b"<svg/>"])
+def test_a_picture_of_images_that_is_not_whole_is_named(layout, content):
+    study = make_study()
+    run = max(study.runs(), key=lambda run: run.epsilon)
+    artifacts.write_bytes(path := layout.set(*run.place, "default", "nearest.png"), content)
+    with refuses(path, "PNG", f"dpdm score {layout.root} {run.name}/default"):
+        render(study, *make_frames(study), layout=layout)
 
 
 def test_environment_names_versions():
