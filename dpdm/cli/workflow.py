@@ -1,5 +1,6 @@
 """Verbs that make the files between the runs and the report; users rarely need them."""
 
+import json
 import os
 import sys
 from dataclasses import replace
@@ -25,18 +26,22 @@ def validate(file, again: bool) -> None:
     other code trained. A study.json with the same content is left unchanged.
     """
     from dpdm import artifacts
-    from dpdm.config import Study
+    from dpdm.config import parse_study
     from dpdm.jobs import load_public
     from dpdm.layout import PUBLISHED, Layout
     from dpdm.plan import planned_runs
     from dpdm.rehearsal import check_judges
     from dpdm.report.published import check_tables
-    from dpdm.specs import parse_spec
     from dpdm.study import study_json
 
     if file.name.endswith((".yaml", ".yml")):
         raise UserError(f"{file.name} is a study file where its JSON is wanted; `dpdm check {file.name}` checks it")
-    study = parse_spec(Study, file.read(), "the study" if file.name == "<stdin>" else file.name)
+    origin = "the study" if file.name == "<stdin>" else file.name
+    try:
+        value = json.loads(file.read())
+    except ValueError as error:
+        raise UserError(f"{origin} is no JSON ({error}); name a study.json, or `dpdm check` a study file") from error
+    study = parse_study(value, origin)
     layout = Layout(study.results_dir, study.study)
     check_tables(study, PUBLISHED)
     planned_runs(study)

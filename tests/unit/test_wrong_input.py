@@ -595,6 +595,23 @@ def test_a_study_file_where_its_json_is_wanted(work, run_cli):
     refused(run_cli("validate", "study.yaml"), "study.yaml", "JSON", "dpdm check study.yaml")
 
 
+@pytest.mark.parametrize("content", ["study,value\n", "", "[]", "\xff"])
+def test_a_file_where_the_json_of_a_study_is_wanted(work, run_cli, content):
+    (work / "metrics.csv").write_text(content, encoding="latin-1")
+    refused(run_cli("validate", "metrics.csv"), "metrics.csv", "study")
+
+
+def test_what_validate_writes_it_reads(work, run_cli, tiny_study_dict):
+    tiny_study_dict["methods"].pop("dpdm")
+    (work / "given.json").write_text(parse_study(tiny_study_dict, "tiny").model_dump_json())
+    assert run_cli("validate", "given.json") == (0, "", "")
+    written = (work / "results/tiny/study.json").read_bytes()
+    assert run_cli("validate", "results/tiny/study.json") == (0, "", "")
+    assert (work / "results/tiny/study.json").read_bytes() == written
+    (work / "given.json").write_bytes(written.replace(b'"version": ', b'"version": 9'))
+    refused(run_cli("validate", "given.json"), "given.json", "version 9")
+
+
 def test_scores_that_are_not_there(work, run_cli):
     refused(run_cli("collect", "study.yaml"), "results/tiny", "no score", "no audit")
     assert not (work / "results").exists()
