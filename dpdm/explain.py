@@ -1,9 +1,12 @@
 """Messages for a file or spec that breaks its schema: one line per mistake, with its path and the fix."""
 
 import difflib
+import importlib
+import pkgutil
 import re
 import reprlib
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
@@ -38,6 +41,19 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "there are") -> st
     """The end of an error about a misspelled name: the nearest name, or `otherwise` and all names."""
     close = difflib.get_close_matches(name, known := list(known), 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
+
+
+def imported(module: str) -> ModuleType:
+    """The module of this name; UserError, which names the nearest one, if it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever a module raises while it is imported
+        hint, package = "correct the module", module.rpartition(".")[0]
+        if package and getattr(error, "name", None) == module:  # the package is there
+            siblings = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+            hint = nearest(module, [one.name for one in siblings])
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"cannot import {module} ({reason}); {hint}") from error
 
 
 def parse_params(kind: Any, params: Any, where: str) -> Any:

@@ -3,9 +3,7 @@
 import ast
 import contextlib
 import functools
-import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from dpdm.artifacts import sha256_of
 from dpdm.checkpoint import Checkpoint
 from dpdm.data import ImageMeta, ImageSet, resolve_delta
 from dpdm.errors import UserError
-from dpdm.explain import models_of, nearest, parse_params
+from dpdm.explain import imported, models_of, nearest, parse_params
 from dpdm.layout import ROOT
 from dpdm.params import Strict
 from dpdm.privacy import Budget, Ledger, Mechanism, PrivateData, Randomness, settled
@@ -109,13 +107,9 @@ def load_method(impl: str, kind: str | None = None) -> Method:
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # for `baselines`, a name too common to be a package of a wheel
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
-        reason, package = f"{type(error).__name__}: {error}", module_name.rpartition(".")[0]
-        if package and getattr(error, "name", None) == module_name:  # the package is there
-            found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
-            reason = f"{reason}; {nearest(module_name, [one.name for one in found])}"
-        raise UserError(f"impl {impl}: cannot import {module_name} ({reason})") from error
+        module = imported(module_name)
+    except UserError as error:
+        raise UserError(f"impl {impl}: {error}") from error
     if not hasattr(module, class_name):
         known = [name for name, value in vars(module).items() if hasattr(value, "plan") and hasattr(value, "fit")]
         raise UserError(f"impl {impl}: {module_name} has no {class_name}; {nearest(class_name, known)}")

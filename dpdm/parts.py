@@ -1,7 +1,5 @@
 """A part that a line of a registry names as "module:name": it is loaded and called here, and its faults are named."""
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,19 +29,15 @@ class Part(NamedTuple):
 
     def load(self) -> Any:
         """The object; UserError if the line names none that can be imported."""
-        from dpdm.explain import nearest  # `dpdm --help` reads registries without pydantic
+        from dpdm.explain import imported, nearest  # `dpdm --help` reads registries without pydantic
 
         module, _, attribute = self.line.partition(":")
         if not (module and attribute):
             raise self.wrong("this names no object; write module:name")
         try:
-            found = importlib.import_module(module)
-        except (Exception, SystemExit) as error:  # whatever a module raises while it is imported
-            hint, package = "correct the module", module.rpartition(".")[0]
-            if package and getattr(error, "name", None) == module:  # the package is there
-                siblings = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
-                hint = nearest(module, [one.name for one in siblings])
-            raise self.wrong(f"cannot import {module} ({_reason(error)}); {hint}") from error
+            found = imported(module)
+        except UserError as error:
+            raise self.wrong(str(error)) from error
         if not hasattr(found, attribute):
             known = [name for name in vars(found) if not name.startswith("_")]
             raise self.wrong(f"{module} has no {attribute}; {nearest(attribute, known)}")
