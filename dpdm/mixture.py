@@ -3,13 +3,15 @@
 Released, in this order: class counts; class sums; the scatter of all images around their released class mean; with more
 than one component, `rounds` rounds of k-means within each class; the scatter of each class around its components. Every
 release clips what one record adds, so its sensitivity is known. Images are first centered by released means. They are
-then shorter and are clipped to a smaller norm, so the noise of the second moments is smaller. Everything else (basis,
-shrinkage, eigenvalues, sampling, denoising) is post-processing. DP-PCA by a noised second moment: Dwork et al. 2014,
-"Analyze Gauss". Private k-means by noised sums and counts: Blum et al. 2005 (SuLQ).
+then shorter and are clipped to a smaller norm, so the noise of the second moments is smaller. With `frequencies`, the
+sums and moments have only the lowest frequencies of the images: images have little else, and fewer coordinates have
+less noise together. Everything else (basis, shrinkage, eigenvalues, sampling, denoising) is post-processing. DP-PCA by
+a noised second moment: Dwork et al. 2014, "Analyze Gauss". Private k-means by noised sums and counts: Blum et al. 2005
+(SuLQ).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,6 +43,9 @@ class MixtureParams(Strict):
     sum_share: Share = Field(0.13, description="part of the budget for the class sums")
     scatter_share: Share = Field(0.2, description="part of the budget for the scatter around the class means")
     component_share: Share = Field(0.35, description="part of the budget for all rounds; unused with one component")
+    frequencies: Count | None = Field(
+        None, description="lowest frequencies of an image's cosine transform that are kept along each axis; null: all"
+    )
     variance_floor: Positive = Field(1e-3, description="smallest variance in any direction, pixels in [0, 1]")
 
     def plan(self, part: float = 1.0) -> tuple[Mechanism, ...]:
@@ -117,26 +122,27 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
     `rng` draws the first centers of k-means.
     """
     classes, device = private.meta.num_classes, private.device
+    into, back = coordinates(private.meta.shape, params.frequencies)
 
-    def pixels(images: Tensor) -> Tensor:
-        return to_unit(images).flatten(1)
+    def rows(images: Tensor) -> Tensor:
+        return into(to_unit(images).flatten(1))
 
     counts = private.release_sum("class_counts", lambda x, y: F.one_hot(y, classes).float(), 1.0)
     counts = counts.clamp(min=max(1.0, private.noise_multiplier("class_counts")))  # we divide by them
-    sums = private.release_sum("class_sums", lambda x, y: by_class(pixels(x), y, classes), params.max_image_norm)
-    means, total = clipped_rows(sums / counts[:, None], params.max_image_norm), counts.sum()
-    centers = means.to(device, torch.float32)
+    sums = private.release_sum("class_sums", lambda x, y: by_class(rows(x), y, classes), params.max_image_norm)
+    means, total = clipped_rows(back(sums / counts[:, None]), params.max_image_norm), counts.sum()
+    centers = into(means).to(device, torch.float32)
 
-    moment = private.release_second_moment("scatter", lambda x, y: pixels(x) - centers[y], params.max_centered_norm)
+    moment = private.release_second_moment("scatter", lambda x, y: rows(x) - centers[y], params.max_centered_norm)
     std = private.noise_multiplier("scatter") * params.max_centered_norm**2 / total
     values, vectors = torch.linalg.eigh(moment / total)
     k = max(1, int((values > max(semicircle(std, len(values)), params.variance_floor)).sum()))
     basis = vectors[:, -k:].flip(1).contiguous()
-    outside = (left_outside(values, k, std) / max(len(values) - k, 1)).clamp(min=params.variance_floor)
+    outside = (left_outside(values, k, std) / max(means.shape[1] - k, 1)).clamp(min=params.variance_floor)
     projection = basis.to(device, torch.float32)
 
     def projected(images: Tensor, labels: Tensor) -> Tensor:
-        return (pixels(images) - centers[labels]) @ projection
+        return (rows(images) - centers[labels]) @ projection
 
     weights, offsets = torch.ones(classes, 1, dtype=torch.float64), torch.zeros(classes, 1, k, dtype=torch.float64)
     bound = params.max_centered_norm
@@ -164,7 +170,26 @@ def release(private: PrivateData, params: MixtureParams, rng: Streams) -> Mixtur
         noise = torch.hypot(share * std * classes**0.5 / total, (1 - share) * std / count)
         axes.append(shrunk(mixed, float(noise), params.variance_floor))
     vectors, variances = (torch.stack(part) for part in zip(*axes, strict=True))
+    basis = back(basis.T).T
     return Mixture(*(t.float() for t in (counts / total, weights, means, offsets, basis, vectors, variances, outside)))
+
+
+def coordinates(shape: Sequence[int], frequencies: int | None) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """Two maps: rows of pixels [n, d] to coordinates [n, m], and back; the identity if `frequencies` is None.
+
+    Coordinates are the lowest `frequencies` of the cosine transform (orthonormal DCT-II, Ahmed et al. 1974) along each
+    axis of each channel, so no row gets longer. `shape` is (C, H, W), and d its product.
+    """
+    if frequencies is None:
+        return (lambda rows: rows,) * 2
+    channels, *sides = shape
+    axes = []
+    for n in sides:
+        place, frequency = (torch.arange(size, dtype=torch.float64) for size in (n, min(frequencies, n)))
+        waves = torch.cos(math.pi / n * (place[:, None] + 0.5) * frequency)
+        axes.append(waves / waves.norm(dim=0))
+    waves = torch.kron(torch.eye(channels, dtype=torch.float64), torch.kron(*axes))
+    return lambda rows: rows @ waves.to(rows), lambda rows: rows @ waves.T.to(rows)
 
 
 def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:

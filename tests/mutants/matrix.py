@@ -1367,7 +1367,7 @@ MUTANTS = [
     Mutant(
         "a mixture's mean has any length",
         "dpdm/mixture.py",
-        {"clipped_rows(sums / counts[:, None], params.max_image_norm), counts": "sums / counts[:, None], counts"},
+        {"clipped_rows(back(sums / counts[:, None]), params.max_image_norm)": "back(sums / counts[:, None])"},
         "unit test",
         f"{UNIT}mixture.py::test_a_class_without_images_has_a_mean_no_longer_than_an_image",
         "noise divided by a count near 0",

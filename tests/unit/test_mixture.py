@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 
 from dpdm.data import ImageMeta, ImageSet
 from dpdm.errors import UserError
 from dpdm.method import NoParams, train
-from dpdm.mixture import Mixture, MixtureParams, left_outside, release, semicircle, shrunk
+from dpdm.mixture import Mixture, MixtureParams, coordinates, left_outside, release, semicircle, shrunk
 from dpdm.privacy import Budget, Ledger, PrivateData, Randomness
 from dpdm.progress import Log
 from dpdm.rng import Streams
@@ -110,6 +111,38 @@ def test_the_residual_is_the_variance_of_the_images_outside_the_basis():
         assert float(mixture.residual) == pytest.approx(per_direction, rel=0.1)
 
 
+def test_coordinates_are_the_lowest_frequencies():
+    """Against scipy's transform. All frequencies are a rotation, fewer a projection, None the pixels themselves."""
+    rows = torch.randn(4, 2 * 6 * 5, dtype=torch.float64, generator=Streams(0).torch("x"))
+    into, back = coordinates((2, 6, 5), 3)
+    wanted = dctn(rows.reshape(4, 2, 6, 5).numpy(), axes=(2, 3), norm="ortho")[:, :, :3, :3]
+    np.testing.assert_allclose(into(rows), wanted.reshape(4, -1), atol=1e-12)
+    np.testing.assert_allclose(into(back(into(rows))), into(rows), atol=1e-12)
+    into, back = coordinates((2, 6, 5), 9)
+    np.testing.assert_allclose(back(into(rows)), rows, atol=1e-12)
+    into, back = coordinates((2, 6, 5), None)
+    assert into(rows) is back(rows) is rows
+
+
+def test_frequencies_lose_nothing_of_smooth_images_and_keep_noise_out():
+    """Class means of smooth images: exact without noise, and with noise nearer than those of all pixels."""
+    rng = np.random.default_rng(0)
+    into, back = coordinates((1, 12, 12), 4)
+    smooth = back(torch.from_numpy(rng.normal(size=(4000, 16)) * 0.1)).numpy() + 0.5
+    pixels = (smooth.clip(0, 1) * 255).round().astype(np.uint8).reshape(-1, 1, 12, 12)
+    images = ImageSet(pixels, np.arange(4000) % 2, 2)
+    truth = np.stack([images.images[y::2].mean(0).ravel() / 255 for y in range(2)])
+    exact = released(images, math.inf, frequencies=4)
+    np.testing.assert_allclose(exact.means, truth, atol=2e-3)
+    np.testing.assert_allclose(exact.basis.T @ exact.basis, torch.eye(exact.basis.shape[1]), atol=1e-5)
+    errors = [
+        np.square(released(images, 1.0, frequencies=kept).means.numpy() - truth).mean() for kept in (None, 4)
+    ]  # 16 of 144 coordinates have noise
+    assert errors[1] < 0.2 * errors[0]
+    rest = exact.draw(np.zeros(50, np.int64), Streams(0)).double()
+    np.testing.assert_allclose(back(into(rest)), rest, atol=1e-5)
+
+
 def test_cells_of_few_records_keep_their_weight_where_noise_is_low():
     images, _ = two_clusters(60)
     weights = released(images, 1000, components=2, rounds=6, variance_floor=1e-6).weights
@@ -122,9 +155,11 @@ def test_cells_without_records_do_not_move_far_by_noise():
     assert float(empty.norm(dim=1).max()) < 10.0  # max_centered_norm
 
 
-def test_a_record_moves_no_release_by_more_than_its_sensitivity():
+@pytest.mark.parametrize("frequencies", [None, 3])
+def test_a_record_moves_no_release_by_more_than_its_sensitivity(frequencies):
     """Every statistic that the door is given, over bright, dark and random images of every class."""
-    params = MixtureParams(max_image_norm=1.0, max_centered_norm=0.8, max_component_norm=0.5, components=3, rounds=2)
+    bounds = {"max_image_norm": 1.0, "max_centered_norm": 0.8, "max_component_norm": 0.5}
+    params = MixtureParams(**bounds, components=3, rounds=2, frequencies=frequencies)
     generator = np.random.default_rng(0)
     pictures = generator.integers(0, 256, (200, 1, 4, 4)).astype(np.uint8)
     pictures[:2], pictures[2:4] = 0, 255
