@@ -376,7 +376,8 @@ def machine_note(metrics: pd.DataFrame) -> str:
         moves = {c: machines.spread(owner, c.metric, c.extractor, 1.0) for c in columns}
         points = [move for c, move in moves.items() if c.is_accuracy]
         texts = [f"accuracies {max(points):.2g} points"] if points else []
-        texts += [f"{c.name} {100 * move:.2g} %" for c, move in moves.items() if c.metric == "fd"]
+        shares = {c.name: 100 * move for c, move in moves.items() if c.metric == "fd"}
+        texts += [f"{name} {f'{share:.2g}' if share >= 0.01 else 'below 0.01'} %" for name, share in shares.items()]
         alike.setdefault(", ".join(texts), []).append(owner[1])
     known = machines.spreads()
     here = known.loc[known["study"].isin(rows["study"]) & known["method"].isin(rows["method"]), "method"].unique()

@@ -78,6 +78,8 @@ def test_the_note_has_the_moves_of_each_method_and_says_which_were_measured(meas
         note("laptop", "third", "other"), "0.1 points, FD (EfficientNet-Lite0) 0.2 % (third, other)", "study: third."
     )
     assert holds(note("teachers", "new"), "2 points", "study: none")
+    measured.loc[len(measured)] = ("still", "fd", "efflite", 1e-9, 1e-12, "laptop")
+    assert holds(note("laptop", "still"), "below 0.01 % (still)")
     assert not note("digits")
 
 
