@@ -231,6 +231,7 @@ CONFIG = Path(__file__).parents[2] / "config"
 SCALES = [f"{CONFIG}/scale/laptop_{name}.yaml" for name in ("guidance", "multiplicity", "parametrisation", "sampler")]
 OVERLAYS = [f"{CONFIG}/ablation_{Path(p).stem.removeprefix('laptop_')}.yaml,{p}" for p in SCALES]
 OVERLAYS.append(f"{OVERLAYS[1]},{CONFIG}/scale/laptop_multiplicity_compute.yaml")
+OVERLAYS.append(f"{CONFIG}/laptop.yaml,{CONFIG}/scale/laptop_headline.yaml")
 
 
 @pytest.mark.parametrize(
