@@ -147,8 +147,8 @@ def new(kind: str, name: str, out: str | None) -> None:
 def compare(results: tuple[str, ...], out: str | None) -> None:
     """Print one table over several results folders; every row names its study and commit.
 
-    Each column has one protocol and one extractor. Distances are left out if they were measured by different extractors
-    or from different numbers of images.
+    Each column has one protocol and one extractor, and one number of synthetic images. Distances are left out if they
+    were measured by different extractors or from different numbers of images.
     """
     from dpdm import artifacts
     from dpdm.report import compare as comparing

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpdm import artifacts
-from dpdm.config import ANCHORS
+from dpdm.config import ANCHORS, DIRECT
 from dpdm.errors import UserError
 from dpdm.layout import Layout
 from dpdm.report.collect import METRICS, read_csv
@@ -20,21 +20,35 @@ TITLE = "Studies compared"  # of the page
 def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     """One table over folders with a metrics.csv, and a page (HTML) that shows it.
 
-    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of different protocols
-    have separate columns, which name the protocol. Distances of a data set are shown only if, by their score files, all
-    sources measured them with one extractor and equally many images; otherwise a note names the sources.
+    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of different protocols,
+    or of sets with different numbers of images, have separate columns, which name these. Distances of a data set are
+    shown only if, by their score files, all sources measured them with one extractor and equally many images; otherwise
+    a note names the sources.
 
     Raises:
         UserError: a folder is named twice or holds no metrics.csv of this version with rows, or two folders have
             different images under one name of a data set.
     """
     metrics, notes = _without_other_extractors(_read(folders))
-    accuracy = metrics["metric"].str.startswith("acc_")
-    several = accuracy & (metrics.groupby("metric")["protocol"].transform("nunique") > 1)
-    metrics["extractor"] = metrics["extractor"].where(~several, metrics["protocol"])  # so that each has a column
+    accuracy, kinds = metrics["metric"].str.startswith("acc_"), _training(metrics)
+    several = accuracy & (kinds.groupby(metrics["metric"]).transform("nunique") > 1)
+    metrics["extractor"] = metrics["extractor"].where(~several, kinds)  # so that each has a column
     table = results_table(metrics, metric_columns(with_values(metrics)), mixed=False)
     table = replace(table, notes=(*_source_notes(metrics), *notes))
     return table, page(TITLE, table)
+
+
+def _training(metrics: pd.DataFrame) -> pd.Series:
+    """The protocol of each row; and the number of images, if sets of one data set and protocol have several.
+
+    An anchor gets the number of the sets in its folder, since it is their ceiling or floor.
+    """
+    sets = metrics["sampler"] != ""
+    if metrics[sets].groupby(["dataset", "protocol"])["num_synthetic"].nunique().le(1).all():
+        return metrics["protocol"]
+    of_folder = metrics["num_synthetic"].where(sets).groupby([metrics["folder"], metrics["dataset"]]).transform("max")
+    images = metrics["num_synthetic"].where(sets, of_folder).map("{:,.0f} images".format, na_action="ignore")
+    return (metrics["protocol"] + ", " + images).where(metrics["protocol"] != DIRECT).fillna(metrics["protocol"])
 
 
 def _read(folders: Sequence[str | Path]) -> pd.DataFrame:

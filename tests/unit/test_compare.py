@@ -74,6 +74,22 @@ def test_protocols_have_a_column_each(folders):
         assert (rows[column] != "–").sum() == 1  # noqa: RUF001
 
 
+def test_sets_of_other_sizes_have_a_column_each(folders):
+    """More images train better classifiers."""
+    anchor = {"method": "real", "sampler": "", "epsilon": "", "num_synthetic": 1437, "value": 99.0}
+    classifier = {"method": "svm", "sampler": "", "protocol": "direct", "num_synthetic": 0}
+    folders("one", {}, anchor, classifier)
+    folders("two", {"num_synthetic": 6000, "value": 61.0}, anchor)
+    table, _ = compare(["results/one", "results/two"])
+    rows = table.cells.set_index(["Source", "Method"])
+    for source, images in (("one", "100 images"), ("two", "6,000 images")):
+        (column,) = [name for name in rows.columns if images in name]
+        assert set(rows.index[rows[column] != "–"]) == {(f"{source} @ aaaaaaa", m) for m in ("dpdm", "real (ceiling)")}  # noqa: RUF001
+    assert sum("CNN" in name for name in rows.columns) == 3
+    folders("two", {"dataset": "mnist", "num_synthetic": 6000})
+    assert "CNN accuracy % ↑" in compare(["results/two"])[0].cells  # data sets have rows of their own anyway
+
+
 @pytest.mark.parametrize(
     ("one", "two", "shown"),
     [
