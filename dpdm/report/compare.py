@@ -20,10 +20,10 @@ TITLE = "Studies compared"  # of the page
 def compare(folders: Sequence[str | Path]) -> tuple[Table, str]:
     """One table over folders with a metrics.csv, and a page (HTML) that shows it.
 
-    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of different protocols,
-    or of sets with different numbers of images, have separate columns, which name these. Distances of a data set are
-    shown only if, by their score files, all sources measured them with one extractor and equally many images; otherwise
-    a note names the sources.
+    It has a row per data set, epsilon, method, sampler and source (study and commit). Accuracies of other protocols, or
+    of sets with other numbers of images, have separate columns, which name these. Distances of a data set are shown
+    only if, by their score files, all sources measured them with one extractor and equally many images; otherwise a
+    note names the sources.
 
     Raises:
         UserError: a folder is named twice or holds no metrics.csv of this version with rows, or two folders have
