@@ -91,8 +91,10 @@ def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list
     facts = {folder: _extractors(folder) for folder in metrics["folder"].unique()}
     keep, notes = pd.Series(True, metrics.index), []
     for place, rows in metrics[metrics["extractor"] != ""].groupby(["dataset", "extractor"], sort=False):
-        counts = rows.loc[rows["method"] != ANCHORS[0], "num_synthetic"].unique()
-        kinds = {folder: facts[folder].get(place, {f"unknown, of {folder}"}) for folder in rows["folder"].unique()}
+        kinds, counts = {}, set()
+        for folder, some in rows.groupby("folder", sort=False):
+            kinds[folder], judged = facts[folder].get(place, ({f"unknown, of {folder}"}, set()))
+            counts |= judged or set(some.loc[some["method"] != ANCHORS[0], "num_synthetic"])
         if len(kinds) > 1 and len(set().union(*kinds.values())) > 1:
             why = f"nothing says that the extractor {place[1]} is the same in {' and '.join(kinds)}"
         elif len(counts) > 1:
@@ -105,14 +107,16 @@ def _without_other_extractors(metrics: pd.DataFrame) -> tuple[pd.DataFrame, list
     return metrics[keep], notes
 
 
-def _extractors(folder: str) -> dict[tuple[str, str], set[str]]:
-    """By data set and extractor, the facts about the extractor in the score files below a folder."""
-    found: dict[tuple[str, str], set[str]] = {}
+def _extractors(folder: str) -> dict[tuple[str, str], tuple[set[str], set[int]]]:
+    """By data set and extractor, from the score files below a folder: facts about the extractor, numbers of images."""
+    found: dict[tuple[str, str], tuple[set[str], set[int]]] = {}
     for path in sorted(p for name in ("fidelity.json", "inception.json") for p in Path(folder).rglob(name)):
         content = artifacts.read_json(path, ("coordinates", "metrics"))
         for extractor in {row.get("extractor", "") for row in content["metrics"]} & content.keys():
-            place = content["coordinates"].get("dataset", ""), extractor
-            found.setdefault(place, set()).add(json.dumps(content[extractor], sort_keys=True))
+            facts, counts = found.setdefault((content["coordinates"].get("dataset", ""), extractor), (set(), set()))
+            facts.add(json.dumps(content[extractor], sort_keys=True))
+            judged = content.get("num_judged", content.get("num_synthetic"))
+            counts.update({judged} if judged and content["coordinates"].get("method") != ANCHORS[0] else ())
     return found
 
 

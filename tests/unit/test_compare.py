@@ -26,13 +26,14 @@ def folders(tmp_path, monkeypatch):
     """Writes a results folder with these rows, changed from ROW, and what its score files say of the extractor."""
     monkeypatch.chdir(tmp_path)
 
-    def write(name: str, *rows: dict, extractor: str = "", images: str = "") -> str:
+    def write(name: str, *rows: dict, extractor: str = "", images: str = "", judged: int = 0) -> str:
         folder = f"results/{name}"
         frame = pd.DataFrame([ROW | {"study": name} | row for row in rows])[list(METRICS)]
         write_csv(f"{folder}/metrics.csv", frame)
         if extractor:
             scores = {"coordinates": {"dataset": "digits"}, "metrics": [FD]}
             scores |= {"small_cnn": {"trained_on": extractor}} if extractor != UNKNOWN else {}
+            scores |= {"num_judged": judged} if judged else {}
             artifacts.write_json(f"{folder}/runs/x/fidelity.json", scores)
         if images:
             artifacts.write_json("results/data/digits/dataset.json", {"sha256": {"train": images}})
@@ -120,6 +121,10 @@ def test_distances_need_equally_many_images(folders):
     table, _ = compare(["results/one", "results/two"])
     assert "FD (train) ↓" not in table.cells
     assert any("100, 200" in note for note in table.notes)
+    folders("two", {}, {**FD, "num_synthetic": 200}, extractor="x", judged=100)  # distances of some of the images
+    assert "FD (train) ↓" in compare(["results/one", "results/two"])[0].cells
+    folders("two", {}, FD, extractor="x", judged=50)
+    assert "FD (train) ↓" not in compare(["results/one", "results/two"])[0].cells
 
 
 def test_a_distance_of_one_folder_needs_no_other(folders):
