@@ -76,7 +76,7 @@ FIGURES: dict[str, Item] = {
         "dpdm.report.figures:curves",
         "Means over seeds; bars (from three seeds on) are one sample standard deviation. Of a method that draws "
         "several sets, the best by each panel and ε, which may be smoothed; lines join points of one sampler. Dashed: "
-        "real images. Dotted: the label-only floor.",
+        "real images. Dotted, if there: the label-only floor.",
         per_dataset=True,
     ),
     "samples": Item(
