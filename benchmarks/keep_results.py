@@ -52,7 +52,7 @@ KEPT = (
     "audits/**/*.json",
     "attacks/**/*.json",
 )
-IMAGES = (500, 50)  # of the first sampler, of each other
+IMAGES = (300, 50)  # of the first sampler, of each other
 
 
 def keep(study: str, spec: Study, commands: list[str], machine: str) -> None:
